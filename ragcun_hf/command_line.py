@@ -1,0 +1,137 @@
+"""One way to read arguments and to end, shared by every script in `training/`.
+
+Flags come from dataclass fields; `--config recipe.yaml` fills them first and flags win over the
+file. Nothing heavy is imported until the arguments are known to be right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from argparse import ArgumentDefaultsHelpFormatter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from .errors import UserError
+
+
+def run_script(main: Callable[[], None]) -> NoReturn:
+    """Run a script's main function and exit with the code its outcome deserves.
+
+    Exit codes: 0 done; 2 the user must change something (one line on standard error, no traceback);
+    130 interrupted; 1 a defect (with its traceback).
+    """
+    try:
+        main()
+    except UserError as error:
+        message = " ".join(str(error).split())
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (the script's own voice)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-written was kept", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(0)
+
+
+def parse_arguments(
+    dataclass_types: Sequence[type], *, description: str, arguments: Sequence[str] | None = None
+) -> tuple[Any, ...]:
+    """Read flags and the optional YAML file into one instance per dataclass.
+
+    Args:
+        dataclass_types: Dataclasses whose fields become flags (`transformers.HfArgumentParser` rules).
+        description: First lines of `--help`; usually the script's docstring.
+        arguments: The command line without the program's name; `sys.argv` if None.
+
+    Returns:
+        One instance per dataclass, in order.
+
+    Raises:
+        UserError: On an unknown flag or YAML key, a wrong value, or an unreadable YAML file.
+    """
+    from transformers import HfArgumentParser
+
+    class _Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}; run with --help for the list of flags")
+
+    # Abbreviations off: `--lambda_iso` must be an error, not a guess.
+    parser = _Parser(
+        list(dataclass_types),
+        description=description,
+        allow_abbrev=False,
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--config", type=str, default=None, help="YAML file with any of these flags; flags win over it.")
+    command_line = list(sys.argv[1:] if arguments is None else arguments)
+    config_path = _config_path(command_line)
+    known = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
+    from_file = _flags_from_yaml(config_path, known) if config_path else []
+    try:
+        # Required flags may come from the file, so both are parsed in one go; the last one wins.
+        *instances, _ = parser.parse_args_into_dataclasses(args=from_file + command_line, look_for_args_file=False)
+    except UserError:
+        raise
+    except ValueError as error:  # a dataclass refused a value, or flags were left over
+        raise UserError(str(error)) from error
+    return tuple(instances)
+
+
+def config_file(arguments: Sequence[str] | None = None) -> str | None:
+    """Return the path given with `--config`, or None."""
+    return _config_path(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def _config_path(command_line: list[str]) -> str | None:
+    for position, word in enumerate(command_line):
+        if word.startswith("--config="):
+            return word.split("=", 1)[1]
+        if word == "--config":
+            if position + 1 == len(command_line):
+                raise UserError("--config expects the path of a YAML file, got nothing: name the file after the flag")
+            return command_line[position + 1]
+    return None
+
+
+def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
+    """Turn the file into flags, so that one parser checks names, types and choices."""
+    flags: list[str] = []
+    for key, value in _read_yaml(path).items():
+        if not isinstance(key, str) or key not in known or key == "config":
+            raise UserError(f"{path}: unknown key {key!r}: use the names of the script's flags (--help lists them)")
+        if value is None:
+            continue
+        if known[key].nargs == 0:
+            raise UserError(f"{path}: key {key!r} is a switch without a value: write its positive form, true or false")
+        flags.append(f"--{key}")
+        values = value if isinstance(value, list) else [value]
+        flags.extend(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)
+    return flags
+
+
+def _read_yaml(path: str) -> dict[Any, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({error}): correct the file") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping of flag names to values, got a {type(content).__name__}")
+    return content
+
+
+def argument(default: Any, help_text: str, *aliases: str) -> Any:
+    """Declare a dataclass field with its help and the other names its flag answers to."""
+    metadata: dict[str, Any] = {"help": help_text}
+    if aliases:
+        metadata["aliases"] = list(aliases)
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)

@@ -1,0 +1,1 @@
+"""From files, folders and Hub ids to checked columns of text."""

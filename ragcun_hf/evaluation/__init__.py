@@ -1,0 +1,1 @@
+"""Search, official metrics and honest comparison with the frozen base."""

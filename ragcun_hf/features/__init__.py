@@ -1,0 +1,1 @@
+"""The frozen encoder, run once per distinct text."""

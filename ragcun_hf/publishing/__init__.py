@@ -1,0 +1,1 @@
+"""Model cards that can only show measured numbers."""
