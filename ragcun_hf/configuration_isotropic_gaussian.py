@@ -1,0 +1,148 @@
+# Licensed under the Apache License, Version 2.0. This file travels with every published model.
+"""Configuration of the isotropic-Gaussian retrieval model: every number that the model needs."""
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+
+_CHOICES = {
+    "pooling": ("mean", "cls", "last"),
+    "projection_kind": ("mlp", "linear"),
+    "projection_init": ("identity", "random"),
+    "similarity_fn_name": ("cosine", "dot", "euclidean"),
+}
+
+
+@strict
+class IsotropicGaussianConfig(PreTrainedConfig):
+    """Configuration of an [`IsotropicGaussianModel`]: a (frozen) encoder, a projection, an optional predictor.
+
+    Widths: H is the encoder's hidden size, D the embedding's.
+
+    Args:
+        encoder_config: Configuration of the encoder, as an object or a dict with `model_type`. Any encoder that
+            `AutoModel` knows. Default: MPNet base.
+        base_model_name: Where the encoder's weights came from; for people and model cards, never loaded from.
+        pooling: How token states become one vector: `mean` over the attended tokens, `cls` (first attended
+            token) or `last` (last attended token, for decoder-style encoders).
+        normalize_features: Scale pooled vectors to unit length, as most sentence encoders were trained.
+        feature_scale: Factor on the features before the projection. Default: sqrt(H) for unit-length features,
+            so that their coordinates have about unit variance, which is what N(0, I) asks for; 1 otherwise.
+        output_dim: D, the width of the embedding. Default: H.
+        projection_kind: `mlp` or `linear`.
+        projection_init: `identity` starts at the encoder's own vectors (D = H: identity; otherwise orthonormal
+            directions), with the MLP as a residual branch whose last layer starts at zero. `random` is a plain
+            randomly started MLP (Linear, GELU, Dropout, Linear) or a single random linear layer.
+        projection_hidden_dim: Width inside the projection's MLP. Default: 2 * H.
+        dropout: Dropout inside the projection's and the predictor's MLP, in [0, 1).
+        use_predictor: Add a predictor D -> D that guesses the document's embedding from the query's.
+        predictor_hidden_dim: Width inside the predictor's MLP. Default: 2 * D.
+        similarity_fn_name: How embeddings are compared when searching: `cosine`, `dot` or `euclidean`.
+        query_prompt: Text put before every query.
+        document_prompt: Text put before every document.
+        max_length: Tokens kept per text, special tokens included.
+        freeze_base: Keep the whole encoder fixed: no gradient, no dropout, through training and loading.
+        freeze_layers: With `freeze_base=False`, keep the token embeddings and the first k layers fixed.
+
+    Raises:
+        ValueError: If a value is out of range; the message names the field.
+
+    Example:
+        >>> from ragcun_hf import IsotropicGaussianConfig
+        >>> config = IsotropicGaussianConfig(output_dim=512, use_predictor=True)
+        >>> config.feature_dim, config.output_dim
+        (768, 512)
+    """
+
+    model_type = "isotropic_gaussian"
+    sub_configs = {"encoder_config": AutoConfig}
+
+    encoder_config: dict | PreTrainedConfig | None = None
+    base_model_name: str | None = None
+    pooling: str = "mean"
+    normalize_features: bool = True
+    feature_scale: int | float | None = None
+    output_dim: int | None = None
+    projection_kind: str = "mlp"
+    projection_init: str = "identity"
+    projection_hidden_dim: int | None = None
+    dropout: int | float = 0.1
+    use_predictor: bool = False
+    predictor_hidden_dim: int | None = None
+    similarity_fn_name: str = "cosine"
+    query_prompt: str = ""
+    document_prompt: str = ""
+    max_length: int = 384
+    freeze_base: bool = True
+    freeze_layers: int = 0
+    initializer_range: int | float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Build the nested configuration, fill in the widths that follow from it, and check every value."""
+        self.encoder_config = _as_config(self.encoder_config)
+        if self.output_dim is None:
+            self.output_dim = self.feature_dim
+        if self.projection_hidden_dim is None:
+            self.projection_hidden_dim = 2 * self.feature_dim
+        if self.predictor_hidden_dim is None:
+            self.predictor_hidden_dim = 2 * self.output_dim
+        if self.feature_scale is None:
+            self.feature_scale = math.sqrt(self.feature_dim) if self.normalize_features else 1.0
+        super().__post_init__(**kwargs)
+        self._check_values()
+
+    @property
+    def feature_dim(self) -> int:
+        """H, the width of the encoder's output."""
+        return self.encoder_config.get_text_config().hidden_size
+
+    @property
+    def hidden_size(self) -> int:
+        """D, under the name that other libraries look for."""
+        return self.output_dim
+
+    def _check_values(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        for name in ("output_dim", "projection_hidden_dim", "predictor_hidden_dim", "max_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if not (self.feature_scale > 0 and math.isfinite(self.feature_scale)):
+            raise ValueError(f"`feature_scale` must be a finite number above 0, got {self.feature_scale}.")
+        self._check_lengths_and_layers()
+
+    def _check_lengths_and_layers(self) -> None:
+        text_config = self.encoder_config.get_text_config()
+        positions = getattr(text_config, "max_position_embeddings", None)
+        if positions is not None and self.max_length > positions:
+            raise ValueError(
+                f"`max_length` must be at most the encoder's {positions} positions, got {self.max_length}."
+            )
+        num_layers = text_config.num_hidden_layers
+        if not 0 <= self.freeze_layers <= num_layers:
+            raise ValueError(
+                f"`freeze_layers` must be between 0 and the encoder's {num_layers}, got {self.freeze_layers}."
+            )
+        if self.freeze_base and self.freeze_layers:
+            raise ValueError(
+                f"`freeze_layers` needs `freeze_base=False` (all layers are frozen already), got {self.freeze_layers}."
+            )
+
+
+def _as_config(encoder_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:
+    if isinstance(encoder_config, PreTrainedConfig):
+        return encoder_config
+    values = dict(encoder_config or {})
+    model_type = values.pop("model_type", "mpnet")
+    try:
+        return AutoConfig.for_model(model_type, **values)
+    except ValueError as error:
+        raise ValueError(f"`encoder_config` has a `model_type` that transformers does not know: {model_type!r}.") from error
+
+
+IsotropicGaussianConfig.register_for_auto_class()

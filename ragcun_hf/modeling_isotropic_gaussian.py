@@ -1,0 +1,458 @@
+# Licensed under the Apache License, Version 2.0. This file travels with every published model.
+"""A sentence encoder with a projection whose output is close to an isotropic Gaussian, and an optional predictor.
+
+    tokens -> encoder -> pooling -> feature (H) -> projection -> embedding (D) -> predictor -> prediction (D)
+
+Queries and documents share every part. The predictor guesses, from a query's embedding, the embedding of the
+document that answers it. No loss is computed here: one forward serves training and search alike.
+
+Shape letters: B = texts, T = tokens per text, H = encoder width, D = embedding width.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import ModelOutput, cached_file
+
+from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+
+
+@dataclass
+class IsotropicGaussianOutput(ModelOutput):
+    """What one forward gives, row by row.
+
+    Args:
+        embeddings: Shape (B, D), not normalised; coordinates have about unit variance.
+        predictions: Shape (B, D), guesses of the matching documents' embeddings; None without a predictor.
+        features: Shape (B, H), float32, the encoder's pooled output (unit length where the config says so).
+    """
+
+    embeddings: Tensor | None = None
+    predictions: Tensor | None = None
+    features: Tensor | None = None
+
+
+class IdentityStartLinear(nn.Linear):
+    """A linear layer that starts as the identity, or as orthonormal directions where the widths differ."""
+
+    def reset_parameters(self) -> None:
+        """Set the start; orthonormal directions keep inner products (widening) or a fair sample of them."""
+        nn.init.eye_(self.weight) if self.in_features == self.out_features else nn.init.orthogonal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class ZeroStartLinear(nn.Linear):
+    """A linear layer that starts at zero, so that the branch it ends adds nothing at first."""
+
+    def reset_parameters(self) -> None:
+        """Set weight and bias to zero."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Head(nn.Module):
+    """Map vectors to vectors: a linear part, an MLP, or their sum.
+
+    | kind   | start    | computes                                                     |
+    |--------|----------|--------------------------------------------------------------|
+    | mlp    | identity | L(x) + MLP(x), L starts at the identity, MLP's last layer at 0 |
+    | linear | identity | L(x)                                                         |
+    | mlp    | random   | MLP(x) = Linear, GELU, Dropout, Linear                       |
+    | linear | random   | L(x), random start                                           |
+    """
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, kind: str, init: str, dropout: float) -> None:
+        super().__init__()
+        is_identity = init == "identity"
+        self.linear = None
+        if is_identity or kind == "linear":
+            self.linear = (IdentityStartLinear if is_identity else nn.Linear)(in_dim, out_dim)
+        self.mlp = None
+        if kind == "mlp":
+            last = ZeroStartLinear if is_identity else nn.Linear
+            self.mlp = nn.Sequential(
+                nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Dropout(dropout), last(hidden_dim, out_dim)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, in_dim) to (B, out_dim)."""
+        if self.mlp is None:
+            return self.linear(x)
+        return self.mlp(x) if self.linear is None else self.linear(x) + self.mlp(x)
+
+
+class IsotropicGaussianModel(PreTrainedModel):
+    """A (frozen) sentence encoder with a trained projection and an optional predictor.
+
+    Start one from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`]; load a saved one with
+    `from_pretrained`. With `config.freeze_base`, the encoder has no gradient and no dropout, whatever is called.
+
+    Example:
+        >>> from transformers import AutoModel
+        >>> model = AutoModel.from_pretrained("org/jepa_10k", trust_remote_code=True)  # doctest: +SKIP
+        >>> queries = model.encode_query(["what does argsort return?"])  # doctest: +SKIP
+        >>> documents = model.encode_document(["Indices that would sort an array."])  # doctest: +SKIP
+    """
+
+    config_class = IsotropicGaussianConfig
+    main_input_name = "input_ids"
+    base_model_prefix = ""
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: IsotropicGaussianConfig) -> None:
+        super().__init__(config)
+        self.encoder = _without_pooler(AutoModel.from_config(config.encoder_config))
+        start = {"kind": config.projection_kind, "init": config.projection_init, "dropout": config.dropout}
+        self.projection = Head(config.feature_dim, config.projection_hidden_dim, config.output_dim, **start)
+        self.predictor = None
+        if config.use_predictor:
+            self.predictor = Head(config.output_dim, config.predictor_hidden_dim, config.output_dim, **start)
+        self._tokenizer: Any = None
+        self._loading_options: dict[str, Any] = {}
+        self.post_init()
+        self.apply_freezing()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        name_or_path: str,
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **config_fields: Any,
+    ) -> "IsotropicGaussianModel":
+        """Start from a pretrained encoder; pooling, length and normalisation follow its own settings.
+
+        Args:
+            name_or_path: A Hub id or a folder that `AutoModel` can load. Where it was made by
+                sentence-transformers, its `modules.json` and its neighbours decide what is not given here.
+            revision: Branch, tag or commit on the Hub.
+            trust_remote_code: Allow encoders whose code lies beside their weights.
+            **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`.
+
+        Returns:
+            A model in evaluation mode, its head at the start that the config describes.
+        """
+        options = {"revision": revision} if revision else {}
+        encoder = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
+        fields = _encoder_settings(name_or_path, tokenizer, encoder.config, options)
+        fields.update({"base_model_name": name_or_path, **config_fields})
+        encoder.config._name_or_path = fields["base_model_name"]
+        model = cls(cls.config_class(encoder_config=encoder.config, **fields))
+        model.encoder = _without_pooler(encoder)
+        model._tokenizer = tokenizer
+        model.apply_freezing()
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a saved model; see `PreTrainedModel.from_pretrained`. A frozen encoder comes back frozen."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        # Loading replaces parameters, and with them what __init__ froze.
+        model.apply_freezing()
+        tokenizer_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
+        model._loading_options = {key: kwargs[key] for key in tokenizer_options if key in kwargs}
+        return loaded
+
+    def apply_freezing(self) -> None:
+        """Make trainable exactly what the config says: everything, all but the first k layers, or the head only."""
+        self.requires_grad_(True)
+        for module in self._frozen_modules():
+            module.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "IsotropicGaussianModel":
+        """Switch dropout on or off, except in frozen parts, where it stays off."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        if self.config.freeze_base:
+            return [self.encoder]
+        if self.config.freeze_layers == 0:
+            return []
+        return [self.encoder.get_input_embeddings(), *_layers(self.encoder)[: self.config.freeze_layers]]
+
+    @torch.no_grad()
+    def start_from_features(self, features: Tensor) -> None:
+        """Start a narrower projection at the leading principal directions of some features.
+
+        Does nothing unless the projection starts at the identity and D < H. The directions are those of the
+        uncentred second moment, which keep inner products best (Eckart and Young, 1936).
+
+        Args:
+            features: Shape (N, H), a sample of the texts to embed; a few thousand rows are plenty.
+        """
+        if self.config.projection_init != "identity" or self.config.output_dim >= self.config.feature_dim:
+            return
+        second_moment_HH = features.double().T @ features.double()
+        _, vectors_HH = torch.linalg.eigh(second_moment_HH)  # ascending eigenvalues
+        leading_DH = vectors_HH.flip(1)[:, : self.config.output_dim].T
+        self.projection.linear.weight.copy_(leading_DH.to(self.projection.linear.weight))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        features: Tensor | None = None,
+        **encoder_inputs: Any,
+    ) -> IsotropicGaussianOutput:
+        """Embed tokens, or features computed before.
+
+        Args:
+            input_ids: Shape (B, T). Give these or `features`.
+            attention_mask: Shape (B, T), 1 where a token counts. Default: all do.
+            features: Shape (B, H), what an earlier forward returned under this name.
+            **encoder_inputs: Handed to the encoder, e.g. `token_type_ids`.
+
+        Returns:
+            Embeddings, predictions (with a predictor) and features of each row.
+
+        Raises:
+            ValueError: If not exactly one of `input_ids` and `features` is given.
+        """
+        if (input_ids is None) == (features is None):
+            raise ValueError("IsotropicGaussianModel expects either `input_ids` or `features`, got both or neither.")
+        if features is None:
+            features = self.compute_features(input_ids, attention_mask, **encoder_inputs)
+        weight = next(self.projection.parameters())
+        embeddings = self.projection(features.to(weight.dtype) * self.config.feature_scale)
+        predictions = None if self.predictor is None else self.predictor(embeddings)
+        return IsotropicGaussianOutput(embeddings=embeddings, predictions=predictions, features=features)
+
+    def compute_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any) -> Tensor:
+        """Run the encoder and pool: (B, T) tokens to (B, H) features, float32, unit length where the config says so."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        needs_gradient = torch.is_grad_enabled() and not self.config.freeze_base
+        with torch.set_grad_enabled(needs_gradient):
+            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
+            pooled = _pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
+            return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Embed tokens under the name and type that sentence-transformers looks for; `pooler_output` is (B, D)."""
+        output = self.forward(input_ids, attention_mask, **encoder_inputs)
+        return BaseModelOutputWithPooling(pooler_output=output.embeddings)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that lies beside the weights, on disk or on the Hub; loaded when first asked for."""
+        if self._tokenizer is None:
+            options = dict(self._loading_options)
+            commit = getattr(self.config, "_commit_hash", None)
+            if commit:
+                options["revision"] = commit
+            # With the configuration at hand nothing is asked of the folder's code a second time.
+            self._tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config, **options)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def tokenize(self, texts: Sequence[str], prompt: str = "") -> dict[str, Tensor]:
+        """Tokenize with the prompt in front, cut to `config.max_length` and pad to the longest: (B, T) tensors."""
+        return self.tokenizer(
+            [prompt + text for text in texts],
+            padding=True,
+            truncation=True,
+            max_length=self.config.max_length,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+
+    def encode_query(
+        self, sentences: str | Sequence[str], *, use_predictor: bool = False, **options: Any
+    ) -> np.ndarray | Tensor:
+        """Embed queries, with the query prompt.
+
+        Args:
+            sentences: One text (gives shape (D,)) or several (gives shape (N, D)), in any order.
+            use_predictor: Return the predictor's guess of the document instead of the query's own embedding.
+            **options: `batch_size` (32), `show_progress_bar` (False), `convert_to_tensor` (False: NumPy) and
+                `normalize_embeddings` (False), as in sentence-transformers.
+
+        Returns:
+            Float32 vectors in the order of the input; compare them by `config.similarity_fn_name`.
+
+        Raises:
+            ValueError: If `use_predictor` is asked of a model without one, or something is not a string.
+        """
+        if use_predictor and self.predictor is None:
+            raise ValueError("`use_predictor` needs a model with a predictor, got one without: train with a predictor.")
+        return self._encode(sentences, self.config.query_prompt, use_predictor=use_predictor, **options)
+
+    def encode_document(self, sentences: str | Sequence[str], **options: Any) -> np.ndarray | Tensor:
+        """Embed documents, with the document prompt; options and result as for [`encode_query`]."""
+        return self._encode(sentences, self.config.document_prompt, use_predictor=False, **options)
+
+    @torch.inference_mode()
+    def _encode(
+        self,
+        sentences: str | Sequence[str],
+        prompt: str,
+        *,
+        use_predictor: bool,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+    ) -> np.ndarray | Tensor:
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
+        was_training = self.training
+        self.eval()
+        # Texts of like length share a batch, longest first, so that little is padding and memory fails early.
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        vectors_ND = torch.empty(len(texts), self.config.output_dim)
+        for start in tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress_bar):
+            rows = order[start : start + batch_size]
+            tokens = self.tokenize([texts[row] for row in rows], prompt).to(self.device)
+            output = self(**tokens)
+            vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
+        self.train(was_training)
+        if normalize_embeddings:
+            vectors_ND = nn.functional.normalize(vectors_ND, dim=-1)
+        vectors = vectors_ND[0] if isinstance(sentences, str) else vectors_ND
+        return vectors if convert_to_tensor else vectors.numpy()
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """Save everything that loading needs: weights, config, this code, the tokenizer, search settings.
+
+        Args:
+            save_directory: The folder to write.
+            is_main_process: False on all but one of several processes.
+            push_to_hub: Upload the folder afterwards, as `repo_id` or under the folder's name.
+            **kwargs: As for `PreTrainedModel.save_pretrained`.
+        """
+        folder = Path(save_directory)
+        repo_id = kwargs.pop("repo_id", folder.name)
+        super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
+            return
+        tokenizer = self.tokenizer
+        # Other libraries cut texts where the tokenizer says.
+        tokenizer.model_max_length = self.config.max_length
+        tokenizer.save_pretrained(folder)
+        settings = {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": self.config.query_prompt, "document": self.config.document_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": self.config.similarity_fn_name,
+        }
+        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if push_to_hub:
+            self.push_to_hub(repo_id)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The encoder's token embeddings."""
+        return self.encoder.get_input_embeddings()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # Called for the head's layers only: the encoder brings its own initialisation.
+        if isinstance(module, nn.Linear):
+            module.reset_parameters()
+
+
+def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Reduce (B, T, H) token states to (B, H); correct for padding on either side."""
+    if pooling == "mean":
+        weights = attention_mask.unsqueeze(-1).to(states.dtype)
+        return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
+    positions = torch.arange(states.shape[1], device=states.device)
+    if pooling == "cls":
+        chosen = attention_mask.long().argmax(1)  # the first 1
+    else:
+        chosen = (attention_mask.long() * positions).argmax(1)  # the last 1
+    return states[torch.arange(states.shape[0], device=states.device), chosen]
+
+
+def _layers(encoder: nn.Module) -> nn.ModuleList:
+    """Find the stack of layers, whatever the architecture calls it."""
+    num_layers = encoder.config.get_text_config().num_hidden_layers
+    for module in encoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(f"`freeze_layers` found no stack of {num_layers} layers in {type(encoder).__name__}; set it to 0.")
+
+
+def _without_pooler(encoder: nn.Module) -> nn.Module:
+    """Drop the pooler of BERT-like encoders: nothing here uses it, and it would get no gradient."""
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None
+    return encoder
+
+
+def _encoder_settings(name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts."""
+
+    def read(file_name: str) -> Any:
+        path = cached_file(
+            name_or_path,
+            file_name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **options,
+        )
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    positions = getattr(encoder_config.get_text_config(), "max_position_embeddings", None) or 512
+    # Some tokenizers name an astronomical length for "no limit"; encoders of long context are cut at 512 by default.
+    settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
+    modules = read("modules.json")
+    if modules is None:
+        return settings
+    settings["normalize_features"] = any(module["type"].endswith("Normalize") for module in modules)
+    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    if length is not None:
+        settings["max_length"] = min(length, positions)
+    for module in modules:
+        if module["type"].endswith("Pooling"):
+            settings["pooling"] = _pooling_name(name_or_path, read(f"{module['path']}/config.json") or {})
+    prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
+    settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
+    return settings
+
+
+def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
+    names = {
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_lasttoken": "last",
+    }
+    chosen = pooling.get("pooling_mode")
+    chosen = [chosen] if isinstance(chosen, str) else [key for key, value in pooling.items() if value is True]
+    known = [names.get(key, key) for key in chosen if names.get(key, key) in names.values()]
+    if len(known) != 1:
+        raise ValueError(
+            f"{name_or_path} pools by {chosen or 'nothing known'}; `pooling` must be one of mean, cls, last: pass it."
+        )
+    return known[0]
+
+
+IsotropicGaussianModel.register_for_auto_class("AutoModel")
