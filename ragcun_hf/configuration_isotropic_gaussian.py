@@ -142,7 +142,9 @@ def _as_config(encoder_config: dict | PreTrainedConfig | None) -> PreTrainedConf
     try:
         return AutoConfig.for_model(model_type, **values)
     except ValueError as error:
-        raise ValueError(f"`encoder_config` has a `model_type` that transformers does not know: {model_type!r}.") from error
+        raise ValueError(
+            f"`encoder_config` has a `model_type` that transformers does not know: {model_type!r}."
+        ) from error
 
 
 IsotropicGaussianConfig.register_for_auto_class()

@@ -238,8 +238,10 @@ class IsotropicGaussianModel(PreTrainedModel):
         predictions = None if self.predictor is None else self.predictor(embeddings)
         return IsotropicGaussianOutput(embeddings=embeddings, predictions=predictions, features=features)
 
-    def compute_features(self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any) -> Tensor:
-        """Run the encoder and pool: (B, T) tokens to (B, H) features, float32, unit length where the config says so."""
+    def compute_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
+    ) -> Tensor:
+        """Run the encoder and pool: (B, T) tokens to (B, H) features, float32, unit length if the config says so."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         needs_gradient = torch.is_grad_enabled() and not self.config.freeze_base
@@ -300,7 +302,9 @@ class IsotropicGaussianModel(PreTrainedModel):
             ValueError: If `use_predictor` is asked of a model without one, or something is not a string.
         """
         if use_predictor and self.predictor is None:
-            raise ValueError("`use_predictor` needs a model with a predictor, got one without: train with a predictor.")
+            raise ValueError(
+                "`use_predictor` needs a model with a predictor, got one without: train with a predictor."
+            )
         return self._encode(sentences, self.config.query_prompt, use_predictor=use_predictor, **options)
 
     def encode_document(self, sentences: str | Sequence[str], **options: Any) -> np.ndarray | Tensor:
@@ -398,7 +402,9 @@ def _layers(encoder: nn.Module) -> nn.ModuleList:
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
-    raise ValueError(f"`freeze_layers` found no stack of {num_layers} layers in {type(encoder).__name__}; set it to 0.")
+    raise ValueError(
+        f"`freeze_layers` found no stack of {num_layers} layers in {type(encoder).__name__}; set it to 0."
+    )
 
 
 def _without_pooler(encoder: nn.Module) -> nn.Module:
@@ -408,7 +414,9 @@ def _without_pooler(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def _encoder_settings(name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _encoder_settings(
+    name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any]
+) -> dict[str, Any]:
     """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts."""
 
     def read(file_name: str) -> Any:

@@ -1,0 +1,79 @@
+"""The three collectives that losses need, with gradients; each is the identity in a single process.
+
+Convention: a loss value computed on each of W processes has a gradient that data parallelism averages. A function
+of all rows, evaluated identically everywhere through these collectives, then gets exactly the gradient that one
+process with all rows would compute: the backward pass of a sum over processes is again a sum, W times the share of
+each process, and averaging divides by W.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather, all_reduce
+
+
+def world_size() -> int:
+    """Return the number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """Add a tensor over all processes; differentiable.
+
+    Args:
+        x: Any shape, the same on every process.
+
+    Returns:
+        The sum, the same on every process.
+    """
+    if world_size() == 1:
+        return x
+    # The differentiable all-reduce does not work in place: its return value is the result.
+    return all_reduce(x)
+
+
+def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+    """Stack the rows of all processes in rank order; differentiable, and row counts may differ.
+
+    Args:
+        x: Shape (B, ...); B may differ between processes.
+
+    Returns:
+        All rows, and the position at which this process's own rows start.
+    """
+    if world_size() == 1:
+        return x, 0
+    counts = _row_counts(x)
+    padding = x.new_zeros((max(counts) - x.shape[0], *x.shape[1:]))
+    padded = torch.cat([x, padding])
+    if x.is_floating_point():
+        pieces = list(all_gather(padded))
+    else:
+        pieces = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(pieces, padded.contiguous())
+    rows = torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
+    return rows, sum(counts[: dist.get_rank()])
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """Average values over the rows of all processes, so that data-parallel averaging gives the exact gradient.
+
+    Args:
+        values: Shape (B,), one value per row of this process.
+
+    Returns:
+        Scalar. In one process the mean. In W processes this process's sum times W over the number of all rows:
+        the average of these scalars over processes, which is what data parallelism forms, is the mean of all rows.
+    """
+    if world_size() == 1:
+        return values.mean()
+    return values.sum() * (world_size() / sum(_row_counts(values)))
+
+
+def _row_counts(x: Tensor) -> list[int]:
+    own = torch.tensor([x.shape[0]], device=x.device)
+    counts = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(counts, own)
+    return [int(count) for count in counts]

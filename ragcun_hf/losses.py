@@ -1,0 +1,403 @@
+"""The three loss terms, as pure functions of embeddings, unweighted.
+
+Nothing here knows of models, tokenizers, data sets or the Trainer. Where torch.distributed runs, every term is a
+function of the rows of all processes and its data-parallel gradient is the one of a single process with all rows.
+Everything is computed in float32, whatever the input and autocast say.
+
+Shape letters: B = queries, M = candidate documents, N = rows, D = embedding width, K = random directions,
+T = knots of the quadrature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .distributed import gather_rows, mean_over_processes, sum_over_processes, world_size
+
+SIGREG_NULL_FLOOR = 1.0527
+"""Expected SIGReg statistic of samples of N(0, I), whatever their number and width."""
+
+_INTEGRAL_END, _NUM_KNOTS = 3.0, 17
+_ELEMENTS_AT_ONCE = 2**24  # of the (N, K, T) angles: 64 MiB in float32
+
+
+def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep a surrounding autocast from computing a loss in half precision."""
+
+    @wraps(function)
+    def wrapped(embeddings: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return function(embeddings, *args, **kwargs)
+
+    return wrapped
+
+
+@_without_autocast
+def info_nce_loss(
+    queries: Tensor,
+    documents: Tensor,
+    *,
+    temperature: float = 0.05,
+    similarity: str = "cosine",
+    query_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+    is_bidirectional: bool = False,
+) -> Tensor:
+    """Measure how well each query picks its own document out of all documents of the batch (InfoNCE).
+
+    Every document of the batch, on every process, is a candidate. Candidates that are the same text as a query's
+    document, or that belong to a row with the same query, are left out: they are no negatives.
+
+    Args:
+        queries: Shape (B, D).
+        documents: Shape (M, D), M >= B; the first B rows are the queries' documents, the others hard negatives.
+        temperature: Divides the similarity; smaller concentrates the loss on the hardest candidates.
+        similarity: `cosine`, `dot` or `euclidean`; see [`similarity_scores`] for their common scale.
+        query_ids: Shape (B,), integers, equal for equal query texts.
+        document_ids: Shape (M,), integers, equal for equal document texts.
+        is_bidirectional: Also let each document pick its query, and average both directions.
+
+    Returns:
+        Scalar float32, >= 0, in nats; log(M) when all scores are equal.
+
+    Raises:
+        ValueError: On shapes that do not fit, or a temperature that is not above 0.
+
+    Source:
+        van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, arXiv:1807.03748.
+
+    Example:
+        >>> import torch
+        >>> vectors = torch.eye(4)
+        >>> round(info_nce_loss(vectors, vectors, temperature=1.0).item(), 4)  # -log(e / (e + 3))
+        0.7437
+    """
+    _check_candidates(queries, documents)
+    if not temperature > 0:
+        raise ValueError(f"`temperature` must be above 0, got {temperature}.")
+    candidates, start = gather_rows(documents.float())
+    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids)
+    own = torch.arange(start, start + queries.shape[0], device=queries.device)
+    scores_BM = similarity_scores(queries.float(), candidates, similarity) / temperature
+    scores_BM = scores_BM.masked_fill(is_excluded_BM, -torch.inf)
+    loss_B = functional.cross_entropy(scores_BM, own, reduction="none")
+    if is_bidirectional:
+        loss_B = (
+            loss_B + _document_to_query(queries, documents, temperature, similarity, query_ids, document_ids)
+        ) / 2
+    return mean_over_processes(loss_B)
+
+
+def _document_to_query(
+    queries: Tensor,
+    documents: Tensor,
+    temperature: float,
+    similarity: str,
+    query_ids: Tensor | None,
+    document_ids: Tensor | None,
+) -> Tensor:
+    """Return (B,) losses of the other direction: each positive document among all queries."""
+    num_queries = queries.shape[0]
+    candidates, start = gather_rows(queries.float())
+    # The same exclusion with the roles exchanged; hard negatives have no query and take no part.
+    positive_ids = None if document_ids is None else document_ids[:num_queries]
+    is_excluded_BB = _duplicates(documents[:num_queries], queries, positive_ids, query_ids)
+    own = torch.arange(start, start + num_queries, device=queries.device)
+    scores_BB = similarity_scores(documents[:num_queries].float(), candidates, similarity) / temperature
+    return functional.cross_entropy(scores_BB.masked_fill(is_excluded_BB, -torch.inf), own, reduction="none")
+
+
+@_without_autocast
+def triplet_margin_loss(
+    queries: Tensor,
+    documents: Tensor,
+    *,
+    margin: float = 0.1,
+    query_ids: Tensor | None = None,
+    document_ids: Tensor | None = None,
+) -> Tensor:
+    """Ask each query to be nearer to its own document than to the hardest other one, by a margin.
+
+    Args:
+        queries: Shape (B, D).
+        documents: Shape (M, D), as for [`info_nce_loss`].
+        margin: Required gap between the two Euclidean distances, in units of the embedding.
+        query_ids: Shape (B,), integers, equal for equal query texts.
+        document_ids: Shape (M,), integers, equal for equal document texts.
+
+    Returns:
+        Scalar float32, >= 0, a distance. A query that has no other document in the batch counts as 0.
+
+    Raises:
+        ValueError: On shapes that do not fit.
+
+    Source:
+        The contrastive term of github.com/ctn/ragcun: Euclidean triplet margin, hardest in-batch negative.
+
+    Example:
+        >>> import torch
+        >>> line = torch.tensor([[0.0], [3.0]])
+        >>> round(triplet_margin_loss(line, line + 1.0, margin=0.5).item(), 4)  # 1 - 4 and 1 - 2, both below -0.5
+        0.0
+    """
+    _check_candidates(queries, documents)
+    candidates, start = gather_rows(documents.float())
+    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids)
+    own = torch.arange(start, start + queries.shape[0], device=queries.device)
+    is_excluded_BM[torch.arange(len(own), device=own.device), own] = True
+    distances_BM = _euclidean_distances(queries.float(), candidates)
+    positive_B = _row_norms(queries.float() - documents[: queries.shape[0]].float())
+    hardest_B = distances_BM.masked_fill(is_excluded_BM, torch.inf).min(dim=1).values
+    return mean_over_processes(functional.relu(positive_B - hardest_B + margin))
+
+
+@_without_autocast
+def sigreg_loss(embeddings: Tensor, *, num_directions: int = 256, seed: int = 0) -> Tensor:
+    """Measure how far a batch is from a standard Gaussian, as a penalty that the batch size does not rescale.
+
+    This is [`sigreg_statistic`] divided by the number of rows. It tests location and scale as well as shape:
+    never apply it to L2-normalised vectors.
+
+    Args:
+        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
+        num_directions: K, random directions; more mean less noise between calls, at linear cost.
+        seed: Chooses the directions. Give every process the same, and every step another.
+
+    Returns:
+        Scalar float32, >= 0; about 1.05 / N for samples of N(0, I), about 0.40 when every row is the same zero.
+
+    Raises:
+        ValueError: On a wrong shape, fewer than two rows, or `num_directions` < 1.
+
+    Source:
+        Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544.
+
+    Example:
+        >>> import torch
+        >>> gaussian = torch.randn(4096, 8, generator=torch.Generator().manual_seed(1))
+        >>> 4096 * sigreg_loss(gaussian) < 2
+        tensor(True)
+        >>> round(sigreg_loss(torch.zeros(4096, 8)).item(), 2)
+        0.4
+    """
+    if num_directions < 1:
+        raise ValueError(f"`num_directions` must be at least 1, got {num_directions}.")
+    directions = random_directions(embeddings.shape[-1], num_directions, seed=seed).to(embeddings.device)
+    return sigreg_statistic(embeddings, directions) / _num_rows(embeddings)
+
+
+@_without_autocast
+def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
+    """Compute the sliced Epps-Pulley statistic T of a batch against N(0, I).
+
+    On each direction the empirical characteristic function of the projected rows is compared with that of N(0, 1):
+    T = N * integral over [-3, 3] of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt, averaged over directions.
+
+    Args:
+        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
+        directions: Shape (D, K), unit columns, the same on every process.
+
+    Returns:
+        Scalar float32, >= 0; about 1.0527 for samples of N(0, I), about 0.40 * N for a collapsed batch.
+
+    Raises:
+        ValueError: On a wrong shape or fewer than two rows.
+
+    Source:
+        Epps and Pulley, "A test for normality based on the empirical characteristic function", Biometrika 1983;
+        sliced and with this quadrature (17 knots on [0, 3], trapezoid rule) in LeJEPA, arXiv:2511.08544.
+    """
+    num_rows = _num_rows(embeddings)
+    knots_T = torch.linspace(0.0, _INTEGRAL_END, _NUM_KNOTS, device=embeddings.device)
+    target_T = torch.exp(-knots_T.square() / 2)  # characteristic function of N(0, 1), and the weight
+    # Both functions are symmetric in t: the integral over [-3, 3] is twice the one over [0, 3].
+    step_T = torch.full_like(knots_T, 2 * _INTEGRAL_END / (_NUM_KNOTS - 1))
+    step_T[[0, -1]] /= 2
+    projected_NK = embeddings.float() @ directions.float()
+    chunk = max(1, _ELEMENTS_AT_ONCE // (projected_NK.shape[0] * _NUM_KNOTS))
+    sums_2KT = torch.cat([_wave_sums(part_NK, knots_T) for part_NK in projected_NK.split(chunk, dim=1)], dim=1)
+    cosine_KT, sine_KT = sum_over_processes(sums_2KT) / num_rows
+    error_KT = (cosine_KT - target_T).square() + sine_KT.square()
+    return (error_KT @ (step_T * target_T)).mean() * num_rows
+
+
+def _wave_sums(projected_NK: Tensor, knots_T: Tensor) -> Tensor:
+    """Return (2, K, T): sums over rows of cos(t x) and sin(t x)."""
+    angles_NKT = projected_NK.unsqueeze(-1) * knots_T
+    return torch.stack([angles_NKT.cos().sum(0), angles_NKT.sin().sum(0)])
+
+
+def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:
+    """Draw unit vectors, uniformly on the sphere.
+
+    Args:
+        dim: D.
+        num_directions: K.
+        seed: The same seed gives the same directions on every process and device.
+
+    Returns:
+        Shape (D, K), float32, on the CPU, columns of length 1.
+
+    Example:
+        >>> random_directions(3, 5, seed=0).norm(dim=0).allclose(torch.ones(5))
+        True
+    """
+    directions_DK = torch.randn(dim, num_directions, generator=torch.Generator().manual_seed(seed))
+    return directions_DK / directions_DK.norm(dim=0)
+
+
+@_without_autocast
+def covariance_isotropy_loss(embeddings: Tensor) -> Tensor:
+    """Measure how far the covariance is from a multiple of the identity: ||C - mean_variance * I||_F / D.
+
+    Second moments only: it sees neither the mean, nor the scale as such, nor the shape of the distribution.
+
+    Args:
+        embeddings: Shape (N, D), not normalised; N counts the rows of all processes, >= 2.
+
+    Returns:
+        Scalar float32, >= 0, a variance. With unit variances and all correlations 1: sqrt(D (D - 1)) / D.
+
+    Raises:
+        ValueError: On a wrong shape or fewer than two rows.
+
+    Source:
+        The isotropy term of github.com/ctn/ragcun.
+
+    Example:
+        >>> import torch
+        >>> cross = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> covariance_isotropy_loss(cross) < 1e-9
+        tensor(True)
+    """
+    num_rows = _num_rows(embeddings)
+    rows_ND = embeddings.float()
+    mean_D = sum_over_processes(rows_ND.sum(0)) / num_rows
+    centred_ND = rows_ND - mean_D
+    covariance_DD = sum_over_processes(centred_ND.T @ centred_ND) / (num_rows - 1)
+    dim = rows_ND.shape[1]
+    residual_DD = covariance_DD - covariance_DD.trace() / dim * torch.eye(dim, device=rows_ND.device)
+    # The root has an infinite slope at 0, which a batch of equal rows would reach.
+    return (residual_DD.square().sum() + 1e-24).sqrt() / dim
+
+
+@_without_autocast
+def predictive_loss(predictions: Tensor, targets: Tensor, *, kind: str = "mse") -> Tensor:
+    """Measure how far predictions are from the documents' embeddings, which are held fixed.
+
+    Args:
+        predictions: Shape (B, D), from the queries.
+        targets: Shape (B, D), the documents' embeddings; no gradient flows into them.
+        kind: `mse` (mean over rows and coordinates of the squared difference) or `cosine` (1 - cosine).
+
+    Returns:
+        Scalar float32, >= 0; with `mse` about 2 for unrelated embeddings of unit variance, with `cosine` at most 2.
+
+    Raises:
+        ValueError: On an unknown kind or shapes that differ.
+
+    Source:
+        Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", 2023,
+        arXiv:2301.08243, for the stop-gradient; the mean squared error as in github.com/ctn/ragcun.
+
+    Example:
+        >>> import torch
+        >>> predictive_loss(torch.zeros(2, 3), 2 * torch.ones(2, 3))
+        tensor(4.)
+    """
+    if predictions.shape != targets.shape or predictions.ndim != 2:
+        raise ValueError(
+            f"predictive_loss needs two (B, D) tensors, got {tuple(predictions.shape)} and {tuple(targets.shape)}."
+        )
+    fixed = targets.detach().float()
+    if kind == "mse":
+        return mean_over_processes((predictions.float() - fixed).square().mean(dim=1))
+    if kind == "cosine":
+        return mean_over_processes(1 - functional.cosine_similarity(predictions.float(), fixed, dim=1))
+    raise ValueError(f"`kind` must be mse or cosine, got {kind!r}.")
+
+
+def similarity_scores(queries: Tensor, documents: Tensor, similarity: str) -> Tensor:
+    """Score all pairs, on a scale on which one temperature suits all three similarities.
+
+    For embeddings of length sqrt(D) the three differ by constants only: dot products are divided by D, and the
+    Euclidean score is minus the squared distance over 2 D.
+
+    Args:
+        queries: Shape (B, D).
+        documents: Shape (M, D).
+        similarity: `cosine`, `dot` or `euclidean`.
+
+    Returns:
+        Shape (B, M); larger is more alike.
+
+    Raises:
+        ValueError: On an unknown similarity.
+    """
+    dim = queries.shape[1]
+    if similarity == "cosine":
+        return functional.normalize(queries, dim=1) @ functional.normalize(documents, dim=1).T
+    if similarity == "dot":
+        return queries @ documents.T / dim
+    if similarity == "euclidean":
+        squared = queries.square().sum(1, keepdim=True) + documents.square().sum(1) - 2 * queries @ documents.T
+        return -squared / (2 * dim)
+    raise ValueError(f"`similarity` must be cosine, dot or euclidean, got {similarity!r}.")
+
+
+def _euclidean_distances(queries: Tensor, documents: Tensor) -> Tensor:
+    # The difference itself, not the expanded square: near-equal vectors matter here. Its gradient at 0 is 0.
+    return torch.cdist(queries, documents, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _row_norms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=1)
+
+
+def _duplicates(queries: Tensor, documents: Tensor, query_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
+    """Return (B, M over all processes), true where a candidate is no negative although it is not the own document."""
+    num_queries, device = queries.shape[0], queries.device
+    # Hard negatives carry the owner -1: they are the positives of no query.
+    owner_M = torch.full((documents.shape[0],), -1, dtype=torch.long, device=device)
+    if query_ids is not None:
+        owner_M[:num_queries] = query_ids
+    all_owners, start = gather_rows(owner_M)
+    is_excluded_BM = torch.zeros(num_queries, len(all_owners), dtype=torch.bool, device=device)
+    if query_ids is not None:
+        is_excluded_BM |= query_ids[:, None] == all_owners
+    if document_ids is not None:
+        is_excluded_BM |= document_ids[:num_queries, None] == gather_rows(document_ids)[0]
+    rows = torch.arange(num_queries, device=device)
+    is_excluded_BM[rows, start + rows] = False
+    return is_excluded_BM
+
+
+def _check_candidates(queries: Tensor, documents: Tensor) -> None:
+    if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
+        raise ValueError(
+            f"Expected queries (B, D) and documents (M, D), got {tuple(queries.shape)} and {tuple(documents.shape)}."
+        )
+    if not 1 <= queries.shape[0] <= documents.shape[0]:
+        raise ValueError(
+            f"Expected a document for each of {queries.shape[0]} queries (at least 1), got {documents.shape[0]}."
+        )
+
+
+def _num_rows(embeddings: Tensor) -> int:
+    """Count the rows of all processes, once shape and number are known to be right."""
+    if embeddings.ndim != 2:
+        raise ValueError(
+            f"Expected embeddings of shape (N, D), got {tuple(embeddings.shape)}: pool token states first."
+        )
+    num_rows = embeddings.shape[0]
+    if world_size() > 1:
+        num_rows = int(sum_over_processes(torch.tensor(float(num_rows), device=embeddings.device)))
+    if num_rows < 2:
+        raise ValueError(f"An isotropy term needs at least two rows, got {num_rows}: drop the last, smaller batch.")
+    return num_rows
