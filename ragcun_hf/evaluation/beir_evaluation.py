@@ -1,0 +1,190 @@
+"""From vectors of queries and documents to the figures of one data set, every system beside the base.
+
+Nothing here knows about models or features: vectors come in, numbers go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import UserError
+from .ranking import Run, build_run
+from .retrieval_metrics import mean_metrics, per_query_metrics
+from .search import Matrix, Similarity, exact_search
+from .significance import compare_systems
+
+BASE_SYSTEM = "base"
+
+PerQuery = dict[str, dict[str, float]]
+
+
+class RetrievalDataset(Protocol):
+    """What an evaluation reads of a data set in BEIR's form."""
+
+    name: str
+    split: str
+    queries: dict[str, str]
+    corpus_ids: list[str]
+    corpus_texts: list[str]
+    qrels: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class DatasetEvaluation:
+    """One data set, evaluated with every system."""
+
+    name: str
+    runs: dict[str, Run]  # system -> query -> document -> score
+    per_query: dict[str, PerQuery]  # system -> query -> metric -> value
+    entry: dict[str, Any]  # the data set's part of the results file, see `results`
+
+
+def evaluate_retrieval(
+    dataset: RetrievalDataset,
+    vectors_by_system: Mapping[str, tuple[Matrix, Matrix]],
+    *,
+    similarity_by_system: Mapping[str, Similarity],
+    k: int = 100,
+    metric: str = "ndcg@10",
+    drop_identical_ids: bool = True,
+    seen_document_ids: Collection[str] | None = None,
+) -> DatasetEvaluation:
+    """Search, measure, and compare every system with the frozen base.
+
+    Queries without judgements are not searched. Judgements of documents that are not in the corpus
+    count as never found, as in BEIR (ArguAna has five).
+
+    Args:
+        dataset: The data set.
+        vectors_by_system: System -> query vectors (len(queries), D), in the order of `dataset.queries`,
+            and document vectors (len(corpus_ids), D), in the order of `dataset.corpus_ids`. One system
+            is `base`.
+        similarity_by_system: System -> `cosine`, `dot` or `euclidean`.
+        k: Documents kept per query; at least 100 for MAP@100 and recall@100 to be what they say.
+        metric: The metric of the comparisons.
+        drop_identical_ids: Drop the document with the query's id from its ranking, as BEIR does.
+        seen_document_ids: Documents seen in training. If given, figures also stand apart for queries
+            with at least one relevant document among them and for the others: a head can memorise
+            documents, and only the latter show what it gives on new ones.
+
+    Returns:
+        Runs, figures per query, and the entry for the results file. A subset without queries is left out.
+
+    Raises:
+        UserError: If a judged query has no text, nothing is judged, or vectors do not fit the data set.
+        ValueError: If `base` or a similarity is missing.
+    """
+    if BASE_SYSTEM not in vectors_by_system:
+        raise ValueError(f"expected the system 'base' to compare with, got {sorted(vectors_by_system)}: add it")
+    judged = _judged_queries(dataset)
+    rows = np.array([row for row, query in enumerate(dataset.queries) if query in judged])
+    runs: dict[str, Run] = {}
+    per_query: dict[str, PerQuery] = {}
+    for system in sorted(vectors_by_system, key=lambda name: name != BASE_SYSTEM):
+        if system not in similarity_by_system:
+            raise ValueError(f"expected a similarity for system {system!r}, got none: name one")
+        queries, documents = vectors_by_system[system]
+        _check_lengths(dataset, system, queries, documents)
+        found = exact_search(
+            _take_rows(queries, rows),
+            documents,
+            k=k + drop_identical_ids,
+            similarity=similarity_by_system[system],
+        )
+        query_ids = [query for query in dataset.queries if query in judged]
+        runs[system] = build_run(query_ids, dataset.corpus_ids, found, drop_identical_ids=drop_identical_ids, k=k)
+        per_query[system] = per_query_metrics(runs[system], judged)
+    entry = _entry(dataset, judged, per_query, metric, seen_document_ids)
+    return DatasetEvaluation(name=dataset.name, runs=runs, per_query=per_query, entry=entry)
+
+
+def split_queries_by_seen_documents(
+    qrels: Mapping[str, Mapping[str, int]], seen_document_ids: Collection[str]
+) -> dict[str, list[str]]:
+    """Part queries by whether training has seen one of their relevant documents.
+
+    Args:
+        qrels: Query id -> document id -> judgement; above 0 is relevant.
+        seen_document_ids: Ids of the documents seen in training.
+
+    Returns:
+        `seen_documents` and `unseen_documents` -> query ids, in the order of `qrels`.
+
+    Example:
+        >>> split_queries_by_seen_documents({"q1": {"a": 1}, "q2": {"a": 0, "b": 1}}, {"a"})
+        {'seen_documents': ['q1'], 'unseen_documents': ['q2']}
+    """
+    seen = set(seen_document_ids)
+    parts: dict[str, list[str]] = {"seen_documents": [], "unseen_documents": []}
+    for query, judgements in qrels.items():
+        is_seen = any(gain > 0 and document in seen for document, gain in judgements.items())
+        parts["seen_documents" if is_seen else "unseen_documents"].append(query)
+    return parts
+
+
+def _judged_queries(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
+    judged = {query: judgements for query, judgements in dataset.qrels.items() if judgements}
+    if not judged:
+        raise UserError(f"{dataset.name} {dataset.split}: expected judgements, got none: check the split's qrels file")
+    missing = [query for query in judged if query not in dataset.queries]
+    if missing:
+        raise UserError(
+            f"{dataset.name} {dataset.split}: expected a text for every judged query, got none for {missing[0]!r} "
+            f"and {len(missing) - 1} more: add them to queries.jsonl"
+        )
+    return judged
+
+
+def _check_lengths(dataset: RetrievalDataset, system: str, queries: Matrix, documents: Matrix) -> None:
+    expected = (len(dataset.queries), len(dataset.corpus_ids))
+    if (len(queries), len(documents)) != expected:
+        raise UserError(
+            f"{dataset.name}, system {system!r}: expected vectors of {expected[0]} queries and {expected[1]} "
+            f"documents, got {len(queries)} and {len(documents)}: encode this data set again"
+        )
+
+
+def _take_rows(matrix: Matrix, rows: np.ndarray[Any, Any]) -> Matrix:
+    return (
+        matrix if len(rows) == len(matrix) else matrix[rows.tolist()] if isinstance(matrix, Tensor) else matrix[rows]
+    )
+
+
+def _entry(
+    dataset: RetrievalDataset,
+    judged: Mapping[str, Mapping[str, int]],
+    per_query: Mapping[str, PerQuery],
+    metric: str,
+    seen_document_ids: Collection[str] | None,
+) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "split": dataset.split,
+        "num_queries": len(judged),
+        "num_documents": len(dataset.corpus_ids),
+        "num_judgements": sum(len(judgements) for judgements in judged.values()),
+        **_figures(per_query, metric),
+    }
+    if seen_document_ids is not None:
+        entry["subsets"] = {}
+        for subset, queries in split_queries_by_seen_documents(judged, seen_document_ids).items():
+            if queries:
+                part = {system: {query: values[query] for query in queries} for system, values in per_query.items()}
+                entry["subsets"][subset] = {"num_queries": len(queries), **_figures(part, metric)}
+    return entry
+
+
+def _figures(per_query: Mapping[str, PerQuery], metric: str) -> dict[str, Any]:
+    """Compute the means of each system and its comparison with the base."""
+    return {
+        "systems": {system: mean_metrics(values) for system, values in per_query.items()},
+        "comparisons": {
+            system: {"metric": metric, **asdict(compare_systems(values, per_query[BASE_SYSTEM], metric))}
+            for system, values in per_query.items()
+            if system != BASE_SYSTEM
+        },
+    }

@@ -1,0 +1,77 @@
+"""Versions, machine and commit: what a reader needs to repeat a measurement."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_PACKAGES = (
+    "ragcun_hf",
+    "torch",
+    "transformers",
+    "sentence-transformers",
+    "datasets",
+    "evaluate",
+    "beir",
+    "pytrec-eval-terrier",
+    "numpy",
+)
+
+
+def environment_facts() -> dict[str, Any]:
+    """Gather what a reader needs to repeat a measurement: versions, machine and commit.
+
+    Returns:
+        The parts `versions` (package -> version, installed ones only), `machine` (`processor`, usable
+        `cores`, `python`, and `accelerator` if there is one) and `commit` (of the package's checkout,
+        with "-dirty" if tracked files were changed; None if it is not a checkout).
+    """
+    import torch
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            logger.debug("%s is not installed and left out of the versions", package)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    machine = {"processor": _processor_name(), "cores": cores, "python": platform.python_version()}
+    if torch.cuda.is_available():
+        machine["accelerator"] = torch.cuda.get_device_name()
+    return {"versions": versions, "machine": machine, "commit": _commit(Path(__file__).resolve())}
+
+
+def _processor_name() -> str:
+    cpu_facts = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
+    if cpu_facts.is_file():
+        for line in cpu_facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit(file: Path) -> str | None:
+    # A package installed inside some other project's checkout must not claim that project's commit.
+    if not _git(file.parent, "ls-files", "--", file.name):
+        return None
+    commit = _git(file.parent, "rev-parse", "HEAD")
+    changed = _git(file.parent, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if commit and changed else commit
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Run git in a folder; None if there is no git or the folder is no checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

@@ -1,0 +1,1 @@
+"""The official retrieval figures as an `evaluate` metric."""

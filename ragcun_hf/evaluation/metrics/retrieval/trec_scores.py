@@ -1,0 +1,97 @@
+"""The official retrieval figures of each query, computed by `pytrec_eval` (the code of NIST's trec_eval).
+
+This file is copied beside `retrieval.py` by `evaluate.load`, so it imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytrec_eval
+
+METRICS = ("ndcg@10", "map@100", "recall@10", "recall@100", "mrr@10")
+
+_OFFICIAL_NAMES = {
+    "ndcg@10": "ndcg_cut_10",
+    "map@100": "map_cut_100",
+    "recall@10": "recall_10",
+    "recall@100": "recall_100",
+}
+
+
+def score_queries(
+    run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, float]]:
+    """Compute the official figures of every judged query.
+
+    Every query with at least one judgement counts: an empty or absent ranking scores 0, whereas
+    `pytrec_eval` alone would leave the query out of the mean. Queries of the run without judgements
+    are ignored. As in trec_eval, scores are compared in float32, documents with equal scores are
+    taken in descending order of their id, and a judgement above 0 means relevant.
+
+    Args:
+        run: Query id -> document id -> score, higher is better.
+        qrels: Query id -> document id -> judgement, an integer gain.
+
+    Returns:
+        Query id (in the order of `qrels`) -> metric -> value in [0, 1], for each of `METRICS`.
+
+    Raises:
+        ValueError: If a score is not a number.
+
+    Source:
+        pytrec_eval (Van Gysel and de Rijke, 2018, arXiv:1805.01597). `mrr@10` is its `recip_rank`, set
+        to 0 where the first relevant document stands below rank 10.
+
+    Example:
+        >>> scores = score_queries({"q": {"a": 0.9, "b": 0.8}}, {"q": {"b": 1}, "unanswered": {"a": 1}})
+        >>> scores["q"]["mrr@10"], scores["unanswered"]["mrr@10"]
+        (0.5, 0.0)
+    """
+    judged = {
+        query: {document: int(gain) for document, gain in judgements.items()}
+        for query, judgements in qrels.items()
+        if judgements
+    }
+    ranked = {query: _plain_ranking(query, run.get(query, {})) for query in judged}
+    evaluator = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map_cut.100", "recall.10,100", "recip_rank"})
+    official = evaluator.evaluate(ranked)
+    scores = {}
+    for query in judged:
+        values = {metric: float(official[query][name]) for metric, name in _OFFICIAL_NAMES.items()}
+        reciprocal_rank = float(official[query]["recip_rank"])
+        values["mrr@10"] = reciprocal_rank if reciprocal_rank >= 1 / 10 else 0.0
+        scores[query] = values
+    return scores
+
+
+def average_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Average each metric over queries.
+
+    Args:
+        scores: Query id -> metric -> value, as from `score_queries`; at least one query.
+
+    Returns:
+        Metric -> arithmetic mean over queries.
+
+    Raises:
+        ValueError: If there is no query.
+
+    Example:
+        >>> average_scores({"q1": {"mrr@10": 1.0}, "q2": {"mrr@10": 0.5}})
+        {'mrr@10': 0.75}
+    """
+    if not scores:
+        raise ValueError("expected at least one judged query to average over, got none: check the judgements")
+    metrics = list(next(iter(scores.values())))
+    # fsum: the mean does not depend on the order of the queries.
+    return {metric: math.fsum(values[metric] for values in scores.values()) / len(scores) for metric in metrics}
+
+
+def _plain_ranking(query: str, ranking: Mapping[str, float]) -> dict[str, float]:
+    """Copy a ranking into the plain floats that the C extension wants."""
+    plain = {document: float(score) for document, score in ranking.items()}
+    if any(math.isnan(score) for score in plain.values()):
+        raise ValueError(f"expected numbers as scores, got NaN in the ranking of query {query!r}: check the vectors")
+    return plain

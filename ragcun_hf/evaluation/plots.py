@@ -1,0 +1,287 @@
+"""Plots of training, isotropy and results, drawn for 1200 pixels in width and readable without colour vision.
+
+Shape letters used in this file: N = vectors, D = vector width, K = random directions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .isotropy import Vectors, covariance_eigenvalues
+
+# Okabe and Ito (2008): distinguishable with every common form of colour blindness.
+_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
+_SYSTEM_COLOURS = {"base": _GREY, "projection": _BLUE, "predictor": _ORANGE}
+_OTHER_COLOURS = (_GREEN, _PURPLE, "#E69F00", "#56B4E9")
+_HATCHES = {"projection": "//", "predictor": ".."}  # a second mark beside colour, for printing in grey
+
+_LOSS_PANELS = (
+    ("loss", "total loss (weighted sum)"),
+    ("loss/contrastive", "contrastive loss (nats)"),
+    ("loss/isotropy", "isotropy loss (no unit)"),
+    ("loss/predictive", "predictive loss (no unit)"),
+)
+_NUM_DIRECTIONS = 6
+_NUM_PAIRS = 20_000
+_PIXELS_PER_INCH = 120
+_WIDTH_INCHES = 10.0  # times the line above: 1200 pixels
+
+
+def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Draw one panel per logged loss term, the total, and NDCG@10 on held-out data if it was logged.
+
+    Args:
+        log_history: `TrainerState.log_history`: dictionaries with `step` and any of `loss`,
+            `loss/contrastive`, `loss/isotropy`, `loss/predictive` (unweighted), the same with `eval_` in
+            front, and keys that start with `eval_` and end with `ndcg@10`.
+        path: PNG, SVG or PDF file to write; replaced at once when complete.
+
+    Raises:
+        ValueError: If nothing that can be drawn was logged.
+    """
+    panels = [(key, label) for key, label in _LOSS_PANELS if _points(log_history, key)[0]]
+    quality_keys = sorted(
+        {key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith("ndcg@10")}
+    )
+    num_panels = len(panels) + bool(quality_keys)
+    if num_panels == 0:
+        raise ValueError("expected a log history with losses, got none: train with logging_steps above 0")
+    columns = num_panels if num_panels < 3 else (2 if num_panels == 4 else 3)
+    num_rows = -(-num_panels // columns)
+    figure = Figure(figsize=(_WIDTH_INCHES, 3.2 * num_rows), dpi=_PIXELS_PER_INCH, layout="constrained")
+    all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
+    for axes, (key, label) in zip(all_axes, panels, strict=False):
+        _draw_term(axes, log_history, key, label)
+    if quality_keys:
+        _draw_quality(all_axes[len(panels)], log_history, quality_keys)
+    for axes in all_axes[num_panels:]:
+        axes.remove()
+    _save(figure, path)
+
+
+def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    entries = [entry for entry in log_history if key in entry and "step" in entry]
+    return [float(entry["step"]) for entry in entries], [float(entry[key]) for entry in entries]
+
+
+def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, label: str) -> None:
+    steps, values = _points(log_history, key)
+    held_out_steps, held_out = _points(log_history, f"eval_{key}")
+    is_noisy = len(values) > 40
+    axes.plot(steps, values, color=_BLUE, alpha=0.35 if is_noisy else 1.0, linewidth=1 if is_noisy else 2)
+    if is_noisy:
+        window = max(3, len(values) // 20)
+        smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+        centre = (window - 1) // 2
+        axes.plot(
+            steps[centre : centre + len(smooth)], smooth, color=_BLUE, linewidth=2, label=f"mean of {window} logs"
+        )
+    if held_out:
+        axes.plot(held_out_steps, held_out, color=_ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
+    if is_noisy or held_out:
+        axes.legend(frameon=False)
+    _label(axes, "optimiser step", label)
+
+
+def _draw_quality(axes: Axes, log_history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
+    for key, colour, marker in zip(keys, (_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE), "osD^v", strict=False):
+        name = key.removeprefix("eval_").removesuffix("ndcg@10").strip("_/") or "held out"
+        axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=name)
+    axes.legend(frameon=False)
+    _label(axes, "optimiser step", "NDCG@10 (0 to 1)")
+
+
+def plot_isotropy(
+    before: Vectors,
+    after: Vectors,
+    path: str | os.PathLike[str],
+    *,
+    labels: tuple[str, str] = ("base", "projection"),
+    seed: int = 0,
+) -> None:
+    """Draw how evenly two sets of vectors fill their space, side by side.
+
+    The three panels: the spectrum of the covariance (flat = isotropic), projections on random unit
+    directions against the density of N(0, 1), and the cosines of random pairs (narrow around 0 =
+    isotropic). Widths may differ. For the projections each set is multiplied by one number, given in
+    the legend, that brings its mean variance to 1; its offset stays visible.
+
+    Args:
+        before: Shape (N, D), N >= 2.
+        after: Shape (N, D), N >= 2.
+        path: PNG, SVG or PDF file to write; replaced at once when complete.
+        labels: What the two sets are called.
+        seed: Of directions and pairs.
+    """
+    figure = Figure(figsize=(_WIDTH_INCHES, 3.9), dpi=_PIXELS_PER_INCH, layout="constrained")
+    spectrum_axes, projection_axes, cosine_axes = figure.subplots(1, 3)
+    for vectors, label, colour, style in zip((before, after), labels, (_GREY, _BLUE), ("--", "-"), strict=True):
+        x_ND = np.array(vectors.detach().cpu().float() if hasattr(vectors, "detach") else vectors, dtype=np.float32)
+        eigenvalues_D = covariance_eigenvalues(x_ND)
+        scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
+        generator = np.random.default_rng(seed)
+        _draw_spectrum(spectrum_axes, eigenvalues_D, label, colour, style)
+        _draw_projections(projection_axes, x_ND * scale, f"{label} (× {scale:.3g})", colour, style, generator)
+        _draw_cosines(cosine_axes, x_ND, label, colour, style, generator)
+    spectrum_axes.axhline(1, color="black", linewidth=1, linestyle=":", label="isotropic")
+    spectrum_axes.set_yscale("log")
+    _label(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
+    knots = np.linspace(-4, 4, 200)
+    density = np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi)
+    projection_axes.plot(knots, density, color="black", linewidth=2, linestyle=":", label="N(0, 1)")
+    projection_axes.set_xlim(-4, 4)
+    _label(
+        projection_axes,
+        "value on the direction (std)",
+        "density",
+        f"Projections on {_NUM_DIRECTIONS} random directions",
+    )
+    _label(cosine_axes, "cosine similarity", "density", "Random pairs")
+    for axes in (spectrum_axes, projection_axes, cosine_axes):
+        axes.legend(frameon=False, fontsize=9, loc="lower left" if axes is spectrum_axes else "best")
+    top = projection_axes.get_ylim()[1]
+    projection_axes.set_ylim(0, top * 1.35)  # room for the legend above the curves
+    _save(figure, path)
+
+
+def _draw_spectrum(axes: Axes, eigenvalues_D: np.ndarray[Any, Any], label: str, colour: str, style: str) -> None:
+    relative_D = eigenvalues_D / max(eigenvalues_D.mean(), 1e-30)
+    # Below this is rounding, which would stretch the logarithmic axis over nothing.
+    relative_D = np.where(relative_D > 1e-7, relative_D, np.nan)
+    axes.plot(np.arange(1, len(relative_D) + 1), relative_D, color=colour, linestyle=style, linewidth=2, label=label)
+
+
+def _draw_projections(
+    axes: Axes, x_ND: np.ndarray[Any, Any], label: str, colour: str, style: str, generator: np.random.Generator
+) -> None:
+    directions_DK = generator.standard_normal((x_ND.shape[1], _NUM_DIRECTIONS))
+    directions_DK /= np.linalg.norm(directions_DK, axis=0)
+    projected_NK = x_ND @ directions_DK
+    edges = np.linspace(-4, 4, 41)
+    for direction in range(_NUM_DIRECTIONS):
+        counts, _ = np.histogram(projected_NK[:, direction], bins=edges)
+        density = counts / (len(x_ND) * (edges[1] - edges[0]))
+        middles = (edges[1:] + edges[:-1]) / 2
+        axes.plot(
+            middles,
+            density,
+            color=colour,
+            linestyle=style,
+            linewidth=1,
+            alpha=0.8,
+            label=label if direction == 0 else "",
+        )
+
+
+def _draw_cosines(
+    axes: Axes, x_ND: np.ndarray[Any, Any], label: str, colour: str, style: str, generator: np.random.Generator
+) -> None:
+    first = generator.integers(0, len(x_ND), size=_NUM_PAIRS)
+    # An offset of 1 to N - 1 never pairs a vector with itself.
+    second = (first + generator.integers(1, len(x_ND), size=_NUM_PAIRS)) % len(x_ND)
+    norms = np.linalg.norm(x_ND, axis=1)
+    unit_ND = x_ND / np.where(norms > 0, norms, 1)[:, None]
+    cosines = np.einsum("pd,pd->p", unit_ND[first], unit_ND[second])
+    axes.hist(
+        cosines, bins=60, density=True, histtype="step", color=colour, linestyle=style, linewidth=2,
+        label=f"{label}, mean {cosines.mean():.2f}",
+    )  # fmt: skip
+
+
+def plot_comparison(
+    results: Mapping[str, Any], path: str | os.PathLike[str], *, metric: str = "ndcg@10", level: float = 0.95
+) -> None:
+    """Draw one group of bars per data set, one bar per system, the base first.
+
+    The whisker on a bar is the interval of its difference to the base: where it does not reach the
+    dashed line at the base's value, the difference is not by chance.
+
+    Args:
+        results: As from `read_results`; only `datasets` is used.
+        path: PNG, SVG or PDF file to write; replaced at once when complete.
+        metric: The metric drawn; whiskers stand where it was also compared.
+        level: Coverage of the stored intervals, for the label.
+
+    Raises:
+        ValueError: If there is no data set.
+    """
+    datasets = results["datasets"]
+    if not datasets:
+        raise ValueError("expected results of at least one data set, got none: evaluate one first")
+    names = {system: None for entry in datasets.values() for system in entry["systems"]}
+    systems = sorted(names, key=lambda name: name != "base")
+    spare = iter(_OTHER_COLOURS * len(systems))
+    colours = {system: _SYSTEM_COLOURS.get(system) or next(spare) for system in systems}
+    figure = Figure(figsize=(_WIDTH_INCHES, 4.6), dpi=_PIXELS_PER_INCH, layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(systems)
+    for place, system in enumerate(systems):
+        drawn = False
+        for group, entry in enumerate(datasets.values()):
+            if metric in entry["systems"].get(system, {}):
+                x = group + (place - (len(systems) - 1) / 2) * width
+                label = "" if drawn else system
+                _draw_bar(axes, x, width, entry, system, metric, colours[system], label)
+                drawn = True
+    _mark_base(axes, list(datasets.values()), metric)
+    axes.set_xticks(
+        range(len(datasets)), [f"{name}\n{entry['num_queries']} queries" for name, entry in datasets.items()]
+    )
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
+    axes.legend(frameon=False, ncols=len(systems) + 1, loc="upper left")
+    axes.tick_params(axis="x", length=0)
+    _label(axes, f"whiskers: {level:.0%} interval of the difference to base", f"{metric.upper()} (0 to 1)")
+    _save(figure, path)
+
+
+def _draw_bar(
+    axes: Axes, x: float, width: float, entry: Mapping[str, Any], system: str, metric: str, colour: str, label: str
+) -> None:
+    value = entry["systems"][system][metric]
+    axes.bar(
+        x, value, width * 0.92, color=colour, hatch=_HATCHES.get(system), edgecolor="white", linewidth=0, label=label
+    )
+    compared = entry.get("comparisons", {}).get(system, {})
+    top = value
+    if compared.get("metric") == metric:
+        base = value - compared["difference"]
+        below, above = value - (base + compared["low"]), base + compared["high"] - value
+        # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
+        axes.errorbar(x, value, yerr=[[max(below, 0)], [max(above, 0)]], color="black", capsize=4, linewidth=1.5)
+        top = max(value, base + compared["high"])
+    axes.annotate(f"{value:.3f}", (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+
+
+def _mark_base(axes: Axes, entries: Sequence[Mapping[str, Any]], metric: str) -> None:
+    for group, entry in enumerate(entries):
+        if metric in entry["systems"].get("base", {}):
+            value = entry["systems"]["base"][metric]
+            axes.hlines(value, group - 0.42, group + 0.42, color="black", linestyle="--", linewidth=1)
+
+
+def _label(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    axes.set_title(title, fontsize=11)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Write the figure whole or not at all; the ending of the name decides the format."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
