@@ -1,0 +1,202 @@
+"""The embedded corpus: documentation strings of installed Python packages.
+
+For trying everything without a network: the summary (first sentence) of a function, class or method asks for the
+rest of its documentation. The source files are read, never imported or run.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import UserError
+from .documents import text_digest
+from .word_spans import sentence_spans
+from .writing import write_beir_folder
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PACKAGES = ("numpy", "torch", "scipy")
+SHORTEST_QUERY_WORDS = 4
+LONGEST_QUERY_WORDS = 40  # longer first sentences are lists and tables
+SHORTEST_DOCUMENT_WORDS = 20
+_SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_test", "benchmarks", "_vendor", "vendored", "third_party"})
+_SIGNATURE = re.compile(r"^\s*[\w.\[\], ]*\w\(.*\)(\s*->.*)?\s*:?\s*(\\)?$|^\s*[\w.]+\s*=\s*\w+\(")
+_TEST_SHARE = 0.2
+
+
+class DocEntry(NamedTuple):
+    """One documented object.
+
+    Attributes:
+        id: Dotted name, such as `scipy.signal._filter_design.butter`.
+        query: The summary: the first sentence.
+        document: The rest of the documentation string.
+    """
+
+    id: str
+    query: str
+    document: str
+
+
+def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEntry]:
+    """Read the documentation of public functions, classes and methods.
+
+    Args:
+        packages: Names of installed packages. The entries change with their versions.
+
+    Returns:
+        Entries in the order of packages, files and lines. No query and no document comes twice, a query has
+        4 to 40 words and a document at least 20, and no document contains its query word for word.
+
+    Raises:
+        UserError: If a package is not installed as source files, or nothing usable is found.
+    """
+    seen_queries: set[bytes] = set()
+    seen_documents: set[bytes] = set()
+    entries: list[DocEntry] = []
+    for package in packages:
+        before = len(entries)
+        for name, docstring in _documented_objects(package):
+            query, document = _summary_and_rest(docstring)
+            if not _is_meaningful(query, document):
+                continue
+            keys = text_digest(query.casefold()), text_digest(document)
+            if keys[0] in seen_queries or keys[1] in seen_documents:
+                continue
+            seen_queries.add(keys[0])
+            seen_documents.add(keys[1])
+            entries.append(DocEntry(name, query, document))
+        logger.info("%s: %d entries", package, len(entries) - before)
+    if not entries:
+        raise UserError(f"expected packages with documentation, found none in {list(packages)}: name other packages")
+    return entries
+
+
+def is_test_entry(entry: DocEntry) -> bool:
+    """Tell whether an entry belongs to the test split (one in five), by a hash of its document.
+
+    It depends on nothing but the document, so other packages or versions never move an entry from test
+    to training.
+
+    Example:
+        >>> is_test_entry(DocEntry("a.b", "What it does.", "How it does it."))
+        False
+    """
+    return int.from_bytes(text_digest(entry.document)[:8], "little") / 2**64 < _TEST_SHARE
+
+
+def write_python_docs(folder: str | os.PathLike[str], packages: Sequence[str] = DEFAULT_PACKAGES) -> Path:
+    """Build the corpus and write it as a BEIR folder with the splits train and test.
+
+    Args:
+        folder: New folder, or one written before.
+        packages: Names of installed packages.
+
+    Returns:
+        The folder, as `write_entries` leaves it.
+
+    Raises:
+        UserError: If a package is not installed or the folder cannot be written.
+    """
+    return write_entries(build_python_docs(packages), folder)
+
+
+def write_entries(entries: Sequence[DocEntry], folder: str | os.PathLike[str]) -> Path:
+    """Write entries as a BEIR folder.
+
+    Args:
+        entries: From `build_python_docs`.
+        folder: New folder, or one written before.
+
+    Returns:
+        The folder: all documents in corpus.jsonl, all queries, and each query's one judgement in
+        qrels/train.tsv or qrels/test.tsv.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
+    qrels: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
+    for entry in entries:
+        qrels["test" if is_test_entry(entry) else "train"][f"query:{entry.id}"] = {entry.id: 1}
+    documents = {entry.id: ("", entry.document) for entry in entries}
+    queries = {f"query:{entry.id}": entry.query for entry in entries}
+    return write_beir_folder(folder, documents, queries, qrels)
+
+
+def _documented_objects(package: str) -> Iterator[tuple[str, str]]:
+    # A dotted name would make find_spec import the parent package.
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"expected an installed package, got {package!r}: install it, or name others")
+    root = Path(next(iter(found.submodule_search_locations)))
+    known: set[str] = set()
+    for file in sorted(root.rglob("*.py")):
+        parts = file.relative_to(root).with_suffix("").parts
+        if _SKIPPED_FOLDERS.intersection(parts) or parts[-1].startswith("test_") or parts[-1] == "conftest":
+            continue
+        module = ".".join((package, *(part for part in parts if part != "__init__")))
+        for name, docstring in _docstrings(_parse(file), module):
+            if name not in known:  # overloads and branches define a name again
+                known.add(name)
+                yield name, docstring
+
+
+def _parse(file: Path) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's invalid escapes
+        try:
+            return ast.parse(file.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError, ValueError) as error:
+            logger.debug("left out %s: %s", file, error)
+            return ast.Module(body=[], type_ignores=[])
+
+
+def _docstrings(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
+    """Walk definitions in the order of the file; bodies of functions are not public."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            if child.name.startswith("_"):
+                continue
+            name = f"{prefix}.{child.name}"
+            docstring = ast.get_docstring(child, clean=False)
+            if docstring:
+                yield name, docstring
+            if isinstance(child, ast.ClassDef):
+                yield from _docstrings(child, name)
+        elif isinstance(child, (ast.If, ast.Try)):
+            yield from _docstrings(child, prefix)
+
+
+def _summary_and_rest(docstring: str) -> tuple[str, str]:
+    """Return the first sentence on one line, and what follows it; signature lines are passed over."""
+    paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring).strip(), maxsplit=1)
+    first_lines = paragraphs[0].splitlines()
+    while first_lines and _SIGNATURE.match(first_lines[0]):
+        first_lines.pop(0)
+    rest = paragraphs[1] if len(paragraphs) > 1 else ""
+    if not first_lines:
+        return _summary_and_rest(rest) if rest else ("", "")
+    paragraph = " ".join(" ".join(first_lines).split())
+    end = next(iter(sentence_spans(paragraph)), (0, 0))[1]
+    return paragraph[:end], f"{paragraph[end:].strip()}\n\n{rest}".strip()
+
+
+def _is_meaningful(query: str, document: str) -> bool:
+    query_words = len(query.split())
+    if (
+        not SHORTEST_QUERY_WORDS <= query_words <= LONGEST_QUERY_WORDS
+        or len(document.split()) < SHORTEST_DOCUMENT_WORDS
+    ):
+        return False
+    if not query[0].isalnum() and query[0] not in "`\"'":
+        return False
+    return query.rstrip(".").casefold() not in " ".join(document.split()).casefold()

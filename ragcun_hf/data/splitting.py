@@ -1,0 +1,121 @@
+"""Split views: one part of a document as a query for the other part.
+
+No word is lost: every word of the document is in exactly one of the two parts. Needs neither torch nor
+a tokenizer; like masking, a split depends on seed, position and epoch only.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from ..errors import UserError
+from .masking import view_rng
+from .word_spans import sentence_spans, word_spans
+
+SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
+
+
+def splittable(text: str) -> bool:
+    """Tell whether a text has the two words that a split needs.
+
+    Example:
+        >>> splittable("Word."), splittable("Two words.")
+        (False, True)
+    """
+    return len(word_spans(text)) >= 2
+
+
+def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: float = 0.25) -> tuple[str, str]:
+    """Split a text into a query and the rest.
+
+    Args:
+        text: A text of at least two words.
+        method: Where to split. "half": in the middle, the first half asks. "random": anywhere, the
+            shorter part asks. "prefix" / "suffix": the first / last `fraction` of the words asks.
+            "sentence": one random sentence asks for all the others; a text of one sentence is halved.
+        rng: Source of the choice ("random" and "sentence").
+        fraction: Share of words in the query of "prefix" and "suffix", in (0, 1); rounded, at least one word.
+
+    Returns:
+        Query and rest, neither empty, without blanks at their ends.
+
+    Raises:
+        UserError: If the text has fewer than two words.
+
+    Example:
+        >>> split_text("one two three four", "half", rng=random.Random(0))
+        ('one two', 'three four')
+        >>> split_text("One. Two. Three.", "sentence", rng=random.Random(0))
+        ('Two.', 'One. Three.')
+    """
+    if method == "sentence":
+        sentences = sentence_spans(text)
+        if len(sentences) > 1:
+            return _take_sentence(text, sentences, rng)
+        method = "half"
+    words = word_spans(text)
+    count = len(words)
+    if count < 2:
+        raise UserError(f"expected a text of at least two words to split, got {text[:60]!r}: leave it out")
+    share = min(max(round(count * fraction), 1), count - 1)
+    cut = {"half": count // 2, "prefix": share, "suffix": count - share}.get(method) or rng.randrange(1, count)
+    first = text[words[0][0] : words[cut - 1][1]]
+    second = text[words[cut][0] : words[-1][1]]
+    last_asks = method == "suffix" or (method == "random" and cut > count - cut)
+    return (second, first) if last_asks else (first, second)
+
+
+class SplitViews:
+    """A map-style dataset of parts of documents, for `torch.utils.data.DataLoader`.
+
+    Args:
+        documents: The texts, each of at least two words: leave others out first (`splittable`).
+        method: As for `split_text`.
+        seed: Another seed splits elsewhere.
+        fraction: As for `split_text`.
+
+    Raises:
+        UserError: If the method is unknown, the fraction is not between 0 and 1, or a text is too short.
+
+    Example:
+        >>> SplitViews(["one two three four"], method="half")[0]
+        {'query': 'one two', 'positive': 'three four', 'negative': []}
+    """
+
+    def __init__(
+        self, documents: Sequence[str], method: SplitMethod = "half", seed: int = 0, *, fraction: float = 0.25
+    ) -> None:
+        if method not in get_args(SplitMethod):
+            known = ", ".join(get_args(SplitMethod))
+            raise UserError(f"expected a split method of {known}, got {method!r}: name one of them")
+        if not 0 < fraction < 1:
+            raise UserError(f"expected a split fraction between 0 and 1, got {fraction}: set it to e.g. 0.25")
+        self.documents = documents
+        self.method: SplitMethod = method
+        self.seed = seed
+        self.fraction = fraction
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Split anew ("random" and "sentence"); call before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+    def __getitem__(self, index: int) -> dict[str, str | list[str]]:
+        rng = view_rng(self.seed, self.epoch, index if index >= 0 else index + len(self))
+        query, rest = split_text(self.documents[index], self.method, rng=rng, fraction=self.fraction)
+        return {"query": query, "positive": rest, "negative": []}
+
+
+def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Random) -> tuple[str, str]:
+    chosen = rng.randrange(len(sentences))
+    start, end = sentences[chosen]
+    before = text[: sentences[chosen - 1][1]].strip() if chosen else ""
+    after = text[sentences[chosen + 1][0] :].strip() if chosen + 1 < len(sentences) else ""
+    # Where the text had no blank (CJK), the join needs none.
+    blank = text[sentences[chosen - 1][1] : start] if chosen else ""
+    return text[start:end], (before + blank + after).strip() if before and after else before or after
