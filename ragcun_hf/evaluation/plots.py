@@ -146,8 +146,8 @@ def plot_isotropy(
     _label(cosine_axes, "cosine similarity", "density", "Random pairs")
     for axes in (spectrum_axes, projection_axes, cosine_axes):
         axes.legend(frameon=False, fontsize=9, loc="lower left" if axes is spectrum_axes else "best")
-    top = projection_axes.get_ylim()[1]
-    projection_axes.set_ylim(0, top * 1.35)  # room for the legend above the curves
+    for axes in (projection_axes, cosine_axes):
+        axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend above the curves
     _save(figure, path)
 
 
@@ -201,7 +201,7 @@ def plot_comparison(
     """Draw one group of bars per data set, one bar per system, the base first.
 
     The whisker on a bar is the interval of its difference to the base: where it does not reach the
-    dashed line at the base's value, the difference is not by chance.
+    dashed line at the base's value, chance alone is an unlikely explanation.
 
     Args:
         results: As from `read_results`; only `datasets` is used.
@@ -216,7 +216,8 @@ def plot_comparison(
     if not datasets:
         raise ValueError("expected results of at least one data set, got none: evaluate one first")
     names = {system: None for entry in datasets.values() for system in entry["systems"]}
-    systems = sorted(names, key=lambda name: name != "base")
+    known = list(_SYSTEM_COLOURS)
+    systems = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
     spare = iter(_OTHER_COLOURS * len(systems))
     colours = {system: _SYSTEM_COLOURS.get(system) or next(spare) for system in systems}
     figure = Figure(figsize=(_WIDTH_INCHES, 4.6), dpi=_PIXELS_PER_INCH, layout="constrained")
@@ -256,7 +257,10 @@ def _draw_bar(
         # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
         axes.errorbar(x, value, yerr=[[max(below, 0)], [max(above, 0)]], color="black", capsize=4, linewidth=1.5)
         top = max(value, base + compared["high"])
-    axes.annotate(f"{value:.3f}", (x, top), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
+    # The white box keeps the number legible where the base's dashed line runs through it.
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
+    place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9, "zorder": 5}
+    axes.annotate(f"{value:.3f}", (x, top), bbox=box, **place)
 
 
 def _mark_base(axes: Axes, entries: Sequence[Mapping[str, Any]], metric: str) -> None:

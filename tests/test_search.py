@@ -1,0 +1,140 @@
+"""Exact search: order, ties, blocks, odd vectors."""
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.search import exact_search
+
+
+def _random(rows, width, seed):
+    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+
+
+def _slow_search(queries, documents, k, similarity):
+    """Order all pairs in float64, equal scores by the lower row."""
+    queries, documents = queries.astype(np.float64), documents.astype(np.float64)
+    rows = []
+    for query in queries:
+        if similarity == "euclidean":
+            scores = -np.sqrt(((documents - query) ** 2).sum(axis=1))
+        else:
+            scores = documents @ query
+            if similarity == "cosine":
+                scores /= np.linalg.norm(documents, axis=1) * np.linalg.norm(query)
+        rows.append(sorted(range(len(documents)), key=lambda row: (-np.float32(scores[row]), row))[:k])  # noqa: B023
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize(("document_block", "query_block"), [(16_384, 1_024), (7, 3), (1, 1)])
+def test_search_equals_sorting_all_pairs(similarity, document_block, query_block):
+    queries, documents = _random(11, 24, 0), _random(150, 24, 1)
+    found = exact_search(
+        queries, documents, k=20, similarity=similarity, document_block=document_block, query_block=query_block
+    )
+    assert found.scores.dtype == np.float32
+    assert found.indices.dtype == np.int64
+    np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 20, similarity))
+
+
+@pytest.mark.parametrize("document_block", [1, 5, 33, 1000])
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_equal_documents_are_ordered_by_row_also_across_blocks(similarity, document_block):
+    queries = _random(9, 48, 0)
+    documents = _random(10, 48, 1)[np.arange(100) % 10]  # each one ten times
+    found = exact_search(queries, documents, k=25, similarity=similarity, document_block=document_block)
+    np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 25, similarity))
+    for row in found.indices:
+        assert row[:10].tolist() == sorted(row[:10]), "the ten copies of the best document"
+        assert len({document % 10 for document in row[:10]}) == 1
+
+
+def test_more_ties_than_candidates_keep_the_lowest_rows():
+    found = exact_search(np.ones((3, 4)), np.ones((500, 4)), k=5, document_block=64)
+    assert found.indices.tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_k_above_the_number_of_documents_is_clipped():
+    found = exact_search(_random(2, 4, 0), _random(3, 4, 1), k=10)
+    assert found.indices.shape == found.scores.shape == (2, 3)
+    assert sorted(found.indices[0].tolist()) == [0, 1, 2]
+
+
+def test_zero_vectors_have_cosine_zero_to_everything():
+    found = exact_search(np.array([[0.0, 0.0], [1.0, 0.0]]), np.array([[0.0, 0.0], [-1.0, 0.0], [1.0, 0.0]]), k=3)
+    assert found.scores.tolist() == [[0.0, 0.0, 0.0], [1.0, 0.0, -1.0]]
+    assert found.indices.tolist() == [[0, 1, 2], [2, 0, 1]]
+
+
+def test_cosine_survives_very_large_and_very_small_vectors():
+    found = exact_search(np.array([[1e30, 1e30], [1e-30, 0.0]]), np.array([[1e-35, 1e-35], [1e35, 0.0]]), k=1)
+    assert found.indices.tolist() == [[0], [1]]
+    np.testing.assert_allclose(found.scores, 1.0, rtol=1e-6)
+
+
+def test_euclidean_is_exact_far_from_the_origin():
+    # In float32, |q|^2 + |d|^2 - 2qd of these vectors is off by more than the distances themselves.
+    offset = np.full(16, 4096.0, dtype=np.float32)
+    queries, documents = offset + _random(5, 16, 0), offset + _random(60, 16, 1)
+    found = exact_search(queries, documents, k=10, similarity="euclidean")
+    np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 10, "euclidean"))
+    nearest = documents[found.indices[:, 0]].astype(np.float64)
+    np.testing.assert_allclose(found.scores[:, 0], -np.linalg.norm(nearest - queries, axis=1), rtol=1e-6)
+
+
+def test_euclidean_distance_of_a_vector_to_itself_is_zero():
+    documents = _random(40, 32, 0) * 100
+    found = exact_search(documents, documents, k=1, similarity="euclidean")
+    assert found.indices.ravel().tolist() == list(range(40))
+    assert (found.scores == 0).all()
+
+
+def test_arrays_memory_maps_and_tensors_give_the_same(tmp_path):
+    queries, documents = _random(6, 8, 0), _random(50, 8, 1)
+    np.save(tmp_path / "documents.npy", documents)
+    mapped = np.load(tmp_path / "documents.npy", mmap_mode="r")
+    expected = exact_search(queries, documents, k=5, document_block=16)
+    for other in (mapped, torch.from_numpy(documents), documents.astype(np.float64), np.asfortranarray(documents)):
+        found = exact_search(torch.from_numpy(queries), other, k=5, document_block=16)
+        np.testing.assert_array_equal(found.indices, expected.indices)
+        np.testing.assert_array_equal(found.scores, expected.scores)
+
+
+def test_inputs_are_not_changed():
+    queries, documents = _random(4, 8, 0) * 3, _random(20, 8, 1) * 3
+    before = queries.copy(), documents.copy()
+    exact_search(torch.from_numpy(queries), documents, k=3)
+    np.testing.assert_array_equal(queries, before[0])
+    np.testing.assert_array_equal(documents, before[1])
+
+
+def test_no_queries_give_an_empty_result():
+    assert exact_search(np.empty((0, 4)), _random(3, 4, 0), k=2).indices.shape == (0, 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["queries", "documents"])
+def test_vectors_that_are_not_finite_are_refused(bad, side):
+    vectors = {"queries": _random(3, 4, 0), "documents": _random(9, 4, 1)}
+    vectors[side][2, 1] = bad
+    with pytest.raises(UserError, match="finite"):
+        exact_search(vectors["queries"], vectors["documents"], k=1, document_block=2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "options"),
+    [
+        (np.ones((2, 3)), np.ones((2, 4)), {"k": 1}),
+        (np.ones(3), np.ones((2, 3)), {"k": 1}),
+        (np.ones((2, 3)), np.ones((0, 3)), {"k": 1}),
+        (np.ones((2, 3)), np.ones((2, 3)), {"k": 0}),
+        (np.ones((2, 3)), np.ones((2, 3)), {"k": 1, "similarity": "manhattan"}),
+        (np.full((1, 3), 1e30), np.full((1, 3), 1e30), {"k": 1, "similarity": "dot"}),
+    ],
+)
+def test_wrong_input_is_a_user_error_of_one_line(queries, documents, options):
+    with pytest.raises(UserError) as caught:
+        exact_search(queries, documents, **options)
+    assert "\n" not in str(caught.value)
