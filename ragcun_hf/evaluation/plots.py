@@ -123,7 +123,7 @@ def plot_isotropy(
     figure = Figure(figsize=(_WIDTH_INCHES, 3.9), dpi=_PIXELS_PER_INCH, layout="constrained")
     spectrum_axes, projection_axes, cosine_axes = figure.subplots(1, 3)
     for vectors, label, colour, style in zip((before, after), labels, (_GREY, _BLUE), ("--", "-"), strict=True):
-        x_ND = np.array(vectors.detach().cpu().float() if hasattr(vectors, "detach") else vectors, dtype=np.float32)
+        x_ND = _as_array(vectors)
         eigenvalues_D = covariance_eigenvalues(x_ND)
         scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
         generator = np.random.default_rng(seed)
@@ -149,6 +149,12 @@ def plot_isotropy(
     for axes in (projection_axes, cosine_axes):
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend above the curves
     _save(figure, path)
+
+
+def _as_array(vectors: Vectors) -> np.ndarray[Any, Any]:
+    # NumPy knows no bfloat16 and reads no tensor with a gradient.
+    array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().float().numpy()
+    return np.asarray(array, dtype=np.float32)
 
 
 def _draw_spectrum(axes: Axes, eigenvalues_D: np.ndarray[Any, Any], label: str, colour: str, style: str) -> None:

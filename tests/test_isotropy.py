@@ -1,0 +1,114 @@
+"""Isotropy measures against cases worked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf.evaluation.isotropy import (
+    covariance_eigenvalues,
+    effective_rank,
+    embedding_std,
+    iso_score,
+    isotropy_report,
+    mean_cosine,
+)
+
+
+def _cross(*lengths):
+    """Two opposite points per axis: mean 0, variance length^2 / (number of axes) along each."""
+    return np.concatenate([np.diag(lengths), -np.diag(lengths)]).astype(np.float64)
+
+
+def test_eigenvalues_of_a_cross_are_the_hand_worked_variances():
+    assert covariance_eigenvalues(_cross(3.0, 1.0, 2.0)).tolist() == pytest.approx([3.0, 4 / 3, 1 / 3])
+
+
+def test_effective_rank_equals_the_hand_worked_entropy():
+    # Variances 9 : 1, so shares .9 and .1.
+    expected = math.exp(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))
+    assert effective_rank(_cross(3.0, 1.0)) == pytest.approx(expected)
+
+
+def test_effective_rank_counts_used_directions_whatever_offset_scale_and_width():
+    points = np.pad(_cross(2.0, 2.0, 2.0), ((0, 0), (0, 7)))
+    assert effective_rank(points) == pytest.approx(3.0)
+    assert effective_rank(points * 1e-3 + 5.0) == pytest.approx(3.0, rel=1e-6)
+    assert effective_rank(np.outer(np.arange(5.0), np.ones(4))) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_a_collapse_to_one_point_has_rank_zero_and_no_nan(value):
+    report = isotropy_report(np.full((100, 8), value, dtype=np.float32))
+    assert report["effective_rank"] == report["iso_score"] == 0.0
+    assert report["embedding_std"] == pytest.approx(0.0, abs=1e-12)
+    assert report["mean_cosine"] == pytest.approx(1.0 if value else 0.0)
+
+
+def test_mean_cosine_equals_the_average_over_all_pairs():
+    vectors = np.random.default_rng(0).standard_normal((30, 6)) + 0.5
+    cosines = [
+        vectors[i] @ vectors[j] / np.linalg.norm(vectors[i]) / np.linalg.norm(vectors[j])
+        for i in range(30)
+        for j in range(30)
+        if i != j
+    ]
+    assert mean_cosine(vectors) == pytest.approx(np.mean(cosines), abs=1e-12)
+
+
+def test_a_zero_vector_has_cosine_zero_in_the_mean():
+    assert mean_cosine(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]])) == pytest.approx(1 / 3)
+
+
+def test_embedding_std_averages_over_dimensions():
+    assert embedding_std(np.array([[1.0, 3.0], [-1.0, -3.0], [1.0, 3.0], [-1.0, -3.0]])) == 2.0
+
+
+def test_iso_score_equals_the_hand_worked_value():
+    # Spectrum (1.5, .5): normalised to length sqrt(2) it is (3, 1) / sqrt(5); the paper's steps follow.
+    defect = math.sqrt((3 / math.sqrt(5) - 1) ** 2 + (1 / math.sqrt(5) - 1) ** 2) / math.sqrt(2 * (2 - math.sqrt(2)))
+    fraction = (2 - defect**2 * (2 - math.sqrt(2))) ** 2 / 4
+    assert iso_score(_cross(math.sqrt(3.0), 1.0)) == pytest.approx(2 * fraction - 1)
+    assert iso_score(_cross(1.0, 1.0, 1.0)) == pytest.approx(1.0)
+    assert iso_score(_cross(1.0, 0.0, 0.0)) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_standard_gaussian_has_its_documented_values():
+    report = isotropy_report(np.random.default_rng(0).standard_normal((20_000, 16)))
+    assert report["effective_rank"] == pytest.approx(16, rel=0.01)
+    assert report["mean_cosine"] == pytest.approx(0, abs=0.001)
+    assert report["embedding_std"] == pytest.approx(1, rel=0.01)
+    assert report["iso_score"] == pytest.approx(1, abs=0.01)
+
+
+def test_blocks_and_row_order_do_not_change_the_report(monkeypatch):
+    vectors = np.random.default_rng(0).standard_normal((50, 5))
+    expected = isotropy_report(vectors)
+    monkeypatch.setattr("ragcun_hf.evaluation.isotropy._BLOCK_ROWS", 7)
+    assert isotropy_report(vectors[::-1]) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_with_gradient_are_accepted(dtype):
+    vectors = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=dtype, requires_grad=True)
+    assert isotropy_report(vectors)["effective_rank"] == pytest.approx(2.0)
+
+
+def test_a_statistic_sees_float32_rows_and_stands_in_the_report():
+    def statistic(x):
+        assert x.dtype == torch.float32
+        assert not x.requires_grad
+        return x.sum()
+
+    vectors = torch.ones(3, 2, dtype=torch.float64, requires_grad=True)
+    assert isotropy_report(vectors, statistic=statistic, statistic_name="total")["total"] == 6.0
+    assert "sigreg" not in isotropy_report(vectors)
+
+
+@pytest.mark.parametrize(
+    "vectors", [np.ones(3), np.ones((0, 3)), np.ones((1, 3)), np.ones((3, 1)), [[0.0, np.nan]] * 3]
+)
+def test_vectors_that_cannot_be_judged_are_refused(vectors):
+    with pytest.raises(ValueError, match="expected"):
+        isotropy_report(np.asarray(vectors))
