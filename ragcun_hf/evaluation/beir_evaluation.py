@@ -24,14 +24,37 @@ PerQuery = dict[str, dict[str, float]]
 
 
 class RetrievalDataset(Protocol):
-    """What an evaluation reads of a data set in BEIR's form."""
+    """What an evaluation reads of a data set in BEIR's form; read-only, so a frozen dataclass will do."""
 
-    name: str
-    split: str
-    queries: dict[str, str]
-    corpus_ids: list[str]
-    corpus_texts: list[str]
-    qrels: dict[str, dict[str, int]]
+    @property
+    def name(self) -> str:
+        """How the data set is called in results."""
+        ...
+
+    @property
+    def split(self) -> str:
+        """Which judgements were read, such as `test`."""
+        ...
+
+    @property
+    def queries(self) -> dict[str, str]:
+        """Query id -> text."""
+        ...
+
+    @property
+    def corpus_ids(self) -> list[str]:
+        """Document ids, in the order of the texts."""
+        ...
+
+    @property
+    def corpus_texts(self) -> list[str]:
+        """Document texts."""
+        ...
+
+    @property
+    def qrels(self) -> dict[str, dict[str, int]]:
+        """Query id -> document id -> judgement, above 0 is relevant."""
+        ...
 
 
 @dataclass(frozen=True)

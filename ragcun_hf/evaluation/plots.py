@@ -265,7 +265,13 @@ def _draw_bar(
         top = max(value, base + compared["high"])
     # The white box keeps the number legible where the base's dashed line runs through it.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
-    place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 9, "zorder": 5}
+    place: dict[str, Any] = {
+        "xytext": (0, 4),
+        "textcoords": "offset points",
+        "ha": "center",
+        "fontsize": 9,
+        "zorder": 5,
+    }
     axes.annotate(f"{value:.3f}", (x, top), bbox=box, **place)
 
 
