@@ -56,6 +56,13 @@ def test_more_ties_than_candidates_keep_the_lowest_rows():
     assert found.indices.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
+def test_ties_cut_by_a_later_block_keep_the_lowest_rows():
+    # 40 equal documents fill every place; 20 better ones of the next block then push most of them out.
+    documents = np.repeat([[1.0], [2.0]], [40, 20], axis=0)
+    found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=40)
+    assert found.indices.tolist() == [[*range(40, 60), 0, 1, 2, 3]] * 5
+
+
 def test_k_above_the_number_of_documents_is_clipped():
     found = exact_search(_random(2, 4, 0), _random(3, 4, 1), k=10)
     assert found.indices.shape == found.scores.shape == (2, 3)
@@ -72,6 +79,14 @@ def test_cosine_survives_very_large_and_very_small_vectors():
     found = exact_search(np.array([[1e30, 1e30], [1e-30, 0.0]]), np.array([[1e-35, 1e-35], [1e35, 0.0]]), k=1)
     assert found.indices.tolist() == [[0], [1]]
     np.testing.assert_allclose(found.scores, 1.0, rtol=1e-6)
+
+
+def test_cosine_ignores_the_length_of_documents():
+    queries, documents = _random(5, 8, 0), _random(200, 8, 1)
+    lengths = np.logspace(-35, 35, 200, dtype=np.float64)[np.random.default_rng(0).permutation(200)]
+    expected = exact_search(queries, documents, k=10)
+    found = exact_search(queries, (documents * lengths[:, None]).astype(np.float32), k=10)
+    np.testing.assert_array_equal(found.indices, expected.indices)
 
 
 def test_euclidean_is_exact_far_from_the_origin():
