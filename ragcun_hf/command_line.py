@@ -35,8 +35,17 @@ def run_script(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def say(text: str) -> None:
+    """Print to the person at the terminal; the one place where the package speaks instead of logging."""
+    print(text)  # noqa: T201
+
+
 def parse_arguments(
-    dataclass_types: Sequence[type], *, description: str, arguments: Sequence[str] | None = None
+    dataclass_types: Sequence[type],
+    *,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
 ) -> tuple[Any, ...]:
     """Read flags and the optional YAML file into one instance per dataclass.
 
@@ -44,6 +53,7 @@ def parse_arguments(
         dataclass_types: Dataclasses whose fields become flags (`transformers.HfArgumentParser` rules).
         description: First lines of `--help`; usually the script's docstring.
         arguments: The command line without the program's name; `sys.argv` if None.
+        defaults: The script's own defaults, by field name, where they differ from the dataclasses'.
 
     Returns:
         One instance per dataclass, in order.
@@ -64,7 +74,10 @@ def parse_arguments(
         allow_abbrev=False,
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--config", type=str, default=None, help="YAML file with any of these flags; flags win over it.")
+    parser.add_argument(
+        "--config", type=str, default=None, help="YAML file with any of these flags; flags win over it."
+    )
+    parser.set_defaults(**(defaults or {}))
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     config_path = _config_path(command_line)
     known = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
@@ -82,6 +95,12 @@ def parse_arguments(
 def config_file(arguments: Sequence[str] | None = None) -> str | None:
     """Return the path given with `--config`, or None."""
     return _config_path(list(sys.argv[1:] if arguments is None else arguments))
+
+
+def default_output_folder(script_name: str, arguments: Sequence[str] | None = None) -> str:
+    """Name where a training script writes by default: after its recipe, or after itself."""
+    recipe = config_file(arguments)
+    return f"checkpoints/{Path(recipe).stem if recipe else script_name}"
 
 
 def _config_path(command_line: list[str]) -> str | None:
@@ -117,7 +136,9 @@ def _read_yaml(path: str) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path") from error
+        raise UserError(
+            f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({error}): correct the file") from error
     if content is None:

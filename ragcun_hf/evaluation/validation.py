@@ -1,0 +1,78 @@
+"""Retrieval figures of held-out pairs, for choosing checkpoints while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ranking import build_run
+from .retrieval_metrics import mean_metrics, per_query_metrics
+from .search import exact_search
+
+if TYPE_CHECKING:
+    from ..features.feature_store import FeatureStore
+    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+
+
+class RetrievalValidation:
+    """Measure how well queries find their own documents among all validation documents.
+
+    Args:
+        queries: One text per pair; a query that comes several times has several relevant documents.
+        documents: The relevant document of each pair.
+        distractors: More documents to search among, relevant to none.
+        store: Gives precomputed features; without one, texts are encoded at every call.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        *,
+        distractors: Sequence[str] = (),
+        store: FeatureStore | None = None,
+    ) -> None:
+        self._queries = list(dict.fromkeys(queries))
+        self._documents = list(dict.fromkeys([*documents, *distractors]))
+        query_ids = {text: f"q{number}" for number, text in enumerate(self._queries)}
+        document_ids = {text: f"d{number}" for number, text in enumerate(self._documents)}
+        self._query_ids, self._document_ids = list(query_ids.values()), list(document_ids.values())
+        self._qrels: dict[str, dict[str, int]] = {}
+        for query, document in zip(queries, documents, strict=True):
+            self._qrels.setdefault(query_ids[query], {})[document_ids[document]] = 1
+        self._store = store
+
+    def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
+        """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
+        was_training = model.training
+        model.eval()
+        queries, predictions = self._embed(model, self._queries, model.config.query_prompt)
+        documents, _ = self._embed(model, self._documents, model.config.document_prompt)
+        model.train(was_training)
+        figures = {"ndcg@10": self._ndcg(queries, documents, model.config.similarity_fn_name)}
+        if predictions is not None:
+            figures["ndcg@10_predictor"] = self._ndcg(predictions, documents, model.config.similarity_fn_name)
+        return figures
+
+    @torch.inference_mode()
+    def _embed(self, model: IsotropicGaussianModel, texts: list[str], prompt: str) -> tuple[Tensor, Tensor | None]:
+        if self._store is None:
+            is_query = texts is self._queries
+            encode = model.encode_query if is_query else model.encode_document
+            predictions = None
+            if is_query and model.config.use_predictor:
+                predictions = model.encode_query(texts, use_predictor=True, convert_to_tensor=True)
+            return encode(texts, convert_to_tensor=True), predictions
+        features = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
+        output = model(features=features.to(model.device))
+        predictions = None if output.predictions is None else output.predictions.float().cpu()
+        return output.embeddings.float().cpu(), predictions
+
+    def _ndcg(self, queries: Tensor | np.ndarray, documents: Tensor | np.ndarray, similarity: str) -> float:
+        result = exact_search(queries, documents, k=10, similarity=similarity)
+        run = build_run(self._query_ids, self._document_ids, result, drop_identical_ids=False, k=10)
+        return mean_metrics(per_query_metrics(run, self._qrels))["ndcg@10"]

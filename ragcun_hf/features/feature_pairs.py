@@ -1,0 +1,71 @@
+"""Training pairs as rows of precomputed features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from .feature_store import FeatureStore
+
+
+@dataclass(frozen=True)
+class FeaturePair:
+    """One training pair by the rows of its texts' features.
+
+    Args:
+        query: Row among the query features.
+        positive: Row among the document features.
+        negatives: Rows among the document features.
+    """
+
+    query: int
+    positive: int
+    negatives: np.ndarray
+
+
+class FeaturePairs(Dataset):
+    """Pairs whose texts were encoded before; equal texts share a row.
+
+    Args:
+        queries: One text per pair.
+        positives: One text per pair.
+        negatives: Any number of texts per pair.
+        store: Gives the features.
+        query_prompt: Put before every query.
+        document_prompt: Put before every document.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        positives: Sequence[str],
+        negatives: Sequence[Sequence[str]],
+        *,
+        store: FeatureStore,
+        query_prompt: str = "",
+        document_prompt: str = "",
+    ) -> None:
+        query_table = store.features(queries, prompt=query_prompt)
+        flat_negatives = [text for texts in negatives for text in texts]
+        document_table = store.features([*positives, *flat_negatives], prompt=document_prompt)
+        self.query_vectors = query_table.vectors
+        self.document_vectors = document_table.vectors
+        self._query_rows = query_table.rows
+        self._positive_rows = document_table.rows[: len(positives)]
+        ends = np.cumsum([len(texts) for texts in negatives])
+        self._negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
+
+    def __len__(self) -> int:
+        return len(self._query_rows)
+
+    def __getitem__(self, index: int) -> FeaturePair:
+        return FeaturePair(
+            query=int(self._query_rows[index]),
+            positive=int(self._positive_rows[index]),
+            negatives=self._negative_rows[index],
+        )

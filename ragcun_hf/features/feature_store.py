@@ -1,0 +1,179 @@
+"""Features of texts, each distinct text encoded at most once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+
+from ..data.documents import text_digest
+from .encoder_loop import choose_dtype, encode_in_batches
+from .feature_cache import FeatureCache
+
+if TYPE_CHECKING:
+    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+
+_TEXTS_PER_SHARD = 4096  # what an interruption can cost, and the buffer in memory
+
+
+def default_cache_folder() -> Path:
+    """The folder of the feature cache beside the other Hugging Face caches (`HF_HOME`)."""
+    from huggingface_hub.constants import HF_HOME
+
+    return Path(HF_HOME) / "ragcun_hf" / "features"
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Features of some texts.
+
+    Args:
+        vectors: Shape (U, H), float32, one row per distinct text.
+        rows: Shape (N,), int64, the row of each text asked for; equal texts have equal rows.
+    """
+
+    vectors: np.ndarray
+    rows: np.ndarray
+
+    def expanded(self) -> np.ndarray:
+        """Return (N, H), one row per text asked for."""
+        return self.vectors[self.rows]
+
+
+class FeatureStore:
+    """Give the frozen encoder's features of texts, from the cache or by running it.
+
+    Args:
+        model: Whose encoder, tokenizer, pooling and length make the features.
+        cache_folder: Where features are kept; None keeps nothing.
+        dtype: Arithmetic of the encoder: `auto`, `float32` or `bfloat16`.
+        show_progress: Show a bar while encoding.
+
+    Example:
+        >>> store = FeatureStore(model, cache_folder=None)  # doctest: +SKIP
+        >>> store.features(["a text", "another", "a text"]).rows  # doctest: +SKIP
+        array([0, 1, 0])
+    """
+
+    def __init__(
+        self,
+        model: IsotropicGaussianModel,
+        *,
+        cache_folder: str | Path | None,
+        dtype: str = "auto",
+        show_progress: bool = True,
+    ) -> None:
+        self._model = model
+        self._cache_folder = cache_folder
+        self._dtype = choose_dtype(dtype, model.device)
+        self._show_progress = show_progress
+        self._caches: dict[str, FeatureCache] = {}
+        self._encoder_parts: dict[str, Any] | None = None
+
+    @property
+    def dtype_name(self) -> str:
+        """The arithmetic in use, `float32` or `bfloat16`."""
+        return str(self._dtype).removeprefix("torch.")
+
+    def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
+        """Return the features of texts; the encoder runs for those never seen before.
+
+        Args:
+            texts: Any number, equal ones welcome.
+            prompt: Put before every text; part of the cache's key.
+        """
+        first_rows: dict[str, int] = {}
+        rows = np.array([first_rows.setdefault(text, len(first_rows)) for text in texts], dtype=np.int64)
+        distinct = list(first_rows)
+        was_training = self._model.training
+        self._model.eval()
+        if self._cache_folder is None:
+            vectors = self._encode(distinct, prompt)
+        else:
+            vectors = self._read_through(self._cache(prompt), distinct, prompt)
+        self._model.train(was_training)
+        return FeatureTable(vectors=vectors, rows=rows)
+
+    def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
+        digests = [text_digest(text) for text in texts]
+        missing = cache.missing(digests)
+        positions: list[int] = []
+        pieces: list[np.ndarray] = []
+
+        def flush() -> None:
+            cache.write([digests[missing[position]] for position in positions], np.concatenate(pieces))
+            positions.clear()
+            pieces.clear()
+
+        for batch, features in self._batches([texts[position] for position in missing], prompt):
+            positions.extend(batch)
+            pieces.append(features.numpy())
+            if len(positions) >= _TEXTS_PER_SHARD:
+                flush()
+        if positions:
+            flush()
+        return cache.read(digests)
+
+    def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
+        vectors = np.empty((len(texts), self._model.config.feature_dim), dtype=np.float32)
+        for batch, features in self._batches(texts, prompt):
+            vectors[batch] = features.numpy()
+        return vectors
+
+    def _batches(self, texts: list[str], prompt: str) -> Any:
+        show = self._show_progress and len(texts) > 0
+        return encode_in_batches(self._model, texts, prompt=prompt, dtype=self._dtype, show_progress=show)
+
+    def _cache(self, prompt: str) -> FeatureCache:
+        if prompt not in self._caches:
+            if self._encoder_parts is None:
+                self._encoder_parts = _encoder_parts(self._model)
+            parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name}
+            dim = self._model.config.feature_dim
+            self._caches[prompt] = FeatureCache(self._cache_folder or "", parts, feature_dim=dim)
+        return self._caches[prompt]
+
+
+def _encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
+    """Name everything about the model that changes a feature; weights and tokenizer by checksum."""
+    config = model.config
+    return {
+        "layout": 1,
+        "encoder": config.encoder_config.model_type,
+        "weights": _weights_checksum(model.encoder),
+        "tokenizer": _tokenizer_checksum(model.tokenizer),
+        "max_length": config.max_length,
+        "pooling": config.pooling,
+        "normalize_features": config.normalize_features,
+    }
+
+
+def _weights_checksum(encoder: torch.nn.Module) -> str:
+    checksum = xxhash.xxh3_128()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    # What acts on the weights matters as much as they do: activation, norms, positions.
+    settings = encoder.config.to_diff_dict()
+    for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        settings.pop(machine_dependent, None)
+    checksum.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return checksum.hexdigest()
+
+
+def _tokenizer_checksum(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
+        description = json.loads(backend.to_str())
+        # Padding and truncation are set anew by every call.
+        description.pop("padding", None)
+        description.pop("truncation", None)
+    return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

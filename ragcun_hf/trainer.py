@@ -1,0 +1,181 @@
+"""A `transformers.Trainer` for the three-term loss."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from .evaluation.isotropy import effective_rank, embedding_std
+from .losses import (
+    SIGREG_NULL_FLOOR,
+    covariance_isotropy_loss,
+    info_nce_loss,
+    predictive_loss,
+    random_directions,
+    sigreg_loss,
+    sigreg_statistic,
+    triplet_margin_loss,
+)
+from .training_arguments import IsotropicGaussianTrainingArguments
+
+
+class IsotropicGaussianTrainer(Trainer):
+    """Train a projection and a predictor with contrastive + isotropy + predictive terms.
+
+    A term whose weight is 0 is not computed. Each term is logged unweighted under `loss/<term>`, beside measures
+    that show a collapse: `embedding_std` (about 1 when healthy), `effective_rank` (at most the batch's rows) and
+    `sigreg` (about `sigreg_floor` for a Gaussian batch, up to 0.4 per row when collapsed).
+
+    Args:
+        *args: As for `transformers.Trainer`.
+        validation: Called with the model at every evaluation; its figures (e.g. `ndcg@10`) are logged with the
+            prefix `eval_` and can select the best checkpoint.
+        **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
+    """
+
+    # The loss is the mean of one batch, so under gradient accumulation the Trainer has to divide it.
+    loss_is_scaled_for_ga = False
+
+    args: IsotropicGaussianTrainingArguments
+
+    def __init__(
+        self, *args: Any, validation: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        # There are no labels: the loss comes from the batch itself, in evaluation too.
+        self.can_return_loss = True
+        self._validation = validation
+        self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self._term_counts: dict[str, dict[str, int]] = {"train": defaultdict(int), "eval": defaultdict(int)}
+        self._last_embeddings: Tensor | None = None
+        if self._weights["predictive"] > 0 and self._has_no_predictor():
+            raise ValueError(
+                f"`lambda_predictive` is {self._weights['predictive']}, but the model has no predictor: "
+                "build it with `use_predictor=True`, or set the weight to 0."
+            )
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        predictive = self.args.lambda_predictive
+        if predictive is None:
+            predictive = 0.0 if self._has_no_predictor() else 1.0
+        return {
+            "contrastive": self.args.lambda_contrastive,
+            "isotropy": self.args.lambda_isotropy,
+            "predictive": predictive,
+        }
+
+    def _has_no_predictor(self) -> bool:
+        return not self.accelerator.unwrap_model(self.model).config.use_predictor
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Embed the whole batch in one forward and add up the weighted terms."""
+        query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
+        outputs = model(**{key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")})
+        terms = self._terms(outputs, query_ids, document_ids)
+        self._track(terms, outputs.embeddings)
+        weights = self._weights
+        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        return (loss, outputs) if return_outputs else loss
+
+    def _terms(self, outputs: Any, query_ids: Tensor, document_ids: Tensor) -> dict[str, Tensor]:
+        """Compute the unweighted terms whose weight is not 0."""
+        num_queries, args, weights = len(query_ids), self.args, self._weights
+        embeddings = outputs.embeddings.float()
+        queries, documents = embeddings[:num_queries], embeddings[num_queries:]
+        ids = {"query_ids": query_ids, "document_ids": document_ids}
+        terms = {}
+        if weights["contrastive"] > 0:
+            terms["contrastive"] = self._contrastive(queries, documents, ids)
+        if weights["isotropy"] > 0:
+            if args.isotropy_kind == "sigreg":
+                # Directions follow from the step: the same on every process, and again after a resume.
+                seed = args.seed + self.state.global_step
+                terms["isotropy"] = sigreg_loss(embeddings, num_directions=args.num_directions, seed=seed)
+            else:
+                terms["isotropy"] = covariance_isotropy_loss(embeddings)
+        if weights["predictive"] > 0:
+            predictions = outputs.predictions[:num_queries]
+            terms["predictive"] = predictive_loss(predictions, documents[:num_queries], kind=args.predictive_kind)
+        return terms
+
+    def _contrastive(self, queries: Tensor, documents: Tensor, ids: dict[str, Tensor]) -> Tensor:
+        if self.args.contrastive_kind == "triplet":
+            return triplet_margin_loss(queries, documents, margin=self.args.margin, **ids)
+        return info_nce_loss(
+            queries,
+            documents,
+            temperature=self.args.temperature,
+            similarity=self.accelerator.unwrap_model(self.model).config.similarity_fn_name,
+            is_bidirectional=self.args.bidirectional,
+            **ids,
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer, with the encoder's own learning rate where the encoder trains."""
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
+            encoder_parameters = set(unwrapped.encoder.parameters())
+            for group in list(self.optimizer.param_groups):
+                of_encoder = [parameter for parameter in group["params"] if parameter in encoder_parameters]
+                if of_encoder:
+                    group["params"] = [p for p in group["params"] if p not in encoder_parameters]
+                    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+                    self.optimizer.add_param_group(
+                        {"params": of_encoder, **settings, "lr": self.args.encoder_learning_rate}
+                    )
+        return self.optimizer
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the terms and the retrieval figures to the metrics, before callbacks choose by them."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_loss/{name}": value for name, value in self._pop_terms("eval").items()})
+        if self._validation is not None:
+            figures = self._validation(self.accelerator.unwrap_model(self.model))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the terms and the collapse measures beside the training loss."""
+        if "loss" in logs:
+            logs.update({f"loss/{name}": value for name, value in self._pop_terms("train").items()})
+            logs.update(self._collapse_measures())
+        super().log(logs, *args, **kwargs)
+
+    def _track(self, terms: dict[str, Tensor], embeddings: Tensor) -> None:
+        mode = "train" if self.model.training else "eval"
+        for name, term in terms.items():
+            sums = self._term_sums[mode]
+            sums[name] = sums.get(name, 0.0) + term.detach()
+            self._term_counts[mode][name] += 1
+        if mode == "train":
+            self._last_embeddings = embeddings.detach()
+
+    def _pop_terms(self, mode: str) -> dict[str, float]:
+        means = {name: float(total) / self._term_counts[mode][name] for name, total in self._term_sums[mode].items()}
+        self._term_sums[mode].clear()
+        self._term_counts[mode].clear()
+        return means
+
+    def _collapse_measures(self) -> dict[str, float]:
+        """Measure the last batch of this process."""
+        embeddings = self._last_embeddings
+        if embeddings is None or len(embeddings) < 2 or not bool(embeddings.isfinite().all()):
+            return {}
+        rows = embeddings.float()
+        directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
+        return {
+            "embedding_std": float(embedding_std(rows)),
+            "effective_rank": float(effective_rank(rows)),
+            "sigreg": float(sigreg_statistic(rows, directions)),
+            "sigreg_floor": SIGREG_NULL_FLOOR,
+        }

@@ -1,0 +1,109 @@
+"""Arguments of a training run: the Trainer's own, and what weighs and shapes the three loss terms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import TrainingArguments
+
+from .command_line import argument
+
+
+@dataclass
+class IsotropicGaussianTrainingArguments(TrainingArguments):
+    """`transformers.TrainingArguments` with the three terms' weights and shapes.
+
+    Defaults that differ from the parent's: `per_device_train_batch_size`, `learning_rate`, `warmup_steps`,
+    `weight_decay`, `logging_steps`, `save_total_limit`, `dataloader_drop_last`, `remove_unused_columns`,
+    `label_names` and `disable_tqdm`'s companion settings below; each says why in its help.
+
+    Example:
+        >>> from ragcun_hf import IsotropicGaussianTrainingArguments
+        >>> arguments = IsotropicGaussianTrainingArguments(output_dir="out", lambda_isotropy=1.5, use_cpu=True)
+        >>> arguments.lambda_isotropy, arguments.isotropy_kind
+        (1.5, 'sigreg')
+    """
+
+    lambda_contrastive: float = argument(1.0, "Weight of the contrastive term, >= 0; 0 skips the term.")
+    lambda_isotropy: float = argument(
+        1.0,
+        "Weight of the isotropy term, >= 0; 0 skips the term. Larger pulls embeddings harder towards N(0, I).",
+    )
+    lambda_predictive: float | None = argument(
+        None, "Weight of the predictive term, >= 0; 0 skips the term. Default: 1 with a predictor, 0 without."
+    )
+    contrastive_kind: Literal["info_nce", "triplet"] = argument(
+        "info_nce", "info_nce: pick the own document among all of the batch; triplet: the original's Euclidean margin."
+    )
+    temperature: float = argument(0.05, "Divides similarities in info_nce, > 0; smaller looks at the hardest only.")
+    bidirectional: bool = argument(False, "Let documents pick their queries too, and average both directions.")
+    margin: float = argument(0.1, "Gap that triplet asks for, >= 0, as a Euclidean distance between embeddings.")
+    isotropy_kind: Literal["sigreg", "covariance"] = argument(
+        "sigreg", "sigreg: sliced Epps-Pulley test against N(0, I), over N; covariance: the original's penalty."
+    )
+    num_directions: int = argument(256, "Random directions of sigreg per step, >= 1; cost grows linearly.")
+    predictive_kind: Literal["mse", "cosine"] = argument(
+        "mse", "How predictions are compared with document embeddings, which are held fixed."
+    )
+    encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights where they are not frozen, > 0.")
+    early_stopping_patience: int | None = argument(
+        None, "Stop after this many evaluations without a better validation NDCG@10; needs --val_data."
+    )
+
+    num_train_epochs: float = argument(3.0, "Passes over the training data.", "--epochs")
+    per_device_train_batch_size: int = argument(
+        32, "Pairs per process and step. Larger gives each query more in-batch negatives.", "--batch_size"
+    )
+    learning_rate: float = argument(3e-4, "Peak learning rate of projection and predictor.")
+    warmup_steps: float = argument(0.1, "Steps of linear warm-up; below 1 it is a share of all steps.")
+    weight_decay: float = argument(0.01, "AdamW's weight decay; biases are exempt.")
+    logging_steps: float = argument(10, "Steps between log lines; below 1 it is a share of all steps.")
+    save_total_limit: int | None = argument(2, "Checkpoints kept; each holds the encoder too.")
+    dataloader_drop_last: bool = argument(
+        True, "Drop the last, smaller batch: it has fewer negatives and a noisier isotropy term."
+    )
+    remove_unused_columns: bool = argument(False, "Leave False: the collator reads the columns, the model does not.")
+    label_names: list[str] | None = argument([], "Leave empty: there are no labels, the loss comes from the batch.")
+
+    def __post_init__(self) -> None:
+        """Check the values that are ours before the parent's own checks."""
+        self._check_weights()
+        if not self.temperature > 0:
+            raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
+        if self.margin < 0:
+            raise ValueError(f"`margin` must be at least 0, got {self.margin}.")
+        if self.num_directions < 1:
+            raise ValueError(f"`num_directions` must be at least 1, got {self.num_directions}.")
+        for name in ("learning_rate", "encoder_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
+        if self.per_device_train_batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.per_device_train_batch_size}.")
+        if self.max_steps <= 0 and not self.num_train_epochs > 0:
+            raise ValueError(f"`epochs` must be above 0, got {self.num_train_epochs}.")
+        for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
+            _check_choice(name, getattr(self, name))
+        super().__post_init__()
+
+    def _check_weights(self) -> None:
+        for name in ("lambda_contrastive", "lambda_isotropy", "lambda_predictive"):
+            weight = getattr(self, name)
+            if weight is not None and not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
+        if self.lambda_contrastive == self.lambda_isotropy == 0 and self.lambda_predictive == 0:
+            raise ValueError("All three lambda weights are 0: there is nothing to train, set one above 0.")
+
+
+_CHOICES = {
+    "contrastive_kind": ("info_nce", "triplet"),
+    "isotropy_kind": ("sigreg", "covariance"),
+    "predictive_kind": ("mse", "cosine"),
+}
+
+
+def _check_choice(name: str, value: str) -> None:
+    if value not in _CHOICES[name]:
+        raise ValueError(f"`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}.")

@@ -1,0 +1,352 @@
+"""One training run from checked pairs to a saved model; what the three training scripts have in common."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .command_line import argument, say
+from .data.documents import text_digest
+from .errors import UserError
+from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+    from .evaluation.validation import RetrievalValidation
+    from .features.feature_pairs import FeaturePairs
+    from .features.feature_store import FeatureStore
+    from .modeling_isotropic_gaussian import IsotropicGaussianModel
+    from .trainer import IsotropicGaussianTrainer
+    from .training_arguments import IsotropicGaussianTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "training_record.json"
+DOCUMENTS_FILE = "training_documents.txt"
+
+_SAMPLE_ROWS = 4096  # documents that decide the principal directions of a narrower projection
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and the head that is trained on it; unset fields follow the encoder's own settings."""
+
+    base_model: str = argument(
+        DEFAULT_BASE_MODEL,
+        "The encoder: a Hub id, a folder, or the word embedded (the all-MiniLM-L6-v2 of the demo extra).",
+    )
+    base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
+    use_predictor: bool = argument(False, "Add a predictor of the document's embedding.")
+    freeze_base: bool = argument(True, "Keep the encoder fixed; its features are then computed once per text.")
+    freeze_layers: int = argument(0, "With --no_freeze_base: keep the token embeddings and the first k layers fixed.")
+    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
+    projection_kind: str = argument("mlp", "mlp or linear.")
+    projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
+    projection_hidden_dim: int | None = argument(None, "Width inside the projection. Default: twice the encoder's.")
+    predictor_hidden_dim: int | None = argument(None, "Width inside the predictor. Default: twice the embedding's.")
+    dropout: float = argument(0.1, "Dropout inside projection and predictor, in [0, 1).")
+    pooling: str | None = argument(None, "mean, cls or last.")
+    normalize_features: bool | None = argument(None, "Scale pooled vectors to unit length, true or false.")
+    similarity_fn_name: str = argument(
+        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity"
+    )
+    query_prompt: str | None = argument(None, "Text put before every query.")
+    document_prompt: str | None = argument(None, "Text put before every document.")
+    max_length: int | None = argument(None, "Tokens kept per text.")
+
+    def build(self) -> IsotropicGaussianModel:
+        """Load the encoder and put the head on it."""
+        names = {field.name for field in fields(self)} - {"base_model", "base_revision"}
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
+
+
+@dataclass
+class FeatureArguments:
+    """How the frozen encoder's features are computed and kept."""
+
+    feature_cache: bool = argument(True, "Compute a frozen encoder's features once and keep them on disk.")
+    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
+    encoder_dtype: str = argument("auto", "Arithmetic of the frozen encoder: auto, float32 or bfloat16.")
+
+    def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
+        """Make a feature store for a model; without the cache it keeps nothing."""
+        from .features.feature_store import FeatureStore, default_cache_folder
+
+        folder = Path(self.feature_cache_dir) if self.feature_cache_dir else default_cache_folder()
+        return FeatureStore(
+            model,
+            cache_folder=folder if self.feature_cache else None,
+            dtype=self.encoder_dtype,
+            show_progress=show_progress,
+        )
+
+
+@dataclass
+class RunArguments:
+    """What happens around the training itself."""
+
+    overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
+
+
+def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
+    """Say what was written and what to do with it."""
+    if not trainer.is_world_process_zero():
+        return
+    folder = trainer.args.output_dir
+    predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
+    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
+    say(f"Next: python training/eval_beir.py --model_path {folder}{predictor} --datasets scifact nfcorpus arguana")
+
+
+def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
+    """Refuse to mix two runs in one folder, and turn `--resume_from_checkpoint last` into a path.
+
+    Raises:
+        UserError: If the folder holds another run's model or checkpoints, or there is nothing to resume.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = Path(training_args.output_dir)
+    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    if training_args.resume_from_checkpoint:
+        if training_args.resume_from_checkpoint == "last":
+            training_args.resume_from_checkpoint = last
+        if not training_args.resume_from_checkpoint or not Path(training_args.resume_from_checkpoint).is_dir():
+            raise UserError(
+                f"--resume_from_checkpoint expects a checkpoint folder, found none in {folder}: start anew"
+            )
+        return
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir expects a folder, got the file {folder}: name another")
+    is_used = last is not None or (folder / "model.safetensors").exists()
+    if not is_used:
+        return
+    if not overwrite:
+        raise UserError(
+            f"{folder} holds an earlier run: name another --output_dir, continue it with "
+            "--resume_from_checkpoint last, or replace it with --overwrite"
+        )
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def run_training(
+    train_views: Dataset,
+    validation_views: Dataset | None,
+    *,
+    model_args: ModelArguments,
+    feature_args: FeatureArguments,
+    training_args: IsotropicGaussianTrainingArguments,
+    data_facts: dict[str, Any],
+) -> IsotropicGaussianTrainer:
+    """Train on views of texts and save the model.
+
+    Args:
+        train_views: Rows `{"query", "positive", "negative"}` of text.
+        validation_views: The same, held out; gives eval_loss and NDCG@10 at every evaluation.
+        model_args: The encoder and the head.
+        feature_args: Whether and where features are kept.
+        training_args: Weights, shapes, optimizer, schedule, output folder.
+        data_facts: What the record says of the data: sources and counts.
+
+    Returns:
+        The trainer, after training, its model the one that was saved.
+
+    Raises:
+        UserError: If model and training arguments do not go together, or there is too little data.
+    """
+    from transformers import set_seed
+
+    set_seed(training_args.seed)
+    _check_arguments(train_views, validation_views, model_args, training_args)
+    model = model_args.build()
+    started = time.perf_counter()
+    store = feature_args.store(model) if model.config.freeze_base and feature_args.feature_cache else None
+    trainer = _build_trainer(model, train_views, validation_views, store, training_args)
+    feature_seconds = time.perf_counter() - started
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    facts = {
+        "data": data_facts,
+        "model": asdict(model_args),
+        "seconds": {
+            "features": round(feature_seconds, 2),
+            "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
+        },
+        "steps": trainer.state.global_step,
+        "training_arguments": _changed_arguments(training_args),
+    }
+    if trainer.is_world_process_zero():
+        _save(trainer, facts, train_views)
+    trainer.accelerator.wait_for_everyone()
+    return trainer
+
+
+def _check_arguments(
+    train_views: Dataset,
+    validation_views: Dataset | None,
+    model_args: ModelArguments,
+    training_args: IsotropicGaussianTrainingArguments,
+) -> None:
+    num_rows = len(train_views) if hasattr(train_views, "__len__") else None
+    if num_rows is not None and num_rows < 2:
+        raise UserError(
+            f"expected at least two training rows, got {num_rows}: a batch needs other documents to compare"
+        )
+    if (training_args.lambda_predictive or 0) > 0 and not model_args.use_predictor:
+        raise UserError(
+            f"--lambda_predictive {training_args.lambda_predictive} needs a predictor, got none: add --use_predictor, "
+            "or set the weight to 0"
+        )
+    if validation_views is None:
+        if training_args.early_stopping_patience is not None:
+            raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data")
+        return
+    # Validation was asked for: evaluate and keep the best unless the flags say how.
+    if training_args.eval_strategy == "no":
+        training_args.eval_strategy = training_args.save_strategy = "epoch"
+    training_args.load_best_model_at_end = True
+    training_args.metric_for_best_model = training_args.metric_for_best_model or "eval_ndcg@10"
+    training_args.greater_is_better = not training_args.metric_for_best_model.endswith("loss")
+
+
+def _build_trainer(
+    model: IsotropicGaussianModel,
+    train_views: Dataset,
+    validation_views: Dataset | None,
+    store: FeatureStore | None,
+    training_args: IsotropicGaussianTrainingArguments,
+) -> IsotropicGaussianTrainer:
+    import torch
+    from torch.utils.data import Subset
+    from transformers import EarlyStoppingCallback
+
+    from .collators import FeaturePairCollator, TextPairCollator
+    from .trainer import IsotropicGaussianTrainer
+
+    config = model.config
+    prompts = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+    validation = _validation(validation_views, store)
+    collator: Any
+    if store is None:
+        collator = TextPairCollator(model.tokenizer, max_length=config.max_length, **prompts)
+        if config.output_dim < config.feature_dim:
+            model.start_from_features(_sample_features(model, train_views))
+    else:
+        # One process encodes; the others then read what it wrote.
+        with training_args.main_process_first(desc="features"):
+            pairs = _as_features(
+                [views for views in (train_views, validation_views) if views is not None], store, prompts
+            )
+        collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
+        model.start_from_features(torch.from_numpy(pairs.document_vectors[:_SAMPLE_ROWS]))
+        num_rows = len(train_views)
+        if validation_views is not None:
+            validation_views = Subset(pairs, range(num_rows, len(pairs)))
+        train_views = Subset(pairs, range(num_rows))
+    _keep_small_sets(train_views, training_args)
+    callbacks = []
+    if training_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    return IsotropicGaussianTrainer(
+        model=model,
+        args=training_args,
+        data_collator=collator,
+        train_dataset=train_views,
+        eval_dataset=validation_views,
+        validation=validation,
+        callbacks=callbacks,
+    )
+
+
+def _as_features(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:
+    """Replace the texts of all views, one after the other, by features in one pair of tables."""
+    from .features.feature_pairs import FeaturePairs
+
+    columns = [_columns(view) for view in views]
+    queries, positives, negatives = (
+        [text for part in column for text in part] for column in zip(*columns, strict=True)
+    )
+    return FeaturePairs(queries, positives, negatives, store=store, **prompts)
+
+
+def _columns(views: Any) -> tuple[list[str], list[str], list[list[str]]]:
+    rows = [views[index] for index in range(len(views))]
+    return (
+        [row["query"] for row in rows],
+        [row["positive"] for row in rows],
+        [list(row.get("negative") or []) for row in rows],
+    )
+
+
+def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
+    """Encode a few documents, for the start of a narrower projection."""
+    import torch
+
+    from .features.feature_store import FeatureStore
+
+    texts = [views[index]["positive"] for index in range(min(len(views), _SAMPLE_ROWS))]
+    store = FeatureStore(model, cache_folder=None, dtype="auto")
+    return torch.from_numpy(store.features(texts, prompt=model.config.document_prompt).vectors)
+
+
+def _validation(views: Any, store: FeatureStore | None) -> RetrievalValidation | None:
+    from .evaluation.validation import RetrievalValidation
+
+    if views is None:
+        return None
+    queries, documents, negatives = _columns(views)
+    distractors = [text for texts in negatives for text in texts]
+    return RetrievalValidation(queries, documents, distractors=distractors, store=store)
+
+
+def _keep_small_sets(views: Any, training_args: IsotropicGaussianTrainingArguments) -> None:
+    """Where everything fits in one batch, dropping the last one would leave nothing to train on."""
+    rows_per_step = training_args.per_device_train_batch_size * training_args.world_size
+    if hasattr(views, "__len__") and len(views) < rows_per_step and training_args.dataloader_drop_last:
+        logger.warning("The %d training rows fit in less than one batch of %d; it is kept.", len(views), rows_per_step)
+        training_args.dataloader_drop_last = False
+
+
+def _changed_arguments(training_args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
+    """List the training arguments that differ from their defaults; paths of this machine stay out."""
+    current = training_args.to_dict()
+    defaults = type(training_args)(output_dir=training_args.output_dir).to_dict()
+    machine_dependent = ("output_dir", "resume_from_checkpoint", "disable_tqdm")
+    return {
+        key: value for key, value in current.items() if value != defaults.get(key) and key not in machine_dependent
+    }
+
+
+def _save(trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any) -> None:
+    """Write the model and its record beside the output folder's final place, then move file by file."""
+    folder = Path(trainer.args.output_dir)
+    unfinished = folder / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
+        record = {**facts, "log_history": trainer.state.log_history}
+        (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+        digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
+        (unfinished / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
+        for path in sorted(unfinished.iterdir()):
+            path.replace(folder / path.name)
+    except OSError as error:
+        raise UserError(
+            f"expected room for the model in {folder}, got {error}: free some space and run again"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _document_texts(views: Any) -> list[str]:
+    # Streams are not walked through a second time for this list.
+    return [views[index]["positive"] for index in range(len(views))] if hasattr(views, "__len__") else []
