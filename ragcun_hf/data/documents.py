@@ -46,7 +46,7 @@ def document_text(title: str, text: str) -> str:
 def is_beir_folder(source: str | os.PathLike[str]) -> bool:
     """Tell whether a folder has BEIR's three parts: corpus.jsonl, queries.jsonl and qrels/."""
     folder = Path(source).expanduser()
-    files = (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
+    files = os.fspath(source) != "" and (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
     return files and (folder / "qrels").is_dir()
 
 

@@ -28,7 +28,8 @@ DEFAULT_PACKAGES = ("numpy", "torch", "scipy")
 SHORTEST_QUERY_WORDS = 4
 LONGEST_QUERY_WORDS = 40  # longer first sentences are lists and tables
 SHORTEST_DOCUMENT_WORDS = 20
-_SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "_test", "benchmarks", "_vendor", "vendored", "third_party"})
+_SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "benchmarks", "vendored", "third_party"})
+_PUBLIC_FOLDERS = frozenset({"_core"})  # where NumPy defines what `numpy` exports
 _SIGNATURE = re.compile(r"^\s*[\w.\[\], ]*\w\(.*\)(\s*->.*)?\s*:?\s*(\\)?$|^\s*[\w.]+\s*=\s*\w+\(")
 _TEST_SHARE = 0.2
 
@@ -141,13 +142,21 @@ def _documented_objects(package: str) -> Iterator[tuple[str, str]]:
     known: set[str] = set()
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).with_suffix("").parts
-        if _SKIPPED_FOLDERS.intersection(parts) or parts[-1].startswith("test_") or parts[-1] == "conftest":
+        if not _is_public(parts):
             continue
         module = ".".join((package, *(part for part in parts if part != "__init__")))
         for name, docstring in _docstrings(_parse(file), module):
             if name not in known:  # overloads and branches define a name again
                 known.add(name)
                 yield name, docstring
+
+
+def _is_public(parts: tuple[str, ...]) -> bool:
+    """Leave out tests and private folders (compiler internals); private modules hold what SciPy exports."""
+    *folders, module = parts
+    private = any(folder.startswith("_") and folder not in _PUBLIC_FOLDERS for folder in folders)
+    test = _SKIPPED_FOLDERS.intersection(parts) or module.startswith("test_") or module == "conftest"
+    return not (private or test)
 
 
 def _parse(file: Path) -> ast.Module:

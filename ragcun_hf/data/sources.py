@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,17 +70,17 @@ def open_source(source: str | os.PathLike[str], *, split: str = "train", streami
     """
     name = os.fspath(source)
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return _open_folder(path, split)
-    if path.exists():
+    if name and path.exists():
         if file_kind(path) is None:
             raise UserError(f"expected a file ending in {known_suffixes()}, got {name!r}: convert or rename the file")
         return Source(name, files=(path,))
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or file_kind(path) is not None or name.startswith((".", "~")):
         raise UserError(
-            f"expected an existing file or folder, or a Hub dataset 'org/name', got {shorten(name)}: "
-            f"nothing of that name exists in {str(path.parent)!r}, check the path"
+            f"expected an existing file or folder, or a Hub dataset 'org/name', got {name!r}: "
+            "nothing of that name exists, check the path"
         )
     return _open_hub(hub_id["name"], hub_id["config"], split, streaming)
 
@@ -144,21 +145,29 @@ def build_table(
 
         return datasets.IterableDataset.from_generator(generate, features=features)
     schema = features.arrow_schema if features is not None else None
-    chunks, pending = [], []
-    for item in make_rows():
-        pending.append(item)
-        if len(pending) == _ROWS_PER_CHUNK:
-            chunks.append(_arrow_table(pending, schema))
-            pending = []
-    if pending or not chunks:
+    chunks: list[Any] = []
+    rows = make_rows()
+    while pending := list(islice(rows, _ROWS_PER_CHUNK)):
         chunks.append(_arrow_table(pending, schema))
-    try:
-        table = pyarrow.concat_tables(chunks, promote_options="permissive")
-    except pyarrow.ArrowException as error:
-        raise UserError(
-            f"expected one type per column, got a change between rows ({error}): convert the values"
-        ) from error
+        if schema is None:
+            _refuse_changed_type(chunks, pending)
+    table = pyarrow.concat_tables(chunks or [_arrow_table([], schema)], promote_options="permissive")
     return datasets.Dataset(datasets.table.InMemoryTable(table))
+
+
+def _refuse_changed_type(chunks: list[Any], rows: list[tuple[Row | None, dict[str, Any]]]) -> None:
+    """Name the row where a column of the last chunk has another type than the same column before."""
+    import pyarrow
+
+    for name in chunks[-1].column_names:
+        schemas = [pyarrow.schema([chunk.schema.field(name)]) for chunk in chunks if name in chunk.column_names]
+        try:
+            pyarrow.unify_schemas(schemas, promote_options="permissive")
+        except pyarrow.ArrowException:
+            first = next(row for row, columns in rows if columns.get(name) is not None)
+            if first is not None:
+                first.reject(name, f"a {schemas[0].field(0).type} as in the rows before", "give the column one type")
+            raise
 
 
 def _arrow_table(rows: list[tuple[Row | None, dict[str, Any]]], schema: Any) -> Any:
