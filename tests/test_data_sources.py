@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from ragcun_hf.data.file_rows import file_kind, read_rows
+from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.data.sources import open_source, read_table
 from ragcun_hf.errors import UserError
 
@@ -193,6 +194,22 @@ def test_hub_id_with_configuration_is_passed_on_and_rows_count_from_zero(monkeyp
     first = next(open_source("org/name:hard", split="dev", streaming=True).rows())
     assert asked == {"name": "org/name", "config": "hard", "split": "dev", "streaming": True}
     assert first.origin.place(first.number) == "org/name:hard, split dev, row index 0"
+
+
+def test_a_limit_streams_a_hub_dataset_instead_of_downloading_it(monkeypatch):
+    def load(*_, split, streaming):
+        assert streaming
+        return datasets.Dataset.from_list(ROWS).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert read_pairs("org/name", limit=1)["query"][:] == ["who?"]
+
+
+def test_equal_files_give_equal_fingerprints_and_other_rows_another(tmp_path):
+    for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS), ("c.jsonl", ROWS[::-1])):
+        (tmp_path / name).write_text(as_json_lines(rows), encoding="utf-8")
+    first, same, other = (read_table(tmp_path / name)._fingerprint for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
+    assert first == same != other
 
 
 def test_rows_count_from_one_and_blank_lines_count_too(tmp_path):

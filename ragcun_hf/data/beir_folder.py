@@ -10,7 +10,6 @@ import csv
 import logging
 import os
 import re
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,14 +125,16 @@ def _download(name: str, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
         try:
             unpacked = Path(download_and_unzip(url, scratch))
+            if not folder.exists():  # another process may have been faster
+                unpacked.replace(folder)
         except (requests.RequestException, zipfile.BadZipFile, OSError) as error:
+            if folder.is_dir():
+                return
             raise UserError(
                 f"expected the BEIR collection {name!r} in {str(folder)!r}, found no such folder, "
                 f"and downloading {url} failed ({type(error).__name__}): check name and connection, "
                 "or unpack the collection there yourself"
             ) from error
-        if not folder.exists():  # another process may have been faster
-            shutil.move(unpacked, folder)
 
 
 def _new_id(row: Row, known: dict[str, str]) -> str:

@@ -53,6 +53,12 @@ def is_beir_folder(source: str | os.PathLike[str]) -> bool:
 def text_digest(*texts: str) -> bytes:
     """Return 16 bytes that stand for these texts, to find repetitions without keeping the texts.
 
+    Args:
+        *texts: Valid Unicode; where one ends and the next begins matters.
+
+    Returns:
+        The digest: equal for equal texts in every process, otherwise different for all practical purposes.
+
     Example:
         >>> text_digest("ab", "c") == text_digest("a", "bc")
         False

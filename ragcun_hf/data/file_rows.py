@@ -32,6 +32,12 @@ KIND_OF_SUFFIX = {
 def file_kind(path: Path) -> str | None:
     """Return how a file of this name is read, or None if it cannot be.
 
+    Args:
+        path: Only its suffixes are looked at.
+
+    Returns:
+        "json", "csv", "tsv", "txt" or "parquet".
+
     Example:
         >>> file_kind(Path("train.jsonl.gz")), file_kind(Path("model.bin"))
         ('json', None)
@@ -52,7 +58,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             as lines of a .txt file, become rows with the one field "text".
 
     Yields:
-        The rows, blank lines left out.
+        Row: The rows, blank lines left out.
 
     Raises:
         UserError: If the file cannot be read, is not what its suffix says, or holds no row.
@@ -81,7 +87,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         path: Text file, gzipped if it ends in .gz. A byte order mark is removed.
 
     Yields:
-        Line number (from 1) and the line with its line ending.
+        tuple[int, str]: Line number (from 1) and the line with its line ending.
 
     Raises:
         UserError: If the file cannot be opened or a line is not UTF-8.

@@ -137,6 +137,14 @@ class MaskedViews:
 def view_rng(seed: int, epoch: int, index: int) -> random.Random:
     """Return the source of chance for one text in one epoch, the same in every process and version.
 
+    Args:
+        seed: The run's seed.
+        epoch: Counted from 0.
+        index: Position of the text, counted from 0.
+
+    Returns:
+        A generator of its own, so that the order in which texts are asked for does not matter.
+
     Example:
         >>> view_rng(0, 1, 2).random() == view_rng(0, 1, 2).random() != view_rng(0, 2, 1).random()
         True

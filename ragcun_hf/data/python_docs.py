@@ -88,6 +88,12 @@ def is_test_entry(entry: DocEntry) -> bool:
     It depends on nothing but the document, so other packages or versions never move an entry from test
     to training.
 
+    Args:
+        entry: Any entry.
+
+    Returns:
+        True for test, False for training.
+
     Example:
         >>> is_test_entry(DocEntry("a.b", "What it does.", "How it does it."))
         False

@@ -152,7 +152,19 @@ def build_table(
         if schema is None:
             _refuse_changed_type(chunks, pending)
     table = pyarrow.concat_tables(chunks or [_arrow_table([], schema)], promote_options="permissive")
-    return datasets.Dataset(datasets.table.InMemoryTable(table))
+    return datasets.Dataset(datasets.table.InMemoryTable(table), fingerprint=_fingerprint(table))
+
+
+def _fingerprint(table: Any) -> str:
+    """Hash the content; left to itself, `datasets` pickles the whole table for this, in four times its memory."""
+    import xxhash
+
+    digest = xxhash.xxh64(str(table.schema).encode("utf-8"))
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                digest.update(buffer if buffer is not None else b"-")
+    return digest.hexdigest()
 
 
 def _refuse_changed_type(chunks: list[Any], rows: list[tuple[Row | None, dict[str, Any]]]) -> None:

@@ -20,6 +20,12 @@ SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
 def splittable(text: str) -> bool:
     """Tell whether a text has the two words that a split needs.
 
+    Args:
+        text: Any text.
+
+    Returns:
+        True from two words on.
+
     Example:
         >>> splittable("Word."), splittable("Two words.")
         (False, True)

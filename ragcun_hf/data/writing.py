@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +18,9 @@ def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     Args:
         path: File or folder to be written.
         overwrite: Allow replacing it. A folder is only ever replaced by a BEIR folder if it is one.
+
+    Returns:
+        The path, with `~` resolved.
 
     Raises:
         UserError: If it exists and may not be replaced.
@@ -99,13 +101,22 @@ def write_beir_folder(
             write_json_rows(({"_id": key, "text": text} for key, text in queries.items()), new / "queries.jsonl")
             for split, judgements in qrels.items():
                 _write_qrels(new / "qrels" / f"{split}.tsv", judgements)
-            if target.exists():
-                # A folder cannot be replaced in one step: the old one is moved away, not yet deleted.
-                shutil.move(target, Path(scratch) / "old")
-            new.replace(target)
+            _replace_folder(target, new, Path(scratch) / "old")
     except OSError as error:
         raise UserError(f"expected a writable folder, got {str(target)!r} ({error.strerror}): name another") from error
     return target
+
+
+def _replace_folder(target: Path, new: Path, old: Path) -> None:
+    """Put the new folder in place; a folder cannot be replaced in one step, so a failure puts the old one back."""
+    if target.exists():
+        target.replace(old)
+    try:
+        new.replace(target)
+    except OSError:
+        if old.exists():
+            old.replace(target)
+        raise
 
 
 def _write_qrels(path: Path, judgements: Mapping[str, Mapping[str, int]]) -> None:
