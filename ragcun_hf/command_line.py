@@ -40,6 +40,15 @@ def say(text: str) -> None:
     print(text)  # noqa: T201
 
 
+def quiet_libraries() -> None:
+    """Keep the libraries' own loading and saving bars off a script's screen; its training bar stays."""
+    import datasets
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 def parse_arguments(
     dataclass_types: Sequence[type],
     *,

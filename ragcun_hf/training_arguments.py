@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
 
 from .command_line import argument
@@ -87,6 +88,8 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
             _check_choice(name, getattr(self, name))
         super().__post_init__()
+        # Pinning memory without an accelerator only warns, at every epoch.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
     def _check_weights(self) -> None:
         for name in ("lambda_contrastive", "lambda_isotropy", "lambda_predictive"):

@@ -6,15 +6,16 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_line import argument, say
+from .command_line import argument, default_output_folder, parse_arguments, quiet_libraries, say
 from .data.documents import text_digest
 from .errors import UserError
 from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
+from .training_record import DOCUMENTS_FILE, RECORD_FILE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from .training_arguments import IsotropicGaussianTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-RECORD_FILE = "training_record.json"
-DOCUMENTS_FILE = "training_documents.txt"
 
 _SAMPLE_ROWS = 4096  # documents that decide the principal directions of a narrower projection
 
@@ -91,10 +89,99 @@ class FeatureArguments:
 
 
 @dataclass
+class ValidationArguments:
+    """What is held out to choose the checkpoint by."""
+
+    val_data: str | None = argument(
+        None, "Held-out query-document pairs: eval_loss and NDCG@10 while training, best checkpoint kept."
+    )
+    val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
+    val_fraction: float = argument(
+        0.0, "Without --val_data: share of the documents held out (with their queries), in [0, 1)."
+    )
+
+
+@dataclass
+class ParsedArguments:
+    """All arguments of a training script, by what they are about."""
+
+    data: Any
+    validation: ValidationArguments
+    model: ModelArguments
+    features: FeatureArguments
+    run: RunArguments
+    training: IsotropicGaussianTrainingArguments
+
+
+@dataclass
 class RunArguments:
     """What happens around the training itself."""
 
     overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
+
+
+def train_from_command_line(
+    data_class: type,
+    read_views: Callable[[ParsedArguments], tuple[Any, Any, dict[str, Any]]],
+    *,
+    script: str,
+    description: str,
+    arguments: Sequence[str] | None = None,
+    defaults: dict[str, Any] | None = None,
+) -> None:
+    """Do what every training script does: parse, read, train, save, and say what comes next.
+
+    Args:
+        data_class: The script's own dataclass of data flags.
+        read_views: Called with all arguments; returns training views, validation views or None, and what the
+            record says of the data.
+        script: The script's name, which also names its default output folder.
+        description: First lines of `--help`.
+        arguments: The command line; `sys.argv` if None.
+        defaults: The script's own defaults, where they differ from the dataclasses'.
+    """
+    from .training_arguments import IsotropicGaussianTrainingArguments
+
+    classes = [data_class, ValidationArguments, ModelArguments, FeatureArguments, RunArguments]
+    parsed = ParsedArguments(
+        *parse_arguments(
+            [*classes, IsotropicGaussianTrainingArguments],
+            description=description,
+            arguments=arguments,
+            defaults={"output_dir": default_output_folder(script, arguments), **(defaults or {})},
+        )
+    )
+    quiet_libraries()
+    check_output_folder(parsed.training, overwrite=parsed.run.overwrite)
+    train_views, validation_views, facts = read_views(parsed)
+    report_saved_model(run_training(parsed, train_views, validation_views, data_facts={"script": script, **facts}))
+
+
+def document_views(
+    parsed: ParsedArguments,
+    make_views: Callable[[list[str]], Any],
+    *,
+    usable: Callable[[str], bool],
+    facts: dict[str, Any],
+) -> tuple[Any, Any, dict[str, Any]]:
+    """Read `--documents` and make training and validation views of them, for the two self-supervised scripts."""
+    from .data.pairs import read_pairs
+    from .data.validation_split import hold_out_texts, read_texts
+
+    data, validation_args = parsed.data, parsed.validation
+    names = ("split", "text_column", "title_column", "limit")
+    texts, counts = read_texts(data.documents, usable=usable, **{name: getattr(data, name) for name in names})
+    fraction = 0.0 if validation_args.val_data else validation_args.val_fraction
+    train, validation = hold_out_texts(texts, make_views, val_fraction=fraction, seed=parsed.training.seed)
+    if validation_args.val_data:
+        validation = read_pairs(validation_args.val_data, split=validation_args.val_split or data.split)
+    return train, validation, {"train": [source_name(data.documents)], **counts, **facts}
+
+
+def source_name(source: str) -> str:
+    """Name a data source by its last two parts, without the folders of this machine; a Hub id stays whole."""
+    path = Path(source)
+    return "/".join(path.absolute().parts[-2:]) if path.exists() else source
 
 
 def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
@@ -140,43 +227,37 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
 
 
 def run_training(
-    train_views: Dataset,
-    validation_views: Dataset | None,
-    *,
-    model_args: ModelArguments,
-    feature_args: FeatureArguments,
-    training_args: IsotropicGaussianTrainingArguments,
-    data_facts: dict[str, Any],
+    parsed: ParsedArguments, train_views: Any, validation_views: Any, *, data_facts: dict[str, Any]
 ) -> IsotropicGaussianTrainer:
     """Train on views of texts and save the model.
 
     Args:
+        parsed: The encoder and head, the feature cache, weights, optimizer, schedule and output folder.
         train_views: Rows `{"query", "positive", "negative"}` of text.
-        validation_views: The same, held out; gives eval_loss and NDCG@10 at every evaluation.
-        model_args: The encoder and the head.
-        feature_args: Whether and where features are kept.
-        training_args: Weights, shapes, optimizer, schedule, output folder.
+        validation_views: The same, held out, or None; gives eval_loss and NDCG@10 at every evaluation.
         data_facts: What the record says of the data: sources and counts.
 
     Returns:
         The trainer, after training, its model the one that was saved.
 
     Raises:
-        UserError: If model and training arguments do not go together, or there is too little data.
+        UserError: If arguments do not go together, or there is too little data.
     """
     from transformers import set_seed
 
+    training_args = parsed.training
     set_seed(training_args.seed)
-    _check_arguments(train_views, validation_views, model_args, training_args)
-    model = model_args.build()
+    _check_arguments(train_views, validation_views, parsed.model, training_args)
+    model = parsed.model.build()
     started = time.perf_counter()
-    store = feature_args.store(model) if model.config.freeze_base and feature_args.feature_cache else None
+    is_cached = model.config.freeze_base and parsed.features.feature_cache
+    store = parsed.features.store(model) if is_cached else None
     trainer = _build_trainer(model, train_views, validation_views, store, training_args)
     feature_seconds = time.perf_counter() - started
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     facts = {
         "data": data_facts,
-        "model": asdict(model_args),
+        "model": asdict(parsed.model),
         "seconds": {
             "features": round(feature_seconds, 2),
             "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),

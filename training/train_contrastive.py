@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ragcun_hf.command_line import argument, default_output_folder, parse_arguments, run_script
+from ragcun_hf.command_line import argument, run_script
 
 
 @dataclass
@@ -21,116 +21,84 @@ class PairDataArguments:
     """Where the pairs come from."""
 
     train_data: list[str] = argument([], "Pairs to train on: one or more files, BEIR folders or Hub dataset ids.")
-    val_data: str | None = argument(
-        None, "Held-out pairs: eval_loss and NDCG@10 while training, best checkpoint kept."
-    )
-    val_fraction: float = argument(
-        0.0, "Without --val_data: share of the documents (with their queries) held out for validation, in [0, 0.5]."
-    )
     split: str = argument("train", "Split of a Hub dataset, or of a BEIR folder's judgements, to train on.")
-    val_split: str | None = argument(None, "The same for --val_data. Default: as --split.")
     query_column: str = argument("query", "Column with the query.")
     positive_column: str = argument("positive", "Column with its document.")
     negative_column: str = argument("negative", "Column with one hard negative or a list of them; may be absent.")
     streaming: bool = argument(
-        False, "Read rows while training, from tokens; needs --max_steps, and shuffles in a buffer."
+        False, "Read rows while training, from tokens, shuffled in a buffer; needs --max_steps."
     )
     limit: int | None = argument(None, "Use only the first rows of each source.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, read, train, save, and say what comes next."""
-    from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
-    from ragcun_hf.training_run import (
-        FeatureArguments,
-        ModelArguments,
-        RunArguments,
-        check_output_folder,
-        report_saved_model,
-        run_training,
+    """Train from the command line."""
+    from ragcun_hf.training_run import train_from_command_line
+
+    train_from_command_line(
+        PairDataArguments, read_views, script="train_contrastive", description=__doc__ or "", arguments=arguments
     )
 
-    data_args, model_args, feature_args, run_args, training_args = parse_arguments(
-        [PairDataArguments, ModelArguments, FeatureArguments, RunArguments, IsotropicGaussianTrainingArguments],
-        description=__doc__ or "",
-        arguments=arguments,
-        defaults={"output_dir": default_output_folder("train_contrastive", arguments)},
-    )
-    check_output_folder(training_args, overwrite=run_args.overwrite)
-    train, validation, facts = read_data(data_args, training_args)
-    trainer = run_training(
-        train,
-        validation,
-        model_args=model_args,
-        feature_args=feature_args,
-        training_args=training_args,
-        data_facts=facts,
-    )
-    report_saved_model(trainer)
 
-
-def read_data(data_args: PairDataArguments, training_args: Any) -> tuple[Any, Any, dict[str, Any]]:
+def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Read training and validation pairs; return them with what the record says of them."""
     from datasets import concatenate_datasets
 
-    from ragcun_hf.data.held_out import split_by_document
-    from ragcun_hf.data.pairs import audit_pairs, drop_duplicate_rows, read_pairs
+    from ragcun_hf.data.pairs import audit_pairs, drop_duplicate_rows
+    from ragcun_hf.data.validation_split import hold_out_pairs
     from ragcun_hf.errors import UserError
+    from ragcun_hf.training_run import source_name
 
-    if not data_args.train_data:
+    if not parsed.data.train_data:
         raise UserError("--train_data expects a file, a BEIR folder or a Hub dataset id, got nothing: name one")
-    columns = {name: getattr(data_args, name) for name in ("query_column", "positive_column", "negative_column")}
-    if data_args.streaming:
-        return _stream(data_args, training_args, columns)
-    sources = [
-        read_pairs(source, split=data_args.split, limit=data_args.limit, **columns) for source in data_args.train_data
-    ]
+    facts = {"train": [source_name(source) for source in parsed.data.train_data], "split": parsed.data.split}
+    sources = _read_sources(parsed)
+    if parsed.data.streaming:
+        return _stream(sources, parsed), _validation_of_stream(parsed), {**facts, "streamed": True}
     train, num_dropped = drop_duplicate_rows(concatenate_datasets(sources))
-    validation = None
-    if data_args.val_data:
-        validation = read_pairs(data_args.val_data, split=data_args.val_split or data_args.split, **columns)
-    elif data_args.val_fraction > 0:
-        train, validation = split_by_document(train, data_args.val_fraction, seed=training_args.seed)
-    facts = {
-        "train": [_name(source) for source in data_args.train_data],
-        "split": data_args.split,
-        "rows": vars(audit_pairs(train)),
-        "duplicate_rows_dropped": num_dropped,
-        "validation_rows": 0 if validation is None else len(validation),
+    train, validation = hold_out_pairs(train, **_validation_options(parsed))
+    num_validation_rows = 0 if validation is None else len(validation)
+    counts = {"duplicate_rows_dropped": num_dropped, "validation_rows": num_validation_rows}
+    return train, validation, {**facts, **vars(audit_pairs(train)), **counts}
+
+
+def _read_sources(parsed: Any) -> list[Any]:
+    from ragcun_hf.data.pairs import read_pairs
+
+    names = ("split", "query_column", "positive_column", "negative_column", "streaming", "limit")
+    options = {name: getattr(parsed.data, name) for name in names}
+    return [read_pairs(source, **options) for source in parsed.data.train_data]
+
+
+def _validation_options(parsed: Any) -> dict[str, Any]:
+    return {
+        "val_data": parsed.validation.val_data,
+        "val_split": parsed.validation.val_split or parsed.data.split,
+        "val_fraction": parsed.validation.val_fraction,
+        "seed": parsed.training.seed,
     }
-    return train, validation, facts
 
 
-def _stream(
-    data_args: PairDataArguments, training_args: Any, columns: dict[str, str]
-) -> tuple[Any, Any, dict[str, Any]]:
+def _stream(sources: list[Any], parsed: Any) -> Any:
     from datasets import interleave_datasets
 
-    from ragcun_hf.data.pairs import read_pairs
     from ragcun_hf.errors import UserError
 
-    if training_args.max_steps <= 0:
+    if parsed.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps, as the length of a stream is not known: add it")
-    if data_args.val_fraction > 0:
+    if parsed.model.freeze_base and parsed.features.feature_cache:
+        raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
+    stream = sources[0] if len(sources) == 1 else interleave_datasets(sources, stopping_strategy="all_exhausted")
+    return stream.shuffle(seed=parsed.training.seed, buffer_size=10_000)
+
+
+def _validation_of_stream(parsed: Any) -> Any:
+    from ragcun_hf.data.validation_split import hold_out_pairs
+    from ragcun_hf.errors import UserError
+
+    if parsed.validation.val_fraction > 0:
         raise UserError("--streaming cannot hold out a --val_fraction of a stream: name --val_data, or leave it out")
-    streams = [
-        read_pairs(source, split=data_args.split, streaming=True, limit=data_args.limit, **columns)
-        for source in data_args.train_data
-    ]
-    train = streams[0] if len(streams) == 1 else interleave_datasets(streams, stopping_strategy="all_exhausted")
-    validation = None
-    if data_args.val_data:
-        validation = read_pairs(data_args.val_data, split=data_args.val_split or data_args.split, **columns)
-    facts = {"train": [_name(source) for source in data_args.train_data], "split": data_args.split, "streamed": True}
-    return train.shuffle(seed=training_args.seed, buffer_size=10_000), validation, facts
-
-
-def _name(source: str) -> str:
-    """Name a source without the folders of this machine."""
-    from pathlib import Path
-
-    path = Path(source)
-    return "/".join(path.parts[-2:]) if path.exists() else source
+    return hold_out_pairs(None, **_validation_options(parsed))[1]
 
 
 if __name__ == "__main__":

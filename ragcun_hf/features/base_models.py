@@ -77,6 +77,21 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
         raise UserError(f"the base model {name} or a model flag does not fit: {error}") from error
 
 
+def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
+    """Load the tokenizer of the encoder that `--base_model` names.
+
+    Raises:
+        UserError: If it cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    folder = str(embedded_model_folder()) if name == EMBEDDED else name
+    try:
+        return AutoTokenizer.from_pretrained(folder, **({"revision": revision} if revision else {}))
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(_unreachable(name, error)) from error
+
+
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
     """Load a trained model from a folder or the Hub, with this package's own code.
 
@@ -104,6 +119,24 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
             f"--model_path expects a folder written by save_pretrained or a Hub id, got {path!r} "
             f"({_first_sentence(error)}): check the path, the id and the network"
         ) from error
+
+
+def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
+    """Load the encoder that a model started from, used as the model uses its own.
+
+    Raises:
+        UserError: If it cannot be had, or the model does not say what it was.
+    """
+    config = model.config
+    if not config.base_model_name:
+        raise UserError("this model's encoder was trained, and its config does not name the base: evaluate it by hand")
+    name = EMBEDDED if config.base_model_name == EMBEDDED_NAME and _has_embedded() else config.base_model_name
+    fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
+    return load_base_model(name, **fields)
+
+
+def _has_embedded() -> bool:
+    return importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None
 
 
 def _unreachable(name: str, error: Exception) -> str:

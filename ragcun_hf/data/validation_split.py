@@ -1,0 +1,92 @@
+"""Training and validation parts of pairs, and of documents that views are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import UserError
+from .documents import read_documents, text_digest
+from .held_out import split_by_document
+from .pairs import read_pairs
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Views = TypeVar("Views")
+
+
+def hold_out_pairs(
+    pairs: Dataset, *, val_data: str | None, val_split: str, val_fraction: float, seed: int
+) -> tuple[Dataset, Dataset | None]:
+    """Return training pairs and validation pairs: those of a file, a share of the documents, or none.
+
+    Args:
+        pairs: Columns query and positive.
+        val_data: Source of validation pairs; wins over the fraction.
+        val_split: Split of that source.
+        val_fraction: Share of the documents, with their queries, to hold out; 0 for none.
+        seed: Another seed holds out others.
+
+    Raises:
+        UserError: If the source is bad or the fraction is not in [0, 1).
+    """
+    if val_data:
+        return pairs, read_pairs(val_data, split=val_split)
+    if val_fraction == 0:
+        return pairs, None
+    return split_by_document(pairs, val_fraction, seed=seed)
+
+
+def read_texts(source: str, *, usable: Callable[[str], bool], **options: Any) -> tuple[list[str], dict[str, int]]:
+    """Read documents as single texts, title in front, and leave out those no view can be made of.
+
+    Args:
+        source: As for `read_documents`.
+        usable: Tells whether a text can be used.
+        **options: As for `read_documents`.
+
+    Returns:
+        The texts, and the counts `documents` (read), `rows` (usable) and `too_short`.
+
+    Raises:
+        UserError: If fewer than two are usable.
+    """
+    from .documents import document_text
+
+    documents = read_documents(source, **options)
+    texts = [document_text(row["title"], row["text"]) for row in documents]
+    kept = [text for text in texts if usable(text)]
+    if len(kept) < 2:
+        raise UserError(f"{source}: expected at least two documents of two words or more, got {len(kept)}: add some")
+    return kept, {"documents": len(texts), "rows": len(kept), "too_short": len(texts) - len(kept)}
+
+
+def hold_out_texts(
+    texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
+) -> tuple[Views, Views | None]:
+    """Make views of a training part and of a held-out part of the texts.
+
+    Args:
+        texts: Distinct texts.
+        make_views: Turns texts into views.
+        val_fraction: Share to hold out, in [0, 1); 0 for none. A text's part does not depend on the others.
+        seed: Another seed holds out others.
+
+    Raises:
+        UserError: If the fraction is out of range or leaves nothing on one side.
+    """
+    if val_fraction == 0:
+        return make_views(list(texts)), None
+    if not 0 < val_fraction < 1:
+        raise UserError(f"expected a --val_fraction from 0 to below 1, got {val_fraction}: set it to e.g. 0.1")
+    bound = int(val_fraction * 2**64)
+    held_out = [int.from_bytes(text_digest(f"{seed}", text)[:8], "little") < bound for text in texts]
+    train = [text for text, is_out in zip(texts, held_out, strict=True) if not is_out]
+    validation = [text for text, is_out in zip(texts, held_out, strict=True) if is_out]
+    if len(train) < 2 or len(validation) < 2:
+        raise UserError(
+            f"expected at least two documents on each side of --val_fraction {val_fraction}, got {len(train)} and "
+            f"{len(validation)}: change the fraction or add documents"
+        )
+    return make_views(train), make_views(validation)

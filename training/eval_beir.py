@@ -1,0 +1,157 @@
+"""Evaluate a model on BEIR data sets, with the frozen base beside it.
+
+    python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
+
+Without --model_path, the encoder that --base_model names is evaluated as it is. Writes a table to the screen, a
+results file, TREC run files and plots.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+
+
+@dataclass
+class EvaluationArguments:
+    """What to evaluate, on what, and where the figures go."""
+
+    model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
+    revision: str | None = argument(None, "Branch, tag or commit of a model on the Hub.")
+    base_model: str | None = argument(
+        None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
+    )
+    use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
+    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name.")
+    data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
+    split: str = argument("test", "Which judgements to use.")
+    output_dir: str = argument("results", "Where the results file, the run files and the plots go.")
+    run_name: str | None = argument(None, "Name of the results. Default: the model folder's name.")
+    top_k: int = argument(100, "Documents kept per query, at least 100 for the official figures.")
+    keep_identical_ids: bool = argument(
+        False, "Keep a document that has the query's own id in its ranking; BEIR drops it."
+    )
+    feature_cache: bool = argument(True, "Keep the encoder's features on disk and use those that are there.")
+    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
+    encoder_dtype: str = argument("auto", "Arithmetic of the encoder: auto, float32 or bfloat16.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, evaluate, write, and say what was written."""
+    (args,) = parse_arguments([EvaluationArguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    _check(args)
+    from ragcun_hf.data.beir_folder import find_beir_dataset
+    from ragcun_hf.evaluation.model_evaluation import evaluate_model, load_seen_digests
+
+    datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
+    model, base_model = _load(args)
+    store = _store(args, model)
+    evaluation = evaluate_model(
+        model,
+        datasets,
+        store=store,
+        base_store=None if base_model is None else _store(args, base_model),
+        base_only=args.model_path is None,
+        use_predictor=args.use_predictor,
+        drop_identical_ids=not args.keep_identical_ids,
+        k=args.top_k,
+        seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
+    )
+    _write(args, model, store, evaluation, arguments)
+
+
+def _check(args: EvaluationArguments) -> None:
+    from ragcun_hf.errors import UserError
+
+    if bool(args.model_path) == bool(args.base_model):
+        raise UserError("expected either --model_path or --base_model, got both or neither: give one of them")
+    if args.top_k < 100:
+        raise UserError(f"--top_k must be at least 100 for MAP@100 and recall@100, got {args.top_k}: raise it")
+
+
+def _load(args: EvaluationArguments) -> tuple[Any, Any]:
+    """Return the model and, where its encoder was trained too, the untrained base to stand beside it."""
+    from ragcun_hf.features.base_models import load_base_model, load_trained_model, load_untrained_base
+
+    if args.base_model:
+        return load_base_model(args.base_model), None
+    model = load_trained_model(args.model_path or "", revision=args.revision)
+    return model, None if model.config.freeze_base else load_untrained_base(model)
+
+
+def _store(args: EvaluationArguments, model: Any) -> Any:
+    from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
+
+    folder = (args.feature_cache_dir or default_cache_folder()) if args.feature_cache else None
+    return FeatureStore(model, cache_folder=folder, dtype=args.encoder_dtype)
+
+
+def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, arguments: list[str] | None) -> None:
+    from datetime import datetime, timezone
+
+    from ragcun_hf.evaluation.plots import plot_comparison, plot_isotropy
+    from ragcun_hf.evaluation.ranking import write_trec_run
+    from ragcun_hf.evaluation.results import SCHEMA_VERSION, environment_facts, format_results_table, write_results
+
+    name = args.run_name or _run_name(args, model)
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python training/eval_beir.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        **environment_facts(),
+        "model": _model_facts(args, model, name),
+        "settings": {
+            "split": args.split,
+            "max_length": model.config.max_length,
+            "document_text": "title + ' ' + text",
+            "identical_ids_dropped": not args.keep_identical_ids,
+            "top_k": args.top_k,
+            "encoder_dtype": store.dtype_name,
+            "base_similarity": "cosine",
+        },
+        "datasets": evaluation.datasets,
+        "mean": evaluation.mean,
+        "isotropy": evaluation.isotropy,
+    }
+    folder = Path(args.output_dir)
+    write_results(folder / f"{name}.json", results)
+    for dataset in evaluation.evaluations:
+        for system, run in dataset.runs.items():
+            write_trec_run(folder / name / f"{dataset.name}.{system}.trec", run, tag=f"{name}.{system}")
+    say(format_results_table(results))
+    say(f"\nWrote {folder / name}.json, and run files and plots in {folder / name}.")
+    if args.model_path:
+        plot_comparison(results, folder / name / "comparison.png")
+        plot_isotropy(evaluation.samples["base"], evaluation.samples["projection"], folder / name / "isotropy.png")
+        say(f"Next: python training/render_card.py --model_path {args.model_path} --results {folder / name}.json")
+
+
+def _run_name(args: EvaluationArguments, model: Any) -> str:
+    if args.model_path:
+        path = Path(args.model_path)
+        return path.resolve().name if path.is_dir() else args.model_path.replace("/", "__")
+    return "base-" + (model.config.base_model_name or "encoder").rstrip("/").split("/")[-1]
+
+
+def _model_facts(args: EvaluationArguments, model: Any, name: str) -> dict[str, Any]:
+    config = model.config
+    return {
+        "path": name if args.model_path is None or Path(args.model_path).is_dir() else args.model_path,
+        "name": name,
+        "similarity": config.similarity_fn_name,
+        "base_model": config.base_model_name,
+        "use_predictor": config.use_predictor,
+        "output_dim": config.output_dim,
+        "projection_init": config.projection_init,
+        "projection_kind": config.projection_kind,
+        "freeze_base": config.freeze_base,
+    }
+
+
+if __name__ == "__main__":
+    run_script(main)
