@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import UserError
 from .ranking import Run, build_run
 from .retrieval_metrics import mean_metrics, per_query_metrics
-from .search import Matrix, Similarity, exact_search
+from .search import Matrix, exact_search
 from .significance import compare_systems
 
 BASE_SYSTEM = "base"
@@ -71,7 +71,7 @@ def evaluate_retrieval(
     dataset: RetrievalDataset,
     vectors_by_system: Mapping[str, tuple[Matrix, Matrix]],
     *,
-    similarity_by_system: Mapping[str, Similarity],
+    similarity_by_system: Mapping[str, str],
     k: int = 100,
     metric: str = "ndcg@10",
     drop_identical_ids: bool = True,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
-Similarity = Literal["cosine", "dot", "euclidean"]
+SIMILARITIES = ("cosine", "dot", "euclidean")
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 _SPARE_CANDIDATES = 16  # kept beyond k, so that float32 rounding at the border cannot lose a result
@@ -40,7 +40,7 @@ def exact_search(
     documents: Matrix,
     *,
     k: int,
-    similarity: Similarity = "cosine",
+    similarity: str = "cosine",
     document_block: int = 16_384,
     query_block: int = 1_024,
     device: str | torch.device = "cpu",
@@ -106,8 +106,8 @@ def _check_arguments(
         raise UserError("expected at least one document, got none: check the corpus")
     if k < 1:
         raise UserError(f"expected k >= 1 results per query, got {k}: ask for at least one")
-    if similarity not in get_args(Similarity):
-        raise UserError(f"expected a similarity among {', '.join(get_args(Similarity))}, got {similarity!r}: use one")
+    if similarity not in SIMILARITIES:
+        raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one")
     if document_block < 1 or query_block < 1:
         raise UserError(f"expected blocks of at least one row, got {document_block} and {query_block}: enlarge them")
 
@@ -123,18 +123,23 @@ def _read_rows(matrix: Matrix, rows: slice | np.ndarray[Any, Any], what: str) ->
         block = matrix[rows if isinstance(rows, slice) else torch.from_numpy(rows).to(matrix.device)]
         block = block.detach().float()
     else:
-        # A copy, because torch warns about read-only memory maps and would alias the others.
-        block = torch.from_numpy(np.array(matrix[rows], dtype=np.float32, order="C"))
-    if not bool(torch.isfinite(block).all()):
+        array = np.ascontiguousarray(matrix[rows], dtype=np.float32)
+        # torch warns about read-only memory maps; other arrays are shared, so nothing here works in place.
+        block = torch.from_numpy(array if array.flags.writeable else array.copy())
+    # The sum of a block shows NaN and infinity five times faster; only a sum that overflowed is a false alarm.
+    if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):
         raise UserError(f"expected finite {what} vectors, got NaN or infinity: check the model and its precision")
     return block
 
 
 def _normalize(x_BD: Tensor) -> Tensor:
-    """Scale rows to unit length; zero rows stay zero. Dividing by the largest entry avoids overflow."""
-    largest_B1 = x_BD.abs().amax(dim=1, keepdim=True)
-    x_BD = x_BD / torch.where(largest_B1 > 0, largest_B1, 1.0)
+    """Scale rows to unit length; zero rows stay zero."""
     norm_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
+    if bool(((norm_B1 < 1e-15) | (norm_B1 > 1e15)).any()):
+        # Squares of very large or small entries leave float32: scale rows by their largest entry first.
+        largest_B1 = x_BD.abs().amax(dim=1, keepdim=True)
+        x_BD = x_BD / torch.where(largest_B1 > 0, largest_B1, 1.0)
+        norm_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
     return x_BD / torch.where(norm_B1 > 0, norm_B1, 1.0)
 
 
@@ -175,12 +180,12 @@ def _find_candidates(
 
 def _best_columns(scores_BM: Tensor, num_columns: int) -> Tensor:
     """Return the columns (B, C) of the highest scores, best first, the lower column at equal scores."""
-    num_columns = min(num_columns, scores_BM.shape[1])
-    best = torch.topk(scores_BM, num_columns, dim=1, sorted=False)
-    columns_BC = best.indices
+    if num_columns >= scores_BM.shape[1]:
+        return torch.sort(scores_BM, dim=1, descending=True, stable=True).indices
+    best = torch.topk(scores_BM, num_columns + 1, dim=1)
+    columns_BC = best.indices[:, :num_columns].contiguous()
     # topk takes any of several equal scores at its border: sort those rows fully.
-    at_least_border_B = (scores_BM >= best.values.amin(dim=1, keepdim=True)).sum(dim=1)
-    tied_rows = torch.nonzero(at_least_border_B > num_columns).flatten()
+    tied_rows = torch.nonzero(best.values[:, -1] == best.values[:, -2]).flatten()
     if len(tied_rows):
         fully_sorted = torch.sort(scores_BM[tied_rows], dim=1, descending=True, stable=True)
         columns_BC[tied_rows] = fully_sorted.indices[:, :num_columns]
@@ -195,12 +200,14 @@ def _rescore(queries: Matrix, documents: Matrix, rows: slice, candidates_BC: Ten
     distinct, places = np.unique(candidates_BC.numpy(), return_inverse=True)
     documents_XD = _read_rows(documents, distinct, "document").cpu().double()
     queries_BD = _read_rows(queries, rows, "query").cpu().double()
-    if similarity == "cosine":
-        documents_XD, queries_BD = _normalize(documents_XD), _normalize(queries_BD)
-    documents_BCD = documents_XD[torch.from_numpy(places.reshape(candidates_BC.shape))]
+    places_BC = torch.from_numpy(places.reshape(candidates_BC.shape))
+    documents_BCD = documents_XD[places_BC]
     if similarity == "euclidean":
-        scores_BC = -torch.linalg.vector_norm(documents_BCD - queries_BD.unsqueeze(1), dim=2)
-    else:
-        # Not a batched product: this sum treats every row alike, so equal documents score equally.
-        scores_BC = (documents_BCD * queries_BD.unsqueeze(1)).sum(dim=2)
+        return -torch.linalg.vector_norm(documents_BCD - queries_BD.unsqueeze(1), dim=2).float()
+    # Not a batched product: this sum treats every row alike, so equal documents score equally.
+    scores_BC = documents_BCD.mul_(queries_BD.unsqueeze(1)).sum(dim=2)
+    if similarity == "cosine":  # squares of float32 numbers stay within float64
+        norms_X = torch.linalg.vector_norm(documents_XD, dim=1)
+        norms_BC = norms_X[places_BC] * torch.linalg.vector_norm(queries_BD, dim=1, keepdim=True)
+        scores_BC /= torch.where(norms_BC > 0, norms_BC, 1.0)
     return scores_BC.float()
