@@ -1,6 +1,7 @@
 """Pairs: every row is checked, wherever it stands, and nothing is changed on the way."""
 
 import json
+import pickle
 
 import pytest
 
@@ -92,6 +93,15 @@ def test_streaming_gives_the_same_rows(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", good_rows(25))
     assert list(read_pairs(path, streaming=True)) == list(read_pairs(path))
     assert list(read_pairs(path, streaming=True).features) == ["query", "positive", "negative"]
+
+
+def test_streamed_pairs_can_be_sent_to_the_workers_of_a_loader(tmp_path):
+    stream = read_pairs(write_lines(tmp_path / "a.jsonl", good_rows(3)), streaming=True)
+    assert list(pickle.loads(pickle.dumps(stream))) == good_rows_with_negatives(3)
+
+
+def good_rows_with_negatives(count):
+    return [{**row, "negative": []} for row in good_rows(count)]
 
 
 def test_limit_reads_no_further_than_it_says(tmp_path):

@@ -109,7 +109,7 @@ def read_documents(
         opened = open_source(source, split=split, streaming=streaming or limit is not None)
     columns = (text_column, title_column)
     features = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-    return build_table(lambda: _distinct_documents(opened, columns, limit, beir), features, streaming=streaming)
+    return build_table(_distinct_documents, (opened, columns, limit, beir), features, streaming=streaming)
 
 
 def check_limit(limit: int | None) -> None:

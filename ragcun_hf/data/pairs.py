@@ -102,10 +102,10 @@ def read_pairs(
     check_limit(limit)
     if is_beir_folder(source):
         pairs = list(islice(_beir_pairs(os.fspath(source), split), limit))
-        return build_table(lambda: ((None, pair) for pair in pairs), pair_features(), streaming=streaming)
+        return build_table(_without_rows, (tuple(pairs),), pair_features(), streaming=streaming)
     opened = open_source(source, split=split, streaming=streaming or limit is not None)
     columns = (query_column, positive_column, negative_column)
-    return build_table(lambda: _checked_pairs(opened, columns, limit), pair_features(), streaming=streaming)
+    return build_table(_checked_pairs, (opened, columns, limit), pair_features(), streaming=streaming)
 
 
 def audit_pairs(pairs: Dataset) -> PairAudit:
@@ -172,6 +172,11 @@ def _negatives(row: Row, column: str) -> list[str]:
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         row.reject(column, "a text, a list of texts that are not blank, or nothing", "correct or remove the row")
     return [row.valid_unicode(column, text) for text in texts]
+
+
+def _without_rows(pairs: tuple[dict[str, Any], ...]) -> Iterator[tuple[None, dict[str, Any]]]:
+    for pair in pairs:
+        yield None, pair
 
 
 def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:

@@ -111,11 +111,17 @@ def read_table(
     opened = open_source(source, split=split, streaming=streaming)
     if opened.dataset is not None:
         return opened.dataset
-    return build_table(lambda: ((row, row.fields) for row in opened.rows()), None, streaming=streaming)
+    return build_table(_all_columns, (opened,), None, streaming=streaming)
+
+
+def _all_columns(opened: Source) -> Iterator[tuple[Row, dict[str, Any]]]:
+    for row in opened.rows():
+        yield row, row.fields
 
 
 def build_table(
-    make_rows: Callable[[], Iterator[tuple[Row | None, dict[str, Any]]]],
+    make_rows: Callable[..., Iterator[tuple[Row | None, dict[str, Any]]]],
+    arguments: tuple[Any, ...],
     features: Any,
     *,
     streaming: bool,
@@ -124,7 +130,8 @@ def build_table(
 
     Args:
         make_rows: Called for each walk through the rows; gives the row as read (for messages) and the
-            columns wanted of it.
+            columns wanted of it. A function of a module, so that a loader's workers can be given it.
+        arguments: What it is called with.
         features: `datasets.Features` of the columns, or None to take them from the values.
         streaming: Keep nothing: rows are made each time the dataset is walked through.
 
@@ -139,20 +146,23 @@ def build_table(
     import pyarrow
 
     if streaming:
-
-        def generate() -> Iterator[dict[str, Any]]:
-            yield from (columns for _, columns in make_rows())
-
-        return datasets.IterableDataset.from_generator(generate, features=features)
+        inputs = {"make_rows": make_rows, "arguments": arguments}
+        return datasets.IterableDataset.from_generator(_columns_only, features=features, gen_kwargs=inputs)
     schema = features.arrow_schema if features is not None else None
     chunks: list[Any] = []
-    rows = make_rows()
+    rows = make_rows(*arguments)
     while pending := list(islice(rows, _ROWS_PER_CHUNK)):
         chunks.append(_arrow_table(pending, schema))
         if schema is None:
             _refuse_changed_type(chunks, pending)
     table = pyarrow.concat_tables(chunks or [_arrow_table([], schema)], promote_options="permissive")
     return datasets.Dataset(datasets.table.InMemoryTable(table), fingerprint=_fingerprint(table))
+
+
+def _columns_only(
+    make_rows: Callable[..., Iterator[tuple[Row | None, dict[str, Any]]]], arguments: tuple[Any, ...]
+) -> Iterator[dict[str, Any]]:
+    yield from (columns for _, columns in make_rows(*arguments))
 
 
 def _fingerprint(table: Any) -> str:

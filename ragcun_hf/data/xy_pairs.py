@@ -57,7 +57,7 @@ def read_xy_pairs(
     """
     check_limit(limit)
     opened = open_source(source, split=split, streaming=streaming or limit is not None)
-    return build_table(lambda: _checked(opened, x_column, y_column, limit), pair_features(), streaming=streaming)
+    return build_table(_checked, (opened, x_column, y_column, limit), pair_features(), streaming=streaming)
 
 
 def _checked(opened: Source, x_column: str, y_column: str, limit: int | None) -> Iterator[tuple[Row, dict[str, Any]]]:
