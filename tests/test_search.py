@@ -57,10 +57,10 @@ def test_more_ties_than_candidates_keep_the_lowest_rows():
 
 
 def test_ties_cut_by_a_later_block_keep_the_lowest_rows():
-    # 40 equal documents fill every place; 20 better ones of the next block then push most of them out.
-    documents = np.repeat([[1.0], [2.0]], [40, 20], axis=0)
-    found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=40)
-    assert found.indices.tolist() == [[*range(40, 60), 0, 1, 2, 3]] * 5
+    # 40 equal documents are the best of the first block; 20 better ones of the next push most of them out.
+    documents = np.repeat([[0.0], [1.0], [0.0], [2.0]], [200, 40, 260, 20], axis=0)
+    found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=500)
+    assert found.indices.tolist() == [[*range(500, 520), 200, 201, 202, 203]] * 5
 
 
 def test_k_above_the_number_of_documents_is_clipped():
