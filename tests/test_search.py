@@ -58,9 +58,9 @@ def test_more_ties_than_candidates_keep_the_lowest_rows():
 
 def test_ties_cut_by_a_later_block_keep_the_lowest_rows():
     # 40 equal documents are the best of the first block; 20 better ones of the next push most of them out.
-    documents = np.repeat([[0.0], [1.0], [0.0], [2.0]], [200, 40, 260, 20], axis=0)
-    found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=500)
-    assert found.indices.tolist() == [[*range(500, 520), 200, 201, 202, 203]] * 5
+    documents = np.repeat([[0.0], [1.0], [0.0], [2.0]], [200, 40, 2760, 20], axis=0)
+    found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=3000)
+    assert found.indices.tolist() == [[*range(3000, 3020), 200, 201, 202, 203]] * 5
 
 
 def test_k_above_the_number_of_documents_is_clipped():
