@@ -134,8 +134,9 @@ def plot_isotropy(
     spectrum_axes.set_yscale("log")
     _label(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
     knots = np.linspace(-4, 4, 200)
-    density = np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi)
-    projection_axes.plot(knots, density, color="black", linewidth=2, linestyle=":", label="N(0, 1)")
+    projection_axes.plot(
+        knots, np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=2, linestyle=":", label="N(0, 1)"
+    )
     projection_axes.set_xlim(-4, 4)
     _label(
         projection_axes,
@@ -171,19 +172,11 @@ def _draw_projections(
     directions_DK /= np.linalg.norm(directions_DK, axis=0)
     projected_NK = x_ND @ directions_DK
     edges = np.linspace(-4, 4, 41)
+    middles = (edges[1:] + edges[:-1]) / 2
     for direction in range(_NUM_DIRECTIONS):
-        counts, _ = np.histogram(projected_NK[:, direction], bins=edges)
-        density = counts / (len(x_ND) * (edges[1] - edges[0]))
-        middles = (edges[1:] + edges[:-1]) / 2
-        axes.plot(
-            middles,
-            density,
-            color=colour,
-            linestyle=style,
-            linewidth=1,
-            alpha=0.8,
-            label=label if direction == 0 else "",
-        )
+        density = np.histogram(projected_NK[:, direction], bins=edges)[0] / (len(x_ND) * (edges[1] - edges[0]))
+        name = label if direction == 0 else ""
+        axes.plot(middles, density, color=colour, linestyle=style, linewidth=1, alpha=0.8, label=name)
 
 
 def _draw_cosines(
@@ -230,13 +223,12 @@ def plot_comparison(
     axes = figure.subplots()
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
-        drawn = False
+        label = system
         for group, entry in enumerate(datasets.values()):
             if metric in entry["systems"].get(system, {}):
                 x = group + (place - (len(systems) - 1) / 2) * width
-                label = "" if drawn else system
                 _draw_bar(axes, x, width, entry, system, metric, colours[system], label)
-                drawn = True
+                label = ""  # one entry in the legend
     _mark_base(axes, list(datasets.values()), metric)
     axes.set_xticks(
         range(len(datasets)), [f"{name}\n{entry['num_queries']} queries" for name, entry in datasets.items()]
