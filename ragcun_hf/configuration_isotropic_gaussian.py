@@ -14,6 +14,18 @@ _CHOICES = {
     "similarity_fn_name": ("cosine", "dot", "euclidean"),
 }
 
+# These number positions from pad_token_id + 1 on, so that as many rows of the position table are never used.
+_FAMILIES_WITH_POSITION_OFFSET = (
+    "camembert",
+    "data2vec-text",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+)
+
 
 @strict
 class IsotropicGaussianConfig(PreTrainedConfig):
@@ -117,13 +129,12 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         self._check_lengths_and_layers()
 
     def _check_lengths_and_layers(self) -> None:
-        text_config = self.encoder_config.get_text_config()
-        positions = getattr(text_config, "max_position_embeddings", None)
+        positions = num_positions(self.encoder_config)
         if positions is not None and self.max_length > positions:
             raise ValueError(
                 f"`max_length` must be at most the encoder's {positions} positions, got {self.max_length}."
             )
-        num_layers = text_config.num_hidden_layers
+        num_layers = self.encoder_config.get_text_config().num_hidden_layers
         if not 0 <= self.freeze_layers <= num_layers:
             raise ValueError(
                 f"`freeze_layers` must be between 0 and the encoder's {num_layers}, got {self.freeze_layers}."
@@ -132,6 +143,15 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             raise ValueError(
                 f"`freeze_layers` needs `freeze_base=False` (all layers are frozen already), got {self.freeze_layers}."
             )
+
+
+def num_positions(encoder_config: PreTrainedConfig) -> int | None:
+    """Count the tokens that an encoder can take at once; None where its configuration names no limit."""
+    text_config = encoder_config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and text_config.model_type in _FAMILIES_WITH_POSITION_OFFSET:
+        positions -= text_config.pad_token_id + 1
+    return positions
 
 
 def _as_config(encoder_config: dict | PreTrainedConfig | None) -> PreTrainedConfig:

