@@ -1,0 +1,140 @@
+"""Render the model card of a trained model from its results files.
+
+    python training/render_card.py --model_path checkpoints/jepa_10k --results results/jepa_10k.json
+
+Every number of the card stems from the results, the training record in the model folder, or the published figures
+of a recipe (--recipe); what no file holds is "not measured". Plots that eval_beir.py made are shown.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ragcun_hf.command_line import argument, parse_arguments, run_script, say
+
+_CARDS = Path(__file__).resolve().parent.parent / "model_cards"
+_PLOTS = {
+    "comparison.png": "Difference to the frozen base on each data set",
+    "isotropy.png": "How evenly base and projection fill their space",
+}
+
+
+@dataclass
+class CardArguments:
+    """Whose card, out of which files."""
+
+    model_path: str | None = argument(None, "Folder of the trained model.")
+    results: list[str] = argument([], "Results files of eval_beir.py for this model, each with other data sets.")
+    output: str | None = argument(None, "The card. Default: README.md in the model's folder.")
+    repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the examples of use.")
+    recipe: str | None = argument(None, "Recipe the model was trained by; shows what was published for it.")
+    dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
+    training_record: str | None = argument(
+        None, "How the model was trained. Default: training_record.json in the model's folder, if it is there."
+    )
+    template: str | None = argument(None, "Jinja template of the card. Default: model_cards/template.md.")
+    published: str | None = argument(None, "Figures published for the recipes. Default: model_cards/published.json.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, render, write, and say what was written."""
+    (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
+    folder = _model_folder(args)
+    from ragcun_hf.evaluation.results import read_results
+    from ragcun_hf.publishing.model_card import join_results, render_card, write_card
+
+    output = Path(args.output) if args.output else folder / "README.md"
+    results = join_results([read_results(path) for path in args.results])
+    _check_model(results, folder)
+    text = render_card(
+        template=Path(args.template) if args.template else _CARDS / "template.md",
+        results=results,
+        training_record=_training_record(args, folder),
+        published=_published(args),
+        repo_id=args.repo_id,
+        plots=_place_plots([Path(path) for path in args.results], output),
+        dataset_ids=args.dataset_ids,
+    )
+    write_card(output, text)
+    say(f"Wrote {output}: every number in it stems from a file ({', '.join(args.results)}, ...).")
+    say(f"Next: python training/push_to_hub.py --model_path {folder} --repo_id {args.repo_id or 'organisation/name'}")
+
+
+def _model_folder(args: CardArguments) -> Path:
+    from ragcun_hf.errors import UserError
+
+    if not args.model_path or not Path(args.model_path).is_dir():
+        raise UserError(f"--model_path expects the folder of a trained model, got {args.model_path!r}: check the path")
+    if args.repo_id is not None and args.repo_id.count("/") != 1:
+        raise UserError(f"--repo_id expects organisation/name, got {args.repo_id!r}: add the organisation or user")
+    return Path(args.model_path)
+
+
+def _check_model(results: dict[str, Any], folder: Path) -> None:
+    """Refuse results of another model, as far as its configuration tells."""
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.publishing.model_card import read_json_object
+
+    path = folder / "config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    measured = {**results["model"], "base_model_name": results["model"]["base_model"]}
+    for key in ("base_model_name", "output_dim", "projection_init", "projection_kind", "use_predictor"):
+        if key in config and key in measured and config[key] != measured[key]:
+            raise UserError(
+                f"--results expects results of the model in {folder}, got those of one with {key} {measured[key]!r} "
+                f"instead of {config[key]!r}: evaluate this model, or name its folder"
+            )
+
+
+def _training_record(args: CardArguments, folder: Path) -> dict[str, Any] | None:
+    from ragcun_hf.publishing.model_card import read_json_object
+    from ragcun_hf.training_record import RECORD_FILE
+
+    if args.training_record:
+        return read_json_object(Path(args.training_record))
+    path = folder / RECORD_FILE
+    return read_json_object(path) if path.is_file() else None
+
+
+def _published(args: CardArguments) -> dict[str, Any] | None:
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.publishing.model_card import read_published
+
+    if args.recipe is None:
+        return None
+    path = Path(args.published) if args.published else _CARDS / "published.json"
+    published = read_published(path, args.recipe)
+    if published is None:
+        raise UserError(
+            f"--recipe expects a recipe of {path}, got {args.recipe!r}: use its name, or leave the flag out"
+        )
+    return published
+
+
+def _place_plots(results: list[Path], output: Path) -> dict[str, str]:
+    """Find the plots of the evaluation; those that do not lie below the card's folder are copied beside it."""
+    plots: dict[str, str] = {}
+    card_folder = output.resolve().parent
+    for path in results:
+        for name, description in _PLOTS.items():
+            plot = path.resolve().with_suffix("") / name
+            if not plot.is_file() or description in plots:
+                continue
+            if not plot.is_relative_to(card_folder):
+                plot = _copy(plot, card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}"))
+            plots[description] = plot.relative_to(card_folder).as_posix()
+    return plots
+
+
+def _copy(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    return temporary.replace(target)
+
+
+if __name__ == "__main__":
+    run_script(main)
