@@ -342,6 +342,13 @@ def test_a_loss_cannot_be_left_out(files):
         _check(files)
 
 
+@pytest.mark.parametrize("words", ["is below the frozen base on scifact", "and loses on some"])
+def test_a_loss_cannot_be_talked_away(files, words):
+    _edit(files, words, "is fine on scifact")
+    with pytest.raises(UserError, match="expected the sentence"):
+        _check(files)
+
+
 def test_metadata_is_checked_too(files):
     _edit(files, "value: 0.6201", "value: 0.7")
     with pytest.raises(UserError, match=r"metadata: expected 0\.6201"):

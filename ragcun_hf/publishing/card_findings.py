@@ -99,6 +99,19 @@ def verdict(results: Mapping[str, Any]) -> str:
     return "Against its frozen base this model wins on some of what was measured here and loses on some."
 
 
+def comparison_sentences(results: Mapping[str, Any]) -> list[str]:
+    """Give all that a card must say of the model and its frozen base.
+
+    Args:
+        results: As from `read_results`.
+
+    Returns:
+        The verdict, then all data sets, then seen and unseen documents.
+    """
+    datasets = results.get("datasets", {})
+    return [verdict(results), *describe_outcomes(list_outcomes(datasets)), *describe_memory(datasets)]
+
+
 def describe_memory(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Say how queries fare whose relevant documents were, and were not, among the training documents."""
     sentences = []

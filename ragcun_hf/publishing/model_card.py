@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.results import mean_over_datasets, read_results
 from .card_content import card_metadata, card_sections
+from .card_findings import comparison_sentences
 from .card_numbers import allowed_numbers, body_lines, check_card_numbers
 
 __all__ = [
@@ -99,8 +100,9 @@ def check_card(
 ) -> None:
     """Refuse a card whose numbers are not those of its files.
 
-    Sentences may be written anew as long as their numbers are in the files; rows of tables must be exactly
-    those that rendering makes, so that figures cannot change places; and so must the figures in the metadata.
+    Text may be added or written anew as long as its numbers are in the files. Rows of tables, the sentences on
+    how the model stands to its frozen base, and the figures in the metadata must be exactly those that rendering
+    makes: figures cannot change places, and a loss cannot be left out.
 
     Args:
         path: The card.
@@ -131,6 +133,7 @@ def check_card(
     try:
         check_card_numbers(text, allowed_numbers(results, record, published, repo_id=repo_id))
         _check_table_rows(text, rendered)
+        _check_sentences(text, results)
         _check_metadata(found, ModelCard(rendered))
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -260,6 +263,12 @@ def _table_rows(text: str) -> dict[str, int]:
         for line_number, line in body_lines(text)
         if line.strip().startswith("|") and any(character.isdigit() for character in line)
     }
+
+
+def _check_sentences(text: str, results: Mapping[str, Any]) -> None:
+    for sentence in comparison_sentences(results):
+        if sentence not in text:
+            raise UserError(f"model card: expected the sentence {sentence!r}, got none: render the card again")
 
 
 def _check_metadata(found: Any, rendered: Any) -> None:
