@@ -150,8 +150,8 @@ class IsotropicGaussianModel(PreTrainedModel):
         options = {"revision": revision} if revision else {}
         encoder = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
-        fields = _encoder_settings(name_or_path, tokenizer, encoder.config, options)
-        fields.update({"base_model_name": name_or_path, **config_fields})
+        fields = {"base_model_name": name_or_path, **config_fields}
+        fields = {**_encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
@@ -311,7 +311,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         """Embed documents, with the document prompt; options and result as for [`encode_query`]."""
         return self._encode(sentences, self.config.document_prompt, use_predictor=False, **options)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: what comes back may be trained on
     def _encode(
         self,
         sentences: str | Sequence[str],
@@ -415,9 +415,9 @@ def _without_pooler(encoder: nn.Module) -> nn.Module:
 
 
 def _encoder_settings(
-    name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any]
+    name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts."""
+    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts, if not given."""
 
     def read(file_name: str) -> Any:
         path = cached_file(
@@ -440,7 +440,7 @@ def _encoder_settings(
     if length is not None:
         settings["max_length"] = min(length, positions)
     for module in modules:
-        if module["type"].endswith("Pooling"):
+        if module["type"].endswith("Pooling") and "pooling" not in given:
             settings["pooling"] = _pooling_name(name_or_path, read(f"{module['path']}/config.json") or {})
     prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
     settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
@@ -448,19 +448,18 @@ def _encoder_settings(
 
 
 def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
-    names = {
-        "pooling_mode_mean_tokens": "mean",
-        "pooling_mode_cls_token": "cls",
-        "pooling_mode_lasttoken": "last",
-    }
-    chosen = pooling.get("pooling_mode")
-    chosen = [chosen] if isinstance(chosen, str) else [key for key, value in pooling.items() if value is True]
-    known = [names.get(key, key) for key in chosen if names.get(key, key) in names.values()]
-    if len(known) != 1:
+    names = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
+    # One name or several; older folders have a switch for each instead.
+    modes = pooling.get("pooling_mode")
+    if modes is None:
+        modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    chosen = [mode.removeprefix("pooling_mode_") for mode in ([modes] if isinstance(modes, str) else modes)]
+    if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(
-            f"{name_or_path} pools by {chosen or 'nothing known'}; `pooling` must be one of mean, cls, last: pass it."
+            f"{name_or_path} pools by {' and '.join(chosen) or 'nothing known'}; `pooling` must be one of mean, cls, "
+            "last: pass it."
         )
-    return known[0]
+    return names[chosen[0]]
 
 
 IsotropicGaussianModel.register_for_auto_class("AutoModel")
