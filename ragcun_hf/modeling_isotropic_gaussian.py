@@ -363,13 +363,8 @@ class IsotropicGaussianModel(PreTrainedModel):
         # Other libraries cut texts where the tokenizer says.
         tokenizer.model_max_length = self.config.max_length
         tokenizer.save_pretrained(folder)
-        settings = {
-            "model_type": "SentenceTransformer",
-            "prompts": {"query": self.config.query_prompt, "document": self.config.document_prompt},
-            "default_prompt_name": None,
-            "similarity_fn_name": self.config.similarity_fn_name,
-        }
-        (folder / "config_sentence_transformers.json").write_text(json.dumps(settings, indent=2) + "\n")
+        for name, content in _sentence_transformers_files(self.config).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(repo_id)
 
@@ -412,6 +407,29 @@ def _without_pooler(encoder: nn.Module) -> nn.Module:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder
+
+
+def _sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, Any]:
+    """Describe the model to sentence-transformers: one module, whose vectors `get_text_features` makes.
+
+    Without `modules.json` it would find the vectors too, but take neither the prompts nor the similarity.
+    """
+    return {
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": config.query_prompt, "document": config.document_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": config.similarity_fn_name,
+        },
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}},
+            "module_output_name": "sentence_embedding",
+        },
+    }
 
 
 def _encoder_settings(

@@ -560,6 +560,8 @@ def test_a_saved_folder_holds_all_that_loading_needs_and_no_pickle(tiny_model, t
         "tokenizer.json",
         "tokenizer_config.json",
         "config_sentence_transformers.json",
+        "modules.json",
+        "sentence_bert_config.json",
         "configuration_isotropic_gaussian.py",
         "modeling_isotropic_gaussian.py",
     } <= names
