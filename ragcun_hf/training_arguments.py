@@ -29,8 +29,9 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
 
     lambda_contrastive: float = argument(1.0, "Weight of the contrastive term, >= 0; 0 skips the term.")
     lambda_isotropy: float = argument(
-        1.0,
-        "Weight of the isotropy term, >= 0; 0 skips the term. Larger pulls embeddings harder towards N(0, I).",
+        0.1,
+        "Weight of the isotropy term, >= 0; 0 skips the term. Larger pulls embeddings harder towards N(0, I); "
+        "a light touch keeps the base's retrieval, 1 and more cost some of it (EXPERIMENTS.md).",
     )
     lambda_predictive: float | None = argument(
         None, "Weight of the predictive term, >= 0; 0 skips the term. Default: 1 with a predictor, 0 without."

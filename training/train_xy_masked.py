@@ -69,7 +69,7 @@ def _ready_pairs(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
 
     source = parsed.data.input_xy_pairs
     options = {name: getattr(parsed.data, name) for name in ("split", "x_column", "y_column", "limit")}
-    pairs = read_xy_pairs(source, **options).rename_columns({"y": "query", "x": "positive"})
+    pairs = read_xy_pairs(source, **options)
     train, validation = hold_out_pairs(
         pairs,
         val_data=parsed.validation.val_data,

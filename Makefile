@@ -1,0 +1,40 @@
+# Two commands do everything on a machine with Python 3.10+ and make: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := true
+
+.PHONY: help install demo test test-fast check fix cards clean
+.DEFAULT_GOAL := help
+
+help:  ## Show this list.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: .venv/.installed  ## Make .venv with everything pinned.
+
+.venv/.installed: setup.cfg constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
+	touch $@
+
+demo: install  ## Train on the documentation of installed packages, evaluate, save, reload, search.
+	$(BIN)/python training/demo.py
+
+test: check  ## Linters and every test, the slow ones too.
+	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10
+
+test-fast: install  ## The quick tests only.
+	$(BIN)/python -m pytest -q
+
+check: install  ## Linters and type checker.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet ragcun_hf
+
+fix: install  ## Let the linters mend what they can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what was built here.
+	rm -rf .venv build *.egg-info demo
