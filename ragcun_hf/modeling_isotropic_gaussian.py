@@ -327,17 +327,19 @@ class IsotropicGaussianModel(PreTrainedModel):
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
-        was_training = self.training
-        self.eval()
         # Texts of like length share a batch, longest first, so that little is padding and memory fails early.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         vectors_ND = torch.empty(len(texts), self.config.output_dim)
-        for start in tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress_bar):
-            rows = order[start : start + batch_size]
-            tokens = self.tokenize([texts[row] for row in rows], prompt).to(self.device)
-            output = self(**tokens)
-            vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
-        self.train(was_training)
+        was_training = self.training
+        self.eval()
+        try:
+            for start in tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress_bar):
+                rows = order[start : start + batch_size]
+                tokens = self.tokenize([texts[row] for row in rows], prompt).to(self.device)
+                output = self(**tokens)
+                vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
+        finally:
+            self.train(was_training)
         if normalize_embeddings:
             vectors_ND = nn.functional.normalize(vectors_ND, dim=-1)
         vectors = vectors_ND[0] if isinstance(sentences, str) else vectors_ND

@@ -306,6 +306,15 @@ def test_encoding_uses_no_dropout_and_gives_the_mode_back(tiny_encoder_folder):
     assert model.projection.mlp[2].training
 
 
+def test_encoding_that_fails_gives_the_mode_back(tiny_encoder_folder):
+    model = _start(tiny_encoder_folder, freeze_base=False).train()
+    model.tokenizer = None
+    model.config._name_or_path = model.name_or_path = "no/such/folder"
+    with pytest.raises(OSError, match="no/such/folder"):
+        model.encode_query("the sun")
+    assert model.training
+
+
 def test_encoding_shows_progress_only_when_asked(tiny_model, capfd):
     tiny_model.encode_query(TEXTS)
     assert "Encoding" not in capfd.readouterr().err

@@ -4,7 +4,8 @@
     <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
 
 A shard is written to a temporary name and renamed when complete; its name carries the number of its rows and the
-checksum of its content, so that a cut or damaged file is recognised and never read. Writers do not share files.
+checksum of its content, so that a cut or damaged file is recognised and never read. Writers, be they threads,
+processes or machines, never share a temporary file.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class FeatureCache:
         features = np.ascontiguousarray(features, dtype=np.float32)
         name = f"{len(digests)}-{_checksum(b''.join(digests), features)}.arrow"
         schema = Features({"text": Value("binary"), "feature": List(Value("float32"), length=self.feature_dim)})
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
             with ArrowWriter(path=str(temporary), features=schema) as writer:
                 writer.write_table(_as_table(digests, features, schema.arrow_schema))
@@ -88,7 +89,7 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / "key.json"
             if not key_file.exists():
-                temporary = self.folder / f".key.{os.getpid()}.tmp"
+                temporary = self.folder / f".key.{uuid.uuid4().hex}.tmp"
                 temporary.write_text(description + "\n", encoding="utf-8")
                 temporary.replace(key_file)
         except OSError as error:

@@ -93,11 +93,13 @@ class FeatureStore:
         distinct = list(first_rows)
         was_training = self._model.training
         self._model.eval()
-        if self._cache_folder is None:
-            vectors = self._encode(distinct, prompt)
-        else:
-            vectors = self._read_through(self._cache(prompt), distinct, prompt)
-        self._model.train(was_training)
+        try:
+            if self._cache_folder is None:
+                vectors = self._encode(distinct, prompt)
+            else:
+                vectors = self._read_through(self._cache(prompt), distinct, prompt)
+        finally:
+            self._model.train(was_training)
         return FeatureTable(vectors=vectors, rows=rows)
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:

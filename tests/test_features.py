@@ -1,0 +1,509 @@
+"""Features once: what is cached, what is never read, what an interruption costs."""
+
+import copy
+import errno
+import json
+import multiprocessing
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.errors import UserError
+from ragcun_hf.features import encoder_loop, feature_store
+from ragcun_hf.features.base_models import load_base_model, load_trained_model
+from ragcun_hf.features.encoder_loop import _batches_by_tokens, choose_dtype, encode_in_batches
+from ragcun_hf.features.feature_cache import FeatureCache
+from ragcun_hf.features.feature_pairs import FeaturePairs
+from ragcun_hf.features.feature_store import FeatureStore
+
+TEXTS = [
+    "sort an array",
+    "the sun",
+    "why do fish sleep in the water of the river",
+    "bread is food and water is drink",
+    "moon",
+    "a bird and a fish are in the tree",
+]
+
+
+def _store(model, folder, **options):
+    return FeatureStore(model, cache_folder=folder, **{"dtype": "float32", "show_progress": False, **options})
+
+
+def _no_encoder(store):
+    """Make every further run of the encoder an error."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the encoder ran")
+
+    store._model.encoder.forward = refuse
+    return store
+
+
+def _counting(store):
+    """Record which texts the encoder is asked for."""
+    asked = []
+    batches = store._batches
+
+    def record(texts, prompt):
+        asked.extend(texts)
+        return batches(texts, prompt)
+
+    store._batches = record
+    return asked
+
+
+def _shards(folder):
+    return sorted(folder.glob("*/*.arrow"))
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_equal_those_of_the_model_s_own_forward_in_order(tiny_model, tmp_path, cached):
+    table = _store(tiny_model, tmp_path if cached else None).features(TEXTS)
+    expected = np.concatenate([tiny_model(**tiny_model.tokenize([text])).features.numpy() for text in TEXTS])
+    assert (table.vectors.dtype, table.rows.dtype) == (np.float32, np.int64)
+    np.testing.assert_allclose(table.expanded(), expected, atol=1e-6)
+    assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 0.01  # the rows can be told apart
+
+
+def test_prompt_is_put_before_every_text(tiny_model, tmp_path):
+    table = _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
+    plain = _store(tiny_model, None).features(["query: " + text for text in TEXTS])
+    np.testing.assert_allclose(table.expanded(), plain.expanded(), atol=1e-6)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_equal_texts_share_a_row_and_are_encoded_once(tiny_model, tmp_path, cached):
+    store = _store(tiny_model, tmp_path if cached else None)
+    asked = _counting(store)
+    table = store.features(["moon", "the sun", "moon", "moon", "the sun"])
+    assert table.rows.tolist() == [0, 1, 0, 0, 1]
+    assert table.vectors.shape == (2, 16)
+    assert asked == ["moon", "the sun"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_no_texts_give_no_rows(tiny_model, tmp_path, cached):
+    table = _store(tiny_model, tmp_path if cached else None).features([])
+    assert (table.vectors.shape, table.rows.shape) == ((0, 16), (0,))
+
+
+def test_a_model_in_training_gives_the_same_features_and_stays_in_training(tiny_encoder_folder):
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), freeze_base=False)
+    expected = _store(model, None).features(TEXTS).vectors
+    model.train()
+    np.testing.assert_array_equal(_store(model, None).features(TEXTS).vectors, expected)
+    assert model.training
+    assert model.encoder.training
+
+
+def test_bfloat16_features_are_close_and_come_out_in_float32(tiny_model, tmp_path):
+    exact = _store(tiny_model, tmp_path).features(TEXTS).vectors
+    rounded = _store(tiny_model, tmp_path, dtype="bfloat16").features(TEXTS).vectors
+    assert rounded.dtype == np.float32
+    assert (exact * rounded).sum(1).min() > 0.999
+    assert not np.array_equal(exact, rounded)
+
+
+def test_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
+    device = torch.device("cpu")
+    assert choose_dtype("float32", device) is torch.float32
+    assert choose_dtype("bfloat16", device) is torch.bfloat16
+    assert choose_dtype("auto", device) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="expected an encoder dtype of auto, float32 or bfloat16, got 'float8'"):
+        choose_dtype("float8", device)
+
+
+# The encoder loop
+
+
+def test_batches_hold_every_position_once_within_the_token_budget(monkeypatch):
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 40)
+    lengths = [3, 17, 5, 40, 8, 8, 2, 11, 60, 1, 9]  # one is longer than the budget: it goes alone
+    batches = list(_batches_by_tokens(lengths))
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * max(lengths[position] for position in batch) <= 40 or len(batch) == 1
+    longest = [max(lengths[position] for position in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert len(batches) < len(lengths)
+
+
+@pytest.mark.parametrize(("window", "budget"), [(2, 8_192), (4, 12), (100, 1)])
+def test_windows_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, window, budget):
+    expected = _store(tiny_model, None).features(TEXTS).vectors
+    monkeypatch.setattr(encoder_loop, "_WINDOW", window)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", budget)
+    seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS) for position in rows]
+    assert sorted(seen) == list(range(len(TEXTS)))
+    np.testing.assert_allclose(_store(tiny_model, None).features(TEXTS).vectors, expected, atol=1e-6)
+
+
+# The cache is used
+
+
+def test_a_second_call_and_a_fresh_store_encode_nothing(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).expanded()
+    fresh = _store(copy.deepcopy(tiny_model), tmp_path)
+    np.testing.assert_array_equal(_no_encoder(store).features(TEXTS).expanded(), expected)
+    np.testing.assert_array_equal(_no_encoder(fresh).features(TEXTS[::-1]).expanded(), expected[::-1])
+
+
+def test_only_texts_never_seen_are_encoded(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS[:3])
+    store = _store(tiny_model, tmp_path)
+    asked = _counting(store)
+    table = store.features(TEXTS)
+    assert asked == TEXTS[3:]
+    np.testing.assert_allclose(table.expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6)
+
+
+def test_without_a_cache_folder_nothing_is_kept_anywhere(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _store(tiny_model, None).features(TEXTS)
+    assert not list(tmp_path.iterdir())
+    assert not feature_store.default_cache_folder().exists()
+
+
+def test_a_saved_and_loaded_model_finds_the_features_of_the_original(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path / "cache").features(TEXTS)
+    tiny_model.encode_query(TEXTS)  # which sets padding and truncation in the tokenizer
+    with torch.no_grad():
+        tiny_model.projection.linear.weight += 1  # the head changes no feature
+    tiny_model.save_pretrained(tmp_path / "model")
+    for loaded in (load_trained_model(str(tmp_path / "model")), load_trained_model(str(tmp_path / "model"))):
+        loaded.save_pretrained(tmp_path / "model")
+        _no_encoder(_store(loaded, tmp_path / "cache")).features(TEXTS)
+
+
+def test_a_model_started_again_with_another_head_finds_the_features(tiny_encoder_folder, tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS)
+    other = load_base_model(str(tiny_encoder_folder), output_dim=8, projection_init="random", dropout=0.3)
+    _no_encoder(_store(other, tmp_path)).features(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "part", ["weights", "max_length", "pooling", "normalize_features", "tokenizer", "prompt", "dtype", "activation"]
+)
+def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_model, tmp_path, part):
+    _store(tiny_model, tmp_path).features(TEXTS)
+    fields = {"max_length": 5, "pooling": "cls", "normalize_features": False}
+    model = load_base_model(str(tiny_encoder_folder), **({part: fields[part]} if part in fields else {}))
+    if part == "weights":
+        with torch.no_grad():
+            model.encoder.encoder.layer[1].output.dense.bias[3] += 1e-3
+    elif part == "tokenizer":
+        model.tokenizer = copy.deepcopy(model.tokenizer)
+        model.tokenizer.backend_tokenizer.normalizer = None
+    elif part == "activation":
+        model.encoder.config.hidden_act = "relu"
+    store = _store(model, tmp_path, dtype="bfloat16" if part == "dtype" else "float32")
+    asked = _counting(store)
+    store.features(TEXTS, prompt="query: " if part == "prompt" else "")
+    assert asked == TEXTS
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_key_is_explained_beside_the_shards(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
+    (folder,) = tmp_path.iterdir()
+    key = json.loads((folder / "key.json").read_text())
+    assert (key["prompt"], key["pooling"], key["dtype"], key["max_length"]) == ("query: ", "mean", "float32", 32)
+    assert str(tmp_path) not in (folder / "key.json").read_text()
+
+
+# What is damaged is never read
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _cut_in_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _flip_a_bit_of_a_feature(path):
+    content = bytearray(path.read_bytes())
+    feature = _flip_a_bit_of_a_feature.feature.tobytes()
+    place = content.find(feature)
+    assert place > 0
+    content[place + 5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _flip_a_bit_of_a_text(path):
+    from ragcun_hf.data.documents import text_digest
+
+    content = bytearray(path.read_bytes())
+    place = content.find(text_digest(TEXTS[2]))
+    assert place > 0
+    content[place + 3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _garbage(path):
+    path.write_bytes(b"\x00\xff" * 500)
+
+
+def _rename(path):
+    path.rename(path.with_name("6-0123456789abcdef.arrow"))
+
+
+def _leave_half_written(path):
+    path.rename(path.with_name(f".{path.name}.123.tmp"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        _cut_in_half,
+        _empty,
+        _flip_a_bit_of_a_feature,
+        _flip_a_bit_of_a_text,
+        _garbage,
+        _rename,
+        _leave_half_written,
+    ],
+)
+def test_a_damaged_or_unfinished_shard_is_never_read_and_its_texts_are_encoded_again(tiny_model, tmp_path, damage):
+    expected = _store(tiny_model, tmp_path).features(TEXTS).expanded()
+    (shard,) = _shards(tmp_path)
+    _flip_a_bit_of_a_feature.feature = expected[2]
+    before = shard.read_bytes()
+    damage(shard)
+    assert not shard.exists() or shard.read_bytes() != before
+    store = _store(tiny_model, tmp_path)
+    asked = _counting(store)
+    np.testing.assert_array_equal(store.features(TEXTS).expanded(), expected)
+    assert asked == TEXTS
+    # What was encoded again is kept: the next run encodes nothing.
+    np.testing.assert_array_equal(_no_encoder(_store(tiny_model, tmp_path)).features(TEXTS).expanded(), expected)
+
+
+def test_a_damaged_shard_costs_its_own_texts_only_and_is_named(tiny_model, tmp_path, caplog):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:4])
+    (first,) = _shards(tmp_path)
+    store.features(TEXTS)
+    _truncate(first)
+    fresh = _store(tiny_model, tmp_path)
+    asked = _counting(fresh)
+    fresh.features(TEXTS)
+    assert asked == TEXTS[:4]
+    assert str(first) in caplog.text
+
+
+def test_a_shard_of_another_width_is_not_read(tmp_path):
+    FeatureCache(tmp_path, {"a": 1}, feature_dim=4).write([b"x" * 16, b"y" * 16], np.ones((2, 4), np.float32))
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=4)) == 2
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=8)) == 0
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=3)) == 0
+
+
+# Writers, interruptions, a full disk
+
+
+def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_path):
+    import datasets.arrow_writer  # noqa: F401 (once, before the threads race)
+
+    start, failures = threading.Barrier(4, timeout=60), []
+    digests = [f"{row:016d}".encode() for row in range(200)]
+
+    def write():
+        try:
+            cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=256)
+            for turn in range(8):
+                start.wait()
+                cache.write(digests, np.full((200, 256), turn, np.float32))
+        except (UserError, OSError, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert len(_shards(tmp_path)) == 8
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=256)) == 200
+    assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 12)
+    stores = [_store(copy.deepcopy(tiny_model), tmp_path) for _ in range(2)]
+    start, results = threading.Barrier(2, timeout=60), {}
+
+    def write(number):
+        start.wait()
+        results[number] = stores[number].features(TEXTS).expanded()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = _store(tiny_model, None).features(TEXTS).expanded()
+    assert len(results) == 2
+    for vectors in results.values():
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    np.testing.assert_allclose(fresh.features(TEXTS).expanded(), expected, atol=1e-6)
+
+
+def _write_shards(folder, number):
+    cache = FeatureCache(folder, {"a": 1}, feature_dim=4)
+    for turn in range(10):
+        # Odd turns write what the other process writes too, under the same name.
+        value = turn if turn % 2 else 100 * number + turn
+        cache.write([f"{value:016d}".encode()], np.full((1, 4), value, np.float32))
+
+
+def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
+    import datasets.arrow_writer  # noqa: F401 (once, instead of in each process)
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_write_shards, args=(tmp_path, number)) for number in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=4)
+    values = sorted({*range(1, 10, 2), *(100 * number + turn for number in (1, 2) for turn in range(0, 10, 2))})
+    assert len(cache) == len(values)
+    assert cache.read([f"{value:016d}".encode() for value in values])[:, 0].tolist() == values
+    assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, interruption):
+    monkeypatch.setattr(feature_store, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
+    expected = _store(tiny_model, None).features(TEXTS).expanded()
+    store = _store(copy.deepcopy(tiny_model), tmp_path)
+    encode, calls = store._model.compute_features, []
+
+    def stop_at_the_fourth(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise interruption
+        return encode(*args)
+
+    store._model.compute_features = stop_at_the_fourth
+    with pytest.raises(interruption):
+        store.features(TEXTS)
+    assert len(_shards(tmp_path)) == 1
+    again = _store(tiny_model, tmp_path)
+    asked = _counting(again)
+    np.testing.assert_allclose(again.features(TEXTS).expanded(), expected, atol=1e-6)
+    assert len(asked) == len(TEXTS) - 2
+
+
+def _no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["write_table", "finalize", "replace"])
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_written_file(tiny_model, tmp_path, monkeypatch, step):
+    from datasets.arrow_writer import ArrowWriter
+
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:2])
+    if step == "replace":
+        monkeypatch.setattr("pathlib.Path.replace", _no_space)
+    else:
+        monkeypatch.setattr(ArrowWriter, step, _no_space)
+    with pytest.raises(UserError, match="expected room for .* No space left on device.*--no_feature_cache"):
+        store.features(TEXTS)
+    assert {path.suffix for path in tmp_path.glob("*/*")} == {".json", ".arrow"}
+    assert len(_shards(tmp_path)) == 1
+    monkeypatch.undo()
+    fresh = _store(tiny_model, tmp_path)
+    np.testing.assert_allclose(
+        fresh.features(TEXTS).expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6
+    )
+
+
+def test_a_cache_folder_that_cannot_be_made_is_a_user_error(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="expected a feature cache folder that can be written"):
+        _store(tiny_model, tmp_path / "file" / "cache").features(TEXTS)
+
+
+def test_a_failed_run_gives_the_model_s_mode_back(tiny_encoder_folder, tmp_path):
+    model = load_base_model(str(tiny_encoder_folder), freeze_base=False).train()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError):
+        _store(model, tmp_path / "file" / "cache").features(TEXTS)
+    assert model.training
+
+
+# Pairs of features and the models behind them
+
+
+def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pairs):
+    queries, positives = [row["query"] for row in tiny_pairs], [row["positive"] for row in tiny_pairs]
+    negatives = [row.get("negative", []) for row in tiny_pairs]
+    store = _store(tiny_model, None)
+    pairs = FeaturePairs(
+        queries, positives, negatives, store=store, query_prompt="query: ", document_prompt="document: "
+    )
+    assert len(pairs) == 8
+    for row, pair in enumerate(pairs[i] for i in range(8)):
+        texts = [positives[row], *negatives[row]]
+        np.testing.assert_allclose(
+            pairs.query_vectors[pair.query], store.features([queries[row]], prompt="query: ").vectors[0], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            pairs.document_vectors[[pair.positive, *pair.negatives]],
+            store.features(texts, prompt="document: ").expanded(),
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("fields", [{"pooling": "max"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
+def test_a_model_flag_that_does_not_fit_is_a_user_error_that_names_it(tiny_encoder_folder, fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        load_base_model(str(tiny_encoder_folder), **fields)
+
+
+def test_a_base_model_that_cannot_be_had_is_a_user_error_that_names_the_way_out(tmp_path):
+    with pytest.raises(UserError, match="--base_model embedded"):
+        load_base_model("no-such-owner/no-such-model")
+    with pytest.raises(UserError, match="does not fit: Unrecognized model"):
+        load_base_model(str(tmp_path))
+
+
+def test_a_folder_with_another_type_of_model_is_a_user_error(tiny_encoder_folder, tmp_path):
+    with pytest.raises(UserError, match="expects a model of type isotropic_gaussian, got bert"):
+        load_trained_model(str(tiny_encoder_folder))
+    with pytest.raises(UserError, match="--model_path expects a folder"):
+        load_trained_model(str(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(embedded_folder, tmp_path):
+    model = IsotropicGaussianModel.from_encoder(str(embedded_folder))
+    texts = ["Which bird sleeps in water?", "Sort an array.", "A tree. " * 300, ""]
+    expected = model.encode_document(texts, normalize_embeddings=True)
+    exact = _store(model, tmp_path).features(texts).expanded()
+    np.testing.assert_allclose(exact, expected, atol=1e-6)
+    rounded = _store(model, tmp_path, dtype="bfloat16").features(texts).expanded()
+    assert (rounded * expected).sum(1).min() > 0.999
