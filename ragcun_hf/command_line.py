@@ -106,6 +106,18 @@ def config_file(arguments: Sequence[str] | None = None) -> str | None:
     return _config_path(list(sys.argv[1:] if arguments is None else arguments))
 
 
+def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
+    """Write down a command line without the folders of this machine: of outside paths the last two parts stay."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    return " ".join(["python", script, *(_portable_word(word) for word in words)])
+
+
+def _portable_word(word: str) -> str:
+    path = Path(word)
+    is_outside = path.is_absolute() or word.startswith("..")
+    return "/".join(part for part in path.parts[-2:] if part not in ("..", path.anchor)) if is_outside else word
+
+
 def default_output_folder(script_name: str, arguments: Sequence[str] | None = None) -> str:
     """Name where a training script writes by default: after its recipe, or after itself."""
     recipe = config_file(arguments)
@@ -133,10 +145,16 @@ def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
             continue
         if known[key].nargs == 0:
             raise UserError(f"{path}: key {key!r} is a switch without a value: write its positive form, true or false")
-        flags.append(f"--{key}")
-        values = value if isinstance(value, list) else [value]
-        flags.extend(json.dumps(item) if isinstance(item, dict) else str(item) for item in values)
+        if isinstance(value, list):
+            flags.extend([f"--{key}", *(_as_word(item) for item in value)])
+        else:
+            # One word, so that a value such as -1e-3 is not taken for a flag.
+            flags.append(f"--{key}={_as_word(value)}")
     return flags
+
+
+def _as_word(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
