@@ -78,7 +78,7 @@ def parse_arguments(
 
     # Abbreviations off: `--lambda_iso` must be an error, not a guess.
     parser = _Parser(
-        list(dataclass_types),
+        list(dataclass_types),  # type: ignore[arg-type]
         description=description,
         allow_abbrev=False,
         formatter_class=ArgumentDefaultsHelpFormatter,

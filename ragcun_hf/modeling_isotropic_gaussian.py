@@ -98,6 +98,9 @@ class IsotropicGaussianModel(PreTrainedModel):
     Start one from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`]; load a saved one with
     `from_pretrained`. With `config.freeze_base`, the encoder has no gradient and no dropout, whatever is called.
 
+    Args:
+        config: Every number the model needs; weights start untrained, the encoder's at random.
+
     Example:
         >>> from transformers import AutoModel
         >>> model = AutoModel.from_pretrained("org/jepa_10k", trust_remote_code=True)  # doctest: +SKIP

@@ -43,9 +43,7 @@ class IsotropicGaussianTrainer(Trainer):
 
     args: IsotropicGaussianTrainingArguments
 
-    def __init__(
-        self, *args: Any, validation: Callable[[nn.Module], dict[str, float]] | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True

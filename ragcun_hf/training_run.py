@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from .command_line import argument, default_output_folder, parse_arguments, quiet_libraries, say
-from .data.documents import text_digest
+from .command_line import default_output_folder, parse_arguments, quiet_libraries
 from .errors import UserError
-from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
-from .training_record import DOCUMENTS_FILE, RECORD_FILE
+from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
+from .run_output import check_output_folder, recorded_arguments, report_saved_model, save_run, source_name
+
+__all__ = [
+    "FeatureArguments",
+    "ModelArguments",
+    "ParsedArguments",
+    "RunArguments",
+    "ValidationArguments",
+    "check_output_folder",
+    "document_views",
+    "run_training",
+    "source_name",
+    "train_from_command_line",
+]
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.utils.data import Dataset
 
     from .evaluation.validation import RetrievalValidation
     from .features.feature_pairs import FeaturePairs
@@ -31,93 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 4096  # documents that decide the principal directions of a narrower projection
-
-
-@dataclass
-class ModelArguments:
-    """The encoder and the head that is trained on it; unset fields follow the encoder's own settings."""
-
-    base_model: str = argument(
-        DEFAULT_BASE_MODEL,
-        "The encoder: a Hub id, a folder, or the word embedded (the all-MiniLM-L6-v2 of the demo extra).",
-    )
-    base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
-    use_predictor: bool = argument(False, "Add a predictor of the document's embedding.")
-    freeze_base: bool = argument(True, "Keep the encoder fixed; its features are then computed once per text.")
-    freeze_layers: int = argument(0, "With --no_freeze_base: keep the token embeddings and the first k layers fixed.")
-    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
-    projection_kind: str = argument("mlp", "mlp or linear.")
-    projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
-    projection_hidden_dim: int | None = argument(None, "Width inside the projection. Default: twice the encoder's.")
-    predictor_hidden_dim: int | None = argument(None, "Width inside the predictor. Default: twice the embedding's.")
-    dropout: float = argument(0.1, "Dropout inside projection and predictor, in [0, 1).")
-    pooling: str | None = argument(None, "mean, cls or last.")
-    normalize_features: bool | None = argument(None, "Scale pooled vectors to unit length, true or false.")
-    similarity_fn_name: str = argument(
-        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity"
-    )
-    query_prompt: str | None = argument(None, "Text put before every query.")
-    document_prompt: str | None = argument(None, "Text put before every document.")
-    max_length: int | None = argument(None, "Tokens kept per text.")
-
-    def build(self) -> IsotropicGaussianModel:
-        """Load the encoder and put the head on it."""
-        names = {field.name for field in fields(self)} - {"base_model", "base_revision"}
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
-
-
-@dataclass
-class FeatureArguments:
-    """How the frozen encoder's features are computed and kept."""
-
-    feature_cache: bool = argument(True, "Compute a frozen encoder's features once and keep them on disk.")
-    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
-    encoder_dtype: str = argument("auto", "Arithmetic of the frozen encoder: auto, float32 or bfloat16.")
-
-    def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
-        """Make a feature store for a model; without the cache it keeps nothing."""
-        from .features.feature_store import FeatureStore, default_cache_folder
-
-        folder = Path(self.feature_cache_dir) if self.feature_cache_dir else default_cache_folder()
-        return FeatureStore(
-            model,
-            cache_folder=folder if self.feature_cache else None,
-            dtype=self.encoder_dtype,
-            show_progress=show_progress,
-        )
-
-
-@dataclass
-class ValidationArguments:
-    """What is held out to choose the checkpoint by."""
-
-    val_data: str | None = argument(
-        None, "Held-out query-document pairs: eval_loss and NDCG@10 while training, best checkpoint kept."
-    )
-    val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
-    val_fraction: float = argument(
-        0.0, "Without --val_data: share of the documents held out (with their queries), in [0, 1)."
-    )
-
-
-@dataclass
-class ParsedArguments:
-    """All arguments of a training script, by what they are about."""
-
-    data: Any
-    validation: ValidationArguments
-    model: ModelArguments
-    features: FeatureArguments
-    run: RunArguments
-    training: IsotropicGaussianTrainingArguments
-
-
-@dataclass
-class RunArguments:
-    """What happens around the training itself."""
-
-    overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
 
 
 def train_from_command_line(
@@ -178,54 +99,6 @@ def document_views(
     return train, validation, {"train": [source_name(data.documents)], **counts, **facts}
 
 
-def source_name(source: str) -> str:
-    """Name a data source by its last two parts, without the folders of this machine; a Hub id stays whole."""
-    path = Path(source)
-    return "/".join(path.absolute().parts[-2:]) if path.exists() else source
-
-
-def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
-    """Say what was written and what to do with it."""
-    if not trainer.is_world_process_zero():
-        return
-    folder = trainer.args.output_dir
-    predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
-    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    say(f"Next: python training/eval_beir.py --model_path {folder}{predictor} --datasets scifact nfcorpus arguana")
-
-
-def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder, and turn `--resume_from_checkpoint last` into a path.
-
-    Raises:
-        UserError: If the folder holds another run's model or checkpoints, or there is nothing to resume.
-    """
-    from transformers.trainer_utils import get_last_checkpoint
-
-    folder = Path(training_args.output_dir)
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if training_args.resume_from_checkpoint:
-        if training_args.resume_from_checkpoint == "last":
-            training_args.resume_from_checkpoint = last
-        if not training_args.resume_from_checkpoint or not Path(training_args.resume_from_checkpoint).is_dir():
-            raise UserError(
-                f"--resume_from_checkpoint expects a checkpoint folder, found none in {folder}: start anew"
-            )
-        return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir expects a folder, got the file {folder}: name another")
-    is_used = last is not None or (folder / "model.safetensors").exists()
-    if not is_used:
-        return
-    if not overwrite:
-        raise UserError(
-            f"{folder} holds an earlier run: name another --output_dir, continue it with "
-            "--resume_from_checkpoint last, or replace it with --overwrite"
-        )
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-
-
 def run_training(
     parsed: ParsedArguments, train_views: Any, validation_views: Any, *, data_facts: dict[str, Any]
 ) -> IsotropicGaussianTrainer:
@@ -263,17 +136,17 @@ def run_training(
             "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
         },
         "steps": trainer.state.global_step,
-        "training_arguments": _changed_arguments(training_args),
+        "training_arguments": recorded_arguments(training_args),
     }
     if trainer.is_world_process_zero():
-        _save(trainer, facts, train_views)
+        save_run(trainer, facts, train_views)
     trainer.accelerator.wait_for_everyone()
     return trainer
 
 
 def _check_arguments(
-    train_views: Dataset,
-    validation_views: Dataset | None,
+    train_views: Any,
+    validation_views: Any,
     model_args: ModelArguments,
     training_args: IsotropicGaussianTrainingArguments,
 ) -> None:
@@ -301,16 +174,17 @@ def _check_arguments(
 
 def _build_trainer(
     model: IsotropicGaussianModel,
-    train_views: Dataset,
-    validation_views: Dataset | None,
+    train_views: Any,
+    validation_views: Any,
     store: FeatureStore | None,
     training_args: IsotropicGaussianTrainingArguments,
 ) -> IsotropicGaussianTrainer:
     import torch
     from torch.utils.data import Subset
-    from transformers import EarlyStoppingCallback
+    from transformers import EarlyStoppingCallback, ProgressCallback
 
     from .collators import FeaturePairCollator, TextPairCollator
+    from .progress import TermsProgressCallback
     from .trainer import IsotropicGaussianTrainer
 
     config = model.config
@@ -337,7 +211,7 @@ def _build_trainer(
     callbacks = []
     if training_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
-    return IsotropicGaussianTrainer(
+    trainer = IsotropicGaussianTrainer(
         model=model,
         args=training_args,
         data_collator=collator,
@@ -346,6 +220,10 @@ def _build_trainer(
         validation=validation,
         callbacks=callbacks,
     )
+    if not training_args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(TermsProgressCallback)
+    return trainer
 
 
 def _as_features(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:
@@ -395,39 +273,3 @@ def _keep_small_sets(views: Any, training_args: IsotropicGaussianTrainingArgumen
     if hasattr(views, "__len__") and len(views) < rows_per_step and training_args.dataloader_drop_last:
         logger.warning("The %d training rows fit in less than one batch of %d; it is kept.", len(views), rows_per_step)
         training_args.dataloader_drop_last = False
-
-
-def _changed_arguments(training_args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
-    """List the training arguments that differ from their defaults; paths of this machine stay out."""
-    current = training_args.to_dict()
-    defaults = type(training_args)(output_dir=training_args.output_dir).to_dict()
-    machine_dependent = ("output_dir", "resume_from_checkpoint", "disable_tqdm")
-    return {
-        key: value for key, value in current.items() if value != defaults.get(key) and key not in machine_dependent
-    }
-
-
-def _save(trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any) -> None:
-    """Write the model and its record beside the output folder's final place, then move file by file."""
-    folder = Path(trainer.args.output_dir)
-    unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
-        record = {**facts, "log_history": trainer.state.log_history}
-        (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
-        (unfinished / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
-        for path in sorted(unfinished.iterdir()):
-            path.replace(folder / path.name)
-    except OSError as error:
-        raise UserError(
-            f"expected room for the model in {folder}, got {error}: free some space and run again"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _document_texts(views: Any) -> list[str]:
-    # Streams are not walked through a second time for this list.
-    return [views[index]["positive"] for index in range(len(views))] if hasattr(views, "__len__") else []

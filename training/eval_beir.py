@@ -8,12 +8,11 @@ results file, TREC run files and plots.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
 
 
 @dataclass
@@ -102,7 +101,7 @@ def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, a
     results = {
         "schema_version": SCHEMA_VERSION,
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python training/eval_beir.py", *(sys.argv[1:] if arguments is None else arguments)]),
+        "command": portable_command("training/eval_beir.py", arguments),
         **environment_facts(),
         "model": _model_facts(args, model, name),
         "settings": {

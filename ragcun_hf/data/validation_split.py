@@ -28,6 +28,9 @@ def hold_out_pairs(
         val_fraction: Share of the documents, with their queries, to hold out; 0 for none.
         seed: Another seed holds out others.
 
+    Returns:
+        Training pairs, and validation pairs or None.
+
     Raises:
         UserError: If the source is bad or the fraction is not in [0, 1).
     """
@@ -72,6 +75,9 @@ def hold_out_texts(
         make_views: Turns texts into views.
         val_fraction: Share to hold out, in [0, 1); 0 for none. A text's part does not depend on the others.
         seed: Another seed holds out others.
+
+    Returns:
+        Training views, and validation views or None.
 
     Raises:
         UserError: If the fraction is out of range or leaves nothing on one side.

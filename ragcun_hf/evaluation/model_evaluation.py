@@ -76,7 +76,8 @@ def evaluate_model(
         raise UserError(
             "--use_predictor expects a model with a predictor, got one without: leave the flag out, or train with it"
         )
-    evaluations, documents = [], {}
+    evaluations: list[DatasetEvaluation] = []
+    documents: dict[str, list[np.ndarray]] = {}
     for dataset in datasets:
         vectors = _vectors_by_system(model, dataset, store, base_store, base_only, use_predictor)
         similarity = {

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from .ranking import build_run
 from .retrieval_metrics import mean_metrics, per_query_metrics
-from .search import exact_search
+from .search import Matrix, exact_search
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -59,7 +57,7 @@ class RetrievalValidation:
         return figures
 
     @torch.inference_mode()
-    def _embed(self, model: IsotropicGaussianModel, texts: list[str], prompt: str) -> tuple[Tensor, Tensor | None]:
+    def _embed(self, model: IsotropicGaussianModel, texts: list[str], prompt: str) -> tuple[Matrix, Matrix | None]:
         if self._store is None:
             is_query = texts is self._queries
             encode = model.encode_query if is_query else model.encode_document
@@ -72,7 +70,7 @@ class RetrievalValidation:
         predictions = None if output.predictions is None else output.predictions.float().cpu()
         return output.embeddings.float().cpu(), predictions
 
-    def _ndcg(self, queries: Tensor | np.ndarray, documents: Tensor | np.ndarray, similarity: str) -> float:
+    def _ndcg(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
         result = exact_search(queries, documents, k=10, similarity=similarity)
         run = build_run(self._query_ids, self._document_ids, result, drop_identical_ids=False, k=10)
         return mean_metrics(per_query_metrics(run, self._qrels))["ndcg@10"]

@@ -22,6 +22,9 @@ _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128
 def embedded_model_folder() -> Path:
     """Find the all-MiniLM-L6-v2 that the `demo` extra installs, and check that its weights are the known ones.
 
+    Returns:
+        The folder that `AutoModel` can load.
+
     Raises:
         UserError: If the package is not installed or its weights are not the published file.
     """
@@ -58,6 +61,9 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
         revision: Branch, tag or commit on the Hub.
         **config_fields: Fields of `IsotropicGaussianConfig`.
 
+    Returns:
+        The model in evaluation mode, its head untrained.
+
     Raises:
         UserError: If the encoder cannot be had, or a field has a value it cannot have.
     """
@@ -80,6 +86,13 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
 def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """Load the tokenizer of the encoder that `--base_model` names.
 
+    Args:
+        name: A Hub id, a folder, or the word `embedded`.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The tokenizer.
+
     Raises:
         UserError: If it cannot be had.
     """
@@ -94,6 +107,13 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
     """Load a trained model from a folder or the Hub, with this package's own code.
+
+    Args:
+        path: A folder written by `save_pretrained`, or a Hub id.
+        revision: Branch, tag or commit on the Hub.
+
+    Returns:
+        The model in evaluation mode.
 
     Raises:
         UserError: If nothing can be loaded from there, or it is a model of another type.
@@ -123,6 +143,12 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
 
 def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
     """Load the encoder that a model started from, used as the model uses its own.
+
+    Args:
+        model: A model whose own encoder was trained.
+
+    Returns:
+        A model around the untrained encoder, for its features.
 
     Raises:
         UserError: If it cannot be had, or the model does not say what it was.

@@ -28,6 +28,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         name: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes it natively.
         device: Where the encoder runs.
 
+    Returns:
+        The torch dtype.
+
     Raises:
         UserError: On an unknown name.
     """
@@ -66,7 +69,8 @@ def encode_in_batches(
         show_progress: Show texts and tokens per second with the time left.
 
     Yields:
-        Positions in `texts` and their features, shape (rows, H), float32, on the CPU. Every position comes once.
+        tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU.
+            Every position comes once.
     """
     bar = tqdm(total=len(texts), desc="Encoding", unit="text", disable=not show_progress, smoothing=0.1)
     started, num_tokens = time.perf_counter(), 0

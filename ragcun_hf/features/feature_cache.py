@@ -60,6 +60,10 @@ class FeatureCache:
     def write(self, digests: Sequence[bytes], features: np.ndarray) -> None:
         """Add one shard, whole or not at all.
 
+        Args:
+            digests: What `text_digest` gives for each text.
+            features: Shape (len(digests), H).
+
         Raises:
             UserError: If the disk has no room or refuses; nothing half-written stays.
         """
@@ -131,5 +135,5 @@ def _read_shard(path: Path, feature_dim: int) -> tuple[list[bytes], np.ndarray] 
 
 def _checksum(digests: bytes, features: np.ndarray) -> str:
     checksum = xxhash.xxh3_64(digests)
-    checksum.update(memoryview(np.ascontiguousarray(features)).cast("B"))
+    checksum.update(np.ascontiguousarray(features).tobytes())
     return checksum.hexdigest()

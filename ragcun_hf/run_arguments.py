@@ -1,0 +1,102 @@
+"""The flags that every training script has, by what they are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .command_line import argument
+from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
+
+if TYPE_CHECKING:
+    from .features.feature_store import FeatureStore
+    from .modeling_isotropic_gaussian import IsotropicGaussianModel
+    from .training_arguments import IsotropicGaussianTrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """The encoder and the head that is trained on it; unset fields follow the encoder's own settings."""
+
+    base_model: str = argument(
+        DEFAULT_BASE_MODEL,
+        "The encoder: a Hub id, a folder, or the word embedded (the all-MiniLM-L6-v2 of the demo extra).",
+    )
+    base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
+    use_predictor: bool = argument(False, "Add a predictor of the document's embedding.")
+    freeze_base: bool = argument(True, "Keep the encoder fixed; its features are then computed once per text.")
+    freeze_layers: int = argument(0, "With --no_freeze_base: keep the token embeddings and the first k layers fixed.")
+    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
+    projection_kind: str = argument("mlp", "mlp or linear.")
+    projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
+    projection_hidden_dim: int | None = argument(None, "Width inside the projection. Default: twice the encoder's.")
+    predictor_hidden_dim: int | None = argument(None, "Width inside the predictor. Default: twice the embedding's.")
+    dropout: float = argument(0.1, "Dropout inside projection and predictor, in [0, 1).")
+    pooling: str | None = argument(None, "mean, cls or last.")
+    normalize_features: bool | None = argument(None, "Scale pooled vectors to unit length, true or false.")
+    similarity_fn_name: str = argument(
+        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity"
+    )
+    query_prompt: str | None = argument(None, "Text put before every query.")
+    document_prompt: str | None = argument(None, "Text put before every document.")
+    max_length: int | None = argument(None, "Tokens kept per text.")
+
+    def build(self) -> IsotropicGaussianModel:
+        """Load the encoder and put the head on it."""
+        names = {field.name for field in fields(self)} - {"base_model", "base_revision"}
+        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
+
+
+@dataclass
+class FeatureArguments:
+    """How the frozen encoder's features are computed and kept."""
+
+    feature_cache: bool = argument(True, "Compute a frozen encoder's features once and keep them on disk.")
+    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
+    encoder_dtype: str = argument("auto", "Arithmetic of the frozen encoder: auto, float32 or bfloat16.")
+
+    def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
+        """Make a feature store for a model; without the cache it keeps nothing."""
+        from .features.feature_store import FeatureStore, default_cache_folder
+
+        folder = Path(self.feature_cache_dir) if self.feature_cache_dir else default_cache_folder()
+        return FeatureStore(
+            model,
+            cache_folder=folder if self.feature_cache else None,
+            dtype=self.encoder_dtype,
+            show_progress=show_progress,
+        )
+
+
+@dataclass
+class ValidationArguments:
+    """What is held out to choose the checkpoint by."""
+
+    val_data: str | None = argument(
+        None, "Held-out query-document pairs: eval_loss and NDCG@10 while training, best checkpoint kept."
+    )
+    val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
+    val_fraction: float = argument(
+        0.0, "Without --val_data: share of the documents held out (with their queries), in [0, 1)."
+    )
+
+
+@dataclass
+class ParsedArguments:
+    """All arguments of a training script, by what they are about."""
+
+    data: Any
+    validation: ValidationArguments
+    model: ModelArguments
+    features: FeatureArguments
+    run: RunArguments
+    training: IsotropicGaussianTrainingArguments
+
+
+@dataclass
+class RunArguments:
+    """What happens around the training itself."""
+
+    overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
