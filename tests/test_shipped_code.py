@@ -151,12 +151,16 @@ def test_auto_model_gives_the_same_vectors_without_the_package(
 
 SENTENCE_TRANSFORMERS_SCRIPT = """
 import json
+import os
 from sentence_transformers import SentenceTransformer
 
 results, texts = {}, json.loads(sys.argv[1])
 model = SentenceTransformer(sys.argv[2], trust_remote_code=True, device="cpu")
 model.save_pretrained(sys.argv[3])
 again = SentenceTransformer(sys.argv[3], trust_remote_code=True, device="cpu")
+# Without modules.json, the annotations of the model's methods alone must lead to the projection.
+os.remove(sys.argv[3] + "/modules.json")
+results["bare"] = SentenceTransformer(sys.argv[3], trust_remote_code=True, device="cpu").encode(texts).tolist()
 for name, one in (("first", model), ("again", again)):
     results[name] = {
         "query": one.encode_query(texts).tolist(),
@@ -188,6 +192,8 @@ def test_sentence_transformers_gives_the_projection_s_vectors(
     model.config.query_prompt = ""
     plain = model.encode_query(TEXTS)
     assert np.abs(plain - queries).max() > 0.1
+    np.testing.assert_allclose(results.pop("bare"), plain, atol=1e-5)
+    assert set(results) == {"first", "again"}
     for result in results.values():
         assert (result["similarity"], result["length"], result["dim"]) == ("dot", 8, 10)
         np.testing.assert_allclose(result["query"], queries, atol=1e-5)
