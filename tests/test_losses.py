@@ -186,12 +186,6 @@ def test_distinct_ids_mask_nothing_and_negative_ids_are_ids():
     assert info_nce_loss(QUERIES, DOCUMENTS, document_ids=ids).item() == plain
 
 
-def test_a_query_id_of_minus_one_does_not_hide_the_hard_negatives():
-    # Ids are 64 bits of a checksum: every value must be possible, the one that marks "no owner" too.
-    ids = torch.tensor([-1, 1, 2, 3, 4, 5])
-    assert info_nce_loss(QUERIES, DOCUMENTS, query_ids=ids).item() == info_nce_loss(QUERIES, DOCUMENTS).item()
-
-
 def test_both_directions_are_the_mean_of_the_two_one_way_losses():
     documents = DOCUMENTS[:6]
     both = info_nce_loss(QUERIES, DOCUMENTS, is_bidirectional=True).item()
