@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback
 
 from .evaluation.isotropy import effective_rank, embedding_std
 from .losses import (
@@ -22,6 +22,20 @@ from .losses import (
     triplet_margin_loss,
 )
 from .training_arguments import IsotropicGaussianTrainingArguments
+
+
+class _NewEpoch(TrainerCallback):
+    """Tell the training data which epoch begins, so that views of texts are made anew.
+
+    accelerate's loaders tell it too, but neither with several processes nor in the epoch of a resume.
+    """
+
+    def __init__(self, train_dataset: Any) -> None:
+        self._train_dataset = train_dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self._train_dataset, "set_epoch"):
+            self._train_dataset.set_epoch(int(state.epoch))
 
 
 class IsotropicGaussianTrainer(Trainer):
@@ -49,13 +63,16 @@ class IsotropicGaussianTrainer(Trainer):
         self.can_return_loss = True
         self._validation = validation
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
-        self._term_counts: dict[str, dict[str, int]] = {"train": defaultdict(int), "eval": defaultdict(int)}
+        self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
         if self._weights["predictive"] > 0 and self._has_no_predictor():
             raise ValueError(
                 f"`lambda_predictive` is {self._weights['predictive']}, but the model has no predictor: "
                 "build it with `use_predictor=True`, or set the weight to 0."
             )
+        if not any(self._weights.values()):
+            raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
+        self.add_callback(_NewEpoch(self.train_dataset))
 
     @property
     def _weights(self) -> dict[str, float]:
@@ -78,7 +95,7 @@ class IsotropicGaussianTrainer(Trainer):
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
         outputs = model(**{key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")})
         terms = self._terms(outputs, query_ids, document_ids)
-        self._track(terms, outputs.embeddings)
+        self._track(terms, outputs.embeddings, num_queries=len(query_ids))
         weights = self._weights
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return (loss, outputs) if return_outputs else loss
@@ -132,6 +149,14 @@ class IsotropicGaussianTrainer(Trainer):
                     )
         return self.optimizer
 
+    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """Keep the last, smaller batch, which training drops: evaluation counts every row."""
+        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(*args, **kwargs)
+        finally:
+            self.args.dataloader_drop_last = drops_last
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Add the terms and the retrieval figures to the metrics, before callbacks choose by them."""
         output = super().evaluation_loop(*args, **kwargs)
@@ -149,19 +174,27 @@ class IsotropicGaussianTrainer(Trainer):
             logs.update(self._collapse_measures())
         super().log(logs, *args, **kwargs)
 
-    def _track(self, terms: dict[str, Tensor], embeddings: Tensor) -> None:
+    def _track(self, terms: dict[str, Tensor], embeddings: Tensor, *, num_queries: int) -> None:
         mode = "train" if self.model.training else "eval"
+        # The Trainer averages the training loss over batches, and the evaluation loss over rows.
+        weight = 1 if mode == "train" else num_queries
+        sums = self._term_sums[mode]
         for name, term in terms.items():
-            sums = self._term_sums[mode]
-            sums[name] = sums.get(name, 0.0) + term.detach()
-            self._term_counts[mode][name] += 1
+            sums[name] = sums.get(name, 0.0) + weight * term.detach()
+        self._term_counts[mode] += weight
         if mode == "train":
             self._last_embeddings = embeddings.detach()
 
     def _pop_terms(self, mode: str) -> dict[str, float]:
-        means = {name: float(total) / self._term_counts[mode][name] for name, total in self._term_sums[mode].items()}
-        self._term_sums[mode].clear()
-        self._term_counts[mode].clear()
+        """Return the means over all processes since the last call."""
+        sums = self._term_sums[mode]
+        if not sums:
+            return {}
+        count = next(iter(sums.values())).new_tensor(self._term_counts[mode])
+        totals = self.accelerator.reduce(torch.stack([*sums.values(), count]), reduction="sum")
+        means = dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        sums.clear()
+        self._term_counts[mode] = 0
         return means
 
     def _collapse_measures(self) -> dict[str, float]:

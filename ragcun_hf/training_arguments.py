@@ -72,25 +72,34 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     def __post_init__(self) -> None:
         """Check the values that are ours before the parent's own checks."""
         self._check_weights()
-        if not self.temperature > 0:
-            raise ValueError(f"`temperature` must be above 0, got {self.temperature}.")
-        if self.margin < 0:
-            raise ValueError(f"`margin` must be at least 0, got {self.margin}.")
-        if self.num_directions < 1:
-            raise ValueError(f"`num_directions` must be at least 1, got {self.num_directions}.")
-        for name in ("learning_rate", "encoder_learning_rate"):
+        for name in ("temperature", "learning_rate", "encoder_learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
-        if self.per_device_train_batch_size < 1:
-            raise ValueError(f"`batch_size` must be at least 1, got {self.per_device_train_batch_size}.")
-        if self.max_steps <= 0 and not self.num_train_epochs > 0:
-            raise ValueError(f"`epochs` must be above 0, got {self.num_train_epochs}.")
+        for name in ("margin", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
+        self._check_counts()
         for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
             _check_choice(name, getattr(self, name))
         super().__post_init__()
         # Pinning memory without an accelerator only warns, at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+    def _check_counts(self) -> None:
+        counts = {
+            "batch_size": self.per_device_train_batch_size,
+            "per_device_eval_batch_size": self.per_device_eval_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "num_directions": self.num_directions,
+            "early_stopping_patience": self.early_stopping_patience,
+        }
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
+            raise ValueError(f"`epochs` must be a finite number above 0, got {self.num_train_epochs}.")
 
     def _check_weights(self) -> None:
         for name in ("lambda_contrastive", "lambda_isotropy", "lambda_predictive"):

@@ -48,9 +48,11 @@ class RetrievalValidation:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
         was_training = model.training
         model.eval()
-        queries, predictions = self._embed(model, self._queries, model.config.query_prompt)
-        documents, _ = self._embed(model, self._documents, model.config.document_prompt)
-        model.train(was_training)
+        try:
+            queries, predictions = self._embed(model, self._queries, model.config.query_prompt)
+            documents, _ = self._embed(model, self._documents, model.config.document_prompt)
+        finally:
+            model.train(was_training)
         figures = {"ndcg@10": self._ndcg(queries, documents, model.config.similarity_fn_name)}
         if predictions is not None:
             figures["ndcg@10_predictor"] = self._ndcg(predictions, documents, model.config.similarity_fn_name)
