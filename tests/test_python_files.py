@@ -1,0 +1,170 @@
+"""Who imports whom: the rooms of the package, read from the source files without importing anything."""
+
+import ast
+import graphlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ragcun_hf"
+SHIPPED = ("configuration_isotropic_gaussian", "modeling_isotropic_gaussian")
+EVERYTHING = object()
+
+# Room: what its files may import of the package, inside functions and for type checkers too. A module or a package
+# is a room; a module inside a package (`evaluation.isotropy`) may be named alone. Every room may import itself.
+ALLOWED = {
+    "errors": set(),
+    "training_record": set(),
+    "distributed": set(),
+    "progress": set(),
+    "command_line": {"errors"},
+    "configuration_isotropic_gaussian": set(),
+    "modeling_isotropic_gaussian": {"configuration_isotropic_gaussian"},
+    "losses": {"distributed"},
+    "data": {"errors"},
+    "features": {"data", "errors", "modeling_isotropic_gaussian", "ragcun_hf"},
+    "collators": {"data", "features"},
+    "training_arguments": {"command_line"},
+    "trainer": {"losses", "training_arguments", "evaluation.isotropy"},
+    "evaluation": {"data", "errors", "features", "losses", "modeling_isotropic_gaussian", "training_record"},
+    "publishing": {"errors", "evaluation"},
+    "run_arguments": {"command_line", "features", "modeling_isotropic_gaussian", "training_arguments"},
+    "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
+    "training_run": EVERYTHING,
+    "ragcun_hf": {*SHIPPED, "errors", "trainer", "training_arguments"},
+}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _module(path):
+    """Name a file as Python does, without the package in front: `data.pairs`; the package itself is `ragcun_hf`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__") or "ragcun_hf"
+
+
+MODULES = {_module(path): path for path in FILES}
+
+
+def _room(module):
+    return module.split(".")[0]
+
+
+def _imports(path, *, of_type_checkers=True):
+    """Yield the full names that a file imports, relative ones resolved; `from a import b` gives `a.b`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    left_out = set()
+    if not of_type_checkers:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+                left_out.update(id(inner) for statement in node.body for inner in ast.walk(statement))
+    package = ["ragcun_hf", *path.relative_to(PACKAGE).parent.parts]
+    for node in ast.walk(tree):
+        if id(node) in left_out:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            start = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{start}.{alias.name}" for alias in node.names)
+
+
+def _imported_modules(path, **options):
+    """Return the modules of the package that a file imports."""
+    found = set()
+    for name in _imports(path, **options):
+        if name.split(".")[0] != "ragcun_hf":
+            continue
+        inner = name.removeprefix("ragcun_hf").removeprefix(".")
+        # The longest beginning that is a file: the rest is what is taken from it.
+        parts = inner.split(".")
+        starts = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        found.add(next((start for start in starts if start in MODULES), "ragcun_hf"))
+    return found
+
+
+def test_the_walk_sees_imports_inside_functions_and_resolves_relative_ones():
+    # Guards against a table that everything passes because nothing is seen.
+    assert {"features.feature_store", "trainer", "evaluation.validation"} <= _imported_modules(MODULES["training_run"])
+    assert "errors" in _imported_modules(MODULES["data.pairs"])
+    assert _imported_modules(MODULES["evaluation.retrieval_metrics"]) == {"evaluation.metrics.retrieval.trec_scores"}
+    assert "ragcun_hf" in _imported_modules(MODULES["features.base_models"])
+    assert "trainer" not in _imported_modules(MODULES["run_output"], of_type_checkers=False)
+
+
+def test_every_room_stands_in_the_table():
+    assert {_room(module) for module in MODULES} == ALLOWED.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_imports_only_what_its_room_may(module):
+    room = _room(module)
+    allowed = ALLOWED[room]
+    if allowed is EVERYTHING:
+        return
+    wrong = {
+        other
+        for other in _imported_modules(MODULES[module])
+        if _room(other) not in {*allowed, room} and other not in allowed
+    }
+    assert not wrong, f"ragcun_hf/{module} may not import {wrong}"
+
+
+def test_there_is_no_import_cycle():
+    graph = {
+        module: _imported_modules(path, of_type_checkers=False) - {module, "ragcun_hf"}
+        for module, path in MODULES.items()
+        if module != "ragcun_hf"
+    }
+    list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
+
+
+@pytest.mark.parametrize("module", SHIPPED)
+def test_shipped_files_need_only_what_everybody_has_who_loads_a_model(module):
+    others = {name.split(".")[0] for name in _imports(MODULES[module])} - {"ragcun_hf"}
+    assert others - set(sys.stdlib_module_names) <= {"huggingface_hub", "numpy", "torch", "tqdm", "transformers"}
+
+
+@pytest.mark.parametrize("module", SHIPPED)
+def test_shipped_files_import_a_sibling_only_in_the_one_form_that_is_copied_with_it(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
+    assert all(node.level == 1 and node.module in SHIPPED for node in own)
+    assert not any(name.startswith("ragcun_hf") for name in _absolute_imports(tree))
+
+
+def _absolute_imports(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_package_imports_no_script_and_no_test(module):
+    outside = {path.stem for folder in ("training", "tests") for path in (ROOT / folder).rglob("*.py")}
+    outside |= {"training", "tests"}
+    assert not {name.split(".")[0] for name in _absolute_imports(ast.parse(MODULES[module].read_text()))} & outside
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    script = (
+        "import sys, ragcun_hf\n"
+        "heavy = ('torch', 'transformers', 'datasets', 'accelerate', 'numpy', 'matplotlib')\n"
+        "sys.exit(', '.join(name for name in heavy if name in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_public_name_can_be_imported():
+    import ragcun_hf
+
+    assert all(getattr(ragcun_hf, name).__name__ == name for name in ragcun_hf.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'Nonesuch'"):
+        _ = ragcun_hf.Nonesuch
