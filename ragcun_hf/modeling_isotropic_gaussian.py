@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, cached_file
+from transformers.utils import ModelOutput
 
-from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_positions
+from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+from .folders_isotropic_gaussian import encoder_settings, sentence_transformers_files
 
 
 @dataclass
@@ -154,7 +155,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         encoder = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
         fields = {"base_model_name": name_or_path, **config_fields}
-        fields = {**_encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
+        fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
@@ -195,21 +196,29 @@ class IsotropicGaussianModel(PreTrainedModel):
         return [self.encoder.get_input_embeddings(), *_layers(self.encoder)[: self.config.freeze_layers]]
 
     @torch.no_grad()
-    def start_from_features(self, features: Tensor) -> None:
-        """Start a narrower projection at the leading principal directions of some features.
+    def start_from_features(self, features: Tensor, *, whitening: float = 0.0) -> None:
+        """Let the projection start where some features suggest: fewer directions, and evener ones.
 
-        Does nothing unless the projection starts at the identity and D < H. The directions are those of the
-        uncentred second moment, which keep inner products best (Eckart and Young, 1936).
+        A narrower projection (D < H) starts at the leading principal directions; they are those of the uncentred
+        second moment, which keep inner products best (Eckart and Young, 1936). Partial whitening shrinks the strong
+        directions and lifts the weak ones: the map (C / mean variance + 0.05)^-whitening, C the covariance, brought
+        back to the features' mean length. Does nothing to a projection that starts at random.
 
         Args:
             features: Shape (N, H), a sample of the texts to embed; a few thousand rows are plenty.
+            whitening: 0 leaves the directions as they are, 0.5 makes them nearly alike; 0.1 to 0.3 can help.
         """
-        if self.config.projection_init != "identity" or self.config.output_dim >= self.config.feature_dim:
+        is_narrower = self.config.output_dim < self.config.feature_dim
+        if self.config.projection_init != "identity" or not (is_narrower or whitening):
             return
-        second_moment_HH = features.double().T @ features.double()
-        _, vectors_HH = torch.linalg.eigh(second_moment_HH)  # ascending eigenvalues
-        leading_DH = vectors_HH.flip(1)[:, : self.config.output_dim].T
-        self.projection.linear.weight.copy_(leading_DH.to(self.projection.linear.weight))
+        rows_NH = features.double().cpu()
+        start_DH = self.projection.linear.weight.double().cpu()
+        if is_narrower:
+            _, vectors_HH = torch.linalg.eigh(rows_NH.T @ rows_NH)  # ascending eigenvalues
+            start_DH = vectors_HH.flip(1)[:, : self.config.output_dim].T
+        if whitening:
+            start_DH = start_DH @ _partial_whitening(rows_NH, whitening)
+        self.projection.linear.weight.copy_(start_DH.to(self.projection.linear.weight))
 
     def forward(
         self,
@@ -368,7 +377,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         # Other libraries cut texts where the tokenizer says.
         tokenizer.model_max_length = self.config.max_length
         tokenizer.save_pretrained(folder)
-        for name, content in _sentence_transformers_files(self.config).items():
+        for name, content in sentence_transformers_files(self.config).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
             self.push_to_hub(repo_id)
@@ -381,6 +390,15 @@ class IsotropicGaussianModel(PreTrainedModel):
         # Called for the head's layers only: the encoder brings its own initialisation.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
+
+
+def _partial_whitening(rows_NH: Tensor, strength: float) -> Tensor:
+    """Return (H, H): the symmetric map that evens out the variances and keeps the mean length of the rows."""
+    variances_H, vectors_HH = torch.linalg.eigh(torch.cov(rows_NH.T, correction=0))
+    # The 0.05 keeps directions without variance from being blown up.
+    scales_H = (variances_H.clamp_min(0) / variances_H.mean() + 0.05) ** -strength
+    map_HH = (vectors_HH * scales_H) @ vectors_HH.T
+    return map_HH * (rows_NH.norm(dim=1).mean() / (rows_NH @ map_HH).norm(dim=1).mean())
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
@@ -412,77 +430,6 @@ def _without_pooler(encoder: nn.Module) -> nn.Module:
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder
-
-
-def _sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, Any]:
-    """Describe the model to sentence-transformers: one module, whose vectors `get_text_features` makes.
-
-    Without `modules.json` it would find the vectors too, but take neither the prompts nor the similarity.
-    """
-    return {
-        "config_sentence_transformers.json": {
-            "model_type": "SentenceTransformer",
-            "prompts": {"query": config.query_prompt, "document": config.document_prompt},
-            "default_prompt_name": None,
-            "similarity_fn_name": config.similarity_fn_name,
-        },
-        "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
-        ],
-        "sentence_bert_config.json": {
-            "transformer_task": "feature-extraction",
-            "modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}},
-            "module_output_name": "sentence_embedding",
-        },
-    }
-
-
-def _encoder_settings(
-    name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
-) -> dict[str, Any]:
-    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts, if not given."""
-
-    def read(file_name: str) -> Any:
-        path = cached_file(
-            name_or_path,
-            file_name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **options,
-        )
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
-
-    positions = num_positions(encoder_config) or 512
-    # Some tokenizers name an astronomical length for "no limit"; encoders of long context are cut at 512 by default.
-    settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
-    modules = read("modules.json")
-    if modules is None:
-        return settings
-    settings["normalize_features"] = any(module["type"].endswith("Normalize") for module in modules)
-    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
-    if length is not None:
-        settings["max_length"] = min(length, positions)
-    for module in modules:
-        if module["type"].endswith("Pooling") and "pooling" not in given:
-            settings["pooling"] = _pooling_name(name_or_path, read(f"{module['path']}/config.json") or {})
-    prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
-    settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
-    return settings
-
-
-def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
-    names = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
-    # One name or several; older folders have a switch for each instead.
-    modes = pooling.get("pooling_mode")
-    if modes is None:
-        modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
-    chosen = [mode.removeprefix("pooling_mode_") for mode in ([modes] if isinstance(modes, str) else modes)]
-    if len(chosen) != 1 or chosen[0] not in names:
-        raise ValueError(
-            f"{name_or_path} pools by {' and '.join(chosen) or 'nothing known'}; `pooling` must be one of mean, cls, "
-            "last: pass it."
-        )
-    return names[chosen[0]]
 
 
 IsotropicGaussianModel.register_for_auto_class("AutoModel")

@@ -108,6 +108,39 @@ def test_principal_start_leaves_every_other_start_alone(tiny_encoder_folder, fie
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("output_dim", [6, 16, 20])
+def test_whitened_start_evens_out_the_variances_and_keeps_the_mean_length(tiny_encoder_folder, output_dim):
+    model = _start(tiny_encoder_folder, output_dim=output_dim)
+    generator = torch.Generator().manual_seed(5)
+    features = torch.randn(200, 16, generator=generator) * torch.linspace(0.5, 3.0, 16) + 0.3
+    model.start_from_features(features)
+    plain = model(features=features).embeddings.detach()
+    model.start_from_features(features, whitening=0.3)
+    white = model(features=features).embeddings.detach()
+
+    def spread(rows):
+        return torch.linalg.eigvalsh(torch.cov(rows.T))[-min(output_dim, 16) :].log().std()
+
+    assert spread(white) < 0.7 * spread(plain)
+    if output_dim >= 16:
+        assert torch.allclose(white.norm(dim=1).mean(), plain.norm(dim=1).mean(), rtol=1e-4)
+
+
+def test_whitening_map_equals_the_formula_for_independent_coordinates(tiny_encoder_folder):
+    # Coordinates +-a_i in all combinations: mean 0, covariance diag(a_i^2), so the map is diagonal.
+    model = _start(tiny_encoder_folder)
+    signs = torch.tensor([[1.0 if row >> bit & 1 else -1.0 for bit in range(4)] for row in range(16)]).repeat(1, 4)
+    features = torch.zeros(64, 16)
+    scales = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for block in range(4):  # four coordinates at a time, the others 0
+        features[block * 16 : (block + 1) * 16, block * 4 : block * 4 + 4] = signs[:, :4] * scales
+    model.start_from_features(features, whitening=0.5)
+    variances = (scales.square() / 4).repeat(4)  # each coordinate is 0 in three quarters of the rows
+    expected = (variances / variances.mean() + 0.05) ** -0.5
+    weight = model.projection.linear.weight.detach()
+    assert torch.allclose(weight / weight[0, 0], torch.diag(expected / expected[0]), atol=1e-5)
+
+
 def test_random_start_has_the_layers_of_the_original_and_no_others(tiny_encoder_folder):
     model = _start(tiny_encoder_folder, projection_init="random", use_predictor=True, output_dim=10, dropout=0.2)
     for head, widths in ((model.projection, (16, 32, 10)), (model.predictor, (10, 20, 10))):
@@ -572,6 +605,7 @@ def test_a_saved_folder_holds_all_that_loading_needs_and_no_pickle(tiny_model, t
         "modules.json",
         "sentence_bert_config.json",
         "configuration_isotropic_gaussian.py",
+        "folders_isotropic_gaussian.py",
         "modeling_isotropic_gaussian.py",
     } <= names
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl", ".ckpt"))]

@@ -1,0 +1,92 @@
+# Licensed under the Apache License, Version 2.0. This file travels with every published model.
+"""What a model folder says beside weights and config: the settings of sentence-transformers, read and written."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import cached_file
+
+from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_positions
+
+logger = logging.getLogger(__name__)
+
+
+def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, Any]:
+    """Describe the model to sentence-transformers: one module, whose vectors `get_text_features` makes.
+
+    Without `modules.json` it would find the vectors too, but take neither the prompts nor the similarity.
+    """
+    return {
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "prompts": {"query": config.query_prompt, "document": config.document_prompt},
+            "default_prompt_name": None,
+            "similarity_fn_name": config.similarity_fn_name,
+        },
+        "modules.json": [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": {"text": {"method": "get_text_features", "method_output_name": "pooler_output"}},
+            "module_output_name": "sentence_embedding",
+        },
+    }
+
+
+def encoder_settings(
+    name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
+    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts, if not given."""
+
+    def read(file_name: str) -> Any:
+        path = cached_file(
+            name_or_path,
+            file_name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+            **options,
+        )
+        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+    positions = num_positions(encoder_config) or 512
+    # Some tokenizers name an astronomical length for "no limit"; encoders of long context are cut at 512 by default.
+    settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
+    modules = read("modules.json")
+    if modules is None:
+        return settings
+    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
+    dropped = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize", "Dropout")]
+    if dropped:
+        logger.warning(
+            "%s ends in %s, which are left out: the frozen base here is its pooled encoder without them.",
+            name_or_path,
+            " and ".join(dropped),
+        )
+    settings["normalize_features"] = "Normalize" in kinds
+    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    if length is not None:
+        settings["max_length"] = min(length, positions)
+    for module in modules:
+        if module["type"].endswith("Pooling") and "pooling" not in given:
+            settings["pooling"] = _pooling_name(name_or_path, read(f"{module['path']}/config.json") or {})
+    prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
+    settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
+    return settings
+
+
+def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
+    names = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
+    # One name or several; older folders have a switch for each instead.
+    modes = pooling.get("pooling_mode")
+    if modes is None:
+        modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
+    chosen = [mode.removeprefix("pooling_mode_") for mode in ([modes] if isinstance(modes, str) else modes)]
+    if len(chosen) != 1 or chosen[0] not in names:
+        raise ValueError(
+            f"{name_or_path} pools by {' and '.join(chosen) or 'nothing known'}; `pooling` must be one of mean, cls, "
+            "last: pass it."
+        )
+    return names[chosen[0]]
