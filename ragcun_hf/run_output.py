@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,10 +59,11 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
 
     Args:
         training_args: Names the folder and what to resume; its `resume_from_checkpoint` may be changed.
-        overwrite: Remove the checkpoints of an earlier run instead of refusing.
+        overwrite: Accept the folder of an earlier run instead of refusing; nothing is removed yet.
 
     Raises:
-        UserError: If the folder holds another run's model or checkpoints, or there is nothing to resume.
+        UserError: If the folder holds another run's model or checkpoints, cannot be written, or there is nothing
+            to resume.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -66,14 +71,19 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
     last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
     if training_args.resume_from_checkpoint:
         if training_args.resume_from_checkpoint == "last":
+            if last is None:
+                raise UserError(
+                    f"--resume_from_checkpoint last expects a checkpoint in {folder}, found none: leave the flag out"
+                )
             training_args.resume_from_checkpoint = last
-        if not training_args.resume_from_checkpoint or not Path(training_args.resume_from_checkpoint).is_dir():
+        checkpoint = Path(training_args.resume_from_checkpoint)
+        if not (checkpoint / "trainer_state.json").is_file():
             raise UserError(
-                f"--resume_from_checkpoint expects a checkpoint folder, found none in {folder}: start anew"
+                f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {checkpoint}, which is "
+                "not one whole checkpoint: name another, or leave the flag out"
             )
         return
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output_dir expects a folder, got the file {folder}: name another")
+    check_writable(folder)
     is_used = last is not None or (folder / "model.safetensors").exists()
     if not is_used:
         return
@@ -82,8 +92,54 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
             f"{folder} holds an earlier run: name another --output_dir, continue it with "
             "--resume_from_checkpoint last, or replace it with --overwrite"
         )
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse an output folder in which nothing can be written, before any work is done.
+
+    Raises:
+        UserError: If it is a file, lies below one, or may not be written.
+    """
+    present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not present.is_dir():
+        raise UserError(f"--output_dir expects a folder, got {folder}, where {present} is a file: name another")
+    if not os.access(present, os.W_OK):
+        raise UserError(f"--output_dir expects a folder that can be written, got {folder}: name another")
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what an earlier run left to resume from, once the new run is sure to begin."""
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
+
+
+@contextmanager
+def disk_errors_explained(folder: Path) -> Iterator[None]:
+    """Turn what libraries raise when the disk refuses to take a model into one line.
+
+    Args:
+        folder: Where it is written.
+
+    Raises:
+        UserError: If the disk is full or refuses.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not _is_disk_error(error):
+            raise
+        raise UserError(
+            f"expected room for the model in {folder}, got {error}: free some space and run again"
+        ) from error
+
+
+def _is_disk_error(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+    # safetensors and torch.save have no type of their own for it.
+    return any(words in str(error) for words in ("I/O error", "inline_container", "PytorchStreamWriter"))
 
 
 def recorded_arguments(training_args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
@@ -104,21 +160,21 @@ def save_run(trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_vie
     unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
-        record = {**facts, "log_history": trainer.state.log_history}
-        (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
-        (unfinished / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
-        for path in sorted(unfinished.iterdir()):
-            path.replace(folder / path.name)
-    except OSError as error:
-        raise UserError(
-            f"expected room for the model in {folder}, got {error}: free some space and run again"
-        ) from error
+        with disk_errors_explained(folder):
+            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
+            record = {**facts, "log_history": trainer.state.log_history}
+            (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+            digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
+            (unfinished / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
+            for path in sorted(unfinished.iterdir()):
+                path.replace(folder / path.name)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _document_texts(views: Any) -> list[str]:
+def _document_texts(views: Any) -> Sequence[str]:
+    # Views of documents show parts of them; what was trained on is the whole.
+    if hasattr(views, "documents"):
+        return views.documents
     # Streams are not walked through a second time for this list.
-    return [views[index]["positive"] for index in range(len(views))] if hasattr(views, "__len__") else []
+    return views["positive"] if hasattr(views, "__len__") else []

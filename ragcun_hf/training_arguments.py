@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -84,6 +84,10 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
             _check_choice(name, getattr(self, name))
         super().__post_init__()
+        # A batch's tensors have unlike lengths (queries, documents, both), so accelerate must not slice it. Each
+        # process reads a stream itself instead.
+        accelerator_config: Any = self.accelerator_config
+        accelerator_config.dispatch_batches = accelerator_config.split_batches = False
         # Pinning memory without an accelerator only warns, at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 

@@ -6,12 +6,22 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command_line import default_output_folder, parse_arguments, quiet_libraries
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
-from .run_output import check_output_folder, recorded_arguments, report_saved_model, save_run, source_name
+from .run_output import (
+    check_output_folder,
+    disk_errors_explained,
+    recorded_arguments,
+    remove_checkpoints,
+    report_saved_model,
+    save_run,
+    source_name,
+)
 
 __all__ = [
     "FeatureArguments",
@@ -127,7 +137,11 @@ def run_training(
     store = parsed.features.store(model) if is_cached else None
     trainer = _build_trainer(model, train_views, validation_views, store, training_args)
     feature_seconds = time.perf_counter() - started
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    folder = Path(str(training_args.output_dir))
+    if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
+        remove_checkpoints(folder)
+    with disk_errors_explained(folder):
+        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     facts = {
         "data": data_facts,
         "model": asdict(parsed.model),
@@ -160,14 +174,23 @@ def _check_arguments(
             f"--lambda_predictive {training_args.lambda_predictive} needs a predictor, got none: add --use_predictor, "
             "or set the weight to 0"
         )
+    if training_args.lambda_contrastive == training_args.lambda_isotropy == 0 and not model_args.use_predictor:
+        raise UserError(
+            "expected a term to train, got --lambda_contrastive 0 and --lambda_isotropy 0 without a predictor: "
+            "set one above 0, or add --use_predictor"
+        )
     if validation_views is None:
         if training_args.early_stopping_patience is not None:
             raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data")
         return
-    # Validation was asked for: evaluate and keep the best unless the flags say how.
+    # Validation was asked for: evaluate once per epoch unless the flags say when, and keep the best.
     if training_args.eval_strategy == "no":
-        training_args.eval_strategy = training_args.save_strategy = "epoch"
-    training_args.load_best_model_at_end = True
+        training_args.eval_strategy = "epoch"
+    # Only what is saved when it is evaluated can be the best that is loaded at the end.
+    if training_args.save_strategy in ("steps", "epoch"):
+        training_args.save_strategy = training_args.eval_strategy
+        training_args.save_steps = training_args.eval_steps or training_args.save_steps
+    training_args.load_best_model_at_end = training_args.save_strategy != "no"
     training_args.metric_for_best_model = training_args.metric_for_best_model or "eval_ndcg@10"
     training_args.greater_is_better = not training_args.metric_for_best_model.endswith("loss")
 
@@ -252,7 +275,8 @@ def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
 
     from .features.feature_store import FeatureStore
 
-    texts = [views[index]["positive"] for index in range(min(len(views), _SAMPLE_ROWS))]
+    rows = (views[index] for index in range(len(views))) if hasattr(views, "__len__") else iter(views)
+    texts = [row["positive"] for row in islice(rows, _SAMPLE_ROWS)]
     store = FeatureStore(model, cache_folder=None, dtype="auto")
     return torch.from_numpy(store.features(texts, prompt=model.config.document_prompt).vectors)
 
