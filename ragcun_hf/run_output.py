@@ -115,10 +115,10 @@ def remove_checkpoints(folder: Path) -> None:
 
 @contextmanager
 def disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise when the disk refuses to take a model into one line.
+    """Turn what libraries raise when the disk takes no more into one line.
 
     Args:
-        folder: Where it is written.
+        folder: Where is written.
 
     Raises:
         UserError: If the disk is full or refuses.
@@ -131,7 +131,7 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
         if not _is_disk_error(error):
             raise
         raise UserError(
-            f"expected room for the model in {folder}, got {error}: free some space and run again"
+            f"expected to be able to write to {folder}, got {error}: free some space, or name another --output_dir"
         ) from error
 
 

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     _check(args)
     from ragcun_hf.data.beir_folder import find_beir_dataset
     from ragcun_hf.evaluation.model_evaluation import evaluate_model, load_seen_digests
+    from ragcun_hf.run_output import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     model, base_model = _load(args)
@@ -61,16 +62,23 @@ def main(arguments: list[str] | None = None) -> None:
         k=args.top_k,
         seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
     )
-    _write(args, model, store, evaluation, arguments)
+    with disk_errors_explained(Path(args.output_dir)):
+        _write(args, model, store, evaluation, arguments)
 
 
 def _check(args: EvaluationArguments) -> None:
     from ragcun_hf.errors import UserError
+    from ragcun_hf.run_output import check_writable
 
     if bool(args.model_path) == bool(args.base_model):
         raise UserError("expected either --model_path or --base_model, got both or neither: give one of them")
     if args.top_k < 100:
         raise UserError(f"--top_k must be at least 100 for MAP@100 and recall@100, got {args.top_k}: raise it")
+    if args.use_predictor and args.base_model:
+        raise UserError("--use_predictor expects a trained model, got --base_model: name one with --model_path")
+    if not args.datasets:
+        raise UserError("--datasets expects at least one BEIR data set, got none: name one, such as scifact")
+    check_writable(Path(args.output_dir))
 
 
 def _load(args: EvaluationArguments) -> tuple[Any, Any]:

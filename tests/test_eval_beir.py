@@ -1,0 +1,307 @@
+"""eval_beir.py from the command line, on a small BEIR folder and a tiny model."""
+
+import copy
+import gc
+import importlib
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragcun_hf.data.documents import text_digest
+from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.results import read_results
+
+TRAINING = Path(__file__).resolve().parent.parent / "training"
+
+CORPUS = {
+    "d0": "bread is food",
+    "d1": "the moon and a star are on the river",
+    "d2": "fish sleep in the water",
+    "d3": "a bird does drink water",
+    "d4": "piano music is slow and fast",
+    "d5": "the stone is blue",
+    "d6": "sort an array in the tree",
+    "q4": "is music fast",  # the query of that id, word for word
+}
+QUERIES = {
+    "q0": "what is bread",
+    "q1": "where is the moon",
+    "q2": "why do fish sleep",
+    "q3": "what does a bird drink",
+    "q4": "is music fast",
+    "q5": "is the stone green",
+}
+QRELS = {"q0": {"d0": 2, "d6": 1}, "q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d3": 1, "d2": 1}, "q4": {"d4": 1}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick_garbage_collection():
+    """Keep every collection from walking through all imported modules."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def _write_beir(folder, corpus=CORPUS, qrels=QRELS):
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", corpus), ("queries", QUERIES)):
+        rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    lines = [f"{query}\t{document}\t{gain}" for query, found in qrels.items() for document, gain in found.items()]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]), encoding="utf-8")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    _write_beir(tmp_path / "beir" / "toy")
+    return tmp_path / "beir"
+
+
+@pytest.fixture
+def trained(tiny_encoder_folder, tmp_path):
+    """Save a model whose head was moved; gives its folder."""
+    import torch
+
+    from ragcun_hf import IsotropicGaussianModel
+
+    def save(name="trained", documents=None, **fields):
+        model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), **{"use_predictor": True, **fields})
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(tmp_path / name)
+        if documents is not None:
+            digests = "\n".join(sorted(text_digest(text).hex() for text in documents))
+            (tmp_path / name / "training_documents.txt").write_text(digests + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def evaluate(monkeypatch, data_dir, tmp_path):
+    monkeypatch.syspath_prepend(str(TRAINING))
+    monkeypatch.chdir(tmp_path)
+    script = importlib.import_module("eval_beir")
+
+    def run(*flags, datasets=("toy",), output="results"):
+        common = ["--datasets", *datasets, "--data_dir", str(data_dir), "--output_dir", output]
+        script.main([*(str(flag) for flag in flags), *common, "--encoder_dtype", "float32"])
+        (path,) = (tmp_path / output).glob("*.json")
+        return read_results(path)
+
+    return run
+
+
+def _ndcg_by_hand(queries, documents):
+    """NDCG@10 by cosine, from vectors by id: linear gain, logarithmic discount, the query's own id left out."""
+
+    def unit(vector):
+        return vector / np.linalg.norm(vector)
+
+    figures = []
+    for query, judged in QRELS.items():
+        scores = {key: float(unit(queries[query]) @ unit(vector)) for key, vector in documents.items() if key != query}
+        ranking = sorted(scores, key=lambda key: -scores[key])[:10]
+        gained = sum(judged.get(key, 0) / math.log2(place + 2) for place, key in enumerate(ranking))
+        best = sum(gain / math.log2(place + 2) for place, gain in enumerate(sorted(judged.values(), reverse=True)))
+        figures.append(gained / best)
+    return sum(figures) / len(figures)
+
+
+def _vectors(model, kind, **options):
+    encode = {"query": model.encode_query, "document": model.encode_document}[kind]
+    texts = QUERIES if kind == "query" else CORPUS
+    return dict(zip(texts, encode(list(texts.values()), **options), strict=True))
+
+
+def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_encoder_folder):
+    from ragcun_hf import IsotropicGaussianModel
+    from ragcun_hf.features.base_models import load_trained_model
+
+    folder = trained()
+    results = evaluate("--model_path", folder, "--use_predictor")
+    systems = results["datasets"]["toy"]["systems"]
+    assert list(systems) == ["base", "projection", "predictor"]
+    base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))  # its head is the identity
+    model = load_trained_model(str(folder))
+    by_hand = {
+        "base": _ndcg_by_hand(_vectors(base, "query"), _vectors(base, "document")),
+        "projection": _ndcg_by_hand(_vectors(model, "query"), _vectors(model, "document")),
+        "predictor": _ndcg_by_hand(_vectors(model, "query", use_predictor=True), _vectors(model, "document")),
+    }
+    assert len({round(figure, 6) for figure in by_hand.values()}) == 3  # the systems differ
+    for system, figure in by_hand.items():
+        assert systems[system]["ndcg@10"] == pytest.approx(figure, abs=1e-6)
+    assert results["mean"]["projection"]["ndcg@10"] == systems["projection"]["ndcg@10"]
+    assert results["datasets"]["toy"]["num_queries"] == 5  # the unjudged one is left out
+    assert results["datasets"]["toy"]["comparisons"].keys() == {"projection", "predictor"}
+
+
+def test_everything_is_written_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
+    folder = trained()
+    first = evaluate("--model_path", folder, "--use_predictor", output="first")
+    shown = capsys.readouterr().out
+    second = evaluate("--model_path", folder, "--use_predictor", output="second")
+    names = {path.name for path in (tmp_path / "first" / "trained").iterdir()}
+    runs = {f"toy.{system}.trec" for system in ("base", "projection", "predictor")}
+    assert names == runs | {"comparison.png", "isotropy.png"}
+    for name in runs:
+        written = (tmp_path / "first" / "trained" / name).read_bytes()
+        assert written == (tmp_path / "second" / "trained" / name).read_bytes()
+        assert len(written.splitlines()) == 5 * 8 - 1  # five queries, eight documents, one with the query's id
+    assert {key: first[key] for key in ("datasets", "mean", "isotropy")} == {
+        key: second[key] for key in ("datasets", "mean", "isotropy")
+    }
+    assert "toy" in shown
+    assert "Wrote first/trained.json" in shown
+    assert f"training/render_card.py --model_path {folder} --results first/trained.json" in shown
+
+
+def test_settings_and_model_stand_in_the_results(evaluate, trained):
+    results = evaluate("--model_path", trained(max_length=16, similarity_fn_name="dot"))
+    expected = {"split": "test", "max_length": 16, "identical_ids_dropped": True, "top_k": 100}
+    assert expected.items() <= results["settings"].items()
+    assert results["settings"]["encoder_dtype"] == "float32"
+    assert (results["model"]["name"], results["model"]["similarity"]) == ("trained", "dot")
+    assert "eval_beir.py" in results["command"]
+
+
+def test_the_base_is_given_the_prompt_of_the_model(evaluate, trained):
+    plain = evaluate("--model_path", trained("plain"), output="a")
+    prompted = evaluate("--model_path", trained("prompted", query_prompt="query: search "), output="b")
+    assert plain["datasets"]["toy"]["systems"]["base"] != prompted["datasets"]["toy"]["systems"]["base"]
+
+
+def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, monkeypatch):
+    from ragcun_hf.features import feature_store
+
+    flags = ["--model_path", trained(), "--feature_cache_dir", tmp_path / "features"]
+    first = evaluate(*flags, output="a")
+    asked = []
+    real = feature_store.encode_in_batches
+    monkeypatch.setattr(
+        feature_store, "encode_in_batches", lambda model, texts, **options: asked.extend(texts) or real(model, texts)
+    )
+    second = evaluate(*flags, output="b")
+    assert not asked
+    assert first["datasets"] == second["datasets"]
+    third = evaluate(*flags, "--no_feature_cache", output="c")
+    assert len(asked) == len(QUERIES) - 1 + len(CORPUS)  # the unjudged query is not encoded
+    assert third["datasets"]["toy"]["systems"] == second["datasets"]["toy"]["systems"]
+
+
+def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_folder, tmp_path):
+    alone = evaluate("--base_model", tiny_encoder_folder, output="alone")
+    beside = evaluate("--model_path", trained(), output="beside")
+    assert list(alone["datasets"]["toy"]["systems"]) == ["base"]
+    assert alone["datasets"]["toy"]["systems"]["base"] == beside["datasets"]["toy"]["systems"]["base"]
+    assert alone["model"]["name"] == "base-bert"
+    assert [path.name for path in (tmp_path / "alone" / "base-bert").iterdir()] == ["toy.base.trec"]
+
+
+def test_documents_seen_in_training_are_told_apart(evaluate, trained):
+    seen = evaluate("--model_path", trained(documents=[CORPUS["d0"], CORPUS["d2"], "of another corpus"]))
+    subsets = seen["datasets"]["toy"]["subsets"]
+    # d0 answers q0; d2 answers q2 and q3.
+    assert {name: part["num_queries"] for name, part in subsets.items()} == {
+        "seen_documents": 3,
+        "unseen_documents": 2,
+    }
+    whole = seen["datasets"]["toy"]["systems"]["projection"]["ndcg@10"]
+    parts = [part["num_queries"] * part["systems"]["projection"]["ndcg@10"] for part in subsets.values()]
+    assert sum(parts) / 5 == pytest.approx(whole)
+
+
+def test_nothing_is_told_apart_where_nothing_was_seen(evaluate, trained):
+    assert "subsets" not in evaluate("--model_path", trained(), output="a")["datasets"]["toy"]
+    others = trained("others", documents=["of another corpus"])
+    assert "subsets" not in evaluate("--model_path", others, output="b")["datasets"]["toy"]
+
+
+def test_a_document_with_the_querys_id_is_dropped_unless_asked_for(evaluate, trained, tmp_path):
+    folder = trained()
+    dropped = evaluate("--model_path", folder, output="a")
+    kept = evaluate("--model_path", folder, "--keep_identical_ids", output="b")
+    runs = [(tmp_path / name / "trained" / "toy.base.trec").read_text(encoding="utf-8") for name in ("a", "b")]
+    assert ["q4 Q0 q4" in run for run in runs] == [False, True]
+    assert [results["settings"]["identical_ids_dropped"] for results in (dropped, kept)] == [True, False]
+    base = [results["datasets"]["toy"]["systems"]["base"]["ndcg@10"] for results in (dropped, kept)]
+    assert base[1] < base[0]  # the copy of the query comes first
+
+
+def test_a_trained_encoder_stands_beside_the_untrained_one(evaluate, trained):
+    frozen = evaluate("--model_path", trained("frozen"), output="a")
+    free = evaluate("--model_path", trained("free", freeze_base=False), output="b")
+    systems = [results["datasets"]["toy"]["systems"] for results in (frozen, free)]
+    assert systems[0]["base"] == systems[1]["base"]
+    assert systems[0]["projection"] != systems[1]["projection"]
+    assert free["model"]["freeze_base"] is False
+
+
+def test_several_sets_are_averaged_and_one_named_twice_counts_once(evaluate, trained, data_dir):
+    qrels = copy.deepcopy(QRELS)
+    qrels.pop("q0")
+    _write_beir(data_dir / "other", qrels=qrels)
+    results = evaluate("--model_path", trained(), datasets=("toy", "other", "toy"))
+    assert list(results["datasets"]) == ["toy", "other"]
+    figures = [results["datasets"][name]["systems"]["projection"]["ndcg@10"] for name in ("toy", "other")]
+    assert results["mean"]["projection"]["ndcg@10"] == pytest.approx(sum(figures) / 2)
+
+
+# What a user has to change
+
+
+def test_a_predictor_is_not_made_up(evaluate, trained):
+    with pytest.raises(UserError, match="--use_predictor expects a model with a predictor, got one without"):
+        evaluate("--model_path", trained(use_predictor=False), "--use_predictor")
+
+
+def test_a_missing_data_set_without_network_is_told_quickly(evaluate, trained, data_dir, monkeypatch):
+    import requests
+
+    def refuse(*args, **kwargs):
+        raise requests.ConnectionError("no network in this test")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr(requests.Session, "request", refuse)
+    folder = trained()
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"expected the BEIR collection 'scifact' in .*unpack the collection there"):
+        evaluate("--model_path", folder, datasets=("scifact",))
+    assert time.monotonic() - started < 5
+    assert [path.name for path in data_dir.iterdir()] == ["toy"]  # no half download stays
+
+
+def test_a_missing_data_set_is_told_before_the_model_is_loaded(evaluate, monkeypatch):
+    from ragcun_hf.features import base_models
+
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UserError, match="expected judgements of the split 'dev', got the splits test"):
+        evaluate("--model_path", "anything", "--split", "dev")
+
+
+def test_an_output_folder_that_is_a_file_is_told_before_anything_is_done(evaluate, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output in ("file", "file/below"):
+        with pytest.raises(UserError, match="--output_dir expects a folder"):
+            evaluate("--model_path", "anything", datasets=("nowhere",), output=output)
+
+
+@pytest.mark.slow
+def test_the_untrained_head_of_the_real_encoder_ranks_like_its_base(evaluate, embedded_folder, tmp_path):
+    from ragcun_hf.features.base_models import load_base_model
+
+    model = load_base_model("embedded")
+    model.save_pretrained(tmp_path / "untrained")
+    results = evaluate("--model_path", tmp_path / "untrained")
+    systems = results["datasets"]["toy"]["systems"]
+    assert systems["projection"]["ndcg@10"] == pytest.approx(systems["base"]["ndcg@10"], abs=1e-6)
+    assert results["model"]["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
