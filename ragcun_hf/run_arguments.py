@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .command_line import argument
+from .errors import UserError
 from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
 
 if TYPE_CHECKING:
@@ -30,6 +31,9 @@ class ModelArguments:
     output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
     projection_kind: str = argument("mlp", "mlp or linear.")
     projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
+    whitening: float = argument(
+        0.0, "Partial whitening of an identity start, in [0, 0.5]: 0 none, 0.5 nearly full; 0.1 to 0.3 can help."
+    )
     projection_hidden_dim: int | None = argument(None, "Width inside the projection. Default: twice the encoder's.")
     predictor_hidden_dim: int | None = argument(None, "Width inside the predictor. Default: twice the embedding's.")
     dropout: float = argument(0.1, "Dropout inside projection and predictor, in [0, 1).")
@@ -44,7 +48,14 @@ class ModelArguments:
 
     def build(self) -> IsotropicGaussianModel:
         """Load the encoder and put the head on it."""
-        names = {field.name for field in fields(self)} - {"base_model", "base_revision"}
+        if not 0 <= self.whitening <= 0.5:
+            raise UserError(f"--whitening must be in [0, 0.5], got {self.whitening}: set it to e.g. 0.2")
+        if self.whitening and self.projection_init != "identity":
+            raise UserError(
+                f"--whitening {self.whitening} needs --projection_init identity, got {self.projection_init}: "
+                "a random start has nothing to whiten"
+            )
+        names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
 

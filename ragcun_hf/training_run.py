@@ -135,7 +135,7 @@ def run_training(
     started = time.perf_counter()
     is_cached = model.config.freeze_base and parsed.features.feature_cache
     store = parsed.features.store(model) if is_cached else None
-    trainer = _build_trainer(model, train_views, validation_views, store, training_args)
+    trainer = _build_trainer(model, train_views, validation_views, store, parsed)
     feature_seconds = time.perf_counter() - started
     folder = Path(str(training_args.output_dir))
     if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
@@ -179,6 +179,7 @@ def _check_arguments(
             "expected a term to train, got --lambda_contrastive 0 and --lambda_isotropy 0 without a predictor: "
             "set one above 0, or add --use_predictor"
         )
+    _check_loggers(training_args.report_to)
     if validation_views is None:
         if training_args.early_stopping_patience is not None:
             raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data")
@@ -195,42 +196,37 @@ def _check_arguments(
     training_args.greater_is_better = not training_args.metric_for_best_model.endswith("loss")
 
 
+def _check_loggers(report_to: Any) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    missing = [name for name in report_to if name not in installed]
+    if missing:
+        raise UserError(
+            f"--report_to expects none or what is installed ({', '.join(installed) or 'nothing is'}), got "
+            f"{', '.join(missing)}: install it, or leave the flag out"
+        )
+
+
 def _build_trainer(
     model: IsotropicGaussianModel,
     train_views: Any,
     validation_views: Any,
     store: FeatureStore | None,
-    training_args: IsotropicGaussianTrainingArguments,
+    parsed: ParsedArguments,
 ) -> IsotropicGaussianTrainer:
-    import torch
-    from torch.utils.data import Subset
     from transformers import EarlyStoppingCallback, ProgressCallback
 
-    from .collators import FeaturePairCollator, TextPairCollator
     from .progress import TermsProgressCallback
     from .trainer import IsotropicGaussianTrainer
 
-    config = model.config
-    prompts = {"query_prompt": config.query_prompt, "document_prompt": config.document_prompt}
+    training_args = parsed.training
     validation = _validation(validation_views, store)
-    collator: Any
-    if store is None:
-        collator = TextPairCollator(model.tokenizer, max_length=config.max_length, **prompts)
-        if config.output_dim < config.feature_dim:
-            model.start_from_features(_sample_features(model, train_views))
-    else:
-        # One process encodes; the others then read what it wrote.
-        with training_args.main_process_first(desc="features"):
-            pairs = _as_features(
-                [views for views in (train_views, validation_views) if views is not None], store, prompts
-            )
-        collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
-        model.start_from_features(torch.from_numpy(pairs.document_vectors[:_SAMPLE_ROWS]))
-        num_rows = len(train_views)
-        if validation_views is not None:
-            validation_views = Subset(pairs, range(num_rows, len(pairs)))
-        train_views = Subset(pairs, range(num_rows))
-    _keep_small_sets(train_views, training_args)
+    prepare = _text_batches if store is None else _feature_batches
+    train_rows, validation_rows, collator, sample = prepare(model, train_views, validation_views, store, training_args)
+    if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
+        model.start_from_features(sample(), whitening=parsed.model.whitening)
+    _keep_small_sets(train_rows, training_args)
     callbacks = []
     if training_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
@@ -238,8 +234,8 @@ def _build_trainer(
         model=model,
         args=training_args,
         data_collator=collator,
-        train_dataset=train_views,
-        eval_dataset=validation_views,
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
         validation=validation,
         callbacks=callbacks,
     )
@@ -247,6 +243,48 @@ def _build_trainer(
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TermsProgressCallback)
     return trainer
+
+
+def _text_batches(
+    model: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: Any, training_args: Any
+) -> tuple[Any, Any, Any, Callable[[], Tensor]]:
+    """Return both sets, their collator and, when called, some documents' features: everything stays text."""
+    from .collators import TextPairCollator
+
+    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **_prompts(model))
+    return train_views, validation_views, collator, lambda: _sample_features(model, train_views)
+
+
+def _feature_batches(
+    model: IsotropicGaussianModel,
+    train_views: Any,
+    validation_views: Any,
+    store: Any,
+    training_args: IsotropicGaussianTrainingArguments,
+) -> tuple[Any, Any, Any, Callable[[], Tensor]]:
+    """Return both sets, their collator and some documents' features, with all texts encoded once."""
+    import torch
+    from torch.utils.data import Subset
+
+    from .collators import FeaturePairCollator
+
+    views = [each for each in (train_views, validation_views) if each is not None]
+    # One process encodes; the others then read what it wrote.
+    with training_args.main_process_first(desc="features"):
+        pairs = _as_features(views, store, _prompts(model))
+    num_rows = len(train_views)
+    training_documents = sorted({pairs[index].positive for index in range(num_rows)})[:_SAMPLE_ROWS]
+    validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
+    collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
+
+    def sample() -> Tensor:
+        return torch.from_numpy(pairs.document_vectors[training_documents])
+
+    return Subset(pairs, range(num_rows)), validation_rows, collator, sample
+
+
+def _prompts(model: IsotropicGaussianModel) -> dict[str, str]:
+    return {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
 
 
 def _as_features(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:

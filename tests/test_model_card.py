@@ -427,7 +427,7 @@ def test_script_writes_the_card_into_the_model_folder(script, model_folder, caps
     ]
     said = capsys.readouterr().out
     assert "Wrote" in said
-    assert "push_to_hub.py" in said
+    assert "hf upload" in said
 
 
 def test_script_links_plots_that_lie_below_the_card(script, model_folder):

@@ -19,6 +19,7 @@ _CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
     "isotropy.png": "How evenly base and projection fill their space",
+    "learning_curves.png": "The terms of the loss while training",
 }
 
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     write_card(output, text)
     say(f"Wrote {output}: every number in it stems from a file ({', '.join(args.results)}, ...).")
-    say(f"Next: python training/push_to_hub.py --model_path {folder} --repo_id {args.repo_id or 'organisation/name'}")
+    say(f"Next: hf upload {args.repo_id or 'organisation/name'} {folder} --exclude 'checkpoint-*/*'")
 
 
 def _model_folder(args: CardArguments) -> Path:
