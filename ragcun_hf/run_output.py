@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,17 @@ _ALWAYS_RECORDED = (
     "per_device_train_batch_size",
     "learning_rate",
     "seed",
+)
+
+
+_NEVER_RECORDED = (
+    "output_dir",
+    "resume_from_checkpoint",
+    "disable_tqdm",
+    "use_cpu",
+    "hub_token",
+    "accelerator_config",
+    "dataloader_pin_memory",
 )
 
 
@@ -144,14 +156,19 @@ def _is_disk_error(error: Exception) -> bool:
 
 def recorded_arguments(training_args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
     """List what matters in every run, and what differs from the defaults; paths of this machine stay out."""
-    current = training_args.to_dict()
-    defaults = type(training_args)(output_dir=training_args.output_dir).to_dict()
-    machine_dependent = ("output_dir", "resume_from_checkpoint", "disable_tqdm")
+    # Not read from a second instance: making one resets what accelerate knows of the other processes.
+    defaults = {field.name: field.default for field in fields(training_args)}
     return {
         key: value
-        for key, value in current.items()
-        if key in _ALWAYS_RECORDED or (value != defaults.get(key) and key not in machine_dependent)
+        for key, value in training_args.to_dict().items()
+        if key in _ALWAYS_RECORDED or (key not in _NEVER_RECORDED and _is_changed(value, defaults.get(key)))
     }
+
+
+def _is_changed(value: Any, default: Any) -> bool:
+    # The arguments put an empty value of their own in the place of other ones.
+    empty: tuple[Any, ...] = (None, False, "", "none", [])
+    return value != default and not (value in empty and (default in empty or default is MISSING))
 
 
 def save_run(trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any) -> None:

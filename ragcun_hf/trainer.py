@@ -198,15 +198,18 @@ class IsotropicGaussianTrainer(Trainer):
         return means
 
     def _collapse_measures(self) -> dict[str, float]:
-        """Measure the last batch of this process."""
-        embeddings = self._last_embeddings
-        if embeddings is None or len(embeddings) < 2 or not bool(embeddings.isfinite().all()):
+        """Measure the last batch; `sigreg` over all processes, the others over this one's rows."""
+        if self._last_embeddings is None:
             return {}
-        rows = embeddings.float()
+        rows = self._last_embeddings.float()
         directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
+        # First, whatever the rows are: the other processes wait for it.
+        sigreg = float(sigreg_statistic(rows, directions))
+        if not bool(rows.isfinite().all()):
+            return {}
         return {
             "embedding_std": float(embedding_std(rows)),
             "effective_rank": float(effective_rank(rows)),
-            "sigreg": float(sigreg_statistic(rows, directions)),
+            "sigreg": sigreg,
             "sigreg_floor": SIGREG_NULL_FLOOR,
         }

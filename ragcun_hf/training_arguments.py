@@ -83,6 +83,8 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         self._check_counts()
         for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
             _check_choice(name, getattr(self, name))
+        # Said outright, or accelerate would not let several processes of a machine without accelerators work together.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         # A batch's tensors have unlike lengths (queries, documents, both), so accelerate must not slice it. Each
         # process reads a stream itself instead.

@@ -282,6 +282,15 @@ def test_the_contrastive_term_compares_as_the_search_will(make_model, make_train
     assert used == [similarity]
 
 
+def test_embeddings_that_are_not_finite_are_logged_without_collapse_measures(tiny_model, make_trainer):
+    with torch.no_grad():
+        tiny_model.projection.linear.bias.fill_(float("nan"))
+    trainer = make_trainer(tiny_model, max_steps=1)
+    trainer.train()
+    assert "loss/contrastive" in trainer.state.log_history[0]
+    assert "effective_rank" not in trainer.state.log_history[0]
+
+
 # What gives the same weights
 
 
@@ -668,3 +677,38 @@ def test_three_weights_of_zero_are_refused(tmp_path):
     weights = {f"lambda_{name}": 0.0 for name in ("contrastive", "isotropy", "predictive")}
     with pytest.raises(ValueError, match="nothing to train"):
         IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **weights)
+
+
+def test_a_machine_without_accelerators_says_so_and_the_record_does_not(tmp_path):
+    from ragcun_hf.run_output import recorded_arguments
+
+    arguments = IsotropicGaussianTrainingArguments(output_dir=str(tmp_path))
+    assert arguments.use_cpu == (not torch.accelerator.is_available())
+    assert not {"use_cpu", "output_dir", "hub_token"} & recorded_arguments(arguments).keys()
+
+
+def test_the_record_holds_what_was_changed_and_what_always_matters(tmp_path):
+    from ragcun_hf.run_output import recorded_arguments
+
+    plain = recorded_arguments(IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
+    changed = recorded_arguments(
+        IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, margin=0.5, learning_rate=1e-5)
+    )
+    assert plain["learning_rate"] == 3e-4
+    assert "margin" not in plain
+    assert {key: value for key, value in changed.items() if value != plain.get(key)} == {
+        "margin": 0.5,
+        "learning_rate": 1e-5,
+    }
+
+
+def test_asking_for_the_record_leaves_the_state_of_the_processes_alone(tmp_path):
+    from accelerate.state import PartialState
+
+    from ragcun_hf.run_output import recorded_arguments
+
+    arguments = IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state = dict(PartialState._shared_state)
+    recorded_arguments(arguments)
+    assert PartialState._shared_state == state
+    assert state["_cpu"] is True

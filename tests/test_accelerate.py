@@ -1,0 +1,159 @@
+"""Several processes on one machine, through `accelerate launch`: the work of one process with all their rows."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+TRAINING = Path(__file__).resolve().parent.parent / "training"
+
+# Plain gradient descent, because Adam enlarges rounding errors of gradients near 0. All rows are in every step, so
+# that it does not matter which process has which.
+TRAIN = "--use_cpu --disable_tqdm true --logging_steps 1 --epochs 3 --dropout 0 --use_predictor --bidirectional"
+DESCENT = "--optim sgd --learning_rate 0.01 --warmup_steps 0 --encoder_dtype float32"
+
+# Runs train_contrastive.py, but one process fails in the second step.
+FAILING = """
+import os, sys
+sys.path.insert(0, {training!r})
+import train_contrastive
+from ragcun_hf.command_line import run_script
+from ragcun_hf.trainer import IsotropicGaussianTrainer
+step = IsotropicGaussianTrainer.training_step
+def fail(self, *args, **kwargs):
+    if self.state.global_step == 1 and os.environ["RANK"] == "1":
+        raise RuntimeError("this process fails")
+    return step(self, *args, **kwargs)
+IsotropicGaussianTrainer.training_step = fail
+run_script(train_contrastive.main)
+"""
+
+
+def _free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def _run(processes, script, *flags, cwd, timeout=180):
+    command = [sys.executable]
+    if processes > 1:
+        # --multi_gpu means: one process per device. With --cpu, accelerate would start a single one.
+        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    return subprocess.run(
+        [*command, str(script), *(str(flag) for flag in flags)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_pairs):
+    (tmp_path / "pairs.json").write_text(json.dumps(tiny_pairs), encoding="utf-8")
+    (tmp_path / "texts.json").write_text(json.dumps([pair["positive"] for pair in tiny_pairs]), encoding="utf-8")
+    return tmp_path
+
+
+def _train(folder, encoder, script, processes, *flags):
+    """Train with all eight rows in each step; gives the finished process and the model's folder."""
+    output = folder / f"of_{processes}"
+    common = [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, "--batch_size", 8 // processes]
+    done = _run(processes, TRAINING / f"{script}.py", *common, "--output_dir", output, *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done, output
+
+
+def _weights(output):
+    from ragcun_hf.features.base_models import load_trained_model
+
+    return load_trained_model(str(output)).state_dict()
+
+
+def _check_alike(one, two, encoder):
+    from ragcun_hf import IsotropicGaussianModel
+
+    start = IsotropicGaussianModel.from_encoder(str(encoder), use_predictor=True).state_dict()
+    first, second = _weights(one), _weights(two)
+    assert float((first["projection.linear.weight"] - start["projection.linear.weight"]).abs().max()) > 1e-3
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def _record(output):
+    return json.loads((output / "training_record.json").read_text(encoding="utf-8"))
+
+
+def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny_encoder_folder):
+    flags = ["--train_data", "pairs.json", "--val_data", "pairs.json"]
+    done, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
+    _check_alike(one, two, tiny_encoder_folder)
+    # One model, said once.
+    assert done.stdout.count("Saved the model") == 1
+    assert done.stdout.count("Next: python training/eval_beir.py") == 1
+    assert _record(two)["steps"] == _record(one)["steps"] == 3
+    assert not (two / ".unfinished").exists()
+    # What is logged is of all rows, too.
+    names = ["loss", "loss/contrastive", "loss/isotropy", "loss/predictive", "sigreg"]
+    names += ["eval_loss", "eval_loss/contrastive", "eval_loss/isotropy", "eval_loss/predictive", "eval_ndcg@10"]
+    for name in names:
+        logged = [[entry[name] for entry in _record(output)["log_history"] if name in entry] for output in (one, two)]
+        assert len(logged[0]) == 3
+        # A validation batch of one process is as large as that of two: other candidates, other loss.
+        if not name.startswith("eval_loss"):
+            assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
+
+
+def test_two_processes_mask_anew_in_each_epoch_as_one_does(folder, tiny_encoder_folder):
+    flags = ["--documents", "texts.json", "--no_feature_cache", "--lambda_contrastive", "1"]
+    _, two = _train(folder, tiny_encoder_folder, "train_xy_masked", 2, *flags)
+    _, one = _train(folder, tiny_encoder_folder, "train_xy_masked", 1, *flags)
+    _check_alike(one, two, tiny_encoder_folder)
+
+
+def test_two_processes_share_a_stream(folder, tiny_encoder_folder):
+    flags = ["--train_data", "pairs.json", "--streaming", "--no_feature_cache", "--max_steps", "3"]
+    _, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
+    _check_alike(one, two, tiny_encoder_folder)
+
+
+def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
+    (folder / "failing.py").write_text(FAILING.format(training=str(TRAINING)), encoding="utf-8")
+    flags = [*TRAIN.split(), "--train_data", "pairs.json", "--base_model", tiny_encoder_folder, "--batch_size", "4"]
+    done = _run(2, folder / "failing.py", *flags, "--output_dir", "out", cwd=folder, timeout=120)
+    assert done.returncode != 0
+    assert "this process fails" in done.stderr
+    assert not (folder / "out" / "model.safetensors").exists()
+
+
+def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_folder):
+    flags = ["--use_cpu", "--train_data", "nowhere.json", "--base_model", tiny_encoder_folder]
+    done = _run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder, timeout=120)
+    assert done.returncode != 0
+    assert "train_contrastive.py: expected an existing file or folder" in done.stderr
+    assert not (folder / "checkpoints").exists()
+
+
+def test_a_second_run_over_the_first_is_possible_in_two_processes(folder, tiny_encoder_folder):
+    flags = ["--train_data", "pairs.json", "--save_steps", "1"]
+    _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
+    assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
