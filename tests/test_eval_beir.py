@@ -91,7 +91,10 @@ def evaluate(monkeypatch, data_dir, tmp_path):
     monkeypatch.chdir(tmp_path)
     script = importlib.import_module("eval_beir")
 
-    def run(*flags, datasets=("toy",), output="results"):
+    def run(*flags, datasets=("toy",), output="results", with_plots=False):
+        if not with_plots:  # they take most of the time
+            for name in ("plot_comparison", "plot_isotropy"):
+                monkeypatch.setattr(f"ragcun_hf.evaluation.plots.{name}", lambda *args, **kwargs: None)
         common = ["--datasets", *datasets, "--data_dir", str(data_dir), "--output_dir", output]
         script.main([*(str(flag) for flag in flags), *common, "--encoder_dtype", "float32"])
         (path,) = (tmp_path / output).glob("*.json")
@@ -147,7 +150,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
 
 def test_everything_is_written_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
     folder = trained()
-    first = evaluate("--model_path", folder, "--use_predictor", output="first")
+    first = evaluate("--model_path", folder, "--use_predictor", output="first", with_plots=True)
     shown = capsys.readouterr().out
     second = evaluate("--model_path", folder, "--use_predictor", output="second")
     names = {path.name for path in (tmp_path / "first" / "trained").iterdir()}
