@@ -180,7 +180,6 @@ def _check_arguments(
             "set one above 0, or add --use_predictor"
         )
     _check_loggers(training_args.report_to)
-    _check_loggers(training_args.report_to)
     if validation_views is None:
         if training_args.early_stopping_patience is not None:
             raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data")
@@ -195,18 +194,6 @@ def _check_arguments(
     training_args.load_best_model_at_end = training_args.save_strategy != "no"
     training_args.metric_for_best_model = training_args.metric_for_best_model or "eval_ndcg@10"
     training_args.greater_is_better = not training_args.metric_for_best_model.endswith("loss")
-
-
-def _check_loggers(report_to: Any) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()
-    missing = [name for name in report_to if name not in installed]
-    if missing:
-        raise UserError(
-            f"--report_to expects none or what is installed ({', '.join(installed) or 'nothing is'}), got "
-            f"{', '.join(missing)}: install it, or leave the flag out"
-        )
 
 
 def _check_loggers(report_to: Any) -> None:
