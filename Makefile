@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.10+ and make: `make demo` and `make test`.
+# Two commands do everything on a machine with Python 3.11+ and make: `make demo` and `make test`.
 PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := true
@@ -12,7 +12,7 @@ help:  ## Show this list.
 install: .venv/.installed  ## Make .venv with everything pinned.
 
 .venv/.installed: setup.cfg constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	touch $@

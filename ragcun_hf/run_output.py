@@ -77,26 +77,26 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
         UserError: If the folder holds another run's model or checkpoints, cannot be written, or there is nothing
             to resume.
     """
-    from transformers.trainer_utils import get_last_checkpoint
-
     folder = Path(str(training_args.output_dir))
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    checkpoints = _checkpoints(folder)
     if training_args.resume_from_checkpoint:
         if training_args.resume_from_checkpoint == "last":
-            if last is None:
+            whole = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)]
+            if not whole:
                 raise UserError(
-                    f"--resume_from_checkpoint last expects a checkpoint in {folder}, found none: leave the flag out"
+                    f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the "
+                    "flag out"
                 )
-            training_args.resume_from_checkpoint = last
+            training_args.resume_from_checkpoint = str(whole[-1])
         checkpoint = Path(training_args.resume_from_checkpoint)
-        if not (checkpoint / "trainer_state.json").is_file():
+        if not _is_whole(checkpoint):
             raise UserError(
                 f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {checkpoint}, which is "
                 "not one whole checkpoint: name another, or leave the flag out"
             )
         return
     check_writable(folder)
-    is_used = last is not None or (folder / "model.safetensors").exists()
+    is_used = bool(checkpoints) or (folder / "model.safetensors").exists()
     if not is_used:
         return
     if not overwrite:
@@ -106,8 +106,24 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
         )
 
 
+def _checkpoints(folder: Path) -> list[Path]:
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    return sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    # The Trainer writes this file last.
+    return (checkpoint / "trainer_state.json").is_file()
+
+
 def check_writable(folder: Path) -> None:
     """Refuse an output folder in which nothing can be written, before any work is done.
+
+    Args:
+        folder: Need not be there yet.
+
+    Args:
+        folder: Need not exist yet.
 
     Raises:
         UserError: If it is a file, lies below one, or may not be written.
@@ -121,7 +137,7 @@ def check_writable(folder: Path) -> None:
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove what an earlier run left to resume from, once the new run is sure to begin."""
-    for checkpoint in folder.glob("checkpoint-*"):
+    for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 

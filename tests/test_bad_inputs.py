@@ -281,7 +281,7 @@ BAD = {
     "half a checkpoint": (
         CONTRASTIVE,
         _train("--output_dir", "half", "--resume_from_checkpoint", "last"),
-        ["half/checkpoint-5", "not one whole checkpoint"],
+        ["--resume_from_checkpoint last", "a whole checkpoint in half", "found none"],
     ),
 }
 

@@ -9,6 +9,7 @@ results file, TREC run files and plots.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ def _store(args: EvaluationArguments, model: Any) -> Any:
 
 
 def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, arguments: list[str] | None) -> None:
-    from datetime import datetime, timezone
+    from datetime import datetime
 
     from ragcun_hf.evaluation.plots import plot_comparison, plot_isotropy
     from ragcun_hf.evaluation.ranking import write_trec_run
@@ -131,7 +132,7 @@ def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, a
     name = args.run_name or _run_name(args, model)
     results = {
         "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": portable_command("training/eval_beir.py", arguments),
         **environment_facts(),
         "model": _model_facts(args, model, name),

