@@ -93,11 +93,15 @@ def parse_arguments(
     from_file = _flags_from_yaml(config_path, known) if config_path else []
     try:
         # Required flags may come from the file, so both are parsed in one go; the last one wins.
-        *instances, _ = parser.parse_args_into_dataclasses(args=from_file + command_line, look_for_args_file=False)
+        *instances, _, unknown = parser.parse_args_into_dataclasses(
+            args=from_file + command_line, look_for_args_file=False, return_remaining_strings=True
+        )
     except UserError:
         raise
-    except ValueError as error:  # a dataclass refused a value, or flags were left over
+    except ValueError as error:  # a dataclass refused a value
         raise UserError(str(error)) from error
+    if unknown:
+        raise UserError(f"expected flags of this script, got {' '.join(unknown)}: --help lists them")
     return tuple(instances)
 
 

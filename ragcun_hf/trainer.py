@@ -65,17 +65,18 @@ class IsotropicGaussianTrainer(Trainer):
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
-        if self._weights["predictive"] > 0 and self._has_no_predictor():
+        if self.weights["predictive"] > 0 and self._has_no_predictor():
             raise ValueError(
-                f"`lambda_predictive` is {self._weights['predictive']}, but the model has no predictor: "
+                f"`lambda_predictive` is {self.weights['predictive']}, but the model has no predictor: "
                 "build it with `use_predictor=True`, or set the weight to 0."
             )
-        if not any(self._weights.values()):
+        if not any(self.weights.values()):
             raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
         self.add_callback(_NewEpoch(self.train_dataset))
 
     @property
-    def _weights(self) -> dict[str, float]:
+    def weights(self) -> dict[str, float]:
+        """The weight of each term, the default of the predictive one resolved."""
         predictive = self.args.lambda_predictive
         if predictive is None:
             predictive = 0.0 if self._has_no_predictor() else 1.0
@@ -96,13 +97,13 @@ class IsotropicGaussianTrainer(Trainer):
         outputs = model(**{key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")})
         terms = self._terms(outputs, query_ids, document_ids)
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
-        weights = self._weights
+        weights = self.weights
         loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         return (loss, outputs) if return_outputs else loss
 
     def _terms(self, outputs: Any, query_ids: Tensor, document_ids: Tensor) -> dict[str, Tensor]:
         """Compute the unweighted terms whose weight is not 0."""
-        num_queries, args, weights = len(query_ids), self.args, self._weights
+        num_queries, args, weights = len(query_ids), self.args, self.weights
         embeddings = outputs.embeddings.float()
         queries, documents = embeddings[:num_queries], embeddings[num_queries:]
         ids = {"query_ids": query_ids, "document_ids": document_ids}

@@ -150,7 +150,10 @@ def run_training(
             "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
         },
         "steps": trainer.state.global_step,
-        "training_arguments": recorded_arguments(training_args),
+        "training_arguments": {
+            **recorded_arguments(training_args),
+            **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
+        },
     }
     if trainer.is_world_process_zero():
         save_run(trainer, facts, train_views)

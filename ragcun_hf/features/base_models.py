@@ -73,7 +73,10 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     except (OSError, ImportError) as error:
         raise UserError(_unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
-        raise UserError(f"the base model {name} or a model flag does not fit: {error}") from error
+        raise UserError(
+            f"--base_model {name} or another model flag does not fit: {error} Change the flag, or take --base_model "
+            f"{EMBEDDED}"
+        ) from error
 
 
 def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
