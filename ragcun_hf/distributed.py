@@ -8,10 +8,46 @@ each process, and averaging divides by W.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather, all_reduce
+
+# torch's own differentiable collectives are deprecated in one module and private in the other, so the two that are
+# needed stand here.
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum of the processes' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows, stacked (W, B, ...); the gradient of the own rows is summed over processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        pieces = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(pieces, x.detach().contiguous())
+        return torch.stack(pieces)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[dist.get_rank()]
 
 
 def world_size() -> int:
@@ -30,8 +66,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    # The differentiable all-reduce does not work in place: its return value is the result.
-    return all_reduce(x)
+    return _Sum.apply(x)
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -48,11 +83,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     counts = _row_counts(x)
     padding = x.new_zeros((max(counts) - x.shape[0], *x.shape[1:]))
     padded = torch.cat([x, padding])
-    if x.is_floating_point():
-        pieces = list(all_gather(padded))
-    else:
-        pieces = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(pieces, padded.contiguous())
+    pieces = _Gather.apply(padded)
     rows = torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
     return rows, sum(counts[: dist.get_rank()])
 

@@ -45,10 +45,9 @@ def _free_port():
 def _run(processes, script, *flags, cwd, timeout=180):
     command = [sys.executable]
     if processes > 1:
-        # --multi_gpu means: one process per device. With --cpu, accelerate would start a single one.
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+        config = TRAINING / "accelerate" / "two_cpu_processes.yaml"
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
         command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
         "OMP_NUM_THREADS": "1",
