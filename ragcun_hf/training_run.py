@@ -131,7 +131,9 @@ def run_training(
     training_args = parsed.training
     set_seed(training_args.seed)
     _check_arguments(train_views, validation_views, parsed.model, training_args)
+    # Moved before the Trainer would, so that features are computed where the model trains.
     model = parsed.model.build()
+    model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     started = time.perf_counter()
     is_cached = model.config.freeze_base and parsed.features.feature_cache
     store = parsed.features.store(model) if is_cached else None

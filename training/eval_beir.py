@@ -88,36 +88,16 @@ def _load(args: EvaluationArguments) -> tuple[Any, Any]:
 
     if args.base_model:
         return load_base_model(args.base_model), None
-    model = _load_whole(args.model_path or "", load_trained_model, args.revision)
+    model = load_trained_model(args.model_path or "", revision=args.revision)
     return model, None if model.config.freeze_base else load_untrained_base(model)
 
 
-def _load_whole(path: str, load_trained_model: Any, revision: str | None) -> Any:
-    """Load a trained model with its tokenizer, or say which of its files is cut or missing."""
-    from safetensors import SafetensorError
-
-    from ragcun_hf.errors import UserError
-
-    try:
-        model = load_trained_model(path, revision=revision)
-    except SafetensorError as error:
-        raise UserError(
-            f"--model_path expects whole weights, got {path!r} with model.safetensors cut or damaged ({error}): "
-            "train, copy or download it again"
-        ) from error
-    try:
-        _ = model.tokenizer
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model_path expects a model with its tokenizer, got {path!r} without one that can be loaded: copy the "
-            "tokenizer files beside the weights"
-        ) from error
-    return model
-
-
 def _store(args: EvaluationArguments, model: Any) -> Any:
+    from accelerate import PartialState
+
     from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
 
+    model.to(PartialState().device)
     folder = (args.feature_cache_dir or default_cache_folder()) if args.feature_cache else None
     return FeatureStore(model, cache_folder=folder, dtype=args.encoder_dtype)
 

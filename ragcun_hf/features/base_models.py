@@ -112,8 +112,9 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
         The model in evaluation mode.
 
     Raises:
-        UserError: If nothing can be loaded from there, or it is a model of another type.
+        UserError: If nothing can be loaded from there, it is a model of another type, or a file is cut or missing.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig
 
     from .. import IsotropicGaussianModel, register_auto_classes
@@ -127,13 +128,30 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
                 f"--model_path expects a model of type isotropic_gaussian, got {config.model_type} in {path}: "
                 "train one first, or name the encoder with --base_model"
             )
-        return IsotropicGaussianModel.from_pretrained(path, **options).eval()
+        model = IsotropicGaussianModel.from_pretrained(path, **options).eval()
     except UserError:
         raise
+    except SafetensorError as error:
+        raise UserError(
+            f"--model_path expects whole weights, got {path!r} with model.safetensors cut or damaged ({error}): "
+            "train, copy or download it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise UserError(
             f"--model_path expects a folder written by save_pretrained or a Hub id, got {path!r} "
             f"({_first_sentence(error)}): check the path, the id and the network"
+        ) from error
+    _check_tokenizer(model, path)
+    return model
+
+
+def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
+    try:
+        _ = model.tokenizer
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--model_path expects a model with its tokenizer, got {path!r} without one that can be loaded: copy the "
+            "tokenizer files beside the weights"
         ) from error
 
 
