@@ -69,6 +69,24 @@ def test_identical_ids_are_dropped_unless_asked_otherwise(dataset, vectors):
     assert kept.per_query["base"]["d3"]["mrr@10"] == 0.5
 
 
+def test_a_relevant_document_is_not_dropped_for_its_id(dataset, vectors):
+    dataset.qrels["d3"]["d3"] = 1
+    with pytest.raises(UserError, match=r"got one for query 'd3' .*--keep_identical_ids"):
+        _evaluate(dataset, vectors)
+    assert _evaluate(dataset, vectors, drop_identical_ids=False).per_query["base"]["d3"]["mrr@10"] == 1.0
+
+
+@pytest.mark.parametrize("own_judgement", [{"d3": 0}, {"d3": -1}], ids=["judged 0", "judged -1"])
+def test_an_irrelevant_document_is_dropped_for_its_id(dataset, vectors, own_judgement):
+    dataset.qrels["d3"].update(own_judgement)
+    assert "d3" not in _evaluate(dataset, vectors).runs["base"]["d3"]
+
+
+def test_a_relevant_id_that_is_not_in_the_corpus_drops_nothing(dataset, vectors):
+    dataset.qrels["q1"]["q1"] = 1
+    assert list(_evaluate(dataset, vectors).runs["base"]["q1"])[0] == "d0"
+
+
 def test_queries_without_judgements_are_not_counted(dataset, vectors):
     evaluation = _evaluate(dataset, vectors)
     assert set(evaluation.runs["base"]) == set(evaluation.per_query["base"]) == {"q1", "é", "d3"}

@@ -5,6 +5,7 @@ import gc
 import importlib
 import json
 import math
+import shlex
 import time
 from pathlib import Path
 
@@ -47,9 +48,9 @@ def _quick_garbage_collection():
     gc.unfreeze()
 
 
-def _write_beir(folder, corpus=CORPUS, qrels=QRELS):
+def _write_beir(folder, corpus=CORPUS, qrels=QRELS, queries=QUERIES):
     (folder / "qrels").mkdir(parents=True)
-    for name, texts in (("corpus", corpus), ("queries", QUERIES)):
+    for name, texts in (("corpus", corpus), ("queries", queries)):
         rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
         (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
     lines = [f"{query}\t{document}\t{gain}" for query, found in qrels.items() for document, gain in found.items()]
@@ -210,6 +211,32 @@ def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_fold
     assert [path.name for path in (tmp_path / "alone" / "base-bert").iterdir()] == ["toy.base.trec"]
 
 
+def test_only_what_is_written_is_said(evaluate, trained, tiny_encoder_folder, capsys):
+    evaluate("--base_model", tiny_encoder_folder, output="alone")
+    assert "and run files in alone/base-bert." in capsys.readouterr().out
+    evaluate("--model_path", trained(), output="beside")
+    assert "and run files and plots in beside/trained." in capsys.readouterr().out
+
+
+def test_a_folder_with_a_space_in_its_name_is_evaluated(evaluate, trained, tmp_path, capsys):
+    folder = trained("my model")
+    evaluate("--model_path", folder, output="my results")
+    lines = (tmp_path / "my results" / "my model" / "toy.base.trec").read_text(encoding="utf-8").splitlines()
+    assert {line.split(" ")[5] for line in lines} == {"my_model.base"}
+    (next_step,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    assert shlex.split(next_step)[3:] == ["--model_path", str(folder), "--results", "my results/my model.json"]
+
+
+def test_the_table_is_shown_even_where_run_files_fail(evaluate, trained, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise UserError("no run files in this test")
+
+    monkeypatch.setattr("ragcun_hf.evaluation.ranking.write_trec_run", fail)
+    with pytest.raises(UserError, match="no run files"):
+        evaluate("--model_path", trained())
+    assert "projection" in capsys.readouterr().out
+
+
 def test_documents_seen_in_training_are_told_apart(evaluate, trained):
     seen = evaluate("--model_path", trained(documents=[CORPUS["d0"], CORPUS["d2"], "of another corpus"]))
     subsets = seen["datasets"]["toy"]["subsets"]
@@ -247,6 +274,35 @@ def test_a_trained_encoder_stands_beside_the_untrained_one(evaluate, trained):
     assert systems[0]["base"] == systems[1]["base"]
     assert systems[0]["projection"] != systems[1]["projection"]
     assert free["model"]["freeze_base"] is False
+
+
+def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypatch):
+    from ragcun_hf.features import base_models, feature_store
+
+    load = base_models.load_untrained_base
+
+    def load_with_prompts(model):
+        base = load(model)
+        base.config.query_prompt, base.config.document_prompt = "query: ", "document: "
+        return base
+
+    folder = trained(freeze_base=False)
+    plain = evaluate("--model_path", folder, output="a")
+    asked = set()
+    features = feature_store.FeatureStore.features
+
+    def listen(store, texts, *, prompt=""):
+        asked.add((texts[0], prompt))
+        return features(store, texts, prompt=prompt)
+
+    monkeypatch.setattr(base_models, "load_untrained_base", load_with_prompts)
+    monkeypatch.setattr(feature_store.FeatureStore, "features", listen)
+    prompted = evaluate("--model_path", folder, output="b")
+    queries, documents = QUERIES["q0"], CORPUS["d0"]
+    assert asked == {(queries, ""), (documents, ""), (queries, "query: "), (documents, "document: ")}
+    systems = [results["datasets"]["toy"]["systems"] for results in (plain, prompted)]
+    assert systems[0]["base"] != systems[1]["base"]
+    assert systems[0]["projection"] == systems[1]["projection"]
 
 
 def test_several_sets_are_averaged_and_one_named_twice_counts_once(evaluate, trained, data_dir):
@@ -289,6 +345,44 @@ def test_a_missing_data_set_is_told_before_the_model_is_loaded(evaluate, monkeyp
     monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(UserError, match="expected judgements of the split 'dev', got the splits test"):
         evaluate("--model_path", "anything", "--split", "dev")
+
+
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("query id of spaced without spaces .* got 'q 0'", {"queries": {"q 0": "is"}, "qrels": {"q 0": {"d0": 1}}}),
+        ("document id of spaced without spaces .* got 'd 9'", {"corpus": {**CORPUS, "d 9": "is"}}),
+    ],
+    ids=["query", "document"],
+)
+def test_an_id_with_a_space_is_told_before_the_model_is_loaded(evaluate, data_dir, monkeypatch, what, parts):
+    from ragcun_hf.features import base_models
+
+    _write_beir(data_dir / "spaced", **parts)
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UserError, match=what):
+        evaluate("--model_path", "anything", datasets=("toy", "spaced"))
+
+
+def test_a_relevant_document_with_the_querys_id_is_told_before_anything_is_encoded(
+    evaluate, trained, data_dir, monkeypatch
+):
+    from ragcun_hf.features.feature_store import FeatureStore
+
+    _write_beir(data_dir / "numbered", qrels={**QRELS, "q4": {"q4": 1}})
+    folder = trained()
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "features", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(UserError, match=r"numbered test: .*'q4'.*--keep_identical_ids"):
+            evaluate("--model_path", folder, datasets=("toy", "numbered"))
+    kept = evaluate("--model_path", folder, "--keep_identical_ids", datasets=("numbered",))
+    assert kept["datasets"]["numbered"]["systems"]["base"]["ndcg@10"] > 0
+
+
+def test_help_says_where_an_own_data_set_lies(evaluate, capsys):
+    with pytest.raises(SystemExit):
+        evaluate("--help")
+    assert "a folder inside --data_dir" in " ".join(capsys.readouterr().out.split())
 
 
 def test_an_output_folder_that_is_a_file_is_told_before_anything_is_done(evaluate, tmp_path):

@@ -185,6 +185,23 @@ def test_verdict_follows_the_figures(differences, words):
     assert words in verdict({"datasets": {"scifact": entry}})
 
 
+@pytest.mark.parametrize(
+    ("differences", "words"),
+    [
+        ((None, None), "No difference from the frozen base was tested here"),
+        ((-0.1, None), "Not every difference from the frozen base was tested here"),
+        ((0.1, None), "Not every difference from the frozen base was tested here"),
+        ((0.1, -0.1), "wins on some of what was measured here and loses on some"),
+    ],
+)
+def test_verdict_claims_nothing_of_untested_differences(differences, words):
+    entry = _dataset(0.5, *(0.55 if difference is None else 0.5 + difference for difference in differences))
+    for system, difference in zip(("projection", "predictor"), differences, strict=True):
+        if difference is None:
+            del entry["comparisons"][system]
+    assert words in verdict({"datasets": {"scifact": entry}})
+
+
 def test_published_figures_are_marked(card):
     section = card[card.index("## Published figures") :]
     assert "As published, not measured here." in section

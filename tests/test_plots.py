@@ -44,6 +44,13 @@ def test_learning_curves_have_one_panel_per_logged_term(tmp_path, drawn):
     assert list(drawn[0].axes[1].lines[0].get_ydata()) == [1.5 / step for step in range(1, 100)]
 
 
+def test_the_predictors_ndcg_is_drawn_beside_the_projections(tmp_path, drawn):
+    figures = {"eval_ndcg@10": 0.6, "eval_ndcg@10_predictor": 0.7, "eval_scifact_ndcg@10_predictor": 0.5}
+    plot_learning_curves([*_history(3), {"step": 2, **figures, "eval_ndcg@100": 0.9}], tmp_path / "curves.png")
+    drawn_values = {line.get_label(): list(line.get_ydata()) for line in drawn[0].axes[-1].lines}
+    assert drawn_values == {"held out": [0.6], "held out, predictor": [0.7], "scifact, predictor": [0.5]}
+
+
 def test_terms_that_were_not_logged_have_no_panel(tmp_path, drawn):
     plot_learning_curves([{"step": 1, "loss": 1.0, "loss/contrastive": 1.0}], tmp_path / "curves.png")
     assert _is_picture(tmp_path / "curves.png")

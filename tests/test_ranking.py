@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation.ranking import build_run, read_trec_run, write_trec_run
+from ragcun_hf.evaluation.ranking import build_run, check_trec_ids, read_trec_run, write_trec_run
 from ragcun_hf.evaluation.search import SearchResult
 
 
@@ -77,6 +77,13 @@ def test_what_a_run_file_cannot_hold_is_refused_and_nothing_written(tmp_path, ru
     with pytest.raises(UserError):
         write_trec_run(tmp_path / "run", run, tag)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ids_that_a_run_file_cannot_hold_are_found_beforehand():
+    check_trec_ids(["q1", "é\u00a0文"], "query id")
+    for bad in ("a b", "a\t", ""):
+        with pytest.raises(UserError, match="expected a document id of toy without spaces"):
+            check_trec_ids(["good", bad], "document id of toy")
 
 
 @pytest.mark.parametrize(

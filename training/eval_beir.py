@@ -3,11 +3,13 @@
     python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
 
 Without --model_path, the encoder that --base_model names is evaluated as it is. Writes a table to the screen, a
-results file, TREC run files and plots.
+results file, TREC run files and, for a trained model, plots.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
@@ -26,10 +28,14 @@ class EvaluationArguments:
         None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
     )
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
-    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name.")
+    datasets: list[str] = argument(
+        ["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name; your own is a folder inside --data_dir."
+    )
     data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
     split: str = argument("test", "Which judgements to use.")
-    output_dir: str = argument("results", "Where the results file, the run files and the plots go.")
+    output_dir: str = argument(
+        "results", "Where the results file, the run files and, for a trained model, the plots go."
+    )
     run_name: str | None = argument(None, "Name of the results. Default: the model folder's name.")
     top_k: int = argument(100, "Documents kept per query, at least 100 for the official figures.")
     keep_identical_ids: bool = argument(
@@ -50,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     from ragcun_hf.run_output import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
+    _check_ids(datasets)
     model, base_model = _load(args)
     store = _store(args, model)
     evaluation = evaluate_model(
@@ -57,6 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         datasets,
         store=store,
         base_store=None if base_model is None else _store(args, base_model),
+        base_prompts=_prompts(base_model),
         base_only=args.model_path is None,
         use_predictor=args.use_predictor,
         drop_identical_ids=not args.keep_identical_ids,
@@ -82,6 +90,15 @@ def _check(args: EvaluationArguments) -> None:
     check_writable(Path(args.output_dir))
 
 
+def _check_ids(datasets: list[Any]) -> None:
+    """Tell now what the run files could not hold after all the work."""
+    from ragcun_hf.evaluation.ranking import check_trec_ids
+
+    for dataset in datasets:
+        check_trec_ids(dataset.queries, f"query id of {dataset.name}")
+        check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
+
+
 def _load(args: EvaluationArguments) -> tuple[Any, Any]:
     """Return the model and, where its encoder was trained too, the untrained base to stand beside it."""
     from ragcun_hf.features.base_models import load_base_model, load_trained_model, load_untrained_base
@@ -90,6 +107,10 @@ def _load(args: EvaluationArguments) -> tuple[Any, Any]:
         return load_base_model(args.base_model), None
     model = load_trained_model(args.model_path or "", revision=args.revision)
     return model, None if model.config.freeze_base else load_untrained_base(model)
+
+
+def _prompts(base_model: Any) -> tuple[str, str]:
+    return ("", "") if base_model is None else (base_model.config.query_prompt, base_model.config.document_prompt)
 
 
 def _store(args: EvaluationArguments, model: Any) -> Any:
@@ -105,8 +126,6 @@ def _store(args: EvaluationArguments, model: Any) -> Any:
 def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, arguments: list[str] | None) -> None:
     from datetime import datetime
 
-    from ragcun_hf.evaluation.plots import plot_comparison, plot_isotropy
-    from ragcun_hf.evaluation.ranking import write_trec_run
     from ragcun_hf.evaluation.results import SCHEMA_VERSION, environment_facts, format_results_table, write_results
 
     name = args.run_name or _run_name(args, model)
@@ -130,16 +149,33 @@ def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, a
         "isotropy": evaluation.isotropy,
     }
     folder = Path(args.output_dir)
-    write_results(folder / f"{name}.json", results)
+    results_path = folder / f"{name}.json"
+    write_results(results_path, results)
+    say(format_results_table(results))
+    _write_runs(folder / name, name, evaluation)
+    if not args.model_path:
+        say(f"\nWrote {results_path}, and run files in {folder / name}.")
+        return
+    _draw(folder / name, results, evaluation)
+    say(f"\nWrote {results_path}, and run files and plots in {folder / name}.")
+    paths = f"--model_path {shlex.quote(args.model_path)} --results {shlex.quote(str(results_path))}"
+    say(f"Next: python training/render_card.py {paths}")
+
+
+def _write_runs(folder: Path, name: str, evaluation: Any) -> None:
+    from ragcun_hf.evaluation.ranking import write_trec_run
+
     for dataset in evaluation.evaluations:
         for system, run in dataset.runs.items():
-            write_trec_run(folder / name / f"{dataset.name}.{system}.trec", run, tag=f"{name}.{system}")
-    say(format_results_table(results))
-    say(f"\nWrote {folder / name}.json, and run files and plots in {folder / name}.")
-    if args.model_path:
-        plot_comparison(results, folder / name / "comparison.png")
-        plot_isotropy(evaluation.samples["base"], evaluation.samples["projection"], folder / name / "isotropy.png")
-        say(f"Next: python training/render_card.py --model_path {args.model_path} --results {folder / name}.json")
+            tag = re.sub(r"\s+", "_", f"{name}.{system}")
+            write_trec_run(folder / f"{dataset.name}.{system}.trec", run, tag=tag)
+
+
+def _draw(folder: Path, results: dict[str, Any], evaluation: Any) -> None:
+    from ragcun_hf.evaluation.plots import plot_comparison, plot_isotropy
+
+    plot_comparison(results, folder / "comparison.png")
+    plot_isotropy(evaluation.samples["base"], evaluation.samples["projection"], folder / "isotropy.png")
 
 
 def _run_name(args: EvaluationArguments, model: Any) -> str:

@@ -99,11 +99,14 @@ def evaluate_retrieval(
         Runs, figures per query, and the entry for the results file. A subset without queries is left out.
 
     Raises:
-        UserError: If a judged query has no text, nothing is judged, or vectors do not fit the data set.
+        UserError: If a judged query has no text, nothing is judged, vectors do not fit the data set, or a
+            document to be dropped is relevant.
         ValueError: If `base` or a similarity is missing.
     """
     if BASE_SYSTEM not in vectors_by_system:
         raise ValueError(f"expected the system 'base' to compare with, got {sorted(vectors_by_system)}: add it")
+    if drop_identical_ids:
+        check_identical_ids(dataset)
     judged = _judged_queries(dataset)
     rows = np.array([row for row, query in enumerate(dataset.queries) if query in judged])
     runs: dict[str, Run] = {}
@@ -148,6 +151,29 @@ def split_queries_by_seen_documents(
         is_seen = any(gain > 0 and document in seen for document, gain in judgements.items())
         parts["seen_documents" if is_seen else "unseen_documents"].append(query)
     return parts
+
+
+def check_identical_ids(dataset: RetrievalDataset) -> None:
+    """Refuse to drop documents with the query's id where that would take away a relevant one.
+
+    In ArguAna the same id means the same text. Where queries and documents are merely both numbered
+    from 0, query 3 may be answered by document 3.
+
+    Args:
+        dataset: The data set.
+
+    Raises:
+        UserError: If a query's own id is among its relevant documents and in the corpus.
+    """
+    relevant = [query for query, judgements in dataset.qrels.items() if judgements.get(query, 0) > 0]
+    present = set(dataset.corpus_ids) if relevant else set()
+    lost = [query for query in relevant if query in present]
+    if lost:
+        raise UserError(
+            f"{dataset.name} {dataset.split}: expected no relevant document with its query's own id, because such "
+            f"documents are dropped as BEIR does, got one for query {lost[0]!r} and {len(lost) - 1} more: pass "
+            "--keep_identical_ids, or give queries and documents different ids"
+        )
 
 
 def _judged_queries(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ from ..data.documents import text_digest
 from ..errors import UserError
 from ..losses import random_directions, sigreg_statistic
 from ..training_record import DOCUMENTS_FILE
-from .beir_evaluation import BASE_SYSTEM, DatasetEvaluation, RetrievalDataset, evaluate_retrieval
+from .beir_evaluation import BASE_SYSTEM, DatasetEvaluation, RetrievalDataset, check_identical_ids, evaluate_retrieval
 from .isotropy import isotropy_report
 from .results import mean_over_datasets
 
@@ -48,6 +48,7 @@ def evaluate_model(
     *,
     store: FeatureStore,
     base_store: FeatureStore | None = None,
+    base_prompts: tuple[str, str] = ("", ""),
     base_only: bool = False,
     use_predictor: bool = False,
     drop_identical_ids: bool = True,
@@ -62,6 +63,7 @@ def evaluate_model(
         store: Gives the features of the model's encoder.
         base_store: Gives the features of the untrained base where the model's encoder was trained too;
             otherwise the model's own features are the base's vectors.
+        base_prompts: With `base_store`, what the untrained base has put before queries and documents.
         base_only: Leave the head out.
         use_predictor: Also search with the predictor's output as the query vector.
         drop_identical_ids: Drop the document with the query's id from its ranking, as BEIR does.
@@ -71,15 +73,20 @@ def evaluate_model(
 
     Returns:
         Figures, runs and isotropy, ready for the results file.
+
+    Raises:
+        UserError: If there is no predictor to use, or a data set does not fit; told before anything is encoded.
     """
     if use_predictor and model.predictor is None:
         raise UserError(
             "--use_predictor expects a model with a predictor, got one without: leave the flag out, or train with it"
         )
+    for dataset in datasets if drop_identical_ids else ():
+        check_identical_ids(dataset)
     evaluations: list[DatasetEvaluation] = []
     documents: dict[str, list[np.ndarray]] = {}
     for dataset in datasets:
-        vectors = _vectors_by_system(model, dataset, store, base_store, base_only, use_predictor)
+        vectors = _vectors_by_system(model, dataset, store, base_store, base_prompts, base_only, use_predictor)
         similarity = {
             system: "cosine" if system == BASE_SYSTEM else model.config.similarity_fn_name for system in vectors
         }
@@ -116,19 +123,13 @@ def _vectors_by_system(
     dataset: RetrievalDataset,
     store: FeatureStore,
     base_store: FeatureStore | None,
+    base_prompts: tuple[str, str],
     base_only: bool,
     use_predictor: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    queries = list(dataset.queries.values())
-    prompts = (model.config.query_prompt, model.config.document_prompt)
-    features = [
-        store.features(texts, prompt=prompt).expanded()
-        for texts, prompt in zip((queries, dataset.corpus_texts), prompts, strict=True)
-    ]
-    base = features
-    if base_store is not None:
-        base = [base_store.features(texts).expanded() for texts in (queries, dataset.corpus_texts)]
-    vectors = {BASE_SYSTEM: (base[0], base[1])}
+    features = _features(dataset, store, (model.config.query_prompt, model.config.document_prompt))
+    base = features if base_store is None else _features(dataset, base_store, base_prompts)
+    vectors = {BASE_SYSTEM: base}
     if not base_only:
         query_embeddings, query_predictions = apply_head(model, features[0])
         document_embeddings, _ = apply_head(model, features[1])
@@ -136,6 +137,13 @@ def _vectors_by_system(
         if use_predictor and query_predictions is not None:
             vectors[PREDICTOR_SYSTEM] = (query_predictions, document_embeddings)
     return vectors
+
+
+def _features(
+    dataset: RetrievalDataset, store: FeatureStore, prompts: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    queries = store.features(list(dataset.queries.values()), prompt=prompts[0]).expanded()
+    return queries, store.features(dataset.corpus_texts, prompt=prompts[1]).expanded()
 
 
 @torch.inference_mode()

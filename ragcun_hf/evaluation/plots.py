@@ -28,6 +28,7 @@ _LOSS_PANELS = (
     ("loss/isotropy", "isotropy loss (no unit)"),
     ("loss/predictive", "predictive loss (no unit)"),
 )
+_QUALITY_ENDINGS = ("ndcg@10", "ndcg@10_predictor")
 _NUM_DIRECTIONS = 6
 _NUM_PAIRS = 20_000
 _PIXELS_PER_INCH = 120
@@ -40,7 +41,7 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     Args:
         log_history: `TrainerState.log_history`: dictionaries with `step` and any of `loss`,
             `loss/contrastive`, `loss/isotropy`, `loss/predictive` (unweighted), the same with `eval_` in
-            front, and keys that start with `eval_` and end with `ndcg@10`.
+            front, and keys that start with `eval_` and end with `ndcg@10` or `ndcg@10_predictor`.
         path: PNG, SVG or PDF file to write; replaced at once when complete.
 
     Raises:
@@ -48,7 +49,7 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     """
     panels = [(key, label) for key, label in _LOSS_PANELS if _points(log_history, key)[0]]
     quality_keys = sorted(
-        {key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith("ndcg@10")}
+        {key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith(_QUALITY_ENDINGS)}
     )
     num_panels = len(panels) + bool(quality_keys)
     if num_panels == 0:
@@ -92,10 +93,14 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
 
 def _draw_quality(axes: Axes, log_history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
     for key, colour, marker in zip(keys, (_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE), "osD^v", strict=False):
-        name = key.removeprefix("eval_").removesuffix("ndcg@10").strip("_/") or "held out"
-        axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=name)
+        axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=_quality_name(key))
     axes.legend(frameon=False)
     _label(axes, "optimiser step", "NDCG@10 (0 to 1)")
+
+
+def _quality_name(key: str) -> str:
+    name, _, system = key.removeprefix("eval_").rpartition("ndcg@10")
+    return ", ".join([name.strip("_/") or "held out", *filter(None, [system.strip("_")])])
 
 
 def plot_isotropy(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -106,6 +106,20 @@ def write_trec_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, 
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_trec_ids(ids: Iterable[str], what: str) -> None:
+    """Refuse ids that `write_trec_run` would refuse, before the work that leads to a run.
+
+    Args:
+        ids: Ids of queries or documents.
+        what: How an error calls one of them, such as `query id`.
+
+    Raises:
+        UserError: If an id is empty or contains a space.
+    """
+    for word in ids:
+        _check_word(word, what)
 
 
 def _check_word(word: str, what: str) -> None:

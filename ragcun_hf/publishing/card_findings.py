@@ -18,6 +18,18 @@ _OUTCOMES = {
     "untested": "differs from the frozen base, without a test, on",
 }
 
+_VERDICTS = {
+    frozenset({"below"}): "On every data set measured here the frozen base alone retrieves better than this model.",
+    frozenset({"above"}): "On every data set measured here this model retrieves better than its frozen base.",
+    frozenset({"alike"}): "On the data sets measured here this model cannot be told from its frozen base.",
+    frozenset({"below", "alike"}): (
+        "On no data set measured here is this model better than its frozen base, and on some it is worse."
+    ),
+    frozenset({"above", "alike"}): (
+        "This model is better than its frozen base on some data sets measured here, and worse on none."
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -85,18 +97,14 @@ def verdict(results: Mapping[str, Any]) -> str:
     outcomes = list_outcomes(results.get("datasets", {}))
     if not outcomes:
         return "Whether this model retrieves better than its frozen base was not measured."
-    kinds = {outcome.kind for outcome in outcomes}
-    if kinds == {"below"}:
-        return "On every data set measured here the frozen base alone retrieves better than this model."
-    if kinds == {"above"}:
-        return "On every data set measured here this model retrieves better than its frozen base."
-    if kinds == {"alike"}:
-        return "On the data sets measured here this model cannot be told from its frozen base."
-    if kinds == {"below", "alike"}:
-        return "On no data set measured here is this model better than its frozen base, and on some it is worse."
-    if kinds == {"above", "alike"}:
-        return "This model is better than its frozen base on some data sets measured here, and worse on none."
-    return "Against its frozen base this model wins on some of what was measured here and loses on some."
+    kinds = frozenset(outcome.kind for outcome in outcomes)
+    if {"below", "above"} <= kinds:
+        return "Against its frozen base this model wins on some of what was measured here and loses on some."
+    if kinds == {"untested"}:
+        return "No difference from the frozen base was tested here, so which of the two is better is not known."
+    if "untested" in kinds:
+        return "Not every difference from the frozen base was tested here, so no single verdict can be given."
+    return _VERDICTS[kinds]
 
 
 def comparison_sentences(results: Mapping[str, Any]) -> list[str]:
