@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Sequence
@@ -30,7 +31,7 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (the script's own voice)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: nothing half-written was kept", file=sys.stderr)  # noqa: T201
+        print("interrupted: whole checkpoints and features were kept", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(0)
 
@@ -113,10 +114,13 @@ def config_file(arguments: Sequence[str] | None = None) -> str | None:
 def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
     """Write down a command line without the folders of this machine: of outside paths the last two parts stay."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    return " ".join(["python", script, *(_portable_word(word) for word in words)])
+    return shlex.join(["python", script, *(_portable_word(word) for word in words)])
 
 
 def _portable_word(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={_portable_word(value)}"
     path = Path(word)
     is_outside = path.is_absolute() or word.startswith("..")
     return "/".join(part for part in path.parts[-2:] if part not in ("..", path.anchor)) if is_outside else word

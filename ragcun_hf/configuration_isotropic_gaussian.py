@@ -37,6 +37,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         encoder_config: Configuration of the encoder, as an object or a dict with `model_type`. Any encoder that
             `AutoModel` knows. Default: MPNet base.
         base_model_name: Where the encoder's weights came from; for people and model cards, never loaded from.
+        base_model_revision: Its branch, tag or commit on the Hub, where one was named.
         pooling: How token states become one vector: `mean` over the attended tokens, `cls` (first attended
             token) or `last` (last attended token, for decoder-style encoders).
         normalize_features: Scale pooled vectors to unit length, as most sentence encoders were trained.
@@ -56,7 +57,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         document_prompt: Text put before every document.
         max_length: Tokens kept per text, special tokens included.
         freeze_base: Keep the whole encoder fixed: no gradient, no dropout, through training and loading.
-        freeze_layers: With `freeze_base=False`, keep the token embeddings and the first k layers fixed.
+        freeze_layers: With `freeze_base=False`, keep the embeddings and the first k layers fixed.
 
     Raises:
         ValueError: If a value is out of range; the message names the field.
@@ -73,6 +74,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
 
     encoder_config: dict | PreTrainedConfig | None = None
     base_model_name: str | None = None
+    base_model_revision: str | None = None
     pooling: str = "mean"
     normalize_features: bool = True
     feature_scale: int | float | None = None

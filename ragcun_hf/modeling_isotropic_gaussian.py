@@ -152,9 +152,12 @@ class IsotropicGaussianModel(PreTrainedModel):
             A model in evaluation mode, its head at the start that the config describes.
         """
         options = {"revision": revision} if revision else {}
-        encoder = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
+        # In float32 whatever was stored: the head is trained in float32, and one dtype is saved for both.
+        encoder = AutoModel.from_pretrained(
+            name_or_path, trust_remote_code=trust_remote_code, dtype=torch.float32, **options
+        )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
-        fields = {"base_model_name": name_or_path, **config_fields}
+        fields = {"base_model_name": name_or_path, "base_model_revision": revision, **config_fields}
         fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
@@ -193,7 +196,9 @@ class IsotropicGaussianModel(PreTrainedModel):
             return [self.encoder]
         if self.config.freeze_layers == 0:
             return []
-        return [self.encoder.get_input_embeddings(), *_layers(self.encoder)[: self.config.freeze_layers]]
+        # BERT-like encoders have positions, norm and dropout beside the token embeddings: all are fixed together.
+        embeddings = getattr(self.encoder, "embeddings", None) or self.encoder.get_input_embeddings()
+        return [embeddings, *_layers(self.encoder)[: self.config.freeze_layers]]
 
     @torch.no_grad()
     def start_from_features(self, features: Tensor, *, whitening: float = 0.0) -> None:

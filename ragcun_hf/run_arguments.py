@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .command_line import argument
 from .errors import UserError
 from .features.base_models import DEFAULT_BASE_MODEL, load_base_model
+from .run_output import source_name
 
 if TYPE_CHECKING:
     from .features.feature_store import FeatureStore
@@ -27,7 +28,7 @@ class ModelArguments:
     base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
     use_predictor: bool = argument(False, "Add a predictor of the document's embedding.")
     freeze_base: bool = argument(True, "Keep the encoder fixed; its features are then computed once per text.")
-    freeze_layers: int = argument(0, "With --no_freeze_base: keep the token embeddings and the first k layers fixed.")
+    freeze_layers: int = argument(0, "With --no_freeze_base: keep the embeddings and the first k layers fixed.")
     output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
     projection_kind: str = argument("mlp", "mlp or linear.")
     projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
@@ -57,6 +58,9 @@ class ModelArguments:
             )
         names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
         chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        if self.freeze_base and Path(self.base_model).is_dir():
+            # A frozen base is never loaded again: its name is enough, and says nothing of this machine's folders.
+            chosen["base_model_name"] = source_name(self.base_model)
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,7 +64,8 @@ def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
     folder = trainer.args.output_dir
     predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
     say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    say(f"Next: python training/eval_beir.py --model_path {folder}{predictor} --datasets scifact nfcorpus arguana")
+    command = f"python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor}"
+    say(f"Next: {command} --datasets scifact nfcorpus arguana")
 
 
 def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
@@ -78,24 +80,24 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
             to resume.
     """
     folder = Path(str(training_args.output_dir))
-    checkpoints = _checkpoints(folder)
+    check_writable(folder)
+    checkpoints = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
     if training_args.resume_from_checkpoint:
         if training_args.resume_from_checkpoint == "last":
-            whole = [checkpoint for checkpoint in checkpoints if _is_whole(checkpoint)]
-            if not whole:
+            if not checkpoints:
                 raise UserError(
                     f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the "
                     "flag out"
                 )
-            training_args.resume_from_checkpoint = str(whole[-1])
+            training_args.resume_from_checkpoint = str(checkpoints[-1])
         checkpoint = Path(training_args.resume_from_checkpoint)
         if not _is_whole(checkpoint):
             raise UserError(
                 f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {checkpoint}, which is "
                 "not one whole checkpoint: name another, or leave the flag out"
             )
-        return
-    check_writable(folder)
+        if checkpoint.resolve().parent == folder.resolve():
+            return
     is_used = bool(checkpoints) or (folder / "model.safetensors").exists()
     if not is_used:
         return
@@ -104,6 +106,27 @@ def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, ov
             f"{folder} holds an earlier run: name another --output_dir, continue it with "
             "--resume_from_checkpoint last, or replace it with --overwrite"
         )
+
+
+def check_same_model(config: Any, checkpoint: Path) -> None:
+    """Refuse to resume a run with a model that its checkpoint does not describe.
+
+    Args:
+        config: Of the model that the flags describe.
+        checkpoint: What is to be resumed.
+
+    Raises:
+        UserError: On the first field that differs.
+    """
+    stored = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    current = json.loads(config.to_json_string(use_diff=False))
+    for name in type(config).__annotations__:
+        # The encoder is compared by its weights' shapes when they are loaded; a newer field has its default.
+        if name != "encoder_config" and name in stored and stored[name] != current[name]:
+            raise UserError(
+                f"--resume_from_checkpoint expects the model flags of the first run, got {name} {current[name]!r} "
+                f"where {checkpoint} has {stored[name]!r}: give the same flags, or start a new run"
+            )
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -118,9 +141,6 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Refuse an output folder in which nothing can be written, before any work is done.
-
-    Args:
-        folder: Need not be there yet.
 
     Args:
         folder: Need not exist yet.
@@ -210,4 +230,7 @@ def _document_texts(views: Any) -> Sequence[str]:
     if hasattr(views, "documents"):
         return views.documents
     # Streams are not walked through a second time for this list.
-    return views["positive"] if hasattr(views, "__len__") else []
+    if not hasattr(views, "__len__"):
+        return []
+    # A document seen as a negative is a document seen.
+    return [*views["positive"], *(text for texts in views["negative"] for text in texts)]

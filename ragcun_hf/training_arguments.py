@@ -16,9 +16,7 @@ from .command_line import argument
 class IsotropicGaussianTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the three terms' weights and shapes.
 
-    Defaults that differ from the parent's: `per_device_train_batch_size`, `learning_rate`, `warmup_steps`,
-    `weight_decay`, `logging_steps`, `save_total_limit`, `dataloader_drop_last`, `remove_unused_columns`,
-    `label_names` and `disable_tqdm`'s companion settings below; each says why in its help.
+    The fields declared below that the parent has too differ from it in their default; each help says how.
 
     Example:
         >>> from ragcun_hf import IsotropicGaussianTrainingArguments
@@ -51,12 +49,16 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     )
     encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights where they are not frozen, > 0.")
     early_stopping_patience: int | None = argument(
-        None, "Stop after this many evaluations without a better validation NDCG@10; needs --val_data."
+        None,
+        "Stop after this many evaluations without a better validation NDCG@10; needs --val_data or --val_fraction.",
     )
 
     num_train_epochs: float = argument(3.0, "Passes over the training data.", "--epochs")
     per_device_train_batch_size: int = argument(
         32, "Pairs per process and step. Larger gives each query more in-batch negatives.", "--batch_size"
+    )
+    per_device_eval_batch_size: int | None = argument(  # type: ignore[assignment]
+        None, "Pairs per process in an evaluation. Default: as in training, so that the two losses compare."
     )
     learning_rate: float = argument(3e-4, "Peak learning rate of projection and predictor.")
     warmup_steps: float = argument(0.1, "Steps of linear warm-up; below 1 it is a share of all steps.")
@@ -66,12 +68,17 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     dataloader_drop_last: bool = argument(
         True, "Drop the last, smaller batch: it has fewer negatives and a noisier isotropy term."
     )
+    logging_nan_inf_filter: bool = argument(
+        False, "Leave out steps whose loss is not finite; False shows a divergence."
+    )
     remove_unused_columns: bool = argument(False, "Leave False: the collator reads the columns, the model does not.")
     label_names: list[str] | None = argument([], "Leave empty: there are no labels, the loss comes from the batch.")
 
     def __post_init__(self) -> None:
         """Check the values that are ours before the parent's own checks."""
         self._check_weights()
+        if self.per_device_eval_batch_size is None:
+            self.per_device_eval_batch_size = self.per_device_train_batch_size
         for name in ("temperature", "learning_rate", "encoder_learning_rate"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -83,6 +90,9 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         self._check_counts()
         for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
             _check_choice(name, getattr(self, name))
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # The parent looks at the end of the name only, and would take eval_loss/contrastive for a score.
+            self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith("loss")
         # Said outright, or accelerate would not let several processes of a machine without accelerators work together.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()

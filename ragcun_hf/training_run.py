@@ -15,6 +15,7 @@ from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
 from .run_output import (
     check_output_folder,
+    check_same_model,
     disk_errors_explained,
     recorded_arguments,
     remove_checkpoints,
@@ -83,6 +84,8 @@ def train_from_command_line(
         )
     )
     quiet_libraries()
+    if parsed.validation.val_data and parsed.validation.val_fraction:
+        raise UserError("expected either --val_data or --val_fraction, got both: give one of them")
     check_output_folder(parsed.training, overwrite=parsed.run.overwrite)
     train_views, validation_views, facts = read_views(parsed)
     report_saved_model(run_training(parsed, train_views, validation_views, data_facts={"script": script, **facts}))
@@ -137,6 +140,8 @@ def run_training(
     started = time.perf_counter()
     is_cached = model.config.freeze_base and parsed.features.feature_cache
     store = parsed.features.store(model) if is_cached else None
+    if training_args.resume_from_checkpoint:
+        check_same_model(model.config, Path(training_args.resume_from_checkpoint))
     trainer = _build_trainer(model, train_views, validation_views, store, parsed)
     feature_seconds = time.perf_counter() - started
     folder = Path(str(training_args.output_dir))
@@ -144,9 +149,10 @@ def run_training(
         remove_checkpoints(folder)
     with disk_errors_explained(folder):
         trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    _check_outcome(trainer)
     facts = {
         "data": data_facts,
-        "model": asdict(parsed.model),
+        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "seconds": {
             "features": round(feature_seconds, 2),
             "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
@@ -187,7 +193,9 @@ def _check_arguments(
     _check_loggers(training_args.report_to)
     if validation_views is None:
         if training_args.early_stopping_patience is not None:
-            raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data")
+            raise UserError(
+                "--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction"
+            )
         return
     # Validation was asked for: evaluate once per epoch unless the flags say when, and keep the best.
     if training_args.eval_strategy == "no":
@@ -197,8 +205,29 @@ def _check_arguments(
         training_args.save_strategy = training_args.eval_strategy
         training_args.save_steps = training_args.eval_steps or training_args.save_steps
     training_args.load_best_model_at_end = training_args.save_strategy != "no"
-    training_args.metric_for_best_model = training_args.metric_for_best_model or "eval_ndcg@10"
-    training_args.greater_is_better = not training_args.metric_for_best_model.endswith("loss")
+    if training_args.metric_for_best_model is None:
+        training_args.metric_for_best_model, training_args.greater_is_better = "eval_ndcg@10", True
+    # The start is no checkpoint, but what training has to beat.
+    training_args.eval_on_start = True
+
+
+def _check_outcome(trainer: IsotropicGaussianTrainer) -> None:
+    """Refuse weights that are not finite, and say so where the untrained start was better."""
+    parameters = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    broken = [name for name, parameter in parameters if parameter.requires_grad and not parameter.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"expected finite weights after training, got NaN or infinity in {broken[0]}: nothing was saved, lower "
+            "--learning_rate"
+        )
+    start = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry][:1]
+    best = trainer.state.best_metric
+    if start and best is not None and trainer.args.metric_for_best_model == "eval_ndcg@10" and best < start[0]:
+        logger.warning(
+            "Validation NDCG@10 was %.4f before training and %.4f at best after it: on these data the frozen base is "
+            "the better choice. Try fewer epochs, a lower learning rate, or other pairs.",
+            *(start[0], best),
+        )
 
 
 def _check_loggers(report_to: Any) -> None:

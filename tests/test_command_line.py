@@ -7,7 +7,15 @@ from typing import Literal
 
 import pytest
 
-from ragcun_hf.command_line import argument, config_file, default_output_folder, parse_arguments, run_script, say
+from ragcun_hf.command_line import (
+    argument,
+    config_file,
+    default_output_folder,
+    parse_arguments,
+    portable_command,
+    run_script,
+    say,
+)
 from ragcun_hf.errors import UserError
 
 
@@ -254,3 +262,17 @@ def test_reading_a_command_line_begins_without_importing_anything_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "written"),
+    [
+        (["--data_dir", "/a/b/c/beir"], "--data_dir c/beir"),
+        (["--data_dir=/a/b/c/beir"], "--data_dir=c/beir"),
+        (["--data_dir", "../shared/beir"], "--data_dir shared/beir"),
+        (["--data_dir", "data/beir", "--top_k", "100"], "--data_dir data/beir --top_k 100"),
+        (["--run_name", "two words"], "--run_name 'two words'"),
+    ],
+)
+def test_a_recorded_command_can_be_repeated_and_names_no_folder_of_the_machine(words, written):
+    assert portable_command("training/eval_beir.py", words) == f"python training/eval_beir.py {written}"

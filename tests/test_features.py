@@ -190,9 +190,10 @@ def test_a_model_started_again_with_another_head_finds_the_features(tiny_encoder
     _no_encoder(_store(other, tmp_path)).features(TEXTS)
 
 
-@pytest.mark.parametrize(
-    "part", ["weights", "max_length", "pooling", "normalize_features", "tokenizer", "prompt", "dtype", "activation"]
-)
+KEY_PARTS = ["weights", "max_length", "pooling", "normalize_features", "tokenizer", "truncation", "prompt", "dtype"]
+
+
+@pytest.mark.parametrize("part", [*KEY_PARTS, "activation"])
 def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_model, tmp_path, part):
     _store(tiny_model, tmp_path).features(TEXTS)
     fields = {"max_length": 5, "pooling": "cls", "normalize_features": False}
@@ -203,6 +204,8 @@ def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_mo
     elif part == "tokenizer":
         model.tokenizer = copy.deepcopy(model.tokenizer)
         model.tokenizer.backend_tokenizer.normalizer = None
+    elif part == "truncation":
+        model.tokenizer.truncation_side = "left"
     elif part == "activation":
         model.encoder.config.hidden_act = "relu"
     store = _store(model, tmp_path, dtype="bfloat16" if part == "dtype" else "float32")

@@ -420,13 +420,13 @@ def test_without_freezing_everything_trains(any_encoder_folder, tmp_path):
 
 def _first_layer_prefixes(model_type):
     return {
-        "bert": ("encoder.embeddings.word_embeddings.", "encoder.encoder.layer.0."),
-        "mpnet": ("encoder.embeddings.word_embeddings.", "encoder.encoder.layer.0."),
+        "bert": ("encoder.embeddings.", "encoder.encoder.layer.0."),
+        "mpnet": ("encoder.embeddings.", "encoder.encoder.layer.0."),
         "gemma3_text": ("encoder.embed_tokens.", "encoder.layers.0."),
     }[model_type]
 
 
-def test_freeze_layers_freezes_exactly_the_token_embeddings_and_the_first_layers(any_encoder_folder, tmp_path):
+def test_freeze_layers_freezes_exactly_the_embeddings_and_the_first_layers(any_encoder_folder, tmp_path):
     model = _start(any_encoder_folder, freeze_base=False, freeze_layers=1)
     prefixes = _first_layer_prefixes(model.config.encoder_config.model_type)
     expected = {name for name, _ in model.named_parameters() if not name.startswith(prefixes)}
@@ -445,7 +445,23 @@ def test_freeze_layers_freezes_exactly_the_token_embeddings_and_the_first_layers
 def test_freezing_all_layers_leaves_what_is_outside_them(tiny_encoder_folder):
     model = _start(tiny_encoder_folder, freeze_base=False, freeze_layers=2)
     assert not [name for name in _trainable(model) if name.startswith("encoder.encoder.layer.")]
-    assert [name for name in _trainable(model) if name.startswith("encoder.embeddings.LayerNorm")]
+    assert not [name for name in _trainable(model) if name.startswith("encoder.embeddings.")]
+    assert _trainable(model)
+    assert not model.train().encoder.embeddings.dropout.training
+
+
+def test_an_encoder_stored_in_half_precision_gives_a_float32_model_that_survives_saving(tiny_encoder_folder, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(tiny_encoder_folder).to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_encoder_folder).save_pretrained(tmp_path / "half")
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "half"))
+    torch.nn.init.normal_(model.projection.mlp[3].weight)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    for one in (model, loaded):
+        assert {parameter.dtype for parameter in one.parameters()} == {torch.float32}
+    np.testing.assert_allclose(loaded.encode_query("the sun"), model.encode_query("the sun"), atol=1e-5)
 
 
 def test_the_encoder_has_no_pooler_that_nothing_uses(tiny_model):

@@ -32,7 +32,14 @@ ALLOWED = {
     "trainer": {"losses", "training_arguments", "evaluation.isotropy"},
     "evaluation": {"data", "errors", "features", "losses", "modeling_isotropic_gaussian", "training_record"},
     "publishing": {"errors", "evaluation"},
-    "run_arguments": {"command_line", "errors", "features", "modeling_isotropic_gaussian", "training_arguments"},
+    "run_arguments": {
+        "run_output",
+        "command_line",
+        "errors",
+        "features",
+        "modeling_isotropic_gaussian",
+        "training_arguments",
+    },
     "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
     "training_run": EVERYTHING,
     "ragcun_hf": {

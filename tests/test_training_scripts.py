@@ -138,7 +138,10 @@ def test_the_published_contrastive_command_runs(run, pairs_file, tiny_pairs, cap
         strict=True,
     ):
         assert loss == pytest.approx(terms[0] + 1.5 * terms[1] + 1.2 * terms[2], abs=2e-3)
-    assert _seen(folder) == _digests(pair["positive"] for pair in tiny_pairs)
+    negatives = [pair.get("negative", []) for pair in tiny_pairs]
+    seen = [pair["positive"] for pair in tiny_pairs]
+    seen += [text for part in negatives for text in ([part] if isinstance(part, str) else part)]
+    assert _seen(folder) == _digests(seen)
     assert not (folder / ".unfinished").exists()
     shown = capsys.readouterr().out.splitlines()
     assert shown[-2] == "Saved the model, its tokenizer and its training record in out."
@@ -243,7 +246,7 @@ def test_validation_pairs_choose_the_checkpoint(run, pairs_file, tmp_path, tiny_
     flags = ["--val_data", tmp_path / "val.json", "--epochs", "2", "--use_predictor"]
     folder = run("train_contrastive", "--train_data", pairs_file, *flags)
     for key in ("eval_loss", "eval_loss/contrastive", "eval_ndcg@10", "eval_ndcg@10_predictor"):
-        assert len(_logged(folder, key)) == 2
+        assert len(_logged(folder, key)) == 3  # the start, and each epoch
     record = _record(folder)
     assert record["data"]["validation_rows"] == 3
     assert record["training_arguments"]["load_best_model_at_end"] is True
@@ -263,16 +266,71 @@ def test_a_share_of_the_documents_is_held_out(run, name, cache, tmp_path):
     folder = run(name, flag, tmp_path / "data.json", *options)
     assert 0 < len(_seen(folder)) < 15
     assert _seen(folder) < _digests(texts)
-    assert len(_logged(folder, "eval_ndcg@10")) == 1
+    assert len(_logged(folder, "eval_ndcg@10")) == 2  # the start, and the epoch
 
 
 def test_the_best_is_kept_however_often_is_evaluated(run, pairs_file):
     flags = ["--val_data", pairs_file, "--eval_strategy", "steps", "--eval_steps", "2", "--batch_size", "4"]
     folder = run("train_contrastive", "--train_data", pairs_file, *flags, "--epochs", "3")
     state = json.loads(max(folder.glob("checkpoint-*")).joinpath("trainer_state.json").read_text(encoding="utf-8"))
-    assert len(_logged(folder, "eval_ndcg@10")) == 3
+    figures = _logged(folder, "eval_ndcg@10")
+    assert len(figures) == 4  # the start, which is no checkpoint, and three times while training
     assert state["best_model_checkpoint"] is not None
-    assert state["best_metric"] == max(_logged(folder, "eval_ndcg@10"))
+    assert state["best_metric"] == max(figures[1:])
+
+
+def test_a_metric_that_shall_fall_is_not_taken_for_one_that_shall_rise(run, pairs_file):
+    flags = ["--val_data", pairs_file, "--metric_for_best_model", "eval_loss/contrastive", "--epochs", "2"]
+    folder = run("train_contrastive", "--train_data", pairs_file, *flags)
+    state = json.loads(max(folder.glob("checkpoint-*")).joinpath("trainer_state.json").read_text(encoding="utf-8"))
+    assert state["best_metric"] == min(_logged(folder, "eval_loss/contrastive")[1:])
+
+
+def test_a_run_that_diverged_saves_nothing(run, pairs_file, tmp_path):
+    with pytest.raises(UserError, match="expected finite weights.*learning_rate"):
+        run("train_contrastive", "--train_data", pairs_file, "--learning_rate", "1e30", "--warmup_steps", "0")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_start_that_was_better_is_pointed_out(run, pairs_file, caplog, tmp_path):
+    rows = [{"query": text[: len(text) // 2], "positive": text} for text in DOCUMENTS]
+    (tmp_path / "val.json").write_text(json.dumps(rows), encoding="utf-8")
+    flags = ["--val_data", "val.json", "--learning_rate", "100", "--warmup_steps", "0", "--epochs", "1"]
+    run("train_contrastive", "--train_data", pairs_file, *flags)
+    assert "the frozen base is the better choice" in " ".join(caplog.text.split())
+
+
+def test_resuming_with_another_model_is_refused(run, pairs_file):
+    run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
+    flags = ["--resume_from_checkpoint", "last", "--epochs", "2"]
+    with pytest.raises(UserError, match="similarity_fn_name 'dot' where .* has 'cosine'"):
+        run("train_contrastive", "--train_data", pairs_file, *flags, "--similarity", "dot")
+    with pytest.raises(UserError, match="output_dim 8 where .* has 16"):
+        run("train_contrastive", "--train_data", pairs_file, *flags, "--output_dim", "8")
+
+
+def test_resuming_elsewhere_does_not_replace_the_model_there(run, pairs_file, tmp_path):
+    run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
+    other = run("train_contrastive", "--train_data", pairs_file, "--epochs", "1", "--seed", "7", output="other")
+    before = (other / "model.safetensors").read_bytes()
+    checkpoint = next((tmp_path / "out").glob("checkpoint-*"))
+    with pytest.raises(UserError, match="holds an earlier run"):
+        flags = ["--resume_from_checkpoint", checkpoint, "--epochs", "2"]
+        run("train_contrastive", "--train_data", pairs_file, *flags, output="other")
+    assert (other / "model.safetensors").read_bytes() == before
+
+
+def test_a_local_base_leaves_no_path_of_the_machine_behind(run, pairs_file, tiny_encoder_folder):
+    folder = run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
+    for name in ("config.json", "training_record.json"):
+        assert str(tiny_encoder_folder) not in (folder / name).read_text(encoding="utf-8")
+    assert _load(folder).config.base_model_name == "/".join(Path(tiny_encoder_folder).parts[-2:])
+
+
+def test_a_trained_model_is_no_base_model(run, pairs_file):
+    folder = run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
+    with pytest.raises(UserError, match="expects an encoder.*trained here"):
+        run("train_contrastive", "--train_data", pairs_file, "--base_model", folder, output="again")
 
 
 def test_early_stopping_ends_training(run, pairs_file):
@@ -384,6 +442,33 @@ def test_duplicate_rows_are_dropped_and_counted(run, tiny_pairs, tmp_path):
     folder = run("train_contrastive", "--train_data", "a.json", "b.json", "--epochs", "1")
     facts = {"rows": 8, "duplicate_rows_dropped": 3, "duplicate_rows": 0}
     assert facts.items() <= _record(folder)["data"].items()
+
+
+@pytest.mark.parametrize("same", ["query", "positive"])
+def test_pairs_without_contrast_are_warned_of(run, tiny_pairs, tmp_path, caplog, same):
+    rows = [{"query": pair["query"], "positive": pair["positive"], same: "bread is food"} for pair in tiny_pairs]
+    (tmp_path / "a.json").write_text(json.dumps(rows), encoding="utf-8")
+    folder = run("train_contrastive", "--train_data", "a.json", "--epochs", "1")
+    assert "the contrastive term is 0" in caplog.text
+    assert _logged(folder, "loss/contrastive") == [0]
+
+
+def test_pairs_with_contrast_are_not_warned_of(run, pairs_file, caplog):
+    run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
+    assert "contrastive term" not in caplog.text
+
+
+@pytest.mark.parametrize("stream", [[], ["--streaming", "--max_steps", "2", "--no_feature_cache"]])
+def test_validation_documents_are_no_negatives_in_training(run, pairs_file, tmp_path, monkeypatch, stream):
+    from ragcun_hf import training_run
+
+    (tmp_path / "val.json").write_text(json.dumps([{"query": "what is red", "positive": "the sun is red"}] * 2))
+    seen = []
+    monkeypatch.setattr(training_run, "run_training", lambda parsed, train, *_, **__: seen.extend(train))
+    monkeypatch.setattr(training_run, "report_saved_model", lambda _: None)
+    run("train_contrastive", "--train_data", pairs_file, "--val_data", "val.json", *stream)
+    assert len(seen) == 8
+    assert not any(row["negative"] for row in seen)
 
 
 def test_other_column_names_and_a_limit(run, tmp_path, tiny_pairs):

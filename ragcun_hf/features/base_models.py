@@ -65,6 +65,7 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     from ..modeling_isotropic_gaussian import IsotropicGaussianModel
 
     folder = name
+    _refuse_trained_model(name)
     if name == EMBEDDED:
         folder = str(embedded_model_folder())
         config_fields.setdefault("base_model_name", EMBEDDED_NAME)
@@ -73,10 +74,17 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     except (OSError, ImportError) as error:
         raise UserError(_unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
+        other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
+        raise UserError(f"--base_model {name} or another model flag does not fit: {error} Change it{other}") from error
+
+
+def _refuse_trained_model(name: str) -> None:
+    config_file = Path(name) / "config.json"
+    if config_file.is_file() and '"model_type": "isotropic_gaussian"' in config_file.read_text(encoding="utf-8"):
         raise UserError(
-            f"--base_model {name} or another model flag does not fit: {error} Change the flag, or take --base_model "
-            f"{EMBEDDED}"
-        ) from error
+            f"--base_model expects an encoder, got {name}, which is a model trained here: name the encoder it started "
+            "from, or evaluate it with --model_path"
+        )
 
 
 def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
@@ -172,7 +180,7 @@ def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel
         raise UserError("this model's encoder was trained, and its config does not name the base: evaluate it by hand")
     name = EMBEDDED if config.base_model_name == EMBEDDED_NAME and _has_embedded() else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
-    return load_base_model(name, **fields)
+    return load_base_model(name, revision=config.base_model_revision, **fields)
 
 
 def _has_embedded() -> bool:

@@ -175,10 +175,12 @@ def _weights_checksum(encoder: Any) -> str:
 def _tokenizer_checksum(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "special": special}
     else:
         description = json.loads(backend.to_str())
         # Padding and truncation are set anew by every call.
         description.pop("padding", None)
         description.pop("truncation", None)
+    description["truncation_side"] = tokenizer.truncation_side
     return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()
