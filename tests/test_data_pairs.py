@@ -40,6 +40,20 @@ def test_other_columns_are_found_by_name_and_left_out(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("limit", [None, 2])
+def test_a_named_column_of_negatives_that_no_row_has_is_refused(tmp_path, limit):
+    path = write_lines(tmp_path / "a.jsonl", [*good_rows(2), {"query": "q", "positive": "p", "negative": "n"}])
+    with pytest.raises(UserError) as raised:
+        read_pairs(path, negative_column="typo", limit=limit)
+    columns = "'query', 'positive'" if limit else "'query', 'positive', 'negative'"
+    assert f"{path}: expected the column 'typo' with negatives, got only the columns {columns}: " in str(raised.value)
+
+
+def test_a_named_column_of_negatives_may_be_in_the_last_row_only(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [*good_rows(2), {"query": "q", "positive": "p", "wrong": "n"}])
+    assert read_pairs(path, negative_column="wrong")["negative"][:] == [[], [], ["n"]]
+
+
 def test_unicode_is_kept_to_the_last_code_point(tmp_path):
     texts = ["e\u0301 vs \u00e9", "\u202eעברית\u202c", "👩‍👩‍👧", "nul\x00inside", "a\u2028b\u0085c", "\U0001f98a" * 3]
     rows = [{"query": text, "positive": text + "!"} for text in texts]

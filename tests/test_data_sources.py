@@ -97,6 +97,12 @@ BAD_FILES = {
     "not.jsonl.gz": (b"plain text", "expected a readable file"),
     "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 1000)[:40], "expected a readable file"),
     "types.jsonl": (b'{"a": "x"}\n{"a": 5}\n', "line 2, field 'a': expected a str as in the rows before, got 5"),
+    "digits.jsonl": (b'{"a": 1}\n{"a": ' + b"7" * 5000 + b"}\n", "line 2: expected one JSON object per line"),
+    "digits.json": (
+        b'[{"a": "' + b"7" * 5000 + b'\\""},\n{"a": 0.' + b"7" * 5000 + b'},\n{"a": -' + b"7" * 5000 + b"}]",
+        "line 3: expected a JSON array, got a number that cannot be read",
+    ),
+    "latin.json": (b'["x",\n"\xe9"]', "line 2: expected UTF-8 text, got byte 0xe9"),
     "surrogate.jsonl": (b'{"a": "x"}\n{"a": "\\ud83d"}\n', "line 2, field 'a': expected valid Unicode"),
 }
 

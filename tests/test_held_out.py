@@ -1,11 +1,14 @@
 """The validation split: nothing crosses it, and it stays where it is when data grows."""
 
+import json
+import logging
 import random
 
 import pytest
 from datasets import Dataset
 
 from ragcun_hf.data.held_out import split_by_document
+from ragcun_hf.data.validation_split import drop_validation_negatives_of_stream, hold_out_pairs
 from ragcun_hf.errors import UserError
 
 
@@ -104,3 +107,52 @@ def test_a_single_group_cannot_be_split(rows):
 def test_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(UserError, match="between 0 and 1"):
         split_by_document(pairs([("a", "1"), ("b", "2")]), fraction)
+
+
+def rows_with_negatives(count):
+    """Every document is a negative of every other row, one of them with blanks around it."""
+    texts = [f"d{n}" for n in range(count)]
+    negatives = [[f" {text} " if text == "d0" else text for text in texts if text != own] for own in texts]
+    queries = [f"q{n}" for n in range(count)]
+    return Dataset.from_dict({"query": queries, "positive": texts, "negative": negatives})
+
+
+def hold_out(rows, val_data=None, val_fraction=0.0):
+    return hold_out_pairs(rows, val_data=val_data, val_split="train", val_fraction=val_fraction, seed=0)
+
+
+def negatives_of(rows):
+    return {text.strip() for row in rows for text in row["negative"]}
+
+
+def test_held_out_documents_are_no_negatives_of_training_rows(caplog):
+    rows = rows_with_negatives(30)
+    with caplog.at_level(logging.INFO):
+        train, validation = hold_out(rows, val_fraction=0.3)
+    assert len(train) + len(validation) == 30
+    assert negatives_of(train) == set(train["positive"])
+    assert negatives_of(validation) == set(rows["positive"])  # these may be searched among
+    assert f"dropped {len(train) * len(validation)} negatives" in caplog.text
+    assert train.column_names == rows.column_names
+
+
+def test_documents_of_a_validation_file_are_no_negatives_of_training_rows(tmp_path, caplog):
+    (tmp_path / "val.json").write_text(json.dumps([{"query": "q", "positive": text} for text in ("d0", "d1")]))
+    with caplog.at_level(logging.INFO):
+        train, validation = hold_out(rows_with_negatives(5), val_data=tmp_path / "val.json")
+    assert (len(train), len(validation)) == (5, 2)
+    assert negatives_of(train) == {"d2", "d3", "d4"}
+    assert "dropped 8 negatives" in caplog.text
+
+
+def test_a_stream_loses_the_same_negatives():
+    rows = rows_with_negatives(5)
+    stream = drop_validation_negatives_of_stream(rows.to_iterable_dataset(), pairs([("q", "d0"), ("q", "d1")]))
+    assert [row["query"] for row in stream] == rows["query"][:]
+    assert negatives_of(stream) == {"d2", "d3", "d4"}
+    assert list(stream.features) == ["query", "positive", "negative"]
+
+
+def test_without_validation_every_negative_stays():
+    rows = rows_with_negatives(5)
+    assert hold_out(rows) == (rows, None)

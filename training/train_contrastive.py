@@ -10,10 +10,13 @@ train judgements become pairs), or a Hub dataset id.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from ragcun_hf.command_line import argument, run_script
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -54,12 +57,23 @@ def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
     facts = {"train": [source_name(source) for source in parsed.data.train_data], "split": parsed.data.split}
     sources = _read_sources(parsed)
     if parsed.data.streaming:
-        return _stream(sources, parsed), _validation_of_stream(parsed), {**facts, "streamed": True}
+        return *_stream_with_validation(sources, parsed), {**facts, "streamed": True}
     train, num_dropped = drop_duplicate_rows(concatenate_datasets(sources))
     train, validation = hold_out_pairs(train, **_validation_options(parsed))
     num_validation_rows = 0 if validation is None else len(validation)
     counts = {"duplicate_rows_dropped": num_dropped, "validation_rows": num_validation_rows}
-    return train, validation, {**facts, **vars(audit_pairs(train)), **counts}
+    audit = audit_pairs(train)
+    _warn_without_contrast(audit)
+    return train, validation, {**facts, **vars(audit), **counts}
+
+
+def _warn_without_contrast(audit: Any) -> None:
+    if audit.distinct_queries < 2 or audit.distinct_positives < 2:
+        logger.warning(
+            "The training pairs have %d distinct queries and %d distinct positives: no row's document is a negative "
+            "for another row, and without hard negatives (there are %d) the contrastive term is 0.",
+            *(audit.distinct_queries, audit.distinct_positives, audit.negatives),
+        )
 
 
 def _read_sources(parsed: Any) -> list[Any]:
@@ -79,6 +93,13 @@ def _validation_options(parsed: Any) -> dict[str, Any]:
     }
 
 
+def _stream_with_validation(sources: list[Any], parsed: Any) -> tuple[Any, Any]:
+    from ragcun_hf.data.validation_split import drop_validation_negatives_of_stream
+
+    stream, validation = _stream(sources, parsed), _validation_of_stream(parsed)
+    return stream if validation is None else drop_validation_negatives_of_stream(stream, validation), validation
+
+
 def _stream(sources: list[Any], parsed: Any) -> Any:
     from datasets import interleave_datasets
 
@@ -93,12 +114,13 @@ def _stream(sources: list[Any], parsed: Any) -> Any:
 
 
 def _validation_of_stream(parsed: Any) -> Any:
-    from ragcun_hf.data.validation_split import hold_out_pairs
+    from ragcun_hf.data.pairs import read_pairs
     from ragcun_hf.errors import UserError
 
     if parsed.validation.val_fraction > 0:
         raise UserError("--streaming cannot hold out a --val_fraction of a stream: name --val_data, or leave it out")
-    return hold_out_pairs(None, **_validation_options(parsed))[1]
+    options = _validation_options(parsed)
+    return read_pairs(options["val_data"], split=options["val_split"]) if options["val_data"] else None
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Iterator
@@ -125,7 +126,7 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
             continue
         try:
             value = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # not only JSONDecodeError: an integer can be too long
             raise UserError(
                 f"{origin.place(number)}: expected one JSON object per line, got {shorten(line.strip())} ({error}): "
                 "correct the line, or put the objects into one array [...]"
@@ -135,17 +136,32 @@ def _read_json_lines(path: Path) -> Iterator[Row]:
 
 def _read_json_array(path: Path) -> Iterator[Row]:
     origin = Origin(str(path), "row")
+    text = "".join(line for _, line in read_lines(path))
     try:
-        values = json.loads("".join(line for _, line in read_lines(path)))
+        values = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}: expected a JSON array, got broken JSON "
             f"({error.msg}, column {error.colno}): correct the file"
         ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{path}, line {_line_of_long_integer(text)}: expected a JSON array, got a number that cannot be read "
+            f"({error}): write it as a string or remove it"
+        ) from error
     except RecursionError as error:
         raise UserError(f"{path}: expected an array of objects or strings, got deeper nesting: flatten it") from error
     for number, value in enumerate(values, start=1):
         yield Row(origin, number, _fields(value, origin, number))
+
+
+def _line_of_long_integer(text: str) -> int:
+    """Return the line of the first integer, outside strings, that has more digits than Python converts."""
+    string = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+    integer = rf"(?<![\d.])(?P<integer>\d{{{sys.get_int_max_str_digits() + 1},}})(?![\d.eE])"
+    matches = re.finditer(f"{string}|{integer}", text, flags=re.DOTALL)
+    start = next((match.start() for match in matches if match["integer"]), 0)
+    return text.count("\n", 0, start) + 1
 
 
 def _fields(value: Any, origin: Origin, number: int) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def read_pairs(
         query_column: Column with the query.
         positive_column: Column with the document that answers it.
         negative_column: Column with a document, or a list of documents, that do not; may be absent or
-            empty. A BEIR folder gives none.
+            empty, but a name other than "negative" has to be in some row (not checked when streaming).
+            A BEIR folder gives none.
         streaming: Return an `IterableDataset`, which reads and checks while it is walked through.
         limit: Read only so many rows (BEIR: pairs); None reads all.
 
@@ -89,8 +90,8 @@ def read_pairs(
         A dataset with the columns `query`, `positive` (strings) and `negative` (list of strings).
 
     Raises:
-        UserError: If the source cannot be read, or a text is missing, blank or not a text; the message
-            names file, line (or row) and field.
+        UserError: If the source cannot be read, a text is missing, blank or not a text (the message names
+            file, line or row, and field), or no row has the named column of negatives.
 
     Example:
         >>> import pathlib, tempfile
@@ -105,7 +106,9 @@ def read_pairs(
         return build_table(_without_rows, (tuple(pairs),), pair_features(), streaming=streaming)
     opened = open_source(source, split=split, streaming=streaming or limit is not None)
     columns = (query_column, positive_column, negative_column)
-    return build_table(_checked_pairs, (opened, columns, limit), pair_features(), streaming=streaming)
+    # A stream would tell only at its end, when training is over.
+    is_named = negative_column != "negative" and not streaming
+    return build_table(_checked_pairs, (opened, columns, limit, is_named), pair_features(), streaming=streaming)
 
 
 def audit_pairs(pairs: Dataset) -> PairAudit:
@@ -152,16 +155,23 @@ def drop_duplicate_rows(pairs: Dataset) -> tuple[Dataset, int]:
 
 
 def _checked_pairs(
-    opened: Source, columns: tuple[str, str, str], limit: int | None
+    opened: Source, columns: tuple[str, str, str], limit: int | None, is_negative_named: bool
 ) -> Iterator[tuple[Row, dict[str, Any]]]:
     query_column, positive_column, negative_column = columns
+    present: dict[str, None] = {}
     for row in islice(opened.rows(), limit):
+        present.update(dict.fromkeys(row.fields))
         pair = {
             "query": row.text(query_column),
             "positive": row.text(positive_column),
             "negative": _negatives(row, negative_column),
         }
         yield row, pair
+    if is_negative_named and present and negative_column not in present:
+        raise UserError(
+            f"{opened.name}: expected the column {negative_column!r} with negatives, got only the columns "
+            f"{', '.join(map(repr, list(present)[:12]))}: correct --negative_column, or leave it out"
+        )
 
 
 def _negatives(row: Row, column: str) -> list[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
 from .documents import read_documents, text_digest
 from .held_out import split_by_document
-from .pairs import read_pairs
+from .pairs import pair_features, read_pairs
+from .sources import build_table
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
+
+logger = logging.getLogger(__name__)
 
 Views = TypeVar("Views")
 
@@ -21,8 +25,10 @@ def hold_out_pairs(
 ) -> tuple[Dataset, Dataset | None]:
     """Return training pairs and validation pairs: those of a file, a share of the documents, or none.
 
+    Documents to validate with are no negatives in training either: they are taken out of those lists.
+
     Args:
-        pairs: Columns query and positive.
+        pairs: Columns query, positive, negative.
         val_data: Source of validation pairs; wins over the fraction.
         val_split: Split of that source.
         val_fraction: Share of the documents, with their queries, to hold out; 0 for none.
@@ -35,10 +41,61 @@ def hold_out_pairs(
         UserError: If the source is bad or the fraction is not in [0, 1).
     """
     if val_data:
-        return pairs, read_pairs(val_data, split=val_split)
-    if val_fraction == 0:
+        train, validation = pairs, read_pairs(val_data, split=val_split)
+    elif val_fraction == 0:
         return pairs, None
-    return split_by_document(pairs, val_fraction, seed=seed)
+    else:
+        train, validation = split_by_document(pairs, val_fraction, seed=seed)
+    return drop_validation_negatives(train, validation), validation
+
+
+def drop_validation_negatives(train: Dataset, validation: Dataset) -> Dataset:
+    """Take the positives of validation rows out of the negatives of training rows; no row is lost.
+
+    Args:
+        train: Columns query, positive, negative.
+        validation: Column positive.
+
+    Returns:
+        The training rows in their order.
+    """
+    held_out = _digests(validation["positive"])
+    num_dropped = sum(_digest(text) in held_out for negatives in train["negative"] for text in negatives)
+    if num_dropped == 0:
+        return train
+    logger.info("dropped %d negatives of training rows that are documents of validation rows", num_dropped)
+    return build_table(_rows_without, (train, held_out), pair_features(), streaming=False)
+
+
+def drop_validation_negatives_of_stream(train: IterableDataset, validation: Dataset) -> IterableDataset:
+    """Do as `drop_validation_negatives` while a stream is walked through; how many they are is not known.
+
+    Args:
+        train: Columns query, positive, negative.
+        validation: Column positive.
+
+    Returns:
+        The stream, its order and columns the same.
+    """
+    options = {"held_out": _digests(validation["positive"])}
+    return train.map(_negatives_without, input_columns="negative", fn_kwargs=options, features=pair_features())
+
+
+def _rows_without(pairs: Dataset, held_out: set[bytes]) -> Iterator[tuple[None, dict[str, Any]]]:
+    for row in pairs:
+        yield None, {**row, **_negatives_without(row["negative"], held_out)}
+
+
+def _negatives_without(negatives: list[str], held_out: set[bytes]) -> dict[str, list[str]]:
+    return {"negative": [text for text in negatives if _digest(text) not in held_out]}
+
+
+def _digests(texts: Sequence[str]) -> set[bytes]:
+    return {_digest(text) for text in texts}
+
+
+def _digest(text: str) -> bytes:
+    return text_digest(text.strip())  # as the split compares texts
 
 
 def read_texts(source: str, *, usable: Callable[[str], bool], **options: Any) -> tuple[list[str], dict[str, int]]:
