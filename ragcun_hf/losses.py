@@ -19,12 +19,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from .distributed import gather_rows, mean_over_processes, sum_over_processes, world_size
+from .waves import wave_sums
 
 SIGREG_NULL_FLOOR = 1.0527
 """Expected SIGReg statistic of samples of N(0, I), whatever their number and width."""
 
 _INTEGRAL_END, _NUM_KNOTS = 3.0, 17
-_ELEMENTS_AT_ONCE = 2**24  # of the (N, K, T) angles: 64 MiB in float32
+_ELEMENTS_AT_ONCE = 2**18  # of the (N, K) projections: a few arrays of 1 MiB, which caches hold
 
 
 def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -214,23 +215,19 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
         sliced and with this quadrature (17 knots on [0, 3], trapezoid rule) in LeJEPA, arXiv:2511.08544.
     """
     num_rows = _num_rows(embeddings)
-    knots_T = torch.linspace(0.0, _INTEGRAL_END, _NUM_KNOTS, device=embeddings.device)
+    spacing = _INTEGRAL_END / (_NUM_KNOTS - 1)
+    knots_T = spacing * torch.arange(_NUM_KNOTS, device=embeddings.device)
     target_T = torch.exp(-knots_T.square() / 2)  # characteristic function of N(0, 1), and the weight
     # Both functions are symmetric in t: the integral over [-3, 3] is twice the one over [0, 3].
-    step_T = torch.full_like(knots_T, 2 * _INTEGRAL_END / (_NUM_KNOTS - 1))
+    step_T = torch.full_like(knots_T, 2 * spacing)
     step_T[[0, -1]] /= 2
     projected_NK = embeddings.float() @ directions.float()
-    chunk = max(1, _ELEMENTS_AT_ONCE // (projected_NK.shape[0] * _NUM_KNOTS))
-    sums_2KT = torch.cat([_wave_sums(part_NK, knots_T) for part_NK in projected_NK.split(chunk, dim=1)], dim=1)
+    chunk = max(1, _ELEMENTS_AT_ONCE // projected_NK.shape[0])
+    parts = [wave_sums(part, spacing=spacing, num_frequencies=_NUM_KNOTS) for part in projected_NK.split(chunk, dim=1)]
+    sums_2KT = torch.cat(parts, dim=1)
     cosine_KT, sine_KT = sum_over_processes(sums_2KT) / num_rows
     error_KT = (cosine_KT - target_T).square() + sine_KT.square()
     return (error_KT @ (step_T * target_T)).mean() * num_rows
-
-
-def _wave_sums(projected_NK: Tensor, knots_T: Tensor) -> Tensor:
-    """Return (2, K, T): sums over rows of cos(t x) and sin(t x)."""
-    angles_NKT = projected_NK.unsqueeze(-1) * knots_T
-    return torch.stack([angles_NKT.cos().sum(0), angles_NKT.sin().sum(0)])
 
 
 def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:

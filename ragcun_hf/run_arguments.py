@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from .command_line import argument
 from .errors import UserError
@@ -66,11 +66,19 @@ class ModelArguments:
 
 @dataclass
 class FeatureArguments:
-    """How the frozen encoder's features are computed and kept."""
+    """How the encoder's features are computed and kept."""
 
-    feature_cache: bool = argument(True, "Compute a frozen encoder's features once and keep them on disk.")
+    feature_cache: bool = argument(True, "Compute the features of each text once and keep them on disk.")
     feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
-    encoder_dtype: str = argument("auto", "Arithmetic of the frozen encoder: auto, float32 or bfloat16.")
+    feature_dtype: Literal["float32", "float16"] = argument(
+        "float32", "Of the features on disk: float32, or float16 for half the room and about three decimal digits."
+    )
+    encoder_dtype: str = argument(
+        "auto", "Arithmetic of the encoder: float32, bfloat16, or auto: bfloat16 where the processor has it."
+    )
+    encoder_backend: Literal["torch", "openvino"] = argument(
+        "torch", "What runs the encoder: torch, or openvino (CPU only, faster, needs the extra of that name)."
+    )
 
     def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
         """Make a feature store for a model; without the cache it keeps nothing."""
@@ -81,6 +89,8 @@ class FeatureArguments:
             model,
             cache_folder=folder if self.feature_cache else None,
             dtype=self.encoder_dtype,
+            backend=self.encoder_backend,
+            feature_dtype=self.feature_dtype,
             show_progress=show_progress,
         )
 

@@ -192,7 +192,9 @@ def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, mo
     asked = []
     real = feature_store.encode_in_batches
     monkeypatch.setattr(
-        feature_store, "encode_in_batches", lambda model, texts, **options: asked.extend(texts) or real(model, texts)
+        feature_store,
+        "encode_in_batches",
+        lambda model, texts, **options: asked.extend(texts) or real(model, texts, **options),
     )
     second = evaluate(*flags, output="b")
     assert not asked

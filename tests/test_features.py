@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import multiprocessing
+import sys
 import threading
 
 import numpy as np
@@ -14,7 +15,9 @@ from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.features import encoder_loop, feature_store
 from ragcun_hf.features.base_models import load_base_model, load_trained_model
-from ragcun_hf.features.encoder_loop import _batches_by_tokens, choose_dtype, encode_in_batches
+from ragcun_hf.features.digest_index import DigestIndex
+from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
+from ragcun_hf.features.encoder_loop import batches_by_tokens, encode_in_batches
 from ragcun_hf.features.feature_cache import FeatureCache
 from ragcun_hf.features.feature_pairs import FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
@@ -27,6 +30,8 @@ TEXTS = [
     "moon",
     "a bird and a fish are in the tree",
 ]
+
+WORDS = "sort list sum mean tree bird fish river stone music piano water light sun moon star sleep drink food".split()
 
 
 def _store(model, folder, **options):
@@ -125,8 +130,9 @@ def test_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
 
 def test_batches_hold_every_position_once_within_the_token_budget(monkeypatch):
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 40)
+    monkeypatch.setattr(encoder_loop, "_PADDING_SHARE", 1.0)
     lengths = [3, 17, 5, 40, 8, 8, 2, 11, 60, 1, 9]  # one is longer than the budget: it goes alone
-    batches = list(_batches_by_tokens(lengths))
+    batches = list(batches_by_tokens(lengths))
     assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) * max(lengths[position] for position in batch) <= 40 or len(batch) == 1
@@ -135,14 +141,63 @@ def test_batches_hold_every_position_once_within_the_token_budget(monkeypatch):
     assert len(batches) < len(lengths)
 
 
-@pytest.mark.parametrize(("window", "budget"), [(2, 8_192), (4, 12), (100, 1)])
-def test_windows_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, window, budget):
+def test_no_batch_is_more_than_a_few_percent_padding():
+    lengths = np.random.default_rng(0).integers(3, 256, size=500).tolist()
+    batches = list(batches_by_tokens(lengths))
+    for batch in batches:
+        padded = len(batch) * max(lengths[position] for position in batch)
+        assert sum(lengths[position] for position in batch) >= 0.95 * padded
+    assert len(batches) < len(lengths) / 5
+
+
+@pytest.mark.parametrize(("ahead", "budget"), [(2, 8_192), (4, 12), (100, 1)])
+def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, ahead, budget):
     expected = _store(tiny_model, None).features(TEXTS).vectors
-    monkeypatch.setattr(encoder_loop, "_WINDOW", window)
+    monkeypatch.setattr(encoder_loop, "_TEXTS_AHEAD", ahead)
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", budget)
-    seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS) for position in rows]
+    compute = feature_function(tiny_model, dtype=torch.float32)
+    seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute) for position in rows]
     assert sorted(seen) == list(range(len(TEXTS)))
     np.testing.assert_allclose(_store(tiny_model, None).features(TEXTS).vectors, expected, atol=1e-6)
+
+
+def test_progress_says_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
+    _store(tiny_model, tmp_path, show_progress=True).features(TEXTS)
+    shown = capsys.readouterr().err
+    assert all(part in shown for part in ("Encoding", f"{len(TEXTS)}/{len(TEXTS)}", "texts/s", "tokens/s", "left"))
+
+
+def test_an_unknown_backend_is_a_user_error_that_names_the_known_ones(tiny_model):
+    with pytest.raises(UserError, match="torch or openvino, got 'onnx'"):
+        feature_function(tiny_model, dtype=torch.float32, backend="onnx")
+
+
+def test_a_missing_openvino_is_a_user_error_that_says_how_to_install_it(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'ragcun_hf\[openvino\]'"):
+        feature_function(tiny_model, dtype=torch.float32, backend="openvino")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["tiny_encoder_folder", "tiny_mpnet_folder"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_openvino_gives_the_features_that_torch_gives(request, tmp_path, folder, pooling):
+    pytest.importorskip("openvino")
+    model = load_base_model(str(request.getfixturevalue(folder)), pooling=pooling)
+    expected = _store(model, None).features(TEXTS).vectors
+    store = _store(model, tmp_path, backend="openvino")
+    np.testing.assert_allclose(store.features(TEXTS).vectors, expected, atol=1e-5)
+    # A cache of its own: the two differ in their last bits.
+    _store(model, tmp_path).features(TEXTS)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_an_encoder_that_openvino_does_not_know_is_a_user_error(tiny_decoder_folder):
+    pytest.importorskip("openvino")
+    model = load_base_model(str(tiny_decoder_folder))
+    with pytest.raises(UserError, match="--encoder_backend openvino cannot convert a gemma3_text encoder"):
+        _store(model, None, backend="openvino").features(TEXTS)
 
 
 # The cache is used
@@ -318,7 +373,93 @@ def test_a_shard_of_another_width_is_not_read(tmp_path):
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=3)) == 0
 
 
+# The index of digests
+
+
+def test_digests_whose_halves_agree_are_told_apart():
+    halves = [bytes([number]) * 8 for number in range(3)]
+    digests = [first + second for first in halves for second in halves]
+    index = DigestIndex([b"".join(digests[0:7:2]), b"", b"".join(digests[1:7:2])])
+    shards, rows = index.find([*digests, halves[0] + b"z" * 8])
+    assert shards.tolist() == [0, 2, 0, 2, 0, 2, 0, -1, -1, -1]
+    assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, -1, -1, -1]
+    assert len(index) == 7
+
+
+def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
+    index = DigestIndex([b"a" * 16, b"b" * 16 + b"a" * 16])
+    shards, rows = index.find([b"a" * 16])
+    assert (shards[0], rows[0]) in {(0, 0), (1, 1)}
+    assert len(index) == 2
+
+
+def test_an_empty_index_finds_nothing():
+    assert [part.tolist() for part in DigestIndex([]).find([b"a" * 16])] == [[-1], [-1]]
+    assert [part.tolist() for part in DigestIndex([b"a" * 16]).find([])] == [[], []]
+
+
+# What is kept
+
+
+def test_half_precision_features_take_half_the_room_and_are_close(tiny_encoder_folder, tmp_path):
+    texts = [f"{first} {second}" for first in WORDS for second in WORDS]
+    model = load_base_model(str(tiny_encoder_folder))
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        store = _store(model, tmp_path / dtype, feature_dtype=dtype)
+        vectors = store.features(texts).vectors
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, _store(model, None).features(texts).vectors, atol=1e-3)
+        np.testing.assert_array_equal(
+            _no_encoder(_store(copy.deepcopy(model), tmp_path / dtype, feature_dtype=dtype)).features(texts).vectors,
+            vectors,
+        )
+        sizes[dtype] = sum(path.stat().st_size for path in _shards(tmp_path / dtype))
+    assert sizes["float32"] - sizes["float16"] == pytest.approx(len(texts) * 16 * 2, rel=0.02)
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(tmp_path):
+    cache = FeatureCache(tmp_path, {}, feature_dim=2, dtype="float16")
+    with pytest.raises(UserError, match="--feature_dtype float16 expects features below 65504, got 70000"):
+        cache.write([b"a" * 16], np.array([[1.0, 7e4]], dtype=np.float32))
+    assert not _shards(tmp_path)
+
+
+def test_the_summary_counts_texts_and_room(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:4])
+    assert "4 texts encoded, 0 known before" in store.summary()
+    store.features(TEXTS)
+    assert "6 texts encoded, 4 known before" in store.summary()
+    assert "holds 6 of this encoder (0.0 MiB)" in store.summary()
+    assert "none kept" in _store(tiny_model, None).summary()
+
+
 # Writers, interruptions, a full disk
+
+
+def test_what_another_process_wrote_meanwhile_is_not_encoded_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:1])
+    _store(copy.deepcopy(tiny_model), tmp_path).features(TEXTS)
+    _no_encoder(store).features(TEXTS)
+
+
+def test_a_shard_that_is_removed_meanwhile_is_encoded_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    fresh = _store(copy.deepcopy(tiny_model), tmp_path)
+    fresh._cache("")
+    for path in _shards(tmp_path):
+        path.unlink()
+    np.testing.assert_array_equal(fresh.features(TEXTS).vectors, expected)
+
+
+def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
+    monkeypatch.setattr(feature_store, "_SECONDS_PER_SHARD", 0.0)
+    _store(tiny_model, tmp_path).features(TEXTS)
+    assert len(_shards(tmp_path)) == len(TEXTS)
 
 
 def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_path):
@@ -413,11 +554,11 @@ def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, mon
     store._model.compute_features = stop_at_the_fourth
     with pytest.raises(interruption):
         store.features(TEXTS)
-    assert len(_shards(tmp_path)) == 1
+    assert len(_shards(tmp_path)) == 2
     again = _store(tiny_model, tmp_path)
     asked = _counting(again)
     np.testing.assert_allclose(again.features(TEXTS).expanded(), expected, atol=1e-6)
-    assert len(asked) == len(TEXTS) - 2
+    assert len(asked) == len(TEXTS) - 3
 
 
 def _no_space(*args, **kwargs):

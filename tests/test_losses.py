@@ -428,7 +428,7 @@ def test_sigreg_loss_of_wrong_data_does_not_grow_with_the_batch():
     assert values[0] == pytest.approx(values[1], rel=0.05)
 
 
-@pytest.mark.parametrize("elements", [1, 64 * 17 * 5, 2**30])
+@pytest.mark.parametrize("elements", [1, 64 * 5, 2**30])
 def test_chunks_do_not_change_sigreg_or_its_gradient(monkeypatch, elements):
     x, directions = _reference_case()
     expected_x = x.clone().requires_grad_()

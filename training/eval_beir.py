@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
+from ragcun_hf.run_arguments import FeatureArguments
 
 
 @dataclass
@@ -41,14 +42,13 @@ class EvaluationArguments:
     keep_identical_ids: bool = argument(
         False, "Keep a document that has the query's own id in its ranking; BEIR drops it."
     )
-    feature_cache: bool = argument(True, "Keep the encoder's features on disk and use those that are there.")
-    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
-    encoder_dtype: str = argument("auto", "Arithmetic of the encoder: auto, float32 or bfloat16.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Parse, evaluate, write, and say what was written."""
-    (args,) = parse_arguments([EvaluationArguments], description=__doc__ or "", arguments=arguments)
+    args, features = parse_arguments(
+        [EvaluationArguments, FeatureArguments], description=__doc__ or "", arguments=arguments
+    )
     quiet_libraries()
     _check(args)
     from ragcun_hf.data.beir_folder import find_beir_dataset
@@ -58,12 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     _check_ids(datasets)
     model, base_model = _load(args)
-    store = _store(args, model)
+    store = _store(features, model)
     evaluation = evaluate_model(
         model,
         datasets,
         store=store,
-        base_store=None if base_model is None else _store(args, base_model),
+        base_store=None if base_model is None else _store(features, base_model),
         base_prompts=_prompts(base_model),
         base_only=args.model_path is None,
         use_predictor=args.use_predictor,
@@ -71,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         k=args.top_k,
         seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
     )
+    say(store.summary())
     with disk_errors_explained(Path(args.output_dir)):
         _write(args, model, store, evaluation, arguments)
 
@@ -113,14 +114,11 @@ def _prompts(base_model: Any) -> tuple[str, str]:
     return ("", "") if base_model is None else (base_model.config.query_prompt, base_model.config.document_prompt)
 
 
-def _store(args: EvaluationArguments, model: Any) -> Any:
+def _store(features: FeatureArguments, model: Any) -> Any:
     from accelerate import PartialState
 
-    from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
-
     model.to(PartialState().device)
-    folder = (args.feature_cache_dir or default_cache_folder()) if args.feature_cache else None
-    return FeatureStore(model, cache_folder=folder, dtype=args.encoder_dtype)
+    return features.store(model)
 
 
 def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, arguments: list[str] | None) -> None:
@@ -142,6 +140,7 @@ def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, a
             "identical_ids_dropped": not args.keep_identical_ids,
             "top_k": args.top_k,
             "encoder_dtype": store.dtype_name,
+            "encoder_backend": store.backend,
             "base_similarity": "cosine",
         },
         "datasets": evaluation.datasets,

@@ -1,108 +1,129 @@
-"""The loop that runs the frozen encoder over many texts: batches of like length, half precision where it is native."""
+"""The loop that runs the frozen encoder over many texts: batches of like length, the next ones tokenized ahead."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import UserError
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from .encoder_backends import ComputeFeatures
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-_WINDOW = 16_384  # texts tokenized together; bounds memory, and sorting inside it leaves little padding
-_TOKEN_BUDGET = 8_192  # padded tokens per batch; the fastest of 2k to 16k on two AVX-512 cores
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Choose the arithmetic of the encoder.
-
-    Args:
-        name: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes it natively.
-        device: Where the encoder runs.
-
-    Returns:
-        The torch dtype.
-
-    Raises:
-        UserError: On an unknown name.
-    """
-    if name in DTYPES:
-        return DTYPES[name]
-    if name != "auto":
-        raise UserError(f"expected an encoder dtype of auto, {' or '.join(DTYPES)}, got {name!r}: change the flag")
-    return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    # No public query exists in every supported torch; without this one, float32 is the safe answer.
-    query = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(query and query())
+_TEXTS_AHEAD = 1_024  # texts tokenized while those before run; sorting inside them leaves little padding
+_TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
+_PADDING_SHARE = 0.05  # of a batch
+_CHARACTERS_PER_TOKEN = 4  # of English; only the time left goes by it
 
 
 def encode_in_batches(
     model: IsotropicGaussianModel,
     texts: Sequence[str],
     *,
+    compute: ComputeFeatures,
     prompt: str = "",
-    dtype: torch.dtype = torch.float32,
     show_progress: bool = False,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Run the encoder over texts, window by window, longest batch first.
+    """Run the encoder over texts, longest first, tokenizing the next ones meanwhile.
 
     Args:
-        model: Its encoder, pooling, normalisation, length and tokenizer are used; it must be in evaluation mode.
+        model: Its tokenizer and length are used.
         texts: Any number; equal texts are encoded again, so pass distinct ones.
+        compute: Turns token ids and mask, both (rows, T), into features; see `encoder_backends`.
         prompt: Put before every text.
-        dtype: Arithmetic of the encoder; features come out in float32.
         show_progress: Show texts and tokens per second with the time left.
 
     Yields:
         tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU.
             Every position comes once.
     """
-    bar = tqdm(total=len(texts), desc="Encoding", unit="text", disable=not show_progress, smoothing=0.1)
-    started, num_tokens = time.perf_counter(), 0
-    with bar:
-        for start in range(0, len(texts), _WINDOW):
-            window = [prompt + text for text in texts[start : start + _WINDOW]]
-            token_ids = model.tokenizer(
-                window, truncation=True, max_length=model.config.max_length, return_token_type_ids=False
-            )["input_ids"]
-            for rows in _batches_by_tokens([len(ids) for ids in token_ids]):
-                features = _encode_batch(model, [token_ids[row] for row in rows], dtype)
-                num_tokens += sum(len(token_ids[row]) for row in rows)
-                bar.update(len(rows))
-                bar.set_postfix_str(f"{num_tokens / (time.perf_counter() - started):,.0f} tokens/s", refresh=False)
-                yield [start + row for row in rows], features
+    with _Progress(texts, max_length=model.config.max_length, is_shown=show_progress) as progress:
+        for positions, token_ids in _tokenized_ahead(model, texts, prompt):
+            for rows in batches_by_tokens([len(ids) for ids in token_ids]):
+                batch = [positions[row] for row in rows]
+                tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
+                features = compute(tokens["input_ids"], tokens["attention_mask"])
+                progress.advance(batch, num_tokens=sum(len(token_ids[row]) for row in rows))
+                yield batch, features
 
 
-def _batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
-    """Group positions so that rows times longest row stays within the budget; longest first, to fail early."""
+def _tokenized_ahead(
+    model: IsotropicGaussianModel, texts: Sequence[str], prompt: str
+) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Yield positions and token ids of like-long texts; a thread is always one block ahead of the caller."""
+
+    def tokenize(positions: list[int]) -> list[list[int]]:
+        block = [prompt + texts[position] for position in positions]
+        return model.tokenizer(
+            block, truncation=True, max_length=model.config.max_length, return_token_type_ids=False
+        )["input_ids"]
+
+    # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
+    order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
+    blocks = [order[start : start + _TEXTS_AHEAD] for start in range(0, len(order), _TEXTS_AHEAD)]
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
+        upcoming = thread.submit(tokenize, blocks[0]) if blocks else None
+        for number, positions in enumerate(blocks):
+            token_ids = upcoming.result() if upcoming else []
+            upcoming = thread.submit(tokenize, blocks[number + 1]) if number + 1 < len(blocks) else None
+            yield positions, token_ids
+
+
+def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Group positions of like length, longest first, to fail early.
+
+    Args:
+        lengths: Tokens of each text.
+
+    Yields:
+        list[int]: Positions. Rows times longest row stays within the budget (a longer text goes alone), and hardly
+            anything of it is padding.
+    """
     batch: list[int] = []
+    num_tokens = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and (len(batch) + 1) * lengths[batch[0]] > _TOKEN_BUDGET:
+        padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
+        if padded > _TOKEN_BUDGET or padded * (1 - _PADDING_SHARE) > num_tokens + lengths[position]:
             yield batch
-            batch = []
+            batch, num_tokens = [], 0
         batch.append(position)
+        num_tokens += lengths[position]
     if batch:
         yield batch
 
 
-@torch.inference_mode()
-def _encode_batch(model: IsotropicGaussianModel, token_ids: list[list[int]], dtype: torch.dtype) -> Tensor:
-    tokens = model.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt").to(model.device)
-    with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        features = model.compute_features(tokens["input_ids"], tokens["attention_mask"])
-    return features.float().cpu()
+class _Progress:
+    """A bar of texts with tokens per second; long texts come first, so time left goes by the text still to read."""
+
+    def __init__(self, texts: Sequence[str], *, max_length: int, is_shown: bool) -> None:
+        longest = _CHARACTERS_PER_TOKEN * max_length  # what is cut off costs nothing
+        self._sizes = [1 + min(len(text), longest) for text in texts]
+        self._left = sum(self._sizes)
+        self._done = self._num_tokens = 0
+        self._started = time.perf_counter()
+        self._bar = tqdm(
+            total=len(texts),
+            desc="Encoding",
+            disable=not is_shown,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, positions: Sequence[int], *, num_tokens: int) -> None:
+        size = sum(self._sizes[position] for position in positions)
+        self._left, self._done, self._num_tokens = self._left - size, self._done + size, self._num_tokens + num_tokens
+        self._bar.update(len(positions))
+        seconds = time.perf_counter() - self._started
+        left = tqdm.format_interval(seconds * self._left / self._done)
+        speeds = f"{self._bar.n / seconds:,.0f} texts/s, {self._num_tokens / seconds:,.0f} tokens/s, {left} left"
+        self._bar.set_postfix_str(speeds, refresh=False)

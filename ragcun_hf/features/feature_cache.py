@@ -1,11 +1,12 @@
 """Features on disk, by text: Arrow shards under a key of everything that changes a feature.
 
-    <folder>/<key>/key.json               what the key stands for, for people
+    <folder>/<key>/key.json               what the key stands for, for people; its date is that of the last use
     <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
 
 A shard is written to a temporary name and renamed when complete; its name carries the number of its rows and the
 checksum of its content, so that a cut or damaged file is recognised and never read. Writers, be they threads,
-processes or machines, never share a temporary file.
+processes or machines, never share a temporary file. Shards are mapped, not loaded: memory holds the digests of all,
+and the features of the one that is being read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,38 +25,79 @@ import pyarrow as pa
 import xxhash
 
 from ..errors import UserError
+from .digest_index import DigestIndex
 
 logger = logging.getLogger(__name__)
 
+FEATURE_DTYPES = ("float32", "float16")
+KEY_FILE = "key.json"
+
 
 class FeatureCache:
-    """The features of one key: one encoder, one way to use it."""
+    """The features of one key: one encoder, one way to use it.
 
-    def __init__(self, folder: str | Path, key_parts: dict[str, Any], *, feature_dim: int) -> None:
-        description = json.dumps(key_parts, sort_keys=True, indent=1)
-        key = hashlib.blake2b(description.encode(), digest_size=12).hexdigest()
+    Args:
+        folder: Where all keys lie.
+        key_parts: Everything that changes a feature, as JSON values.
+        feature_dim: H.
+        dtype: Of the numbers on disk, `float32` or `float16`; part of the key. They are read as float32.
+        name: What people call the encoder; not part of the key.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        key_parts: dict[str, Any],
+        *,
+        feature_dim: int,
+        dtype: str = "float32",
+        name: str | None = None,
+    ) -> None:
+        if dtype not in FEATURE_DTYPES:
+            raise UserError(
+                f"expected a feature dtype of {' or '.join(FEATURE_DTYPES)}, got {dtype!r}: change the flag"
+            )
+        parts = {**key_parts, "feature_dtype": dtype}
+        key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
         self.folder = Path(folder) / key
         self.feature_dim = feature_dim
-        self._make_folder(description)
-        self._shards: list[np.ndarray] = []
-        self._places: dict[bytes, tuple[int, int]] = {}
-        for path in sorted(self.folder.glob("*.arrow")):
-            self._open(path)
+        self._dtype = np.dtype(dtype)
+        self._make_folder(json.dumps({"name": name, **parts}, sort_keys=True, indent=1))
+        self._shards: list[_Shard] = []
+        self._known_paths: set[Path] = set()
+        self._index: DigestIndex | None = None
+        self._open_new_shards()
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._digests())
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the shards on disk."""
+        return sum(shard.num_bytes for shard in self._shards)
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Return the positions of digests that have no feature yet."""
-        return [position for position, digest in enumerate(digests) if digest not in self._places]
+        """Return the positions of digests that have no whole feature yet; damaged shards are found out here."""
+        self._open_new_shards()
+        while True:
+            shards, _ = self._digests().find(digests)
+            damaged = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._is_whole(number)]
+            if not damaged:
+                return np.flatnonzero(shards < 0).tolist()
+            self._shards = [shard for shard in self._shards if shard not in damaged]
+            self._index = None
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
         """Return (len(digests), H) float32 features; every digest must be present."""
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
-        places = np.array([self._places[digest] for digest in digests], dtype=np.int64).reshape(-1, 2)
-        for shard in np.unique(places[:, 0]):
-            rows = np.flatnonzero(places[:, 0] == shard)
-            features[rows] = self._shards[shard][places[rows, 1]]
+        shards, rows = self._digests().find(digests)
+        if (shards < 0).any():
+            raise KeyError(f"{int((shards < 0).sum())} texts have no feature in {self.folder}: encode them first")
+        order = np.argsort(shards, kind="stable")
+        numbers, starts = np.unique(shards[order], return_index=True)
+        for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
+            places = order[start:end]
+            features[places] = self._shards[number].features()[rows[places]]
         return features
 
     def write(self, digests: Sequence[bytes], features: np.ndarray) -> None:
@@ -65,17 +108,17 @@ class FeatureCache:
             features: Shape (len(digests), H).
 
         Raises:
-            UserError: If the disk has no room or refuses; nothing half-written stays.
+            UserError: If the disk has no room or refuses (nothing half-written stays), or float16 is too small.
         """
         from datasets import Features, List, Value
         from datasets.arrow_writer import ArrowWriter
 
-        features = np.ascontiguousarray(features, dtype=np.float32)
+        features = self._as_stored(features)
         name = f"{len(digests)}-{_checksum(b''.join(digests), features)}.arrow"
-        schema = Features({"text": Value("binary"), "feature": List(Value("float32"), length=self.feature_dim)})
+        schema = Features({"text": Value("binary"), "feature": List(Value(self._dtype.name), length=self.feature_dim)})
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
-            with ArrowWriter(path=str(temporary), features=schema) as writer:
+            with ArrowWriter(path=str(temporary), features=schema, writer_batch_size=len(digests)) as writer:
                 writer.write_table(_as_table(digests, features, schema.arrow_schema))
                 writer.finalize()
             temporary.replace(self.folder / name)
@@ -86,31 +129,98 @@ class FeatureCache:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
-        self._open(self.folder / name)
+        self._known_paths.discard(self.folder / name)  # what was damaged under this name is whole now
+        self._open_new_shards()
+
+    def _as_stored(self, features: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(features, dtype=self._dtype)
+        if not np.isfinite(stored).all() and np.isfinite(features).all():
+            raise UserError(
+                f"--feature_dtype {self._dtype} expects features below {np.finfo(self._dtype).max:.0f}, got "
+                f"{np.abs(features).max():.0f}: use --feature_dtype float32"
+            )
+        return stored
+
+    def _digests(self) -> DigestIndex:
+        if self._index is None:
+            self._index = DigestIndex([shard.digests for shard in self._shards])
+        return self._index
 
     def _make_folder(self, description: str) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            key_file = self.folder / "key.json"
+            key_file = self.folder / KEY_FILE
             if not key_file.exists():
                 temporary = self.folder / f".key.{uuid.uuid4().hex}.tmp"
                 temporary.write_text(description + "\n", encoding="utf-8")
                 temporary.replace(key_file)
+            os.utime(key_file)
         except OSError as error:
             raise UserError(
                 f"expected a feature cache folder that can be written, got {self.folder} ({error}): name another "
                 "--feature_cache_dir, or use --no_feature_cache"
             ) from error
 
-    def _open(self, path: Path) -> None:
-        shard = _read_shard(path, self.feature_dim)
-        if shard is None:
-            logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
-            return
-        digests, features = shard
-        self._shards.append(features)
-        number = len(self._shards) - 1
-        self._places.update((digest, (number, row)) for row, digest in enumerate(digests))
+    def _open_new_shards(self) -> None:
+        """Take in what this and other processes wrote since the last look."""
+        paths = sorted(set(self.folder.glob("*.arrow")) - self._known_paths)
+        for path in paths:
+            try:
+                self._shards.append(_Shard(path, self.feature_dim, self._dtype))
+            except (OSError, pa.ArrowException, KeyError, ValueError):
+                _warn_of_damage(path)
+        self._known_paths.update(paths)
+        if paths:
+            self._index = None
+
+    def _is_whole(self, number: int) -> bool:
+        shard = self._shards[number]
+        if not shard.is_whole():
+            _warn_of_damage(shard.path)
+        return shard.is_whole()
+
+
+class _Shard:
+    """One file; only its digests stay in memory. Raises if its frame is not that of a shard."""
+
+    def __init__(self, path: Path, feature_dim: int, dtype: np.dtype) -> None:
+        self.path = path
+        self._dim, self._dtype = feature_dim, dtype
+        self.digests, features = self._read()
+        if path.stem.split("-")[0] != str(len(features)) or len(self.digests) != 16 * len(features):
+            raise ValueError(f"{path}: expected the number of rows that its name says")
+        self.num_bytes = path.stat().st_size
+        self._is_whole: bool | None = None
+
+    def features(self) -> np.ndarray:
+        """Map the features, shape (rows, H); they leave memory when the array does."""
+        return self._read()[1]
+
+    def is_whole(self) -> bool:
+        """Tell whether the content is exactly what the name promises; looked at once."""
+        if self._is_whole is None:
+            try:
+                digests, features = self._read()
+            except (OSError, pa.ArrowException):  # removed or cut since it was opened
+                self._is_whole = False
+            else:
+                self._is_whole = self.path.stem == f"{len(features)}-{_checksum(digests, features)}"
+        return self._is_whole
+
+    def _read(self) -> tuple[bytes, np.ndarray]:
+        with pa.memory_map(str(self.path)) as source:
+            table = pa.ipc.open_stream(source).read_all()
+        column = table.column("feature")
+        if column.type.value_type != pa.from_numpy_dtype(self._dtype):
+            raise ValueError(f"{self.path}: expected {self._dtype} features")
+        digests = b"".join(table.column("text").to_pylist())
+        blocks = [chunk.flatten().to_numpy().reshape(-1, self._dim) for chunk in column.chunks]
+        return digests, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _warn_of_damage(path: Path) -> None:
+    logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
 
 
 def _as_table(digests: Sequence[bytes], features: np.ndarray, schema: pa.Schema) -> pa.Table:
@@ -119,21 +229,7 @@ def _as_table(digests: Sequence[bytes], features: np.ndarray, schema: pa.Schema)
     return pa.table({"text": pa.array(list(digests), pa.binary()), "feature": column}).cast(schema)
 
 
-def _read_shard(path: Path, feature_dim: int) -> tuple[list[bytes], np.ndarray] | None:
-    """Map one shard into memory, or return None if it is not exactly what its name promises."""
-    try:
-        with pa.memory_map(str(path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-        digests = table.column("text").to_pylist()
-        chunks = [chunk.flatten().to_numpy().reshape(-1, feature_dim) for chunk in table.column("feature").chunks]
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
-    features = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty((0, feature_dim), np.float32), *chunks])
-    is_whole = path.stem == f"{len(digests)}-{_checksum(b''.join(digests), features)}"
-    return (digests, features) if is_whole and len(digests) == len(features) else None
-
-
 def _checksum(digests: bytes, features: np.ndarray) -> str:
     checksum = xxhash.xxh3_64(digests)
-    checksum.update(np.ascontiguousarray(features).tobytes())
+    checksum.update(np.ascontiguousarray(features).reshape(-1).view(np.uint8).data)
     return checksum.hexdigest()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,18 @@ import torch
 import xxhash
 
 from ..data.documents import text_digest
-from .encoder_loop import choose_dtype, encode_in_batches
+from .encoder_backends import choose_dtype, feature_function
+from .encoder_loop import encode_in_batches
 from .feature_cache import FeatureCache
 
 if TYPE_CHECKING:
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from torch import Tensor
 
-_TEXTS_PER_SHARD = 4096  # what an interruption can cost, and the buffer in memory
+    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from .encoder_backends import ComputeFeatures
+
+_TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
+_SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
 
 
 def default_cache_folder() -> Path:
@@ -42,8 +48,8 @@ class FeatureTable:
     rows: np.ndarray
 
     def expanded(self) -> np.ndarray:
-        """Return (N, H), one row per text asked for."""
-        return self.vectors[self.rows]
+        """Return (N, H), one row per text asked for; `vectors` itself where no text came twice."""
+        return self.vectors if len(self.rows) == len(self.vectors) else self.vectors[self.rows]
 
 
 class FeatureStore:
@@ -53,7 +59,12 @@ class FeatureStore:
         model: Whose encoder, tokenizer, pooling and length make the features.
         cache_folder: Where features are kept; None keeps nothing.
         dtype: Arithmetic of the encoder: `auto`, `float32` or `bfloat16`.
+        backend: What runs the encoder: `torch` or `openvino`.
+        feature_dtype: Of features on disk: `float32`, or `float16` for half the room.
         show_progress: Show a bar while encoding.
+
+    Attributes:
+        backend: As given.
 
     Example:
         >>> store = FeatureStore(model, cache_folder=None)  # doctest: +SKIP
@@ -67,14 +78,20 @@ class FeatureStore:
         *,
         cache_folder: str | Path | None,
         dtype: str = "auto",
+        backend: str = "torch",
+        feature_dtype: str = "float32",
         show_progress: bool = True,
     ) -> None:
         self._model = model
         self._cache_folder = cache_folder
         self._dtype = choose_dtype(dtype, model.device)
+        self.backend = backend
+        self._feature_dtype = feature_dtype
         self._show_progress = show_progress
         self._caches: dict[str, FeatureCache] = {}
         self._encoder_parts: dict[str, Any] | None = None
+        self._compute: ComputeFeatures | None = None
+        self._num_asked = self._num_encoded = 0
 
     @property
     def dtype_name(self) -> str:
@@ -94,6 +111,7 @@ class FeatureStore:
         first_rows: dict[str, int] = {}
         rows = np.array([first_rows.setdefault(text, len(first_rows)) for text in texts], dtype=np.int64)
         distinct = list(first_rows)
+        self._num_asked += len(distinct)
         was_training = self._model.training
         self._model.eval()
         try:
@@ -105,51 +123,90 @@ class FeatureStore:
             self._model.train(was_training)
         return FeatureTable(vectors=vectors, rows=rows)
 
+    def summary(self) -> str:
+        """Say how many texts were encoded so far, how many were known, and what the cache holds."""
+        known = self._num_asked - self._num_encoded
+        line = f"Features: {self._num_encoded:,} texts encoded, {known:,} known before"
+        if self._cache_folder is None:
+            return f"{line}; none kept."
+        held = sum(len(cache) for cache in self._caches.values())
+        mebibytes = sum(cache.num_bytes for cache in self._caches.values()) / 2**20
+        return f"{line}; the cache holds {held:,} of this encoder ({mebibytes:,.1f} MiB)."
+
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
         missing = cache.missing(digests)
-        positions: list[int] = []
-        pieces: list[np.ndarray] = []
-
-        def flush() -> None:
-            cache.write([digests[missing[position]] for position in positions], np.concatenate(pieces))
-            positions.clear()
-            pieces.clear()
-
-        for batch, features in self._batches([texts[position] for position in missing], prompt):
-            positions.extend(batch)
-            pieces.append(features.numpy())
-            if len(positions) >= _TEXTS_PER_SHARD:
-                flush()
-        if positions:
-            flush()
+        self._num_encoded += len(missing)
+        shard = _ShardInProgress(cache)
+        try:
+            for batch, features in self._batches([texts[position] for position in missing], prompt):
+                shard.add([digests[missing[position]] for position in batch], features.numpy())
+        finally:
+            # What was encoded before an interruption is kept.
+            shard.write()
         return cache.read(digests)
 
     def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
+        self._num_encoded += len(texts)
         vectors = np.empty((len(texts), self._model.config.feature_dim), dtype=np.float32)
         for batch, features in self._batches(texts, prompt):
             vectors[batch] = features.numpy()
         return vectors
 
-    def _batches(self, texts: list[str], prompt: str) -> Any:
-        show = self._show_progress and len(texts) > 0
-        return encode_in_batches(self._model, texts, prompt=prompt, dtype=self._dtype, show_progress=show)
+    def _batches(self, texts: list[str], prompt: str) -> Iterable[tuple[list[int], Tensor]]:
+        if not texts:
+            return ()
+        if self._compute is None:
+            self._compute = feature_function(self._model, dtype=self._dtype, backend=self.backend)
+        return encode_in_batches(
+            self._model, texts, compute=self._compute, prompt=prompt, show_progress=self._show_progress
+        )
 
     def _cache(self, prompt: str) -> FeatureCache:
         if prompt not in self._caches:
             if self._encoder_parts is None:
                 self._encoder_parts = _encoder_parts(self._model)
-            parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name}
-            dim = self._model.config.feature_dim
-            self._caches[prompt] = FeatureCache(self._cache_folder or "", parts, feature_dim=dim)
+            parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
+            self._caches[prompt] = FeatureCache(
+                self._cache_folder or "",
+                parts,
+                feature_dim=self._model.config.feature_dim,
+                dtype=self._feature_dtype,
+                name=self._model.config.base_model_name,
+            )
         return self._caches[prompt]
+
+
+class _ShardInProgress:
+    """Features that are not on disk yet; written when they are many or old enough."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self._cache = cache
+        self._begin()
+
+    def _begin(self) -> None:
+        self._digests: list[bytes] = []
+        self._pieces: list[np.ndarray] = []
+        self._started = time.monotonic()
+
+    def add(self, digests: list[bytes], features: np.ndarray) -> None:
+        self._digests.extend(digests)
+        self._pieces.append(features)
+        if len(self._digests) >= _TEXTS_PER_SHARD or time.monotonic() - self._started > _SECONDS_PER_SHARD:
+            self.write()
+
+    def write(self) -> None:
+        digests, pieces = self._digests, self._pieces
+        self._begin()  # first: what cannot be written is not tried again
+        if digests:
+            self._cache.write(digests, np.concatenate(pieces))
 
 
 def _encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
     """Name everything about the model that changes a feature; weights and tokenizer by checksum."""
     config = model.config
     return {
-        "layout": 1,
+        "layout": 2,
         "encoder": config.encoder_config.model_type,
         "weights": _weights_checksum(model.encoder),
         "tokenizer": _tokenizer_checksum(model.tokenizer),
