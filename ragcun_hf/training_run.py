@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .command_line import default_output_folder, parse_arguments, quiet_libraries
+from .command_line import default_output_folder, parse_arguments, quiet_libraries, say
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
 from .run_output import (
@@ -144,6 +144,8 @@ def run_training(
         check_same_model(model.config, Path(training_args.resume_from_checkpoint))
     trainer = _build_trainer(model, train_views, validation_views, store, parsed)
     feature_seconds = time.perf_counter() - started
+    if store is not None and trainer.is_world_process_zero():
+        say(store.summary())
     folder = Path(str(training_args.output_dir))
     if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
         remove_checkpoints(folder)
