@@ -33,7 +33,8 @@ class IsotropicGaussianOutput(ModelOutput):
 
     Args:
         embeddings: Shape (B, D), not normalised; coordinates have about unit variance.
-        predictions: Shape (B, D), guesses of the matching documents' embeddings; None without a predictor.
+        predictions: Guesses of the matching documents' embeddings, shape (B, D) or fewer rows where fewer were asked
+            for; None without a predictor.
         features: Shape (B, H), float32, the encoder's pooled output (unit length where the config says so).
     """
 
@@ -186,9 +187,18 @@ class IsotropicGaussianModel(PreTrainedModel):
 
     def train(self, mode: bool = True) -> "IsotropicGaussianModel":
         """Switch dropout on or off, except in frozen parts, where it stays off."""
-        super().train(mode)
-        for module in self._frozen_modules():
-            module.eval()
+        if not self.config.freeze_base:
+            super().train(mode)
+            for module in self._frozen_modules():
+                module.eval()
+            return self
+        # Not through the whole encoder, which a training loop would pay for at every step.
+        self.training = mode
+        for child in self.children():
+            if child is not self.encoder:
+                child.train(mode)
+            elif child.training:
+                child.eval()
         return self
 
     def _frozen_modules(self) -> list[nn.Module]:
@@ -230,6 +240,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         features: Tensor | None = None,
+        num_predicted: int | None = None,
         **encoder_inputs: Any,
     ) -> IsotropicGaussianOutput:
         """Embed tokens, or features computed before.
@@ -238,6 +249,7 @@ class IsotropicGaussianModel(PreTrainedModel):
             input_ids: Shape (B, T). Give these or `features`.
             attention_mask: Shape (B, T), 1 where a token counts. Default: all do.
             features: Shape (B, H), what an earlier forward returned under this name.
+            num_predicted: Only the first so many rows, the queries, get a prediction. Default: all do.
             **encoder_inputs: Handed to the encoder, e.g. `token_type_ids`.
 
         Returns:
@@ -252,7 +264,7 @@ class IsotropicGaussianModel(PreTrainedModel):
             features = self.compute_features(input_ids, attention_mask, **encoder_inputs)
         weight = next(self.projection.parameters())
         embeddings = self.projection(features.to(weight.dtype) * self.config.feature_scale)
-        predictions = None if self.predictor is None else self.predictor(embeddings)
+        predictions = None if self.predictor is None else self.predictor(embeddings[:num_predicted])
         return IsotropicGaussianOutput(embeddings=embeddings, predictions=predictions, features=features)
 
     def compute_features(

@@ -62,10 +62,12 @@ class IsotropicGaussianTrainer(Trainer):
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
         self._validation = validation
+        # Looked up once: unwrapping walks through all modules of the encoder, at every step.
+        self._model_config = self.accelerator.unwrap_model(self.model).config
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
-        if self.weights["predictive"] > 0 and self._has_no_predictor():
+        if self.weights["predictive"] > 0 and not self._model_config.use_predictor:
             raise ValueError(
                 f"`lambda_predictive` is {self.weights['predictive']}, but the model has no predictor: "
                 "build it with `use_predictor=True`, or set the weight to 0."
@@ -79,22 +81,20 @@ class IsotropicGaussianTrainer(Trainer):
         """The weight of each term, the default of the predictive one resolved."""
         predictive = self.args.lambda_predictive
         if predictive is None:
-            predictive = 0.0 if self._has_no_predictor() else 1.0
+            predictive = float(self._model_config.use_predictor)
         return {
             "contrastive": self.args.lambda_contrastive,
             "isotropy": self.args.lambda_isotropy,
             "predictive": predictive,
         }
 
-    def _has_no_predictor(self) -> bool:
-        return not self.accelerator.unwrap_model(self.model).config.use_predictor
-
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Any]:
         """Embed the whole batch in one forward and add up the weighted terms."""
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
-        outputs = model(**{key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")})
+        texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
+        outputs = model(**texts, num_predicted=len(query_ids))
         terms = self._terms(outputs, query_ids, document_ids)
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
         weights = self.weights
@@ -118,8 +118,8 @@ class IsotropicGaussianTrainer(Trainer):
             else:
                 terms["isotropy"] = covariance_isotropy_loss(embeddings)
         if weights["predictive"] > 0:
-            predictions = outputs.predictions[:num_queries]
-            terms["predictive"] = predictive_loss(predictions, documents[:num_queries], kind=args.predictive_kind)
+            targets = documents[:num_queries]
+            terms["predictive"] = predictive_loss(outputs.predictions, targets, kind=args.predictive_kind)
         return terms
 
     def _contrastive(self, queries: Tensor, documents: Tensor, ids: dict[str, Tensor]) -> Tensor:
@@ -129,7 +129,7 @@ class IsotropicGaussianTrainer(Trainer):
             queries,
             documents,
             temperature=self.args.temperature,
-            similarity=self.accelerator.unwrap_model(self.model).config.similarity_fn_name,
+            similarity=self._model_config.similarity_fn_name,
             is_bidirectional=self.args.bidirectional,
             **ids,
         )

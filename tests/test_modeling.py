@@ -705,3 +705,19 @@ def test_the_real_encoder_at_identity_start_equals_sentence_transformers(embedde
     texts = ["Which bird sleeps in water?", "", "A tree. " * 300, "Sort an array."]
     expected = SentenceTransformer(str(embedded_folder), device="cpu").encode(texts)
     np.testing.assert_allclose(model.encode_document(texts, normalize_embeddings=True), expected, atol=1e-5)
+
+
+def test_only_the_first_rows_get_a_prediction_where_so_many_are_asked_for(tiny_model):
+    features = torch.randn(5, 16)
+    whole, part = tiny_model(features=features), tiny_model(features=features, num_predicted=2)
+    assert part.embeddings.shape == (5, 16)
+    torch.testing.assert_close(part.predictions, whole.predictions[:2])
+
+
+def test_a_frozen_encoder_is_set_right_by_train_even_where_somebody_else_set_it_wrong(tiny_model):
+    torch.nn.Module.train(tiny_model.encoder, True)
+    tiny_model.train()
+    assert not any(module.training for module in tiny_model.encoder.modules())
+    assert all(module.training for module in tiny_model.projection.modules())
+    tiny_model.eval()
+    assert not any(module.training for module in tiny_model.modules())
