@@ -1,10 +1,14 @@
 """Exact search: order, ties, blocks, odd vectors."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation import first_pass, search
 from ragcun_hf.evaluation.search import exact_search
 
 
@@ -61,6 +65,73 @@ def test_ties_cut_by_a_later_block_keep_the_lowest_rows():
     documents = np.repeat([[0.0], [1.0], [0.0], [2.0]], [200, 40, 2760, 20], axis=0)
     found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=3000)
     assert found.indices.tolist() == [[*range(3000, 3020), 200, 201, 202, 203]] * 5
+
+
+def test_equal_scores_are_ordered_as_asked_also_at_the_border():
+    documents = _random(10, 8, 1)[np.arange(200) % 10]  # each one twenty times
+    ties = np.random.default_rng(2).permutation(200)
+    found = exact_search(_random(6, 8, 0), documents, k=30, ties=ties, document_block=16)
+    by_row = exact_search(_random(6, 8, 0), documents, k=30)
+    np.testing.assert_array_equal(found.scores, by_row.scores)
+    for row in found.indices:
+        assert ties[row[:20]].tolist() == sorted(ties[row[:20]])
+        assert set(row[20:]) <= set(np.flatnonzero(np.arange(200) % 10 == row[20] % 10))
+        lowest = sorted(ties[np.arange(200) % 10 == row[20] % 10])[:10]
+        assert ties[row[20:]].tolist() == lowest
+
+
+def test_a_collapsed_model_gives_the_lowest_rows_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 64)
+    documents = np.ones((5_000, 4), dtype=np.float32)
+    documents[4_000] = [2.0, 0.0, 0.0, 0.0]
+    queries = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    found = exact_search(queries, documents, k=5, document_block=128)
+    assert found.indices.tolist() == [[4_000, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+def test_a_crowded_query_costs_the_others_no_candidate(monkeypatch):
+    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 0)
+    monkeypatch.setattr(first_pass, "_SPARE", 0)
+    # For the first query 60 documents are as good as equal; the second has to tell 15 of them from each other.
+    documents = np.zeros((60, 2), dtype=np.float32)
+    documents[:, 0] = 1.0
+    documents[:, 1] = 1e-4 * np.arange(60)
+    documents[10:, 1] = -1.0
+    found = exact_search(np.array([[1.0, 0.0], [0.0, 1.0]]), documents, k=4, similarity="dot")
+    assert found.indices[0].tolist() == [0, 1, 2, 3]
+    assert found.indices[1].tolist() == [9, 8, 7, 6]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_documents_that_differ_by_less_than_the_rounding_of_a_product_are_still_ordered(similarity):
+    rng = np.random.default_rng(0)
+    query = rng.standard_normal((1, 384)).astype(np.float32)
+    documents = (rng.standard_normal(384) + 1e-6 * rng.standard_normal((500, 384))).astype(np.float32)
+    found = exact_search(query, documents, k=20, similarity=similarity, document_block=50)
+    np.testing.assert_array_equal(found.indices, _slow_search(query, documents, 20, similarity))
+
+
+def test_many_queries_are_searched_in_turns(monkeypatch):
+    expected = exact_search(_random(10, 6, 0), _random(50, 6, 1), k=7)
+    monkeypatch.setattr(search, "_RESULTS_AT_ONCE", 21)
+    found = exact_search(_random(10, 6, 0), _random(50, 6, 1), k=7)
+    np.testing.assert_array_equal(found.indices, expected.indices)
+
+
+def test_a_memory_map_leaves_memory_while_it_is_searched(tmp_path):
+    path = tmp_path / "documents.npy"
+    np.save(path, _random(50_000, 256, 1))
+    script = (
+        "import resource, sys, numpy as np, torch\n"
+        "from ragcun_hf.evaluation.search import exact_search\n"
+        "documents = np.load(sys.argv[1], mmap_mode='r')\n"
+        "exact_search(np.ones((2, 256)), documents[:5_000], k=3)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "exact_search(np.ones((2, 256)), documents, k=3)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 25_000, "KiB; the whole map has 50,000"
 
 
 def test_k_above_the_number_of_documents_is_clipped():

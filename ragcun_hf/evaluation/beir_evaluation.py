@@ -109,6 +109,7 @@ def evaluate_retrieval(
         check_identical_ids(dataset)
     judged = _judged_queries(dataset)
     rows = np.array([row for row, query in enumerate(dataset.queries) if query in judged])
+    ties = np.argsort(np.argsort(np.array(dataset.corpus_ids)))  # of equal scores the lower id comes first
     runs: dict[str, Run] = {}
     per_query: dict[str, PerQuery] = {}
     for system in sorted(vectors_by_system, key=lambda name: name != BASE_SYSTEM):
@@ -121,6 +122,7 @@ def evaluate_retrieval(
             documents,
             k=k + drop_identical_ids,
             similarity=similarity_by_system[system],
+            ties=ties,
         )
         query_ids = [query for query in dataset.queries if query in judged]
         runs[system] = build_run(query_ids, dataset.corpus_ids, found, drop_identical_ids=drop_identical_ids, k=k)

@@ -1,17 +1,18 @@
 """Exact nearest-neighbour search over vectors that need not fit in memory.
 
-The product of one block is computed in float32, where equal documents can differ in the last bit by
-their place in the block. So each block only proposes candidates; the candidates are scored again in
-float64, and order and ties depend on the vectors alone.
+A first pass in float32 leaves a few candidates of each query, and never loses one of the best (`first_pass`). The
+candidates are scored again in float64: order and ties depend on the vectors alone, and not on where a document stands
+in its block, which moves the last bits of a product.
 
-Shape letters used in this file: Q = queries, B = queries in a block, N = documents, M = documents in
-a block, D = vector width, C = candidates kept per query, K = results per query.
+Shape letters used in this file: Q = queries, N = documents, M = documents in a block, D = vector width, K = results
+per query, P = pairs of a query and a document.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,12 +20,15 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
+from ..read_ahead import one_ahead
+from .first_pass import CandidatePass, DocumentBlock, Pairs, lengths
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
-_SPARE_CANDIDATES = 16  # kept beyond k, so that float32 rounding at the border cannot lose a result
-_RESCORING_VALUES = 4_000_000  # float64 numbers held at once while scoring candidates again (32 MB)
+_RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in turns
+_RESCORING_VALUES = 2**20  # float64 numbers held at once while scoring candidates again (8 MiB)
+_ROUNDING = 2.0**-21  # generous bound of the relative error of normalising and shifting a vector in float32
 
 
 @dataclass(frozen=True)
@@ -41,15 +45,15 @@ def exact_search(
     *,
     k: int,
     similarity: str = "cosine",
-    document_block: int = 16_384,
+    ties: np.ndarray[Any, Any] | None = None,
+    document_block: int = 4_096,
     query_block: int = 1_024,
     device: str | torch.device = "cpu",
 ) -> SearchResult:
     """Find the k most similar documents of every query, comparing every pair.
 
-    Documents are read once, block by block, so a memory map larger than the memory works. Memory
-    held is about 4 * (document_block * (D + query_block) + query_block * D) bytes, plus 12 bytes per
-    query and candidate.
+    Documents are read block by block, so a memory map larger than the memory works. Memory held is about
+    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result.
 
     Args:
         queries: Shape (Q, D), NumPy array, memory map or tensor of any real dtype; read as float32.
@@ -57,13 +61,15 @@ def exact_search(
         k: Results per query, >= 1; more than N gives N.
         similarity: `cosine` (a zero vector has similarity 0 to everything), `dot`, or `euclidean`
             (the score is minus the Euclidean distance, so that larger is always better).
+        ties: Shape (N,), all different, whole numbers: of documents with equal scores the one with the
+            lower number comes first. Default: the row.
         document_block: M, documents compared at once.
-        query_block: B, queries compared at once.
+        query_block: Queries compared at once.
         device: Where the products of the blocks are computed; scores are refined on the CPU.
 
     Returns:
         Scores (Q, K) float32 and document rows (Q, K) int64, K = min(k, N), each row from the best to
-        the worst. Equal scores are ordered by the lower document row.
+        the worst.
 
     Raises:
         UserError: If shapes do not fit, a vector holds NaN or infinity, or scores leave float32.
@@ -76,22 +82,86 @@ def exact_search(
         [[1.0, 0.7070000171661377], [1.0, 0.7070000171661377]]
     """
     _check_arguments(queries, documents, k, similarity, document_block, query_block)
+    search = _Search(documents, similarity, ties, document_block, query_block, torch.device(device))
     num_results = min(k, len(documents))
-    num_candidates = min(k + _SPARE_CANDIDATES, len(documents))
-    candidates = _find_candidates(
-        queries, documents, num_candidates, similarity, document_block, query_block, torch.device(device)
-    )
     scores = np.empty((len(queries), num_results), dtype=np.float32)
     indices = np.empty((len(queries), num_results), dtype=np.int64)
-    step = max(1, _RESCORING_VALUES // (num_candidates * max(1, queries.shape[1])))
-    for rows in _blocks(len(queries), step):
-        block_scores_BC = _rescore(queries, documents, rows, candidates[rows], similarity)
-        order_BC = torch.sort(block_scores_BC, dim=1, descending=True, stable=True).indices[:, :num_results]
-        scores[rows] = block_scores_BC.gather(1, order_BC).numpy()
-        indices[rows] = candidates[rows].gather(1, order_BC).numpy()
+    for rows in _blocks(len(queries), max(1, _RESULTS_AT_ONCE // num_results)):
+        queries_QD = _read_rows(queries, rows, "query").cpu()
+        scores[rows], indices[rows] = search.best(queries_QD, num_results)
     if not np.isfinite(scores).all():
         raise UserError("expected similarities within float32, got an overflow: scale the vectors down")
     return SearchResult(scores=scores, indices=indices)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Documents and how they are compared; arguments are already checked."""
+
+    documents: Matrix
+    similarity: str
+    ties: np.ndarray[Any, Any] | None
+    document_block: int
+    query_block: int
+    device: torch.device
+
+    def best(self, queries_QD: Tensor, k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return scores and rows (Q, K) of the best documents of some queries."""
+        rescored = self._rescored(self._candidates(queries_QD, k), queries_QD)
+        found = rescored.best_of_each(k, ties=self._ties(rescored.documents))
+        return found.scores.view(-1, k).numpy(), found.documents.view(-1, k).numpy()
+
+    def _ties(self, documents_P: Tensor) -> Tensor:
+        return documents_P if self.ties is None else torch.from_numpy(self.ties[documents_P.numpy()])
+
+    def _candidates(self, queries_QD: Tensor, k: int) -> Pairs:
+        """Return all pairs that can be among the best, on the CPU."""
+        first_pass: CandidatePass | None = None
+        origin_D = torch.zeros(queries_QD.shape[1], device=self.device)
+        blocks = list(_blocks(len(self.documents), self.document_block))
+        read = one_ahead(lambda rows: _read_rows(self.documents, rows, "document"), blocks)
+        for rows, block_MD in zip(blocks, read, strict=True):
+            documents_MD = block_MD.to(self.device)
+            if self.similarity == "cosine":
+                documents_MD = _normalize(documents_MD)
+            longest = 1.0 if self.similarity == "cosine" else float(lengths(documents_MD).max())
+            if first_pass is None:
+                # A part that all documents share ranks none before another, and short vectors have small errors.
+                origin_D = documents_MD.mean(dim=0)
+                prepared_QD, errors_Q = self._prepared(queries_QD.to(self.device), origin_D)
+                first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block)
+            # Normalised rows are our own; others may be the caller's.
+            residuals_MD = documents_MD.sub_(origin_D) if self.similarity == "cosine" else documents_MD - origin_D
+            # Minus half the squared distance is the product less this, but for a constant of the query.
+            offsets_M = residuals_MD.square().sum(dim=1) / -2 if self.similarity == "euclidean" else None
+            error = _ROUNDING * (longest + float(origin_D.norm()))
+            first_pass.add(DocumentBlock(rows.start, residuals_MD, offsets_M, error))
+            _release(self.documents)
+        if first_pass is None:
+            raise ValueError("there are no documents")
+        return Pairs(*(column.cpu() for column in vars(first_pass.candidates()).values()))
+
+    def _prepared(self, queries_QD: Tensor, origin_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the queries as the first pass multiplies them, and the lengths of their errors."""
+        if self.similarity == "cosine":
+            queries_QD = _normalize(queries_QD)
+        errors_Q = _ROUNDING * lengths(queries_QD)
+        if self.similarity == "euclidean":
+            return queries_QD - origin_D, errors_Q + _ROUNDING * origin_D.norm()
+        return queries_QD, errors_Q
+
+    def _rescored(self, pairs: Pairs, queries_QD: Tensor) -> Pairs:
+        """Score pairs from the vectors alone, in float64 rounded to float32."""
+        # Document by document: a memory map is read forwards, and each document once.
+        pairs = pairs.where(torch.argsort(pairs.documents, stable=True))
+        scores_P = torch.empty(len(pairs.queries), dtype=torch.float32)
+        for part in _blocks(len(scores_P), max(1, _RESCORING_VALUES // max(1, queries_QD.shape[1]))):
+            distinct, places = torch.unique_consecutive(pairs.documents[part], return_inverse=True)
+            documents_PD = _read_rows(self.documents, distinct.numpy(), "document").cpu()[places].double()
+            queries_PD = queries_QD[pairs.queries[part]].double()
+            scores_P[part] = _similarity_of_rows(queries_PD, documents_PD, self.similarity)
+            _release(self.documents)
+        return replace(pairs, scores=scores_P)
 
 
 def _check_arguments(
@@ -143,71 +213,23 @@ def _normalize(x_BD: Tensor) -> Tensor:
     return x_BD / torch.where(norm_B1 > 0, norm_B1, 1.0)
 
 
-def _find_candidates(
-    queries: Matrix,
-    documents: Matrix,
-    num_candidates: int,
-    similarity: str,
-    document_block: int,
-    query_block: int,
-    device: torch.device,
-) -> Tensor:
-    """Return the rows (Q, C) of the best documents by the float32 product, in increasing order."""
-    scores_QC = torch.full((len(queries), num_candidates), -torch.inf, device=device)
-    indices_QC = torch.zeros((len(queries), num_candidates), dtype=torch.int64, device=device)
-    origin_D: Tensor | None = None
-    for document_rows in _blocks(len(documents), document_block):
-        documents_MD = _read_rows(documents, document_rows, "document").to(device)
-        if origin_D is None:
-            # Distances ignore a shift; near the origin |q|^2 + |d|^2 - 2qd loses no digits.
-            origin_D = documents_MD.mean(dim=0) if similarity == "euclidean" else torch.zeros_like(documents_MD[0])
-        documents_MD = _normalize(documents_MD) if similarity == "cosine" else documents_MD - origin_D
-        for rows in _blocks(len(queries), query_block):
-            queries_BD = _read_rows(queries, rows, "query").to(device)
-            queries_BD = _normalize(queries_BD) if similarity == "cosine" else queries_BD - origin_D
-            block_scores_BM = queries_BD @ documents_MD.T
-            if similarity == "euclidean":  # the query's own norm does not change its ranking
-                block_scores_BM -= documents_MD.square().sum(dim=1) / 2
-            columns_BC = _best_columns(block_scores_BM, num_candidates)
-            # Rows kept so far come first and are lower, so a stable sort prefers them at equal scores.
-            scores_BX = torch.cat([scores_QC[rows], block_scores_BM.gather(1, columns_BC)], dim=1)
-            indices_BX = torch.cat([indices_QC[rows], columns_BC + document_rows.start], dim=1)
-            sorted_BX = torch.sort(scores_BX, dim=1, descending=True, stable=True)
-            scores_QC[rows] = sorted_BX.values[:, :num_candidates]
-            indices_QC[rows] = indices_BX.gather(1, sorted_BX.indices[:, :num_candidates])
-    return indices_QC.sort(dim=1).values.cpu()
-
-
-def _best_columns(scores_BM: Tensor, num_columns: int) -> Tensor:
-    """Return the columns (B, C) of the highest scores, best first, the lower column at equal scores."""
-    if num_columns >= scores_BM.shape[1]:
-        return torch.sort(scores_BM, dim=1, descending=True, stable=True).indices
-    best = torch.topk(scores_BM, num_columns + 1, dim=1)
-    columns_BC = best.indices[:, :num_columns].contiguous()
-    # topk takes any of several equal scores at its border: sort those rows fully.
-    tied_rows = torch.nonzero(best.values[:, -1] == best.values[:, -2]).flatten()
-    if len(tied_rows):
-        fully_sorted = torch.sort(scores_BM[tied_rows], dim=1, descending=True, stable=True)
-        columns_BC[tied_rows] = fully_sorted.indices[:, :num_columns]
-    columns_BC = columns_BC.sort(dim=1).values
-    order_BC = torch.sort(scores_BM.gather(1, columns_BC), dim=1, descending=True, stable=True).indices
-    return columns_BC.gather(1, order_BC)
-
-
-def _rescore(queries: Matrix, documents: Matrix, rows: slice, candidates_BC: Tensor, similarity: str) -> Tensor:
-    """Score candidates (B, C) again from the vectors alone, in float64 rounded to float32."""
-    # Sorted distinct rows: a memory map is read forwards, and repeated documents only once.
-    distinct, places = np.unique(candidates_BC.numpy(), return_inverse=True)
-    documents_XD = _read_rows(documents, distinct, "document").cpu().double()
-    queries_BD = _read_rows(queries, rows, "query").cpu().double()
-    places_BC = torch.from_numpy(places.reshape(candidates_BC.shape))
-    documents_BCD = documents_XD[places_BC]
+def _similarity_of_rows(queries_PD: Tensor, documents_PD: Tensor, similarity: str) -> Tensor:
+    """Score row by row, in place; a product of matrices would not treat every row alike."""
     if similarity == "euclidean":
-        return -torch.linalg.vector_norm(documents_BCD - queries_BD.unsqueeze(1), dim=2).float()
-    # Not a batched product: this sum treats every row alike, so equal documents score equally.
-    scores_BC = documents_BCD.mul_(queries_BD.unsqueeze(1)).sum(dim=2)
+        return -torch.linalg.vector_norm(documents_PD.sub_(queries_PD), dim=1).float()
     if similarity == "cosine":  # squares of float32 numbers stay within float64
-        norms_X = torch.linalg.vector_norm(documents_XD, dim=1)
-        norms_BC = norms_X[places_BC] * torch.linalg.vector_norm(queries_BD, dim=1, keepdim=True)
-        scores_BC /= torch.where(norms_BC > 0, norms_BC, 1.0)
-    return scores_BC.float()
+        norms_P = torch.linalg.vector_norm(documents_PD, dim=1) * torch.linalg.vector_norm(queries_PD, dim=1)
+        return (documents_PD.mul_(queries_PD).sum(dim=1) / torch.where(norms_P > 0, norms_P, 1.0)).float()
+    return documents_PD.mul_(queries_PD).sum(dim=1).float()
+
+
+def _release(matrix: Matrix) -> None:
+    """Let go of the pages of a memory map that are in memory; they are read again when needed."""
+    # Pages of a copy-on-write map hold what nobody has saved.
+    if not isinstance(matrix, np.memmap) or matrix.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    base: Any = matrix
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.base if isinstance(base, np.ndarray) else None
+    if base is not None:
+        base.madvise(mmap.MADV_DONTNEED)

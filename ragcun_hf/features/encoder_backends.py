@@ -45,6 +45,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _has_native_bfloat16(device: torch.device) -> bool:
+    """Tell whether a device has instructions for products in bfloat16, several times faster than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Self
 
 from tqdm.auto import tqdm
+
+from ..read_ahead import one_ahead
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,23 +56,19 @@ def encode_in_batches(
 def _tokenized_ahead(
     model: IsotropicGaussianModel, texts: Sequence[str], prompt: str
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
-    """Yield positions and token ids of like-long texts; a thread is always one block ahead of the caller."""
+    """Yield positions and token ids of like-long texts, tokenized while the block before runs."""
 
-    def tokenize(positions: list[int]) -> list[list[int]]:
+    def tokenize(positions: list[int]) -> tuple[list[int], list[list[int]]]:
         block = [prompt + texts[position] for position in positions]
-        return model.tokenizer(
+        tokens = model.tokenizer(
             block, truncation=True, max_length=model.config.max_length, return_token_type_ids=False
-        )["input_ids"]
+        )
+        return positions, tokens["input_ids"]
 
     # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
     order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
     blocks = [order[start : start + _TEXTS_AHEAD] for start in range(0, len(order), _TEXTS_AHEAD)]
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
-        upcoming = thread.submit(tokenize, blocks[0]) if blocks else None
-        for number, positions in enumerate(blocks):
-            token_ids = upcoming.result() if upcoming else []
-            upcoming = thread.submit(tokenize, blocks[number + 1]) if number + 1 < len(blocks) else None
-            yield positions, token_ids
+    yield from one_ahead(tokenize, blocks)
 
 
 def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:

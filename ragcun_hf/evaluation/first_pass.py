@@ -1,0 +1,214 @@
+"""The first pass of an exact search: one matrix product in float32, and every document it cannot rule out.
+
+The error of the product is bounded. A document whose score lies further below the k-th best than twice that bound is
+not among the k best; all others are candidates, to be scored again. So nothing is lost to rounding.
+
+Shape letters used in this file: Q = queries, B = queries in a block, M = documents in a block, D = vector width,
+K = results per query, C = columns that share one maximum, P = pairs of a query and a document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+_COLUMNS_PER_MAXIMUM = 16  # scores are first looked at through maxima over so many columns
+_MOST_CANDIDATES = 4_096  # per query, beyond four for each result: more are equal, as those of a collapsed model are
+_STALE_SHARE = 0.1  # of the results: so many scores may wait before they raise the bar
+_SPARE = 16  # candidates beyond k that are kept of those
+
+
+@dataclass
+class Pairs:
+    """Some pairs of a query and a document with their score and the largest error of it; all of shape (P,)."""
+
+    queries: Tensor
+    documents: Tensor
+    scores: Tensor
+    errors: Tensor
+
+    def where(self, is_kept: Tensor) -> Pairs:
+        """Return those of a mask or of an order."""
+        return Pairs(*(column[is_kept] for column in vars(self).values()))
+
+    def best_of_each(self, most: int, *, ties: Tensor) -> Pairs:
+        """Return so many pairs of each query, query by query, the best first.
+
+        Args:
+            most: Pairs to keep per query.
+            ties: Shape (P,); of equal scores the lower one comes first.
+        """
+        by_tie = torch.argsort(ties, stable=True)
+        by_score = by_tie[torch.argsort(self.scores[by_tie], descending=True, stable=True)]
+        order = by_score[torch.argsort(self.queries[by_score], stable=True)]
+        return self.where(order[_places_in_runs(self.queries[order]) < most])
+
+
+@dataclass(frozen=True)
+class DocumentBlock:
+    """Some documents, ready to be multiplied.
+
+    Args:
+        start: Row of the first among all documents.
+        residuals: Shape (M, D), float32: documents less a vector that all of them share, which changes no ranking.
+        offsets: Shape (M,), added to each document's products, or None.
+        error: Length of the largest rounding error of a residual.
+    """
+
+    start: int
+    residuals: Tensor
+    offsets: Tensor | None
+    error: float
+
+
+class CandidatePass:
+    """Collects the documents that can be among the best of each query, block by block of documents.
+
+    Args:
+        queries: Shape (Q, D), float32.
+        query_errors: Shape (Q,), lengths of their rounding errors.
+        k: Results per query.
+        query_block: Queries multiplied at once.
+    """
+
+    def __init__(self, queries: Tensor, query_errors: Tensor, *, k: int, query_block: int) -> None:
+        self._queries_QD = queries
+        self._lengths_Q = lengths(queries)
+        self._query_errors_Q = query_errors
+        self._k = k
+        self._query_block = query_block
+        self._most = 4 * k + _MOST_CANDIDATES
+        # The least that the k best scores of each query can be, in falling order.
+        self._best_QK = queries.new_full((len(queries), k), -torch.inf)
+        no_rows, no_scores = torch.zeros(0, dtype=torch.long, device=queries.device), queries.new_zeros(0)
+        self._pool = [Pairs(no_rows, no_rows, no_scores, no_scores)]
+        self._pool_size, self._pool_limit = 0, 4 * k * len(queries) + 2**20
+        self._unmerged = [self._pool[0]]
+        self._products: Tensor | None = None
+
+    def add(self, block: DocumentBlock) -> None:
+        """Multiply all queries with some documents and keep the pairs that may matter."""
+        errors_Q = self._errors(block)
+        for rows in _slices(len(self._queries_QD), self._query_block):
+            scores_BM = self._multiply(rows, block.residuals)
+            if block.offsets is not None:
+                scores_BM.add_(block.offsets)
+            errors_B = errors_Q[rows]
+            is_first = bool((self._best_QK[rows, -1] == -torch.inf).any())
+            if is_first:  # nothing can be ruled out before so many scores are known
+                self._raise_best(rows, scores_BM - errors_B.unsqueeze(1))
+            pairs = _pairs_above(scores_BM, self._best_QK[rows, -1], errors_B)
+            pairs.queries += rows.start
+            pairs.documents += block.start
+            if not is_first:
+                self._unmerged.append(pairs)
+            self._keep(pairs)
+        self._merge()
+
+    def candidates(self) -> Pairs:
+        """Return at least k pairs of each query, all that can be among the best."""
+        self._prune()
+        return self._pool[0]
+
+    def _errors(self, block: DocumentBlock) -> Tensor:
+        """Return (Q,), the largest errors of this block's scores."""
+        dim = block.residuals.shape[1]
+        # Rounded up a little, for lengths are computed with an error themselves.
+        longest = 1.001 * float(lengths(block.residuals).max())
+        # Of a sum of dim products, whatever their order, as a share of the two lengths.
+        rounding = (dim + 4) * 2**-23
+        of_products_Q = self._lengths_Q * (rounding * longest + block.error) + self._query_errors_Q * longest
+        errors_Q = of_products_Q if block.offsets is None else of_products_Q + rounding * longest**2
+        if not bool(errors_Q.isfinite().all()):
+            raise UserError("expected similarities within float32, got an overflow: scale the vectors down")
+        return errors_Q
+
+    def _multiply(self, rows: slice, residuals_MD: Tensor) -> Tensor:
+        """Return (B, M), in a buffer that the next call uses again: fresh memory of that size costs page faults."""
+        num_rows, num_columns = rows.stop - rows.start, len(residuals_MD)
+        if self._products is None:
+            self._products = residuals_MD.new_empty(num_rows * num_columns)  # the first block is the largest
+        scores_BM = self._products[: num_rows * num_columns].view(num_rows, num_columns)
+        return torch.mm(self._queries_QD[rows], residuals_MD.T, out=scores_BM)
+
+    def _raise_best(self, rows: slice, scores_BX: Tensor) -> None:
+        together = torch.cat([self._best_QK[rows], scores_BX], dim=1)
+        self._best_QK[rows] = torch.topk(together, self._k, dim=1).values
+
+    def _merge(self) -> None:
+        """Raise the best scores by those found since, once they are enough to matter."""
+        if sum(len(pairs.queries) for pairs in self._unmerged) >= self._k * len(self._queries_QD) * _STALE_SHARE:
+            scores_QX = _least_scores(_joined(self._unmerged), len(self._queries_QD))
+            self._raise_best(slice(0, len(scores_QX)), scores_QX)
+            self._unmerged = self._unmerged[:1]
+
+    def _keep(self, pairs: Pairs) -> None:
+        self._pool.append(pairs)
+        self._pool_size += len(pairs.queries)
+        if self._pool_size > self._pool_limit:
+            self._prune()
+
+    def _prune(self) -> None:
+        """Leave out what has been ruled out since."""
+        pairs = _joined(self._pool)
+        pairs = pairs.where(pairs.scores + pairs.errors >= self._best_QK[pairs.queries, -1])
+        is_crowded_P = (torch.bincount(pairs.queries) > self._most)[pairs.queries]
+        if bool(is_crowded_P.any()):
+            crowded = pairs.where(is_crowded_P)
+            best = crowded.best_of_each(self._k + _SPARE, ties=crowded.documents)
+            pairs = _joined([pairs.where(~is_crowded_P), best])
+        self._pool, self._pool_size = [pairs], len(pairs.queries)
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Return the length of each row, also where squares leave float32."""
+    norms = torch.linalg.vector_norm(vectors, dim=1)
+    return norms if bool(norms.isfinite().all()) else torch.linalg.vector_norm(vectors.double(), dim=1).float()
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def _pairs_above(scores_BM: Tensor, floors_B: Tensor, errors_B: Tensor) -> Pairs:
+    """Find all scores that can, with their error, be as high as their row's floor."""
+    floors_B = floors_B - errors_B
+    num_columns = scores_BM.shape[1]
+    num_groups = num_columns // _COLUMNS_PER_MAXIMUM
+    whole = num_groups * _COLUMNS_PER_MAXIMUM
+    # Columns that are num_groups apart share a maximum: so the maxima are taken over contiguous memory.
+    groups_BCG = scores_BM[:, :whole].unflatten(1, (_COLUMNS_PER_MAXIMUM, num_groups))
+    rows_P, groups_P = (groups_BCG.amax(dim=1) >= floors_B.unsqueeze(1)).nonzero(as_tuple=True)
+    found_PC = groups_BCG[rows_P, :, groups_P]
+    places_P, members_P = (found_PC >= floors_B[rows_P].unsqueeze(1)).nonzero(as_tuple=True)
+    rest_P, rest_columns_P = (scores_BM[:, whole:] >= floors_B.unsqueeze(1)).nonzero(as_tuple=True)
+    queries_P = torch.cat([rows_P[places_P], rest_P])
+    documents_P = torch.cat([members_P * num_groups + groups_P[places_P], rest_columns_P + whole])
+    return Pairs(queries_P, documents_P, scores_BM[queries_P, documents_P], errors_B[queries_P])
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    return Pairs(*(torch.cat(column) for column in zip(*(vars(part).values() for part in parts), strict=True)))
+
+
+def _least_scores(pairs: Pairs, num_rows: int) -> Tensor:
+    """Lay the least that scores can be out in a row per query, shape (B, most of any query), the rest -infinity."""
+    order_P = torch.argsort(pairs.queries, stable=True)
+    queries_P = pairs.queries[order_P]
+    width = int(torch.bincount(queries_P, minlength=num_rows).max())
+    laid_out_BX = pairs.scores.new_full((num_rows, width), -torch.inf)
+    laid_out_BX[queries_P, _places_in_runs(queries_P)] = (pairs.scores - pairs.errors)[order_P]
+    return laid_out_BX
+
+
+def _places_in_runs(sorted_values: Tensor) -> Tensor:
+    """Count 0, 1, 2 ... within each run of equal whole numbers."""
+    counts = torch.bincount(sorted_values)
+    starts = counts.cumsum(0) - counts
+    return torch.arange(len(sorted_values), device=sorted_values.device) - starts[sorted_values]
