@@ -1,4 +1,4 @@
-"""The three collectives that losses need, with gradients; each is the identity in a single process.
+"""The collectives that losses need, with gradients; each is the identity in a single process.
 
 Convention: a loss value computed on each of W processes has a gradient that data parallelism averages. A function
 of all rows, evaluated identically everywhere through these collectives, then gets exactly the gradient that one
@@ -86,6 +86,14 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     pieces = _Gather.apply(padded)
     rows = torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
     return rows, sum(counts[: dist.get_rank()])
+
+
+def count_rows(x: Tensor) -> tuple[int, int]:
+    """Return the number of rows of all processes, and the position at which this process's own rows start."""
+    if world_size() == 1:
+        return x.shape[0], 0
+    counts = _row_counts(x)
+    return sum(counts), sum(counts[: dist.get_rank()])
 
 
 def mean_over_processes(values: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .distributed import gather_rows, mean_over_processes, sum_over_processes, world_size
+from .distributed import count_rows, gather_rows, mean_over_processes, sum_over_processes, world_size
 from .waves import wave_sums
 
 SIGREG_NULL_FLOOR = 1.0527
@@ -44,7 +44,7 @@ def info_nce_loss(
     queries: Tensor,
     documents: Tensor,
     *,
-    temperature: float = 0.05,
+    temperature: float | Tensor = 0.05,
     similarity: str = "cosine",
     query_ids: Tensor | None = None,
     document_ids: Tensor | None = None,
@@ -58,7 +58,8 @@ def info_nce_loss(
     Args:
         queries: Shape (B, D).
         documents: Shape (M, D), M >= B; the first B rows are the queries' documents, the others hard negatives.
-        temperature: Divides the similarity; smaller concentrates the loss on the hardest candidates.
+        temperature: Divides the similarity; smaller concentrates the loss on the hardest candidates. A scalar tensor
+            will do, and is not checked.
         similarity: `cosine`, `dot` or `euclidean`; see [`similarity_scores`] for their common scale.
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
@@ -80,7 +81,7 @@ def info_nce_loss(
         0.7437
     """
     _check_candidates(queries, documents)
-    if not temperature > 0:
+    if isinstance(temperature, float | int) and not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
     candidates, start = gather_rows(documents.float())
     is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids)
@@ -98,7 +99,7 @@ def info_nce_loss(
 def _document_to_query(
     queries: Tensor,
     documents: Tensor,
-    temperature: float,
+    temperature: float | Tensor,
     similarity: str,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
@@ -119,7 +120,7 @@ def triplet_margin_loss(
     queries: Tensor,
     documents: Tensor,
     *,
-    margin: float = 0.1,
+    margin: float | Tensor = 0.1,
     query_ids: Tensor | None = None,
     document_ids: Tensor | None = None,
 ) -> Tensor:
@@ -148,10 +149,8 @@ def triplet_margin_loss(
         0.0
     """
     _check_candidates(queries, documents)
-    candidates, start = gather_rows(documents.float())
-    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids)
-    own = torch.arange(start, start + queries.shape[0], device=queries.device)
-    is_excluded_BM[torch.arange(len(own), device=own.device), own] = True
+    candidates, _ = gather_rows(documents.float())
+    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids) | _own_documents(queries, documents)
     distances_BM = _euclidean_distances(queries.float(), candidates)
     positive_B = _row_norms(queries.float() - documents[: queries.shape[0]].float())
     hardest_B = distances_BM.masked_fill(is_excluded_BM, torch.inf).min(dim=1).values
@@ -159,7 +158,9 @@ def triplet_margin_loss(
 
 
 @_without_autocast
-def sigreg_loss(embeddings: Tensor, *, num_directions: int = 256, seed: int = 0) -> Tensor:
+def sigreg_loss(
+    embeddings: Tensor, *, num_directions: int = 256, seed: int = 0, directions: Tensor | None = None
+) -> Tensor:
     """Measure how far a batch is from a standard Gaussian, as a penalty that the batch size does not rescale.
 
     This is [`sigreg_statistic`] divided by the number of rows. It tests location and scale as well as shape:
@@ -169,6 +170,7 @@ def sigreg_loss(embeddings: Tensor, *, num_directions: int = 256, seed: int = 0)
         embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
         num_directions: K, random directions; more mean less noise between calls, at linear cost.
         seed: Chooses the directions. Give every process the same, and every step another.
+        directions: Shape (D, K), unit columns, instead of drawing them.
 
     Returns:
         Scalar float32, >= 0; about 1.05 / N for samples of N(0, I), about 0.40 when every row is the same zero.
@@ -189,7 +191,8 @@ def sigreg_loss(embeddings: Tensor, *, num_directions: int = 256, seed: int = 0)
     """
     if num_directions < 1:
         raise ValueError(f"`num_directions` must be at least 1, got {num_directions}.")
-    directions = random_directions(embeddings.shape[-1], num_directions, seed=seed).to(embeddings.device)
+    if directions is None:
+        directions = random_directions(embeddings.shape[-1], num_directions, seed=seed).to(embeddings.device)
     return sigreg_statistic(embeddings, directions) / _num_rows(embeddings)
 
 
@@ -360,19 +363,23 @@ def _row_norms(x: Tensor) -> Tensor:
 def _duplicates(queries: Tensor, documents: Tensor, query_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
     """Return (B, M over all processes), true where a candidate is no negative although it is not the own document."""
     num_queries, device = queries.shape[0], queries.device
-    # Hard negatives carry the owner -1: they are the positives of no query.
-    owner_M = torch.full((documents.shape[0],), -1, dtype=torch.long, device=device)
+    is_own_BM = _own_documents(queries, documents)
+    is_excluded_BM = torch.zeros_like(is_own_BM)
     if query_ids is not None:
-        owner_M[:num_queries] = query_ids
-    all_owners, start = gather_rows(owner_M)
-    is_excluded_BM = torch.zeros(num_queries, len(all_owners), dtype=torch.bool, device=device)
-    if query_ids is not None:
-        is_excluded_BM |= query_ids[:, None] == all_owners
+        # Hard negatives carry the owner -1: they are the positives of no query.
+        no_owner = torch.full((documents.shape[0] - num_queries,), -1, dtype=torch.long, device=device)
+        owners_M, _ = gather_rows(torch.cat([query_ids, no_owner]))
+        is_excluded_BM = is_excluded_BM | (query_ids[:, None] == owners_M)
     if document_ids is not None:
-        is_excluded_BM |= document_ids[:num_queries, None] == gather_rows(document_ids)[0]
-    rows = torch.arange(num_queries, device=device)
-    is_excluded_BM[rows, start + rows] = False
-    return is_excluded_BM
+        is_excluded_BM = is_excluded_BM | (document_ids[:num_queries, None] == gather_rows(document_ids)[0])
+    return is_excluded_BM & ~is_own_BM
+
+
+def _own_documents(queries: Tensor, documents: Tensor) -> Tensor:
+    """Return (B, M over all processes), true where a candidate is the query's own document."""
+    num_candidates, start = count_rows(documents)
+    rows = torch.arange(num_candidates, device=queries.device)
+    return rows == start + rows[: queries.shape[0], None]
 
 
 def _check_candidates(queries: Tensor, documents: Tensor) -> None:

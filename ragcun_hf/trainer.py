@@ -11,16 +11,8 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from .evaluation.isotropy import effective_rank, embedding_std
-from .losses import (
-    SIGREG_NULL_FLOOR,
-    covariance_isotropy_loss,
-    info_nce_loss,
-    predictive_loss,
-    random_directions,
-    sigreg_loss,
-    sigreg_statistic,
-    triplet_margin_loss,
-)
+from .losses import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
+from .objective import Objective, resolve_weights
 from .training_arguments import IsotropicGaussianTrainingArguments
 
 
@@ -63,11 +55,13 @@ class IsotropicGaussianTrainer(Trainer):
         self.can_return_loss = True
         self._validation = validation
         # Looked up once: unwrapping walks through all modules of the encoder, at every step.
-        self._model_config = self.accelerator.unwrap_model(self.model).config
+        config = self.accelerator.unwrap_model(self.model).config
+        self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
+        self._objective = self._make_objective(config)
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
-        if self.weights["predictive"] > 0 and not self._model_config.use_predictor:
+        if self.weights["predictive"] > 0 and not config.use_predictor:
             raise ValueError(
                 f"`lambda_predictive` is {self.weights['predictive']}, but the model has no predictor: "
                 "build it with `use_predictor=True`, or set the weight to 0."
@@ -76,17 +70,18 @@ class IsotropicGaussianTrainer(Trainer):
             raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
         self.add_callback(_NewEpoch(self.train_dataset))
 
-    @property
-    def weights(self) -> dict[str, float]:
-        """The weight of each term, the default of the predictive one resolved."""
-        predictive = self.args.lambda_predictive
-        if predictive is None:
-            predictive = float(self._model_config.use_predictor)
-        return {
-            "contrastive": self.args.lambda_contrastive,
-            "isotropy": self.args.lambda_isotropy,
-            "predictive": predictive,
-        }
+    def _make_objective(self, config: Any) -> Objective:
+        args = self.args
+        return Objective(
+            weights={name: weight for name, weight in self.weights.items() if weight > 0},
+            contrastive_kind=args.contrastive_kind,
+            temperature=args.temperature,
+            margin=args.margin,
+            similarity=config.similarity_fn_name,
+            is_bidirectional=args.bidirectional,
+            isotropy_kind=args.isotropy_kind,
+            predictive_kind=args.predictive_kind,
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
@@ -95,44 +90,17 @@ class IsotropicGaussianTrainer(Trainer):
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
         texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
         outputs = model(**texts, num_predicted=len(query_ids))
-        terms = self._terms(outputs, query_ids, document_ids)
+        terms = self._objective.terms(outputs, query_ids, document_ids, directions=self._directions(outputs))
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
-        weights = self.weights
-        loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        loss = self._objective.total(terms)
         return (loss, outputs) if return_outputs else loss
 
-    def _terms(self, outputs: Any, query_ids: Tensor, document_ids: Tensor) -> dict[str, Tensor]:
-        """Compute the unweighted terms whose weight is not 0."""
-        num_queries, args, weights = len(query_ids), self.args, self.weights
-        embeddings = outputs.embeddings.float()
-        queries, documents = embeddings[:num_queries], embeddings[num_queries:]
-        ids = {"query_ids": query_ids, "document_ids": document_ids}
-        terms = {}
-        if weights["contrastive"] > 0:
-            terms["contrastive"] = self._contrastive(queries, documents, ids)
-        if weights["isotropy"] > 0:
-            if args.isotropy_kind == "sigreg":
-                # Directions follow from the step: the same on every process, and again after a resume.
-                seed = args.seed + self.state.global_step
-                terms["isotropy"] = sigreg_loss(embeddings, num_directions=args.num_directions, seed=seed)
-            else:
-                terms["isotropy"] = covariance_isotropy_loss(embeddings)
-        if weights["predictive"] > 0:
-            targets = documents[:num_queries]
-            terms["predictive"] = predictive_loss(outputs.predictions, targets, kind=args.predictive_kind)
-        return terms
-
-    def _contrastive(self, queries: Tensor, documents: Tensor, ids: dict[str, Tensor]) -> Tensor:
-        if self.args.contrastive_kind == "triplet":
-            return triplet_margin_loss(queries, documents, margin=self.args.margin, **ids)
-        return info_nce_loss(
-            queries,
-            documents,
-            temperature=self.args.temperature,
-            similarity=self._model_config.similarity_fn_name,
-            is_bidirectional=self.args.bidirectional,
-            **ids,
-        )
+    def _directions(self, outputs: Any) -> Tensor | None:
+        """Draw SIGReg's directions; they follow from the step: the same on every process, and again after a resume."""
+        if self.weights["isotropy"] == 0 or self.args.isotropy_kind != "sigreg":
+            return None
+        width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
+        return random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Build the optimizer, with the encoder's own learning rate where the encoder trains."""

@@ -31,7 +31,8 @@ ALLOWED = {
     "features": {"data", "errors", "modeling_isotropic_gaussian", "ragcun_hf", "read_ahead"},
     "collators": {"data", "features"},
     "training_arguments": {"command_line"},
-    "trainer": {"losses", "training_arguments", "evaluation.isotropy"},
+    "objective": {"losses"},
+    "trainer": {"losses", "objective", "training_arguments", "evaluation.isotropy"},
     "evaluation": {
         "data",
         "errors",

@@ -14,6 +14,7 @@ from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_pairs import FeaturePair, FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.losses import SIGREG_NULL_FLOOR
+from ragcun_hf.objective import Objective
 
 PREDICTIVE_ONLY = {"lambda_contrastive": 0.0, "lambda_isotropy": 0.0, "lambda_predictive": 1.0}
 CONTRASTIVE_ONLY = {"lambda_contrastive": 1.0, "lambda_isotropy": 0.0, "lambda_predictive": 0.0}
@@ -223,7 +224,7 @@ def test_a_weight_of_zero_skips_its_term_and_its_log_line(tiny_model, make_train
     def refuse(*args, **kwargs):
         raise AssertionError("computed all the same")
 
-    monkeypatch.setattr(f"ragcun_hf.trainer.{function}", refuse)
+    monkeypatch.setattr(f"ragcun_hf.objective.{function}", refuse)
     trainer = make_trainer(tiny_model, **{f"lambda_{skipped}": 0.0})
     trainer.train()
     shown = {key.removeprefix("loss/") for entry in trainer.state.log_history for key in entry if "loss/" in key}
@@ -272,7 +273,7 @@ def test_every_kind_of_term_trains_and_changes_the_loss(tiny_model, make_trainer
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_the_contrastive_term_compares_as_the_search_will(make_model, make_trainer, monkeypatch, similarity):
     used = []
-    from ragcun_hf import trainer as module
+    from ragcun_hf import objective as module
 
     real = module.info_nce_loss
     monkeypatch.setattr(
@@ -355,20 +356,20 @@ def test_the_seed_decides_the_weights(make_model, make_trainer):
     assert _difference(first, other) > 1e-5
 
 
-def test_bfloat16_autocast_keeps_losses_in_float32_and_close_to_float32(make_model, make_trainer):
+def test_bfloat16_autocast_keeps_losses_in_float32_and_close_to_float32(make_model, make_trainer, monkeypatch):
     losses, dtypes = [], set()
+    terms = Objective.terms
+
+    def record(*args, **kwargs):
+        found = terms(*args, **kwargs)
+        dtypes.update(term.dtype for term in found.values())
+        return found
+
+    monkeypatch.setattr(Objective, "terms", record)
     for bf16 in (False, True):
         trainer = make_trainer(make_model(dropout=0.0), bf16=bf16, max_steps=3)
-        terms = trainer._terms
         hidden = []
         trainer.model.projection.mlp[0].register_forward_hook(lambda *args, seen=hidden: seen.append(args[2].dtype))
-
-        def record(*args, terms=terms, **kwargs):
-            found = terms(*args, **kwargs)
-            dtypes.update(term.dtype for term in found.values())
-            return found
-
-        trainer._terms = record
         trainer.train()
         assert set(hidden) == {torch.bfloat16 if bf16 else torch.float32}
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
