@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shlex
 import sys
-from argparse import ArgumentDefaultsHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -71,22 +71,7 @@ def parse_arguments(
     Raises:
         UserError: On an unknown flag or YAML key, a wrong value, or an unreadable YAML file.
     """
-    from transformers import HfArgumentParser
-
-    class _Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{message}; run with --help for the list of flags")
-
-    # Abbreviations off: `--lambda_iso` must be an error, not a guess.
-    parser = _Parser(
-        list(dataclass_types),  # type: ignore[arg-type]
-        description=description,
-        allow_abbrev=False,
-        formatter_class=ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", type=str, default=None, help="YAML file with any of these flags; flags win over it."
-    )
+    parser = _make_parser(dataclass_types, description=description)
     parser.set_defaults(**(defaults or {}))
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     config_path = _config_path(command_line)
@@ -104,6 +89,67 @@ def parse_arguments(
     if unknown:
         raise UserError(f"expected flags of this script, got {' '.join(unknown)}: --help lists them")
     return tuple(instances)
+
+
+def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
+    from transformers import HfArgumentParser
+
+    class _Parser(HfArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}; run with --help for the list of flags")
+
+    # Abbreviations off: `--lambda_iso` must be an error, not a guess.
+    parser = _Parser(
+        list(dataclass_types),  # type: ignore[arg-type]
+        description=description,
+        allow_abbrev=False,
+        formatter_class=ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--config", type=str, default=None, help="YAML file with any of these flags; flags win over it."
+    )
+    return parser
+
+
+class FlagValues:
+    """Converts values of flags as the command line does, one at a time.
+
+    Args:
+        dataclass_types: Dataclasses whose fields are flags.
+
+    Example:
+        >>> from ragcun_hf.run_arguments import ModelArguments
+        >>> FlagValues([ModelArguments]).convert("similarity", "dot")
+        ('similarity_fn_name', 'dot')
+    """
+
+    def __init__(self, dataclass_types: Sequence[type]) -> None:
+        self._parser = _make_parser(dataclass_types, description="")
+
+    def convert(self, flag: str, value: Any) -> tuple[str, Any]:
+        """Convert one value.
+
+        Args:
+            flag: Name or alias, without dashes.
+            value: A value, or the word for it.
+
+        Returns:
+            The field that the flag stands for, and the value as that field has it.
+
+        Raises:
+            UserError: If there is no such flag, or it cannot have that value.
+        """
+        action = self._parser._option_string_actions.get(f"--{flag}")
+        if action is None:
+            raise UserError(f"expected the name of a flag, got {flag!r}: --help lists them")
+        if value is None:
+            return action.dest, None
+        try:
+            converted = self._parser._get_value(action, str(value))
+            self._parser._check_value(action, converted)
+        except (ArgumentError, ValueError) as error:
+            raise UserError(f"{flag}: {error}: change the value") from error
+        return action.dest, converted
 
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:

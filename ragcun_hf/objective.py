@@ -88,11 +88,14 @@ class Objective:
 
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Return the weight of each term, zeros included, the default of the predictive one resolved.
+    """Look up the weight of each term.
 
     Args:
         arguments: With `lambda_contrastive`, `lambda_isotropy` and `lambda_predictive` (None: 1 with a predictor).
         use_predictor: Whether the head has a predictor.
+
+    Returns:
+        Term -> weight, zeros included.
     """
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:

@@ -56,12 +56,16 @@ class ModelArguments:
                 f"--whitening {self.whitening} needs --projection_init identity, got {self.projection_init}: "
                 "a random start has nothing to whiten"
             )
-        names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
-        chosen = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        chosen = self.config_fields()
         if self.freeze_base and Path(self.base_model).is_dir():
             # A frozen base is never loaded again: its name is enough, and says nothing of this machine's folders.
             chosen["base_model_name"] = source_name(self.base_model)
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
+
+    def config_fields(self) -> dict[str, Any]:
+        """Return the fields of the model's config that these flags set."""
+        names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
 @dataclass

@@ -76,20 +76,9 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Check the values that are ours before the parent's own checks."""
-        self._check_weights()
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
-        for name in ("temperature", "learning_rate", "encoder_learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
-        for name in ("margin", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
-        self._check_counts()
-        for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
-            _check_choice(name, getattr(self, name))
+        self.check_values()
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # The parent looks at the end of the name only, and would take eval_loss/contrastive for a score.
             self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith("loss")
@@ -102,6 +91,25 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         accelerator_config.dispatch_batches = accelerator_config.split_batches = False
         # Pinning memory without an accelerator only warns, at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+
+    def check_values(self) -> None:
+        """Check weights, temperature, rates, counts and kinds.
+
+        Raises:
+            ValueError: If one cannot be; the message names it.
+        """
+        self._check_weights()
+        for name in ("temperature", "learning_rate", "encoder_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
+        for name in ("margin", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
+        self._check_counts()
+        for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
+            _check_choice(name, getattr(self, name))
 
     def _check_counts(self) -> None:
         counts = {

@@ -40,8 +40,6 @@ __all__ = [
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .evaluation.validation import RetrievalValidation
-    from .features.feature_pairs import FeaturePairs
     from .features.feature_store import FeatureStore
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
     from .trainer import IsotropicGaussianTrainer
@@ -255,9 +253,10 @@ def _build_trainer(
 
     from .progress import TermsProgressCallback
     from .trainer import IsotropicGaussianTrainer
+    from .view_features import retrieval_validation
 
     training_args = parsed.training
-    validation = _validation(validation_views, store)
+    validation = None if validation_views is None else retrieval_validation(validation_views, store)
     prepare = _text_batches if store is None else _feature_batches
     train_rows, validation_rows, collator, sample = prepare(model, train_views, validation_views, store, training_args)
     if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
@@ -286,8 +285,9 @@ def _text_batches(
 ) -> tuple[Any, Any, Any, Callable[[], Tensor]]:
     """Return both sets, their collator and, when called, some documents' features: everything stays text."""
     from .collators import TextPairCollator
+    from .view_features import prompts_of
 
-    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **_prompts(model))
+    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **prompts_of(model))
     return train_views, validation_views, collator, lambda: _sample_features(model, train_views)
 
 
@@ -303,11 +303,12 @@ def _feature_batches(
     from torch.utils.data import Subset
 
     from .collators import FeaturePairCollator
+    from .view_features import as_feature_pairs, prompts_of
 
     views = [each for each in (train_views, validation_views) if each is not None]
     # One process encodes; the others then read what it wrote.
     with training_args.main_process_first(desc="features"):
-        pairs = _as_features(views, store, _prompts(model))
+        pairs = as_feature_pairs(views, store, prompts_of(model))
     num_rows = len(train_views)
     training_documents = sorted({pairs[index].positive for index in range(num_rows)})[:_SAMPLE_ROWS]
     validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
@@ -317,30 +318,6 @@ def _feature_batches(
         return torch.from_numpy(pairs.document_vectors[training_documents])
 
     return Subset(pairs, range(num_rows)), validation_rows, collator, sample
-
-
-def _prompts(model: IsotropicGaussianModel) -> dict[str, str]:
-    return {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
-
-
-def _as_features(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:
-    """Replace the texts of all views, one after the other, by features in one pair of tables."""
-    from .features.feature_pairs import FeaturePairs
-
-    columns = [_columns(view) for view in views]
-    queries, positives, negatives = (
-        [text for part in column for text in part] for column in zip(*columns, strict=True)
-    )
-    return FeaturePairs(queries, positives, negatives, store=store, **prompts)
-
-
-def _columns(views: Any) -> tuple[list[str], list[str], list[list[str]]]:
-    rows = [views[index] for index in range(len(views))]
-    return (
-        [row["query"] for row in rows],
-        [row["positive"] for row in rows],
-        [list(row.get("negative") or []) for row in rows],
-    )
 
 
 def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
@@ -353,16 +330,6 @@ def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
     texts = [row["positive"] for row in islice(rows, _SAMPLE_ROWS)]
     store = FeatureStore(model, cache_folder=None, dtype="auto")
     return torch.from_numpy(store.features(texts, prompt=model.config.document_prompt).vectors)
-
-
-def _validation(views: Any, store: FeatureStore | None) -> RetrievalValidation | None:
-    from .evaluation.validation import RetrievalValidation
-
-    if views is None:
-        return None
-    queries, documents, negatives = _columns(views)
-    distractors = [text for texts in negatives for text in texts]
-    return RetrievalValidation(queries, documents, distractors=distractors, store=store)
 
 
 def _keep_small_sets(views: Any, training_args: IsotropicGaussianTrainingArguments) -> None:

@@ -16,8 +16,8 @@ from ragcun_hf.evaluation.plots import plot_comparison, plot_isotropy, plot_lear
 def drawn(monkeypatch):
     """Collect the figures that are saved."""
     figures = []
-    save = plots._save
-    monkeypatch.setattr(plots, "_save", lambda figure, path: (figures.append(figure), save(figure, path))[1])
+    save = plots.save_figure
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: (figures.append(figure), save(figure, path))[1])
     return figures
 
 

@@ -37,11 +37,14 @@ class Pairs:
         return Pairs(*(column[is_kept] for column in vars(self).values()))
 
     def best_of_each(self, most: int, *, ties: Tensor) -> Pairs:
-        """Return so many pairs of each query, query by query, the best first.
+        """Choose the best pairs of each query.
 
         Args:
             most: Pairs to keep per query.
             ties: Shape (P,); of equal scores the lower one comes first.
+
+        Returns:
+            Query by query, the best first.
         """
         by_tie = torch.argsort(ties, stable=True)
         by_score = by_tie[torch.argsort(self.scores[by_tie], descending=True, stable=True)]

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from .isotropy import Vectors, covariance_eigenvalues
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
-_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
-_SYSTEM_COLOURS = {"base": _GREY, "projection": _BLUE, "predictor": _ORANGE}
-_OTHER_COLOURS = (_GREEN, _PURPLE, "#E69F00", "#56B4E9")
+BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
+_SYSTEM_COLOURS = {"base": GREY, "projection": BLUE, "predictor": ORANGE}
+_OTHER_COLOURS = (GREEN, PURPLE, "#E69F00", "#56B4E9")
 _HATCHES = {"projection": "//", "predictor": ".."}  # a second mark beside colour, for printing in grey
 
 _LOSS_PANELS = (
@@ -31,8 +31,8 @@ _LOSS_PANELS = (
 _QUALITY_ENDINGS = ("ndcg@10", "ndcg@10_predictor")
 _NUM_DIRECTIONS = 6
 _NUM_PAIRS = 20_000
-_PIXELS_PER_INCH = 120
-_WIDTH_INCHES = 10.0  # times the line above: 1200 pixels
+PIXELS_PER_INCH = 120
+WIDTH_INCHES = 10.0  # times the line above: 1200 pixels
 
 
 def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
@@ -56,7 +56,7 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
         raise ValueError("expected a log history with losses, got none: train with logging_steps above 0")
     columns = num_panels if num_panels < 3 else (2 if num_panels == 4 else 3)
     num_rows = -(-num_panels // columns)
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.2 * num_rows), dpi=_PIXELS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.2 * num_rows), dpi=PIXELS_PER_INCH, layout="constrained")
     all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
     for axes, (key, label) in zip(all_axes, panels, strict=False):
         _draw_term(axes, log_history, key, label)
@@ -64,7 +64,7 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
         _draw_quality(all_axes[len(panels)], log_history, quality_keys)
     for axes in all_axes[num_panels:]:
         axes.remove()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> tuple[list[float], list[float]]:
@@ -76,26 +76,26 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
     steps, values = _points(log_history, key)
     held_out_steps, held_out = _points(log_history, f"eval_{key}")
     is_noisy = len(values) > 40
-    axes.plot(steps, values, color=_BLUE, alpha=0.35 if is_noisy else 1.0, linewidth=1 if is_noisy else 2)
+    axes.plot(steps, values, color=BLUE, alpha=0.35 if is_noisy else 1.0, linewidth=1 if is_noisy else 2)
     if is_noisy:
         window = max(3, len(values) // 20)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
         centre = (window - 1) // 2
         axes.plot(
-            steps[centre : centre + len(smooth)], smooth, color=_BLUE, linewidth=2, label=f"mean of {window} logs"
+            steps[centre : centre + len(smooth)], smooth, color=BLUE, linewidth=2, label=f"mean of {window} logs"
         )
     if held_out:
-        axes.plot(held_out_steps, held_out, color=_ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
+        axes.plot(held_out_steps, held_out, color=ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
     if is_noisy or held_out:
         axes.legend(frameon=False)
-    _label(axes, "optimiser step", label)
+    label_axes(axes, "optimiser step", label)
 
 
 def _draw_quality(axes: Axes, log_history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    for key, colour, marker in zip(keys, (_BLUE, _ORANGE, _GREEN, _GREY, _PURPLE), "osD^v", strict=False):
+    for key, colour, marker in zip(keys, (BLUE, ORANGE, GREEN, GREY, PURPLE), "osD^v", strict=False):
         axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=_quality_name(key))
     axes.legend(frameon=False)
-    _label(axes, "optimiser step", "NDCG@10 (0 to 1)")
+    label_axes(axes, "optimiser step", "NDCG@10 (0 to 1)")
 
 
 def _quality_name(key: str) -> str:
@@ -125,9 +125,9 @@ def plot_isotropy(
         labels: What the two sets are called.
         seed: Of directions and pairs.
     """
-    figure = Figure(figsize=(_WIDTH_INCHES, 3.9), dpi=_PIXELS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 3.9), dpi=PIXELS_PER_INCH, layout="constrained")
     spectrum_axes, projection_axes, cosine_axes = figure.subplots(1, 3)
-    for vectors, label, colour, style in zip((before, after), labels, (_GREY, _BLUE), ("--", "-"), strict=True):
+    for vectors, label, colour, style in zip((before, after), labels, (GREY, BLUE), ("--", "-"), strict=True):
         x_ND = _as_array(vectors)
         eigenvalues_D = covariance_eigenvalues(x_ND)
         scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
@@ -137,24 +137,24 @@ def plot_isotropy(
         _draw_cosines(cosine_axes, x_ND, label, colour, style, generator)
     spectrum_axes.axhline(1, color="black", linewidth=1, linestyle=":", label="isotropic")
     spectrum_axes.set_yscale("log")
-    _label(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
+    label_axes(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
     knots = np.linspace(-4, 4, 200)
     projection_axes.plot(
         knots, np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=2, linestyle=":", label="N(0, 1)"
     )
     projection_axes.set_xlim(-4, 4)
-    _label(
+    label_axes(
         projection_axes,
         "value on the direction (std)",
         "density",
         f"Projections on {_NUM_DIRECTIONS} random directions",
     )
-    _label(cosine_axes, "cosine similarity", "density", "Random pairs")
+    label_axes(cosine_axes, "cosine similarity", "density", "Random pairs")
     for axes in (spectrum_axes, projection_axes, cosine_axes):
         axes.legend(frameon=False, fontsize=9, loc="lower left" if axes is spectrum_axes else "best")
     for axes in (projection_axes, cosine_axes):
         axes.set_ylim(0, axes.get_ylim()[1] * 1.3)  # room for the legend above the curves
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _as_array(vectors: Vectors) -> np.ndarray[Any, Any]:
@@ -224,7 +224,7 @@ def plot_comparison(
     systems = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
     spare = iter(_OTHER_COLOURS * len(systems))
     colours = {system: _SYSTEM_COLOURS.get(system) or next(spare) for system in systems}
-    figure = Figure(figsize=(_WIDTH_INCHES, 4.6), dpi=_PIXELS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 4.6), dpi=PIXELS_PER_INCH, layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
@@ -241,8 +241,8 @@ def plot_comparison(
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.legend(frameon=False, ncols=len(systems) + 1, loc="upper left")
     axes.tick_params(axis="x", length=0)
-    _label(axes, f"whiskers: {level:.0%} interval of the difference to base", f"{metric.upper()} (0 to 1)")
-    _save(figure, path)
+    label_axes(axes, f"whiskers: {level:.0%} interval of the difference to base", f"{metric.upper()} (0 to 1)")
+    save_figure(figure, path)
 
 
 def _draw_bar(
@@ -279,7 +279,8 @@ def _mark_base(axes: Axes, entries: Sequence[Mapping[str, Any]], metric: str) ->
             axes.hlines(value, group - 0.42, group + 0.42, color="black", linestyle="--", linewidth=1)
 
 
-def _label(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
+def label_axes(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
+    """Give a panel its words, a light grid and no box."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)
@@ -288,7 +289,7 @@ def _label(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure whole or not at all; the ending of the name decides the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ SIMILARITIES = ("cosine", "dot", "euclidean")
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 _RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in turns
-_RESCORING_VALUES = 2**20  # float64 numbers held at once while scoring candidates again (8 MiB)
+_RESCORING_VALUES = 2**18  # float64 numbers held at once while scoring candidates again (2 MiB, which caches hold)
 _ROUNDING = 2.0**-21  # generous bound of the relative error of normalising and shifting a vector in float32
 
 

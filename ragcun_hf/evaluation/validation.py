@@ -43,6 +43,7 @@ class RetrievalValidation:
         for query, document in zip(queries, documents, strict=True):
             self._qrels.setdefault(query_ids[query], {})[document_ids[document]] = 1
         self._store = store
+        self._features: dict[str, torch.Tensor] = {}  # by prompt and kind; the same at every call
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
@@ -67,8 +68,10 @@ class RetrievalValidation:
             if is_query and model.config.use_predictor:
                 predictions = model.encode_query(texts, use_predictor=True, convert_to_tensor=True)
             return encode(texts, convert_to_tensor=True), predictions
-        features = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
-        output = model(features=features.to(model.device))
+        key = f"{texts is self._queries} {prompt}"
+        if key not in self._features:
+            self._features[key] = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
+        output = model(features=self._features[key].to(model.device))
         predictions = None if output.predictions is None else output.predictions.float().cpu()
         return output.embeddings.float().cpu(), predictions
 

@@ -38,6 +38,13 @@ class FeaturePairs(Dataset):
         store: Gives the features.
         query_prompt: Put before every query.
         document_prompt: Put before every document.
+
+    Attributes:
+        query_vectors: Shape (U, H), one row per distinct query.
+        document_vectors: Shape (V, H), one row per distinct document.
+        query_rows: Shape (N,), the row of each pair's query.
+        positive_rows: Shape (N,), the row of its document.
+        negative_rows: The rows of its hard negatives, pair by pair.
     """
 
     def __init__(
@@ -55,17 +62,17 @@ class FeaturePairs(Dataset):
         document_table = store.features([*positives, *flat_negatives], prompt=document_prompt)
         self.query_vectors = query_table.vectors
         self.document_vectors = document_table.vectors
-        self._query_rows = query_table.rows
-        self._positive_rows = document_table.rows[: len(positives)]
+        self.query_rows = query_table.rows
+        self.positive_rows = document_table.rows[: len(positives)]
         ends = np.cumsum([len(texts) for texts in negatives])
-        self._negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
+        self.negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
 
     def __len__(self) -> int:
-        return len(self._query_rows)
+        return len(self.query_rows)
 
     def __getitem__(self, index: int) -> FeaturePair:
         return FeaturePair(
-            query=int(self._query_rows[index]),
-            positive=int(self._positive_rows[index]),
-            negatives=self._negative_rows[index],
+            query=int(self.query_rows[index]),
+            positive=int(self.positive_rows[index]),
+            negatives=self.negative_rows[index],
         )

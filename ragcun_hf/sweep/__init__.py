@@ -1,0 +1,1 @@
+"""Many heads on the same cached features: which settings are worth it."""

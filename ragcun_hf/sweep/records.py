@@ -1,0 +1,152 @@
+"""What a sweep has found out so far, on disk: one line per trained head, so that an interrupted sweep goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .settings import Setting, setting_name
+
+_TRIALS_FILE, _SPEC_FILE = "trials.jsonl", "sweep.json"
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trained head.
+
+    Args:
+        setting: What it was trained with, beside what all share.
+        seed: Its seed.
+        round_number: Its round, from 0.
+        steps: Optimizer steps.
+        figures: Validation figures, e.g. `ndcg@10`; none where training diverged.
+        seconds: Its share of the time that its batch of heads took.
+    """
+
+    setting: Setting
+    seed: int
+    round_number: int
+    steps: int
+    figures: dict[str, float]
+    seconds: float
+
+    @property
+    def key(self) -> tuple[str, int, int]:
+        """What no other record has."""
+        return setting_name(self.setting), self.seed, self.round_number
+
+
+@dataclass(frozen=True)
+class SettingSummary:
+    """One setting over its seeds, in the last round that it took part in."""
+
+    setting: Setting
+    round_number: int
+    steps: int
+    means: dict[str, float]
+    spreads: dict[str, float]  # standard deviation over seeds, 0 with one seed
+    num_seeds: int
+
+
+class SweepRecords:
+    """The records of one sweep.
+
+    Args:
+        folder: Where the sweep writes.
+        spec: What the sweep is: data, shared arguments, settings, seeds. A folder is of one spec.
+
+    Raises:
+        UserError: If the folder holds another sweep, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
+        self._path = folder / _TRIALS_FILE
+        self._check_spec(folder / _SPEC_FILE, json.loads(json.dumps(spec, default=str)))
+        self._records = {record.key: record for record in self._read()}
+
+    def __contains__(self, key: tuple[str, int, int]) -> bool:
+        return key in self._records
+
+    def add(self, records: Sequence[TrialRecord]) -> None:
+        """Append records; on return they are on disk."""
+        with self._path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+            file.flush()
+            os.fsync(file.fileno())
+        self._records.update({record.key: record for record in records})
+
+    def summaries(self, select: str, *, round_number: int | None = None) -> list[SettingSummary]:
+        """Sum up each setting, the best first.
+
+        Args:
+            select: The figure that decides among settings of one round; later rounds come before earlier ones.
+            round_number: Only this round. Default: the last of each setting.
+
+        Returns:
+            One summary per setting.
+        """
+        by_setting: dict[str, list[TrialRecord]] = {}
+        for record in self._records.values():
+            if round_number in (None, record.round_number):
+                by_setting.setdefault(setting_name(record.setting), []).append(record)
+        found = [_summary(records) for records in by_setting.values()]
+        return sorted(found, key=lambda each: (-each.round_number, -each.means.get(select, -math.inf)))
+
+    def total_seconds(self) -> float:
+        """Add up the time of all heads."""
+        return sum(record.seconds for record in self._records.values())
+
+    def _check_spec(self, path: Path, spec: dict[str, Any]) -> None:
+        if not path.exists():
+            temporary = path.with_suffix(".json.tmp")
+            temporary.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
+            temporary.replace(path)
+            return
+        there = json.loads(path.read_text(encoding="utf-8"))
+        changed = sorted(key for key in {*spec, *there} if spec.get(key) != there.get(key))
+        if changed:
+            raise UserError(
+                f"{path.parent} holds a sweep with another {' and '.join(changed)}: name another --output_dir, or "
+                "start over with --overwrite"
+            )
+
+    def _read(self) -> list[TrialRecord]:
+        if not self._path.exists():
+            return []
+        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            # The process was killed while it wrote: that head is trained again.
+            lines.pop()
+            temporary = self._path.with_suffix(".jsonl.tmp")
+            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.replace(self._path)
+        return [TrialRecord(**json.loads(line)) for line in lines]
+
+
+def remove_sweep(folder: Path) -> None:
+    """Remove the records of an earlier sweep."""
+    for name in (_TRIALS_FILE, _SPEC_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
+def _summary(records: list[TrialRecord]) -> SettingSummary:
+    last = max(record.round_number for record in records)
+    of_last = [record for record in records if record.round_number == last]
+    # A setting that diverges with one seed cannot be recommended for the others.
+    names = set.intersection(*(set(record.figures) for record in of_last))
+    values = {name: [record.figures[name] for record in of_last] for name in sorted(names)}
+    return SettingSummary(
+        setting=of_last[0].setting,
+        round_number=last,
+        steps=of_last[0].steps,
+        means={name: statistics.fmean(each) for name, each in values.items()},
+        spreads={name: statistics.stdev(each) if len(each) > 1 else 0.0 for name, each in values.items()},
+        num_seeds=len(of_last),
+    )

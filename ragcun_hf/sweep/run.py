@@ -1,0 +1,202 @@
+"""A sweep from checked pairs to scores: features once, then rounds of heads."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
+from ..evaluation.validation import RetrievalValidation
+from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..objective import TERMS, resolve_weights
+from ..run_arguments import ModelArguments
+from ..view_features import as_feature_pairs, prompts_of, retrieval_validation
+from .halving import Round, plan_rounds
+from .head_batch import HeadBatch, PairBatches, heads_at_once
+from .records import SweepRecords, TrialRecord
+from .settings import SHAPES, Setting, Trial, setting_name
+
+if TYPE_CHECKING:
+    from ..features.feature_pairs import FeaturePairs
+    from ..features.feature_store import FeatureStore
+
+logger = logging.getLogger(__name__)
+
+_SAMPLE_ROWS = 4096  # documents that decide principal directions and whitening
+
+
+@dataclass
+class SweepData:
+    """What all heads of a sweep share.
+
+    Args:
+        base: A model whose encoder made the features.
+        pairs: Training pairs, then validation pairs.
+        num_training_rows: How many are for training.
+        validation: Measures a model on the held-out pairs.
+    """
+
+    base: IsotropicGaussianModel
+    pairs: FeaturePairs
+    num_training_rows: int
+    validation: RetrievalValidation
+    _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_views(
+        cls, base: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: FeatureStore
+    ) -> Self:
+        """Compute the features of all texts, or read them."""
+        pairs = as_feature_pairs([train_views, validation_views], store, prompts_of(base))
+        return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
+
+    def start(self, model: IsotropicGaussianModel, whitening: float) -> None:
+        """Let a model's projection start where the training documents' features suggest; computed once."""
+        is_narrower = model.config.output_dim < model.config.feature_dim
+        linear = model.projection.linear
+        if model.config.projection_init != "identity" or linear is None or not (is_narrower or whitening):
+            return
+        key = (model.config.output_dim, whitening)
+        if key not in self._starts:
+            rows = sorted(set(self.pairs.positive_rows[: self.num_training_rows].tolist()))[:_SAMPLE_ROWS]
+            model.start_from_features(torch.from_numpy(self.pairs.document_vectors[rows]), whitening=whitening)
+            self._starts[key] = linear.weight.detach().clone()
+        linear.weight.data.copy_(self._starts[key])
+
+    def base_figures(self) -> dict[str, float]:
+        """Measure the frozen base itself, by cosine."""
+        model = _with_head(self.base, ModelArguments(projection_kind="linear"))
+        return self.validation(model)
+
+
+def run_rounds(
+    data: SweepData,
+    settings: Sequence[Setting],
+    trials: Sequence[Trial],
+    records: SweepRecords,
+    *,
+    factor: int,
+    select: str,
+) -> None:
+    """Train and measure heads round by round; what the records hold already is not done again.
+
+    Args:
+        data: Features and validation.
+        settings: All settings.
+        trials: Every setting with every seed.
+        records: Where scores go and what earlier runs left.
+        factor: Of successive halving; 1 for none.
+        select: The validation figure that decides which settings go on.
+    """
+    batches = PairBatches(data.pairs, data.num_training_rows, data.base.device)
+    names = [setting_name(setting) for setting in settings]
+    for number, each in enumerate(plan_rounds(len(settings), factor=factor)):
+        if number:
+            best = records.summaries(select, round_number=number - 1)[: each.num_settings]
+            names = [setting_name(summary.setting) for summary in best]
+        chosen = [trial for trial in trials if setting_name(trial.setting) in names]
+        missing = [trial for trial in chosen if (setting_name(trial.setting), trial.seed, number) not in records]
+        logger.info("round %d: %d heads, %d of them to train", number, len(chosen), len(missing))
+        _run_round(data, batches, missing, records, number, each)
+
+
+def _run_round(
+    data: SweepData, batches: PairBatches, trials: Sequence[Trial], records: SweepRecords, number: int, plan: Round
+) -> None:
+    budgets = {id(trial): _steps(batches, trial, plan.share) for trial in trials}
+    bar = tqdm(total=sum(budgets.values()), desc=f"Round {number + 1}", unit="step", disable=not trials)
+    with bar:
+        for together in _batched_trials(trials, by_seed=batches.has_negatives):
+            started = time.perf_counter()
+            template = _with_head(data.base, together[0].model)
+            heads = HeadBatch(template, [_start(template, trial, data) for trial in together], together)
+            steps = budgets[id(together[0])]
+            for _ in heads.train(batches, total_steps=steps):
+                bar.update(len(together))
+            figures = [_measured(template, head, data.validation) for head in heads.heads()]
+            seconds = (time.perf_counter() - started) / len(together)
+            records.add(
+                [
+                    TrialRecord(trial.setting, trial.seed, number, steps, found, seconds)
+                    for trial, found in zip(together, figures, strict=True)
+                ]
+            )
+
+
+def _steps(batches: PairBatches, trial: Trial, share: float) -> int:
+    args = trial.training
+    per_epoch = batches.steps_per_epoch(
+        args.per_device_train_batch_size,
+        drop_last=args.dataloader_drop_last and len(batches) >= args.per_device_train_batch_size,
+    )
+    whole = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
+    return max(1, math.ceil(share * whole))
+
+
+def _batched_trials(trials: Sequence[Trial], *, by_seed: bool) -> list[list[Trial]]:
+    """Part trials into batches of heads that one stacked tensor per weight can hold."""
+    groups: dict[Any, list[Trial]] = {}
+    for trial in trials:
+        weights = resolve_weights(trial.training, use_predictor=trial.model.use_predictor)
+        key = [trial.value(name) for name in SHAPES] + [weights[term] > 0 for term in TERMS]
+        # Hard negatives make batches of unlike sizes, but for heads that see the same rows.
+        groups.setdefault((*key, trial.seed if by_seed else None), []).append(trial)
+    parts = []
+    for group in groups.values():
+        size = heads_at_once(group[0].training.per_device_train_batch_size)
+        parts += [group[start : start + size] for start in range(0, len(group), size)]
+    return parts
+
+
+def _with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
+    """Put a new head on the base's encoder."""
+    of_encoder = ("encoder_config", "base_model_name", "pooling", "normalize_features", "max_length")
+    fields = {name: getattr(base.config, name) for name in (*of_encoder, "query_prompt", "document_prompt")}
+    config = IsotropicGaussianConfig(**{**fields, **arguments.config_fields(), **fields})
+    with torch.device("meta"):  # its encoder is not for use
+        model = IsotropicGaussianModel(config)
+    for head in (model.projection, model.predictor):
+        if head is not None:
+            head.to_empty(device=base.device)
+    model.encoder = base.encoder
+    model.tokenizer = base.tokenizer
+    model.apply_freezing()
+    _reset(model)
+    return model.eval()
+
+
+def _reset(model: IsotropicGaussianModel) -> None:
+    for head in (model.projection, model.predictor):
+        for module in head.modules() if head is not None else ():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+
+
+def _start(template: IsotropicGaussianModel, trial: Trial, data: SweepData) -> dict[str, Tensor]:
+    """Draw the start of a trial's head."""
+    torch.manual_seed(trial.seed)
+    _reset(template)
+    data.start(template, trial.model.whitening)
+    return _head_weights(template)
+
+
+def _head_weights(model: IsotropicGaussianModel) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _measured(
+    template: IsotropicGaussianModel, head: dict[str, Tensor], validation: RetrievalValidation
+) -> dict[str, float]:
+    """Measure one head; a diverged one has no figures."""
+    if not all(bool(weight.isfinite().all()) for weight in head.values()):
+        return {}
+    template.load_state_dict(head, strict=False)
+    return validation(template.eval())

@@ -1,0 +1,218 @@
+"""Try many settings of the head on the same cached features, and say which are worth it.
+
+    python training/sweep.py --config training/sweeps/quick.yaml --train_data pairs.jsonl --base_model embedded
+
+All flags of train_contrastive.py hold for every head; --grid says what changes. Settings are judged by NDCG@10 on
+held-out documents, never on a test set; successive halving gives the better ones a larger budget. An interrupted sweep
+goes on where it stopped when it is called again.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from ragcun_hf.command_line import argument, config_file, parse_arguments, portable_command, run_script, say
+from ragcun_hf.run_arguments import (
+    FeatureArguments,
+    ModelArguments,
+    ParsedArguments,
+    RunArguments,
+    ValidationArguments,
+)
+
+
+@dataclass
+class SweepArguments:
+    """What changes from head to head, and how settings are chosen among."""
+
+    grid: str = argument(
+        "{}", "What changes: a mapping of flags to lists of values, in YAML or JSON; random search also takes ranges."
+    )
+    search: Literal["grid", "random"] = argument("grid", "grid: every combination; random: --num_settings draws.")
+    num_settings: int = argument(24, "With --search random: how many settings to draw.")
+    seeds: list[int] = argument([42], "Each setting is trained with each seed; they do not move the validation part.")
+    halving: int = argument(
+        4, "Successive halving keeps one setting in so many and gives it so many times the budget; 1 trains all fully."
+    )
+    select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(
+        "ndcg@10", "The validation figure that decides: of the projection, or of the predictor's output."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, train all heads, and report."""
+    import train_contrastive
+
+    from ragcun_hf.command_line import quiet_libraries
+    from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
+
+    classes = [
+        train_contrastive.PairDataArguments,
+        ValidationArguments,
+        ModelArguments,
+        FeatureArguments,
+        RunArguments,
+    ]
+    name = Path(config_file(arguments) or "sweep").stem
+    sweep, *rest = parse_arguments(
+        [SweepArguments, *classes, IsotropicGaussianTrainingArguments],
+        description=__doc__ or "",
+        arguments=arguments,
+        defaults={"output_dir": f"sweeps/{name}", "val_fraction": 0.2},
+    )
+    parsed = ParsedArguments(*rest)
+    quiet_libraries()
+    settings = _settings(sweep, parsed.training.seed)
+    trials = _trials(sweep, parsed, settings)
+    folder = Path(str(parsed.training.output_dir))
+    data, facts = _data(parsed, train_contrastive.read_views)
+    _run(sweep, parsed, settings, trials, data, facts, folder, arguments)
+
+
+def _settings(sweep: SweepArguments, seed: int) -> list[dict[str, Any]]:
+    import yaml
+
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.sweep.settings import grid_settings, random_settings
+
+    try:
+        grid = yaml.safe_load(sweep.grid)
+    except yaml.YAMLError as error:
+        raise UserError(f"--grid expects YAML or JSON, got {sweep.grid!r} ({error}): correct it") from error
+    if not isinstance(grid, dict):
+        raise UserError(f"--grid expects a mapping of flags to lists of values, got {sweep.grid!r}: correct it")
+    if sweep.search == "random":
+        return random_settings(grid, sweep.num_settings, seed=seed)
+    return grid_settings(grid)
+
+
+def _trials(sweep: SweepArguments, parsed: ParsedArguments, settings: list[dict[str, Any]]) -> list[Any]:
+    """Make every trial, and refuse what a sweep cannot do before any text is encoded."""
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.run_output import check_writable
+    from ragcun_hf.sweep.settings import make_trial
+
+    training = parsed.training
+    if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
+        raise UserError(f"--seeds expects one or more different seeds, got {sweep.seeds}: list each once")
+    if sweep.halving < 1:
+        raise UserError(f"--halving must be at least 1, got {sweep.halving}: set it to 1 for none, or to e.g. 4")
+    if not parsed.model.freeze_base or not parsed.features.feature_cache:
+        raise UserError("a sweep trains heads on cached features of a frozen encoder: leave --no_freeze_base out")
+    if training.gradient_accumulation_steps != 1 or training.world_size != 1 or parsed.data.streaming:
+        raise UserError("a sweep runs in one process, without --gradient_accumulation_steps and --streaming")
+    if not str(training.optim.value).startswith("adamw_torch"):
+        raise UserError(f"a sweep trains with AdamW, got --optim {training.optim.value}: leave the flag out")
+    if not parsed.validation.val_data and not parsed.validation.val_fraction:
+        raise UserError("a sweep needs held-out pairs to judge by, got none: set --val_fraction or --val_data")
+    check_writable(Path(str(training.output_dir)))
+    return [make_trial(setting, seed, parsed.model, training) for setting in settings for seed in sweep.seeds]
+
+
+def _data(parsed: ParsedArguments, read_views: Any) -> tuple[Any, dict[str, Any]]:
+    from ragcun_hf.sweep.run import SweepData
+
+    if parsed.validation.val_data and parsed.validation.val_fraction:
+        parsed.validation.val_fraction = 0.0  # the default gives way to data that were named
+    train_views, validation_views, facts = read_views(parsed)
+    base = parsed.model.build()
+    base.to(parsed.training.device)
+    store = parsed.features.store(base)
+    data = SweepData.of_views(base, train_views, validation_views, store)
+    say(store.summary())
+    return data, facts
+
+
+def _run(
+    sweep: SweepArguments,
+    parsed: ParsedArguments,
+    settings: list[dict[str, Any]],
+    trials: list[Any],
+    data: Any,
+    facts: dict[str, Any],
+    folder: Path,
+    arguments: list[str] | None,
+) -> None:
+    from ragcun_hf.run_output import disk_errors_explained, recorded_arguments, source_name
+    from ragcun_hf.sweep.records import SweepRecords, remove_sweep
+    from ragcun_hf.sweep.run import run_rounds
+
+    spec = {
+        "data": facts,
+        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
+        "training": recorded_arguments(parsed.training),
+        "settings": settings,
+        "seeds": sweep.seeds,
+        "halving": sweep.halving,
+        "select": sweep.select,
+    }
+    with disk_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if parsed.run.overwrite:
+            remove_sweep(folder)
+        records = SweepRecords(folder, spec)
+        say(f"{len(settings)} settings, {len(sweep.seeds)} seeds; {len(data.pairs):,} pairs, a part of them held out")
+        run_rounds(data, settings, trials, records, factor=sweep.halving, select=sweep.select)
+        _report(sweep, parsed, data, spec, records, folder, portable_command("training/sweep.py", arguments))
+
+
+def _report(
+    sweep: SweepArguments,
+    parsed: ParsedArguments,
+    data: Any,
+    spec: dict[str, Any],
+    records: Any,
+    folder: Path,
+    command: str,
+) -> None:
+    """Write table, plot, results and the best setting's flags, and say so."""
+    from ragcun_hf.evaluation.environment import environment_facts
+    from ragcun_hf.sweep.plot import plot_sweep
+    from ragcun_hf.sweep.report import format_table, varied_names
+
+    base, summaries = data.base_figures(), records.summaries(sweep.select)
+    table = format_table(summaries, base, sweep.select)
+    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    results = {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": command,
+        **environment_facts(),
+        "spec": spec,
+        "base": base,
+        "settings": [asdict(summary) for summary in summaries],
+        "seconds_of_heads": round(records.total_seconds(), 2),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    _write_best(folder / "best.yaml", parsed, summaries[0].setting)
+    written = ["table.md", "results.json", "best.yaml"]
+    if varied_names([summary.setting for summary in summaries]):
+        plot_sweep(summaries, base, sweep.select, folder / "settings.png")
+        written.append("settings.png")
+    say(f"\n{table}\n\nIn {folder}: {', '.join(written)}.")
+    best = summaries[0]
+    if not best.means.get(sweep.select, 0.0) > base[sweep.select if sweep.select in base else "ndcg@10"]:
+        say("No setting beats the frozen base on the held-out documents.")
+    say(f"Next: python training/train_contrastive.py --config {shlex.quote(str(folder / 'best.yaml'))}")
+
+
+def _write_best(path: Path, parsed: ParsedArguments, setting: dict[str, Any]) -> None:
+    """Write the flags that train_contrastive.py takes to train the best setting."""
+    import yaml
+
+    from ragcun_hf.run_output import recorded_arguments
+    from ragcun_hf.sweep.report import changed_fields
+
+    parts = (parsed.data, parsed.validation, parsed.model, parsed.features)
+    flags = {name: value for part in parts for name, value in changed_fields(part).items()}
+    flags |= {name: value for name, value in recorded_arguments(parsed.training).items() if value is not None}
+    flags |= {name: value for name, value in setting.items() if value is not None}
+    path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_script(main)
