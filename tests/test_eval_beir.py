@@ -204,6 +204,17 @@ def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, mo
     assert third["datasets"]["toy"]["systems"] == second["datasets"]["toy"]["systems"]
 
 
+def test_faiss_reports_what_it_missed(evaluate, trained, capsys):
+    pytest.importorskip("faiss")
+    folder = trained()
+    exact = evaluate("--model_path", folder, output="exact")
+    found = evaluate("--model_path", folder, "--search", "faiss", output="faiss")
+    assert exact["settings"]["search"] == "exact"
+    assert (found["settings"]["search"], found["settings"]["recall_of_exact_search"]) == ("faiss", 1.0)
+    assert "1.0000 of what an exact search finds" in capsys.readouterr().out
+    assert found["datasets"]["toy"]["systems"] == exact["datasets"]["toy"]["systems"]
+
+
 def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_folder, tmp_path):
     alone = evaluate("--base_model", tiny_encoder_folder, output="alone")
     beside = evaluate("--model_path", trained(), output="beside")

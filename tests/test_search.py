@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation import first_pass, search
+from ragcun_hf.evaluation import faiss_search, first_pass, search
 from ragcun_hf.evaluation.search import exact_search
 
 
@@ -224,3 +224,58 @@ def test_wrong_input_is_a_user_error_of_one_line(queries, documents, options):
     with pytest.raises(UserError) as caught:
         exact_search(queries, documents, **options)
     assert "\n" not in str(caught.value)
+
+
+# Approximate search
+
+
+@pytest.fixture
+def clustered():
+    """Three thousand documents around fifty centres, and queries near some of them."""
+    rng = np.random.default_rng(3)
+    centres = rng.standard_normal((50, 16))
+    documents = (centres[rng.integers(0, 50, 3_000)] + 0.3 * rng.standard_normal((3_000, 16))).astype(np.float32)
+    return documents[::200] + 0.05, documents
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_faiss_finds_most_of_what_the_exact_search_finds_with_the_same_scores(clustered, similarity):
+    pytest.importorskip("faiss")
+    queries, documents = clustered
+    exact = exact_search(queries, documents, k=10, similarity=similarity)
+    found = faiss_search.approximate_search(queries, documents, k=10, similarity=similarity, num_probes=8)
+    assert 0.8 < faiss_search.recall_of(found, exact) <= 1.0
+    known = [dict(zip(*row, strict=True)) for row in zip(exact.indices, exact.scores, strict=True)]
+    for indices, scores, expected in zip(found.indices, found.scores, known, strict=True):
+        assert scores.tolist() == sorted(scores, reverse=True)
+        assert all(expected.get(index, score) == score for index, score in zip(indices, scores, strict=True))
+    everywhere = faiss_search.approximate_search(queries, documents, k=10, similarity=similarity, num_probes=1_000)
+    np.testing.assert_array_equal(everywhere.indices, exact.indices)
+
+
+def test_a_query_whose_lists_are_too_small_is_searched_exactly(clustered):
+    pytest.importorskip("faiss")
+    queries, documents = clustered
+    found = faiss_search.approximate_search(queries, documents, k=2_000, num_probes=1)
+    np.testing.assert_array_equal(found.indices, exact_search(queries, documents, k=2_000).indices)
+
+
+def test_a_measured_search_says_what_it_missed(clustered):
+    pytest.importorskip("faiss")
+    queries, documents = clustered
+    few, many = faiss_search.MeasuredSearch(num_probes=1), faiss_search.MeasuredSearch(num_probes=1_000)
+    for search_ in (few, many):
+        search_(queries, documents, k=20, similarity="cosine", ties=np.arange(3_000))
+    assert few.recalls[0] < many.recalls[0] == 1.0
+
+
+def test_recall_of_a_case_done_by_hand():
+    found = search.SearchResult(np.zeros((2, 2)), np.array([[1, 2], [3, 4]]))
+    exact = search.SearchResult(np.zeros((2, 2)), np.array([[2, 1], [3, 5]]))
+    assert faiss_search.recall_of(found, exact) == 0.75
+
+
+def test_a_missing_faiss_is_a_user_error_that_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'ragcun_hf\[faiss\]'"):
+        faiss_search.approximate_search(np.ones((1, 2)), np.ones((3, 2)), k=1)

@@ -13,7 +13,7 @@ import shlex
 from dataclasses import dataclass
 from datetime import UTC
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
 from ragcun_hf.run_arguments import FeatureArguments
@@ -42,6 +42,12 @@ class EvaluationArguments:
     keep_identical_ids: bool = argument(
         False, "Keep a document that has the query's own id in its ranking; BEIR drops it."
     )
+    search: Literal["exact", "faiss"] = argument(
+        "exact",
+        "exact compares every pair; faiss looks into some lists only, and reports what it missed (needs the "
+        "extra of that name): for millions of documents with thousands of queries.",
+    )
+    faiss_probes: int = argument(32, "With --search faiss: lists that each query looks into; more find more.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -57,6 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     _check_ids(datasets)
+    search = _search(args)
     model, base_model = _load(args)
     store = _store(features, model)
     evaluation = evaluate_model(
@@ -70,10 +77,11 @@ def main(arguments: list[str] | None = None) -> None:
         drop_identical_ids=not args.keep_identical_ids,
         k=args.top_k,
         seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
+        search=search,
     )
     say(store.summary())
     with disk_errors_explained(Path(args.output_dir)):
-        _write(args, model, store, evaluation, arguments)
+        _write(args, model, store, search, evaluation, arguments)
 
 
 def _check(args: EvaluationArguments) -> None:
@@ -121,7 +129,27 @@ def _store(features: FeatureArguments, model: Any) -> Any:
     return features.store(model)
 
 
-def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, arguments: list[str] | None) -> None:
+def _search(args: EvaluationArguments) -> Any:
+    from ragcun_hf.evaluation.faiss_search import MeasuredSearch, require_faiss
+    from ragcun_hf.evaluation.search import exact_search
+
+    if args.search == "exact":
+        return exact_search
+    require_faiss()
+    return MeasuredSearch(num_probes=args.faiss_probes)
+
+
+def _search_facts(args: EvaluationArguments, search: Any) -> dict[str, Any]:
+    if args.search == "exact":
+        return {"search": "exact"}
+    recall = sum(search.recalls) / len(search.recalls)
+    say(f"Searched with faiss: {recall:.4f} of what an exact search finds, on a sample of the queries.")
+    return {"search": "faiss", "faiss_probes": args.faiss_probes, "recall_of_exact_search": round(recall, 4)}
+
+
+def _write(
+    args: EvaluationArguments, model: Any, store: Any, search: Any, evaluation: Any, arguments: list[str] | None
+) -> None:
     from datetime import datetime
 
     from ragcun_hf.evaluation.results import SCHEMA_VERSION, environment_facts, format_results_table, write_results
@@ -142,6 +170,7 @@ def _write(args: EvaluationArguments, model: Any, store: Any, evaluation: Any, a
             "encoder_dtype": store.dtype_name,
             "encoder_backend": store.backend,
             "base_similarity": "cosine",
+            **_search_facts(args, search),
         },
         "datasets": evaluation.datasets,
         "mean": evaluation.mean,

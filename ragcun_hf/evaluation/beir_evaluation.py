@@ -5,7 +5,7 @@ Nothing here knows about models or features: vectors come in, numbers go out.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -15,11 +15,12 @@ from torch import Tensor
 from ..errors import UserError
 from .ranking import Run, build_run
 from .retrieval_metrics import mean_metrics, per_query_metrics
-from .search import Matrix, exact_search
+from .search import Matrix, SearchResult, exact_search
 from .significance import compare_systems
 
 BASE_SYSTEM = "base"
 
+Search = Callable[..., SearchResult]
 PerQuery = dict[str, dict[str, float]]
 
 
@@ -76,6 +77,7 @@ def evaluate_retrieval(
     metric: str = "ndcg@10",
     drop_identical_ids: bool = True,
     seen_document_ids: Collection[str] | None = None,
+    search: Search = exact_search,
 ) -> DatasetEvaluation:
     """Search, measure, and compare every system with the frozen base.
 
@@ -94,6 +96,7 @@ def evaluate_retrieval(
         seen_document_ids: Documents seen in training. If given, figures also stand apart for queries
             with at least one relevant document among them and for the others: a head can memorise
             documents, and only the latter show what it gives on new ones.
+        search: Finds the documents; called as `exact_search` is.
 
     Returns:
         Runs, figures per query, and the entry for the results file. A subset without queries is left out.
@@ -117,7 +120,7 @@ def evaluate_retrieval(
             raise ValueError(f"expected a similarity for system {system!r}, got none: name one")
         queries, documents = vectors_by_system[system]
         _check_lengths(dataset, system, queries, documents)
-        found = exact_search(
+        found = search(
             _take_rows(queries, rows),
             documents,
             k=k + drop_identical_ids,

@@ -15,9 +15,17 @@ from ..data.documents import text_digest
 from ..errors import UserError
 from ..losses import random_directions, sigreg_statistic
 from ..training_record import DOCUMENTS_FILE
-from .beir_evaluation import BASE_SYSTEM, DatasetEvaluation, RetrievalDataset, check_identical_ids, evaluate_retrieval
+from .beir_evaluation import (
+    BASE_SYSTEM,
+    DatasetEvaluation,
+    RetrievalDataset,
+    Search,
+    check_identical_ids,
+    evaluate_retrieval,
+)
 from .isotropy import isotropy_report
 from .results import mean_over_datasets
+from .search import exact_search
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -54,6 +62,7 @@ def evaluate_model(
     drop_identical_ids: bool = True,
     k: int = 100,
     seen_document_digests: Collection[str] = (),
+    search: Search = exact_search,
 ) -> ModelEvaluation:
     """Search every data set with the frozen base, the projection and, if asked, the predictor's output.
 
@@ -70,6 +79,7 @@ def evaluate_model(
         k: Documents kept per query, at least 100 for the official figures.
         seen_document_digests: Digests of training documents (hexadecimal); figures then also stand apart
             for queries with and without a relevant document among them.
+        search: Finds the documents; called as `exact_search` is.
 
     Returns:
         Figures, runs and isotropy, ready for the results file.
@@ -99,6 +109,7 @@ def evaluate_model(
                 k=k,
                 drop_identical_ids=drop_identical_ids,
                 seen_document_ids=seen or None,
+                search=search,
             )
         )
         for system in (BASE_SYSTEM, PROJECTION_SYSTEM):

@@ -94,6 +94,35 @@ def exact_search(
     return SearchResult(scores=scores, indices=indices)
 
 
+def rank_candidates(
+    queries: Matrix,
+    documents: Matrix,
+    candidates: np.ndarray[Any, Any],
+    *,
+    similarity: str,
+    ties: np.ndarray[Any, Any] | None = None,
+) -> SearchResult:
+    """Score candidates that were found by other means, exactly as `exact_search` scores its own.
+
+    Args:
+        queries: Shape (Q, D).
+        documents: Shape (N, D).
+        candidates: Shape (Q, C), rows of documents, all different within a query.
+        similarity: As for `exact_search`.
+        ties: As for `exact_search`.
+
+    Returns:
+        All candidates, each query's best first.
+    """
+    search = _Search(documents, similarity, ties, 1, 1, torch.device("cpu"))
+    found_P = torch.from_numpy(candidates.reshape(-1).astype(np.int64))
+    queries_P = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
+    unknown_P = torch.zeros(len(found_P))
+    pairs = Pairs(queries_P, found_P, unknown_P, unknown_P)
+    scores, indices = search.ranked(pairs, _read_rows(queries, slice(None), "query").cpu(), candidates.shape[1])
+    return SearchResult(scores=scores, indices=indices)
+
+
 @dataclass(frozen=True)
 class _Search:
     """Documents and how they are compared; arguments are already checked."""
@@ -107,7 +136,13 @@ class _Search:
 
     def best(self, queries_QD: Tensor, k: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return scores and rows (Q, K) of the best documents of some queries."""
-        rescored = self._rescored(self._candidates(queries_QD, k), queries_QD)
+        return self.ranked(self._candidates(queries_QD, k), queries_QD, k)
+
+    def ranked(
+        self, candidates: Pairs, queries_QD: Tensor, k: int
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return scores and rows (Q, K) of the best of at least k candidates of each query."""
+        rescored = self._rescored(candidates, queries_QD)
         found = rescored.best_of_each(k, ties=self._ties(rescored.documents))
         return found.scores.view(-1, k).numpy(), found.documents.view(-1, k).numpy()
 
