@@ -42,51 +42,39 @@ def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
 
 
 class _WaveSums(torch.autograd.Function):
-    """(..., N, K) to (2, ..., K, T), and the first waves, which the gradient is made from."""
+    """(..., N, K) to (2, ..., K, T), and the first wave e^(i spacing x), which the gradient is made from."""
 
     @staticmethod
-    def forward(x: Tensor, spacing: float, num_frequencies: int) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(x: Tensor, spacing: float, num_frequencies: int) -> tuple[Tensor, Tensor]:
         angle = x * spacing
-        first_cosine, first_sine = angle.cos(), angle.sin()
-        sums = x.new_empty(2, *x.shape[:-2], x.shape[-1], num_frequencies)
-        sums[0, ..., 0], sums[1, ..., 0] = x.shape[-2], 0
-        cosine, sine = first_cosine, first_sine
-        for number in range(1, num_frequencies):
-            sums[0, ..., number], sums[1, ..., number] = cosine.sum(-2), sine.sum(-2)
-            if number + 1 < num_frequencies:
-                cosine, sine = _rotated(cosine, sine, first_cosine, first_sine)
-        return sums, first_cosine, first_sine
+        first = torch.complex(angle.cos(), angle.sin())
+        sums, wave = [torch.ones_like(first).sum(-2), first.sum(-2)], first
+        for _ in range(2, num_frequencies):
+            wave = wave * first
+            sums.append(wave.sum(-2))
+        together = torch.stack(sums, dim=-1)
+        return torch.stack([together.real, together.imag]), first
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
         _, ctx.spacing, ctx.num_frequencies = inputs
-        _, first_cosine, first_sine = output
-        ctx.mark_non_differentiable(first_cosine, first_sine)
-        ctx.save_for_backward(first_cosine, first_sine)
+        _, first = output
+        ctx.mark_non_differentiable(first)
+        ctx.save_for_backward(first)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
-        """d/dx is the sum over t of t (b cos(t x) - a sin(t x)): the real part of a polynomial in e^(i spacing x)."""
-        first_cosine, first_sine = ctx.saved_tensors
+        """With gradients a of cosines, b of sines: d/dx is the real part of the sum of t (b + i a) e^(i t x)."""
+        (first,) = ctx.saved_tensors
         frequencies = ctx.spacing * torch.arange(ctx.num_frequencies, device=gradient.device, dtype=gradient.dtype)
-        of_cosine, of_sine = (gradient * frequencies).movedim(-1, 0).unsqueeze(-2).unbind(1)
-        # Horner's rule from the highest frequency down, with coefficients b + i a.
-        real, imaginary = of_sine[-1].expand_as(first_cosine), of_cosine[-1].expand_as(first_cosine)
-        for number in range(ctx.num_frequencies - 2, -1, -1):
-            real, imaginary = _rotated(real, imaginary, first_cosine, first_sine)
-            real.add_(of_sine[number])
-            imaginary.add_(of_cosine[number])
-        return real, None, None
+        of_cosines, of_sines = (gradient * frequencies).unbind(0)
+        coefficients = torch.complex(of_sines, of_cosines).movedim(-1, 0).unsqueeze(-2).unbind(0)
+        # Horner's rule, from the highest frequency down.
+        value = coefficients[-1].expand_as(first)
+        for coefficient in coefficients[-2::-1]:
+            value = torch.addcmul(coefficient, value, first)
+        return value.real.contiguous(), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, spacing: float, num_frequencies: int) -> Any:
-        return _WaveSums.apply(x.movedim(in_dims[0], 0), spacing, num_frequencies), (1, 0, 0)
-
-
-def _rotated(real: Tensor, imaginary: Tensor, cosine: Tensor, sine: Tensor) -> tuple[Tensor, Tensor]:
-    """Multiply two complex numbers given by their parts."""
-    # Not addcmul_ in place, which vmap would do one by one.
-    return (
-        torch.addcmul(real * cosine, imaginary, sine, value=-1),
-        torch.addcmul(imaginary * cosine, real, sine),
-    )
+        return _WaveSums.apply(x.movedim(in_dims[0], 0), spacing, num_frequencies), (1, 0)

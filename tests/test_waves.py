@@ -56,8 +56,9 @@ def test_many_at_once_are_each_alone():
     together = torch.func.vmap(torch.func.grad_and_value(value))(xs)
     alone = [torch.func.grad_and_value(value)(x) for x in xs]
     for number, (gradient, loss) in enumerate(alone):
-        torch.testing.assert_close(together[0][number], gradient)
-        torch.testing.assert_close(together[1][number], loss)
+        # Rounding may differ, on gradients of up to 50.
+        torch.testing.assert_close(together[0][number], gradient, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(together[1][number], loss, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("shape", "num_frequencies"), [((4,), 3), ((2, 3, 4), 3), ((4, 2), 1)])

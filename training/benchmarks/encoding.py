@@ -1,0 +1,122 @@
+"""How fast texts become features: our encoder loop beside `SentenceTransformer.encode` at its defaults.
+
+    python training/benchmarks/encoding.py --data_dir data/beir
+
+Texts are documents of SciFact, or documentation strings where there is no SciFact.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparison import BenchmarkArguments, at_least, at_most, compare, figure, report, set_threads
+
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
+
+_PEAK_SIZE = 4_096  # rows and columns of the product that counts as the peak
+
+
+@dataclass
+class Arguments(BenchmarkArguments):
+    """What to encode."""
+
+    data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
+    num_texts: int = argument(500, "Documents, drawn at random.")
+    repeats: int = argument(3, "Timed rounds.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Encode the same texts with both, and say how much of the processor's peak was reached."""
+    (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    from ragcun_hf.features.base_models import embedded_model_folder, load_base_model
+    from ragcun_hf.features.encoder_backends import BACKENDS, choose_dtype
+
+    set_threads(args.threads)
+    texts, source = sample_texts(args)
+    model, peer = load_base_model("embedded"), SentenceTransformer(str(embedded_model_folder()), device="cpu")
+    dtype = choose_dtype("auto", torch.device("cpu"))
+    matrix = torch.randn(_PEAK_SIZE, _PEAK_SIZE).to(dtype)
+    contenders: dict[str, Callable[[], Any]] = {
+        "sentence-transformers": lambda: peer.encode(texts),
+        **{f"ours, {backend}": encoder(model, texts, dtype, backend) for backend in BACKENDS},
+        "peak": lambda: matrix @ matrix,
+    }
+    seconds = compare(contenders, repeats=args.repeats)
+    operations, num_tokens = count_operations(model, texts)
+    peak = 2 * _PEAK_SIZE**3 / min(seconds.seconds["peak"])
+    claims = []
+    for backend in BACKENDS:
+        name = f"ours, {backend}"
+        speed_up = seconds.ratio("sentence-transformers", name)
+        claims += [
+            at_least(f"texts per second, {backend} against sentence-transformers", speed_up, 2.5),
+            at_least(f"share of the {dtype} peak, {backend}", operations / seconds.median(name) / peak, 0.55, ""),
+            figure(f"tokens per second, {backend}", num_tokens / seconds.median(name), ""),
+        ]
+    claims.append(at_most("share of padding", padding_share(model, texts), 0.03, ""))
+    report(args, "encoding", claims, details={"texts": source, "dtype": str(dtype), "seconds": seconds.seconds})
+
+
+def sample_texts(args: Arguments) -> tuple[list[str], str]:
+    """Return documents and what they are."""
+    from ragcun_hf.data.beir_folder import load_beir_folder
+    from ragcun_hf.data.python_docs import build_python_docs
+
+    folder = Path(args.data_dir) / "scifact"
+    if folder.is_dir():
+        texts, source = load_beir_folder(folder).corpus_texts, "SciFact documents"
+    else:
+        texts, source = [entry.document for entry in build_python_docs()], "documentation strings"
+    random.Random(0).shuffle(texts)
+    return texts[: args.num_texts], f"{min(args.num_texts, len(texts))} {source}"
+
+
+def encoder(model: Any, texts: list[str], dtype: Any, backend: str) -> Callable[[], None]:
+    """Make a function that encodes the texts, as the feature store does without a cache."""
+    from ragcun_hf.features.encoder_backends import feature_function
+    from ragcun_hf.features.encoder_loop import encode_in_batches
+
+    compute = feature_function(model, dtype=dtype, backend=backend)
+
+    def encode() -> None:
+        for _ in encode_in_batches(model, texts, compute=compute):
+            pass
+
+    return encode
+
+
+def count_operations(model: Any, texts: list[str]) -> tuple[float, int]:
+    """Count the additions and multiplications of the matrix products in a BERT-like encoder, and the tokens."""
+    config = model.config.encoder_config
+    width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
+    lengths = [len(ids) for ids in token_ids(model, texts)]
+    per_token = layers * 2 * (4 * width**2 + 2 * width * inner)
+    attention = layers * 4 * width * sum(length**2 for length in lengths)
+    return per_token * sum(lengths) + attention, sum(lengths)
+
+
+def padding_share(model: Any, texts: list[str]) -> float:
+    """Return the share of padding in the batches that the texts are encoded in."""
+    from ragcun_hf.features.encoder_loop import batches_by_tokens
+
+    lengths = [len(ids) for ids in token_ids(model, texts)]
+    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in batches_by_tokens(lengths))
+    return 1 - sum(lengths) / padded
+
+
+def token_ids(model: Any, texts: list[str]) -> list[list[int]]:
+    """Tokenize as the encoder loop does."""
+    options = {"truncation": True, "max_length": model.config.max_length, "return_token_type_ids": False}
+    return model.tokenizer(texts, **options)["input_ids"]
+
+
+if __name__ == "__main__":
+    run_script(main)
