@@ -39,7 +39,6 @@ ALLOWED = {
         "features",
         "losses",
         "modeling_isotropic_gaussian",
-        "read_ahead",
         "training_record",
     },
     "publishing": {"errors", "evaluation"},

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation import faiss_search, first_pass, search
+from ragcun_hf.evaluation import faiss_search, first_pass, memory_maps, search
 from ragcun_hf.evaluation.search import exact_search
 
 
@@ -118,20 +119,43 @@ def test_many_queries_are_searched_in_turns(monkeypatch):
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory where Linux reports it")
 def test_a_memory_map_leaves_memory_while_it_is_searched(tmp_path):
     path = tmp_path / "documents.npy"
     np.save(path, _random(50_000, 256, 1))
     script = (
-        "import resource, sys, numpy as np, torch\n"
+        "import sys, numpy as np, torch\n"
         "from ragcun_hf.evaluation.search import exact_search\n"
+        "def peak():\n"
+        "    with open('/proc/self/status') as status:\n"
+        "        return next(int(line.split()[1]) for line in status if line.startswith('VmHWM'))\n"
         "documents = np.load(sys.argv[1], mmap_mode='r')\n"
         "exact_search(np.ones((2, 256)), documents[:5_000], k=3)\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "before = peak()\n"
         "exact_search(np.ones((2, 256)), documents, k=3)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "print(peak() - before)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 25_000, "KiB; the whole map has 50,000"
+
+
+def test_hints_reach_the_map_and_spare_what_is_none(tmp_path, monkeypatch):
+    path = tmp_path / "documents.npy"
+    np.save(path, _random(5_000, 64, 1))
+    expected = _random(5_000, 64, 1)
+    for mode in ("r", "r+", "c"):
+        documents = np.load(path, mmap_mode=mode)
+        if mode == "c":
+            documents[7] = 0  # which nobody has saved
+            expected[7] = 0
+        for rows in (slice(0, 10), slice(4_990, 5_000), slice(0, 0), slice(3, 3_000)):
+            memory_maps.will_need(documents, rows)
+            memory_maps.will_need(documents[5:], rows)
+            memory_maps.release(documents[5:])
+        memory_maps.release(documents)
+        np.testing.assert_array_equal(documents, expected)
+    memory_maps.will_need(expected, slice(0, 3))
+    memory_maps.release(torch.zeros(3))
 
 
 def test_k_above_the_number_of_documents_is_clipped():

@@ -46,10 +46,16 @@ class Pairs:
         Returns:
             Query by query, the best first.
         """
-        by_tie = torch.argsort(ties, stable=True)
-        by_score = by_tie[torch.argsort(self.scores[by_tie], descending=True, stable=True)]
-        order = by_score[torch.argsort(self.queries[by_score], stable=True)]
-        return self.where(order[_places_in_runs(self.queries[order]) < most])
+        if not len(ties):
+            return self
+        # One key for both, the query first.
+        ties = ties - ties.min()
+        sorted_pairs = self.where(torch.argsort(self.queries * (ties.max() + 1) + ties))
+        places_BX = _places_by_query(sorted_pairs.queries, int(sorted_pairs.queries[-1]) + 1)
+        scores_BX = torch.where(places_BX < 0, -torch.inf, sorted_pairs.scores[places_BX])
+        order_BX = torch.sort(scores_BX, dim=1, descending=True, stable=True).indices[:, :most]
+        best_P = places_BX.gather(1, order_BX).flatten()
+        return sorted_pairs.where(best_P[best_P >= 0])
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,14 @@ class DocumentBlock:
         start: Row of the first among all documents.
         residuals: Shape (M, D), float32: documents less a vector that all of them share, which changes no ranking.
         offsets: Shape (M,), added to each document's products, or None.
-        error: Length of the largest rounding error of a residual.
+        longest: No residual is longer.
+        error: Nor is the rounding error of any.
     """
 
     start: int
     residuals: Tensor
     offsets: Tensor | None
+    longest: float
     error: float
 
 
@@ -122,7 +130,7 @@ class CandidatePass:
         """Return (Q,), the largest errors of this block's scores."""
         dim = block.residuals.shape[1]
         # Rounded up a little, for lengths are computed with an error themselves.
-        longest = 1.001 * float(lengths(block.residuals).max())
+        longest = 1.001 * block.longest
         # Of a sum of dim products, whatever their order, as a share of the two lengths.
         rounding = (dim + 4) * 2**-23
         of_products_Q = self._lengths_Q * (rounding * longest + block.error) + self._query_errors_Q * longest
@@ -202,16 +210,16 @@ def _joined(parts: list[Pairs]) -> Pairs:
 
 def _least_scores(pairs: Pairs, num_rows: int) -> Tensor:
     """Lay the least that scores can be out in a row per query, shape (B, most of any query), the rest -infinity."""
-    order_P = torch.argsort(pairs.queries, stable=True)
-    queries_P = pairs.queries[order_P]
-    width = int(torch.bincount(queries_P, minlength=num_rows).max())
-    laid_out_BX = pairs.scores.new_full((num_rows, width), -torch.inf)
-    laid_out_BX[queries_P, _places_in_runs(queries_P)] = (pairs.scores - pairs.errors)[order_P]
+    pairs = pairs.where(torch.argsort(pairs.queries))
+    places_BX = _places_by_query(pairs.queries, num_rows)
+    return torch.where(places_BX < 0, -torch.inf, (pairs.scores - pairs.errors)[places_BX])
+
+
+def _places_by_query(sorted_queries: Tensor, num_rows: int) -> Tensor:
+    """Lay the places of pairs out in a row per query, shape (B, most of any query), the rest -1."""
+    counts_B = torch.bincount(sorted_queries, minlength=num_rows)
+    starts_B = counts_B.cumsum(0) - counts_B
+    places_P = torch.arange(len(sorted_queries), device=sorted_queries.device)
+    laid_out_BX = places_P.new_full((num_rows, int(counts_B.max())), -1)
+    laid_out_BX[sorted_queries, places_P - starts_B[sorted_queries]] = places_P
     return laid_out_BX
-
-
-def _places_in_runs(sorted_values: Tensor) -> Tensor:
-    """Count 0, 1, 2 ... within each run of equal whole numbers."""
-    counts = torch.bincount(sorted_values)
-    starts = counts.cumsum(0) - counts
-    return torch.arange(len(sorted_values), device=sorted_values.device) - starts[sorted_values]

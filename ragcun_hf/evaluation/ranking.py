@@ -6,7 +6,10 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from ..errors import UserError
 from .search import SearchResult
@@ -51,13 +54,13 @@ def build_run(
         raise ValueError(
             f"expected {needed} results per query to keep {k}, got {search_result.indices.shape[1]}: search for k + 1"
         )
+    names = np.array(document_ids, dtype=object)[search_result.indices] if len(query_ids) else []
     run: Run = {}
-    for query_id, scores, rows in zip(
-        query_ids, search_result.scores.tolist(), search_result.indices.tolist(), strict=True
-    ):
-        found = ((document_ids[row], score) for row, score in zip(rows, scores, strict=True))
-        kept = [pair for pair in found if not (drop_identical_ids and pair[0] == query_id)]
-        run[query_id] = dict(kept[:k])
+    for query_id, found, scores in zip(query_ids, names, search_result.scores, strict=True):
+        ranking = dict(zip(found.tolist(), scores.tolist(), strict=True))
+        if drop_identical_ids:
+            ranking.pop(query_id, None)
+        run[query_id] = ranking if len(ranking) <= k else dict(islice(ranking.items(), k))
     return run
 
 

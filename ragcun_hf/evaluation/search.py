@@ -10,7 +10,6 @@ per query, P = pairs of a query and a document.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -20,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..read_ahead import one_ahead
 from .first_pass import CandidatePass, DocumentBlock, Pairs, lengths
+from .memory_maps import release, will_need
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
@@ -151,30 +150,38 @@ class _Search:
 
     def _candidates(self, queries_QD: Tensor, k: int) -> Pairs:
         """Return all pairs that can be among the best, on the CPU."""
-        first_pass: CandidatePass | None = None
-        origin_D = torch.zeros(queries_QD.shape[1], device=self.device)
         blocks = list(_blocks(len(self.documents), self.document_block))
-        read = one_ahead(lambda rows: _read_rows(self.documents, rows, "document"), blocks)
-        for rows, block_MD in zip(blocks, read, strict=True):
-            documents_MD = block_MD.to(self.device)
-            if self.similarity == "cosine":
-                documents_MD = _normalize(documents_MD)
-            longest = 1.0 if self.similarity == "cosine" else float(lengths(documents_MD).max())
-            if first_pass is None:
-                # A part that all documents share ranks none before another, and short vectors have small errors.
-                origin_D = documents_MD.mean(dim=0)
-                prepared_QD, errors_Q = self._prepared(queries_QD.to(self.device), origin_D)
-                first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block)
-            # Normalised rows are our own; others may be the caller's.
-            residuals_MD = documents_MD.sub_(origin_D) if self.similarity == "cosine" else documents_MD - origin_D
-            # Minus half the squared distance is the product less this, but for a constant of the query.
-            offsets_M = residuals_MD.square().sum(dim=1) / -2 if self.similarity == "euclidean" else None
-            error = _ROUNDING * (longest + float(origin_D.norm()))
-            first_pass.add(DocumentBlock(rows.start, residuals_MD, offsets_M, error))
-            _release(self.documents)
-        if first_pass is None:
-            raise ValueError("there are no documents")
+        # A part that all documents share ranks none before another, and short vectors have small errors.
+        origin_D = self._documents(blocks[0]).mean(dim=0)
+        prepared_QD, errors_Q = self._prepared(queries_QD.to(self.device), origin_D)
+        first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block)
+        for rows, next_rows in zip(blocks, [*blocks[1:], slice(0, 0)], strict=True):
+            will_need(self.documents, next_rows)
+            first_pass.add(self._prepared_block(rows, origin_D))
+            release(self.documents)
         return Pairs(*(column.cpu() for column in vars(first_pass.candidates()).values()))
+
+    def _documents(self, rows: slice) -> Tensor:
+        """Read some documents onto the device, normalised where cosines are compared."""
+        documents_MD = _read_rows(self.documents, rows, "document").to(self.device)
+        return _normalize(documents_MD) if self.similarity == "cosine" else documents_MD
+
+    def _prepared_block(self, rows: slice, origin_D: Tensor) -> DocumentBlock:
+        documents_MD = self._documents(rows)
+        distance = float(origin_D.norm())
+        if self.similarity == "cosine":  # normalised rows are our own; others may be the caller's
+            return DocumentBlock(
+                rows.start, documents_MD.sub_(origin_D), None, 1 + distance, _ROUNDING * (1 + distance)
+            )
+        residuals_MD = documents_MD - origin_D
+        farthest = float(lengths(documents_MD).max()) + distance
+        if self.similarity == "dot":
+            return DocumentBlock(rows.start, residuals_MD, None, farthest, _ROUNDING * farthest)
+        # Minus half the squared distance is the product less this, but for a constant of the query.
+        offsets_M = residuals_MD.square().sum(dim=1) / -2
+        return DocumentBlock(
+            rows.start, residuals_MD, offsets_M, float(lengths(residuals_MD).max()), _ROUNDING * farthest
+        )
 
     def _prepared(self, queries_QD: Tensor, origin_D: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queries as the first pass multiplies them, and the lengths of their errors."""
@@ -195,7 +202,7 @@ class _Search:
             documents_PD = _read_rows(self.documents, distinct.numpy(), "document").cpu()[places].double()
             queries_PD = queries_QD[pairs.queries[part]].double()
             scores_P[part] = _similarity_of_rows(queries_PD, documents_PD, self.similarity)
-            _release(self.documents)
+            release(self.documents)
         return replace(pairs, scores=scores_P)
 
 
@@ -256,15 +263,3 @@ def _similarity_of_rows(queries_PD: Tensor, documents_PD: Tensor, similarity: st
         norms_P = torch.linalg.vector_norm(documents_PD, dim=1) * torch.linalg.vector_norm(queries_PD, dim=1)
         return (documents_PD.mul_(queries_PD).sum(dim=1) / torch.where(norms_P > 0, norms_P, 1.0)).float()
     return documents_PD.mul_(queries_PD).sum(dim=1).float()
-
-
-def _release(matrix: Matrix) -> None:
-    """Let go of the pages of a memory map that are in memory; they are read again when needed."""
-    # Pages of a copy-on-write map hold what nobody has saved.
-    if not isinstance(matrix, np.memmap) or matrix.mode == "c" or not hasattr(mmap, "MADV_DONTNEED"):
-        return
-    base: Any = matrix
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.base if isinstance(base, np.ndarray) else None
-    if base is not None:
-        base.madvise(mmap.MADV_DONTNEED)

@@ -25,7 +25,7 @@ class Arguments(BenchmarkArguments):
     """What to encode."""
 
     data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
-    num_texts: int = argument(500, "Documents, drawn at random.")
+    num_texts: int = argument(300, "Documents, drawn at random.")
     repeats: int = argument(3, "Timed rounds.")
 
 

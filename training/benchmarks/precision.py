@@ -1,0 +1,62 @@
+"""Whether the fast encoder finds what the slow one finds: NDCG@10 of the frozen base, arithmetic by arithmetic.
+
+    python training/benchmarks/precision.py --data_dir data/beir
+
+Not part of `make benchmark`: without cached features it takes half an hour on two cores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from comparison import BenchmarkArguments, at_most, figure, report, set_threads
+
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
+
+_KINDS = (("float32", "torch"), ("bfloat16", "torch"), ("bfloat16", "openvino"))
+
+
+@dataclass
+class Arguments(BenchmarkArguments):
+    """What to evaluate on."""
+
+    data_dir: str = argument("data/beir", "Folder with the BEIR data sets.")
+    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name.")
+    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Evaluate the frozen base with each arithmetic and compare with float32."""
+    (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    set_threads(args.threads)
+    from ragcun_hf.data.beir_folder import find_beir_dataset
+    from ragcun_hf.features.base_models import load_base_model
+
+    model = load_base_model("embedded")
+    datasets = [find_beir_dataset(name, args.data_dir) for name in args.datasets]
+    found = {f"{dtype}, {backend}": evaluate(args, model, datasets, dtype, backend) for dtype, backend in _KINDS}
+    slow, *fast = found
+    claims = []
+    for name in args.datasets:
+        claims.append(figure(f"NDCG@10 of {name}, {slow}", found[slow][name], ""))
+        for kind in fast:
+            difference = found[kind][name] - found[slow][name]
+            claims.append(at_most(f"NDCG@10 of {name}, {kind}: {difference:+.4f}", abs(difference), 0.001, ""))
+    report(args, "precision", claims, details={"ndcg@10": found})
+
+
+def evaluate(args: Arguments, model: Any, datasets: list[Any], dtype: str, backend: str) -> dict[str, float]:
+    """Return the base's NDCG@10 on each data set."""
+    from ragcun_hf.evaluation.model_evaluation import evaluate_model
+    from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
+
+    folder = args.feature_cache_dir or default_cache_folder()
+    store = FeatureStore(model, cache_folder=folder, dtype=dtype, backend=backend)
+    evaluation = evaluate_model(model, datasets, store=store, base_only=True)
+    return {name: entry["systems"]["base"]["ndcg@10"] for name, entry in evaluation.datasets.items()}
+
+
+if __name__ == "__main__":
+    run_script(main)

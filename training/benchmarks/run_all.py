@@ -1,0 +1,64 @@
+"""Run every benchmark in a process of its own and print one table.
+
+    python training/benchmarks/run_all.py --data_dir data/beir
+
+Under twenty minutes on two cores. Where there is no SciFact, end_to_end.py is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from comparison import describe
+
+from ragcun_hf.command_line import argument, parse_arguments, run_script, say
+
+HERE = Path(__file__).resolve().parent
+ALL = ("start_up", "encoding", "feature_store", "head_training", "many_heads", "exact_search", "end_to_end")
+_WITH_DATA = ("encoding", "end_to_end")
+
+
+@dataclass
+class Arguments:
+    """Which benchmarks, and where."""
+
+    data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
+    output_dir: str = argument("results/benchmarks", "Where the results and table.md go.")
+    only: list[str] = argument(list(ALL), "Which benchmarks.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run them one after the other; a failing one ends the run."""
+    (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
+    started = time.perf_counter()
+    has_data = (Path(args.data_dir) / "scifact").is_dir()
+    names = [name for name in args.only if has_data or name != "end_to_end"]
+    for name in names:
+        flags = ["--data_dir", args.data_dir] if name in _WITH_DATA else []
+        command = [sys.executable, str(HERE / f"{name}.py"), "--output_dir", args.output_dir, *flags]
+        subprocess.run(command, check=True)
+    lines = table(Path(args.output_dir), names)
+    (Path(args.output_dir) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    say("\n" + "\n".join(lines))
+    say(f"\n{(time.perf_counter() - started) / 60:.1f} minutes. Written to {args.output_dir}/table.md")
+
+
+def table(folder: Path, names: list[str]) -> list[str]:
+    """Lay the claims of finished benchmarks out as a Markdown table."""
+    lines = ["| benchmark | claim | figure | target |", "|---|---|--:|---|"]
+    for name in names:
+        content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+        for claim in content["claims"]:
+            value = describe({**claim, "target": None}).removeprefix(f"{claim['claim']}: ")
+            met = "" if claim["target"] is None else f"{claim['target']}, {'met' if claim['is_met'] else 'missed'}"
+            lines.append(f"| {name}.py | {claim['claim']} | {value.strip()} | {met} |")
+    return lines
+
+
+if __name__ == "__main__":
+    run_script(main)
