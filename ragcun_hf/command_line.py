@@ -139,10 +139,10 @@ class FlagValues:
         Raises:
             UserError: If there is no such flag, or it cannot have that value.
         """
-        action = self._parser._option_string_actions.get(f"--{flag}")
-        if action is None:
-            raise UserError(f"expected the name of a flag, got {flag!r}: --help lists them")
+        action = self._action(flag)
         if value is None:
+            if action.default is not None:
+                raise UserError(f"{flag}: expected a value, got none: name one")
             return action.dest, None
         try:
             converted = self._parser._get_value(action, str(value))
@@ -150,6 +150,16 @@ class FlagValues:
         except (ArgumentError, ValueError) as error:
             raise UserError(f"{flag}: {error}: change the value") from error
         return action.dest, converted
+
+    def is_whole(self, flag: str) -> bool:
+        """Tell whether a flag takes whole numbers only; raises as `convert` does."""
+        return self._action(flag).type is int
+
+    def _action(self, flag: str) -> Any:
+        action = self._parser._option_string_actions.get(f"--{flag}")
+        if action is None:
+            raise UserError(f"expected the name of a flag, got {flag!r}: --help lists them")
+        return action
 
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:

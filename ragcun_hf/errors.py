@@ -1,4 +1,4 @@
-"""The one exception that means: the user must change something."""
+"""The exceptions that mean: the user must change something."""
 
 
 class UserError(ValueError):
@@ -14,3 +14,7 @@ class UserError(ValueError):
             ...
         ragcun_hf.errors.UserError: expected a temperature above 0, got -1.0: set --temperature to e.g. 0.05
     """
+
+
+class NotFiniteError(UserError):
+    """Vectors or similarities hold NaN or infinity: a model that diverged, or a precision too low for it."""

@@ -303,15 +303,14 @@ class IsotropicGaussianModel(PreTrainedModel):
         self._tokenizer = tokenizer
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> dict[str, Tensor]:
-        """Tokenize with the prompt in front, cut to `config.max_length` and pad to the longest: (B, T) tensors."""
-        return self.tokenizer(
-            [prompt + text for text in texts],
-            padding=True,
-            truncation=True,
-            max_length=self.config.max_length,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
+        """Tokenize with the prompt in front, cut to `config.max_length` and pad to the longest: (B, T) tensors.
+
+        A blank text, where the tokenizer adds no special tokens, becomes one padding token that counts.
+        """
+        options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": False}
+        token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
+        token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
+        return self.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt")
 
     def encode_query(
         self, sentences: str | Sequence[str], *, use_predictor: bool = False, **options: Any

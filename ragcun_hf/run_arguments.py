@@ -49,6 +49,15 @@ class ModelArguments:
 
     def build(self) -> IsotropicGaussianModel:
         """Load the encoder and put the head on it."""
+        self.check_values()
+        chosen = self.config_fields()
+        if self.freeze_base and Path(self.base_model).is_dir():
+            # A frozen base is never loaded again: its name is enough, and says nothing of this machine's folders.
+            chosen["base_model_name"] = source_name(self.base_model)
+        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
+
+    def check_values(self) -> None:
+        """Raise UserError where the start cannot be; the config checks the other values."""
         if not 0 <= self.whitening <= 0.5:
             raise UserError(f"--whitening must be in [0, 0.5], got {self.whitening}: set it to e.g. 0.2")
         if self.whitening and self.projection_init != "identity":
@@ -56,11 +65,6 @@ class ModelArguments:
                 f"--whitening {self.whitening} needs --projection_init identity, got {self.projection_init}: "
                 "a random start has nothing to whiten"
             )
-        chosen = self.config_fields()
-        if self.freeze_base and Path(self.base_model).is_dir():
-            # A frozen base is never loaded again: its name is enough, and says nothing of this machine's folders.
-            chosen["base_model_name"] = source_name(self.base_model)
-        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
 
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of the model's config that these flags set."""
@@ -83,6 +87,10 @@ class FeatureArguments:
     encoder_backend: Literal["torch", "openvino"] = argument(
         "torch", "What runs the encoder: torch, or openvino (CPU only, faster, needs the extra of that name)."
     )
+
+    def needs_store(self) -> bool:
+        """Tell whether a flag asks for what only precomputed features can have."""
+        return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype == "bfloat16"
 
     def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
         """Make a feature store for a model; without the cache it keeps nothing."""

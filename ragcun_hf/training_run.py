@@ -138,6 +138,11 @@ def run_training(
     started = time.perf_counter()
     is_cached = model.config.freeze_base and parsed.features.feature_cache
     store = parsed.features.store(model) if is_cached else None
+    if store is None and parsed.features.needs_store():
+        raise UserError(
+            "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
+            "from tokens: leave them out (--bf16 sets the arithmetic)"
+        )
     if training_args.resume_from_checkpoint:
         check_same_model(model.config, Path(training_args.resume_from_checkpoint))
     trainer = _build_trainer(model, train_views, validation_views, store, parsed)
@@ -156,6 +161,13 @@ def run_training(
         "seconds": {
             "features": round(feature_seconds, 2),
             "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
+        },
+        "features": None
+        if store is None
+        else {
+            "encoder_dtype": store.dtype_name,
+            "encoder_backend": store.backend,
+            "feature_dtype": store.feature_dtype,
         },
         "steps": trainer.state.global_step,
         "training_arguments": {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .data.documents import text_digest
 from .evaluation.validation import RetrievalValidation
 from .features.feature_pairs import FeaturePairs
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 def prompts_of(model: IsotropicGaussianModel) -> dict[str, str]:
     """Return a model's prompts under the names that readers of texts take them by."""
     return {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
+
+
+def views_digest(views: Any) -> str:
+    """Return a checksum of all texts of a view, in their order, as 32 hexadecimal digits."""
+    columns = _columns(views)
+    return text_digest(*(text_digest(*_flat(column)).hex() for column in columns)).hex()
 
 
 def as_feature_pairs(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:
@@ -49,6 +56,11 @@ def retrieval_validation(views: Any, store: FeatureStore | None) -> RetrievalVal
     queries, documents, negatives = _columns(views)
     distractors = [text for texts in negatives for text in texts]
     return RetrievalValidation(queries, documents, distractors=distractors, store=store)
+
+
+def _flat(column: list[Any]) -> Iterator[str]:
+    for each in column:
+        yield from [each] if isinstance(each, str) else (str(len(each)), *each)
 
 
 def _columns(views: Any) -> tuple[list[str], list[str], list[list[str]]]:

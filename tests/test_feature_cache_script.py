@@ -107,3 +107,17 @@ def test_only_old_temporary_files_are_abandoned(cache):
     assert remove_abandoned_files(cache) == 1
     assert new.exists()
     assert not old.exists()
+
+
+def test_pruning_cleans_up_where_no_key_is_old_enough(run, cache):
+    (folder, *_) = (entry.folder for entry in list_cached_encoders(cache))
+    old, removed = folder / ".a.tmp", cache / f".{folder.name}.1.removed"
+    old.write_text("half")
+    os.utime(old, (0, 0))
+    removed.mkdir()
+    run("--prune_days", "1000", "--dry_run")
+    assert old.exists()
+    run("--prune_days", "1000")
+    assert not old.exists()
+    assert not removed.exists()
+    assert len(list_cached_encoders(cache)) == 2

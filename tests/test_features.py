@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import multiprocessing
+import shutil
 import sys
 import threading
 
@@ -15,6 +16,7 @@ from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.features import encoder_loop, feature_store
 from ragcun_hf.features.base_models import load_base_model, load_trained_model
+from ragcun_hf.features.cached_encoders import list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.digest_index import DigestIndex
 from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
 from ragcun_hf.features.encoder_loop import batches_by_tokens, encode_in_batches
@@ -453,6 +455,62 @@ def test_a_shard_that_is_removed_meanwhile_is_encoded_again(tiny_model, tmp_path
     for path in _shards(tmp_path):
         path.unlink()
     np.testing.assert_array_equal(fresh.features(TEXTS).vectors, expected)
+
+
+def test_a_cache_that_is_pruned_while_it_is_used_is_filled_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    for entry in list_cached_encoders(tmp_path):
+        remove_cached_encoder(entry)
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(store.features(TEXTS).vectors, expected)
+    assert len(list_cached_encoders(tmp_path)) == 1
+    _no_encoder(_store(copy.deepcopy(tiny_model), tmp_path)).features(TEXTS)
+
+
+def test_features_removed_between_the_look_and_the_reading_are_encoded_again(tiny_model, tmp_path, monkeypatch):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    read, calls = FeatureCache.read, []
+
+    def prune_first(cache, digests):
+        calls.append(len(digests))
+        if len(calls) == 1:
+            shutil.rmtree(cache.folder)
+        return read(cache, digests)
+
+    monkeypatch.setattr(FeatureCache, "read", prune_first)
+    np.testing.assert_array_equal(store.features(TEXTS).vectors, expected)
+    assert len(calls) == 2
+
+
+def test_features_that_are_always_removed_are_a_user_error(tiny_model, tmp_path, monkeypatch):
+    def gone(cache, digests):
+        raise KeyError
+
+    monkeypatch.setattr(FeatureCache, "read", gone)
+    with pytest.raises(UserError, match="removed 3 times"):
+        _store(tiny_model, tmp_path).features(TEXTS)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_features_that_are_not_finite_are_refused_and_not_kept(tiny_model, tmp_path, cached):
+    with torch.no_grad():
+        tiny_model.encoder.embeddings.word_embeddings.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="expected finite features"):
+        _store(tiny_model, tmp_path if cached else None).features(TEXTS)
+    assert not _shards(tmp_path)
+
+
+@pytest.mark.parametrize("texts", [[""], ["", "sort an array"], ["sort an array", " ", "the sun"]])
+def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(tiny_model, texts):
+    tiny_model.tokenizer.backend_tokenizer.post_processor = None
+    assert tiny_model.tokenizer("")["input_ids"] == []
+    features = _store(tiny_model, None).features(texts).vectors
+    assert np.isfinite(features).all()
+    with torch.no_grad():
+        expected = tiny_model(**tiny_model.tokenize(texts)).features.numpy()
+    np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
 def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ ALLOWED = {
         "training_arguments",
     },
     "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
-    "view_features": {"evaluation", "features", "modeling_isotropic_gaussian"},
+    "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
     "training_run": EVERYTHING,
     "sweep": {
         "command_line",

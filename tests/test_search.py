@@ -92,7 +92,6 @@ def test_a_collapsed_model_gives_the_lowest_rows_in_bounded_memory(monkeypatch):
 
 def test_a_crowded_query_costs_the_others_no_candidate(monkeypatch):
     monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 0)
-    monkeypatch.setattr(first_pass, "_SPARE", 0)
     # For the first query 60 documents are as good as equal; the second has to tell 15 of them from each other.
     documents = np.zeros((60, 2), dtype=np.float32)
     documents[:, 0] = 1.0
@@ -110,6 +109,73 @@ def test_documents_that_differ_by_less_than_the_rounding_of_a_product_are_still_
     documents = (rng.standard_normal(384) + 1e-6 * rng.standard_normal((500, 384))).astype(np.float32)
     found = exact_search(query, documents, k=20, similarity=similarity, document_block=50)
     np.testing.assert_array_equal(found.indices, _slow_search(query, documents, 20, similarity))
+
+
+def test_ties_are_kept_where_more_are_equal_than_candidates_are_held():
+    ties = np.arange(5_000)[::-1].copy()
+    found = exact_search(np.ones((1, 4)), np.ones((5_000, 4)), k=5, ties=ties)
+    assert found.indices.tolist() == [[4_999, 4_998, 4_997, 4_996, 4_995]]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+@pytest.mark.parametrize("noise", [3e-7, 1e-6])
+def test_more_near_duplicates_than_candidates_are_held_lose_none_of_the_best(monkeypatch, similarity, noise):
+    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 64)
+    rng = np.random.default_rng(0)
+    near = rng.standard_normal(32) + noise * rng.standard_normal((900, 32))
+    documents = np.concatenate([_random(500, 32, 1), near]).astype(np.float32)
+    queries = near[:3].astype(np.float32)
+    found = exact_search(queries, documents, k=40, similarity=similarity, document_block=300)
+    np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 40, similarity))
+
+
+def test_distances_far_from_a_tight_cluster_are_ordered_as_float32_has_them():
+    for seed in range(10):
+        documents = 0.01 * _random(400, 8, seed)
+        queries = np.full((1, 8), 3000.0, dtype=np.float32)
+        found = exact_search(queries, documents, k=20, similarity="euclidean")
+        np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 20, "euclidean"))
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean"])
+def test_vectors_whose_squares_vanish_in_float32_are_ordered(similarity):
+    documents, queries = 1e-23 * _random(6_000, 8, 0), 1e-21 * _random(2, 8, 1)
+    found = exact_search(queries, documents, k=5, similarity=similarity)
+    np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 5, similarity))
+
+
+def test_a_lower_precision_of_products_is_set_aside_and_comes_back():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = exact_search(_random(10, 64, 0), _random(500, 64, 1), k=7)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found.indices, exact_search(_random(10, 64, 0), _random(500, 64, 1), k=7).indices)
+
+
+@pytest.mark.parametrize("ties", [np.zeros(50, dtype=np.int64), np.arange(49)])
+def test_ties_that_name_no_order_are_a_user_error(ties):
+    with pytest.raises(UserError, match="different numbers for ties"):
+        exact_search(_random(2, 4, 0), _random(50, 4, 1), k=3, ties=ties)
+
+
+def test_ties_may_be_any_whole_numbers():
+    documents, large = np.ones((4, 2)), np.array([2**62, -(2**62), 5, 2**61])
+    assert exact_search(np.ones((3, 2)), documents, k=4, ties=large).indices.tolist() == [[1, 2, 3, 0]] * 3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_a_gpu_finds_what_the_processor_finds(precision):
+    torch.set_float32_matmul_precision(precision)
+    try:
+        queries, documents = _random(50, 384, 0), _random(20_000, 384, 1)
+        found = exact_search(queries, documents, k=100, device="cuda")
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    np.testing.assert_array_equal(found.indices, exact_search(queries, documents, k=100).indices)
 
 
 def test_many_queries_are_searched_in_turns(monkeypatch):
@@ -282,6 +348,16 @@ def test_a_query_whose_lists_are_too_small_is_searched_exactly(clustered):
     queries, documents = clustered
     found = faiss_search.approximate_search(queries, documents, k=2_000, num_probes=1)
     np.testing.assert_array_equal(found.indices, exact_search(queries, documents, k=2_000).indices)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "similarity"), [((2, 16), 5, "manhattan"), ((2, 8), 5, "dot"), ((2, 16), 0, "dot")]
+)
+def test_faiss_refuses_what_the_exact_search_refuses(clustered, queries, k, similarity):
+    pytest.importorskip("faiss")
+    for find in (faiss_search.approximate_search, exact_search):
+        with pytest.raises(UserError, match="expected"):
+            find(np.ones(queries), clustered[1], k=k, similarity=similarity)
 
 
 def test_a_measured_search_says_what_it_missed(clustered):

@@ -14,6 +14,7 @@ import yaml
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 from ragcun_hf.collators import FeaturePairCollator
 from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_pairs import FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.run_arguments import ModelArguments
@@ -87,6 +88,8 @@ def test_a_repeated_value_counts_once():
         ({"temperature": []}, "expected a list"),
         ({"temperature": ["warm"]}, "temperature.*'warm'"),
         ({"isotropy_kind": ["sigrec"]}, "isotropy_kind.*sigrec"),
+        ({"learning_rate": [None]}, "learning_rate: expected a value, got none"),
+        ({"batch_size": [16], "per_device_train_batch_size": [32]}, "two names of per_device_train_batch_size"),
         ({"temperature": list(range(200)), "margin": list(range(200))}, "at most 10,000 settings, got 40,000"),
     ],
 )
@@ -104,6 +107,17 @@ def test_random_draws_lie_in_their_ranges_and_follow_from_the_seed():
     assert 1e-5 <= min(rates) < 1e-4 < 1e-3 < max(rates) <= 1e-2
     assert 0.3 < sum(rate < 10**-3.5 for rate in rates) / 200 < 0.7  # even in the logarithm
     assert all(0.02 <= setting["temperature"] <= 0.1 for setting in settings)
+
+
+def test_random_draws_of_whole_numbers_are_whole():
+    space = {"output_dim": {"low": 64, "high": 512, "log": True}, "batch_size": {"low": 16, "high": 64}}
+    settings = random_settings(space, 50, seed=0)
+    assert all(isinstance(value, int) for setting in settings for value in setting.values())
+    assert all(64 <= setting["output_dim"] <= 512 for setting in settings)
+
+
+def test_an_optional_flag_can_be_left_to_its_default():
+    assert grid_settings({"output_dim": [None, 512]}) == [{"output_dim": None}, {"output_dim": 512}]
 
 
 def test_a_small_space_gives_what_it_holds():
@@ -129,7 +143,21 @@ def test_a_trial_has_its_setting_over_what_all_share(training_arguments):
     assert make_trial({"use_predictor": False}, 7, model, shared).training.lambda_predictive is None
 
 
-@pytest.mark.parametrize("setting", [{"temperature": 0.0}, {"lambda_predictive": 1.0}, {"num_directions": 0}])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"temperature": 0.0},
+        {"lambda_predictive": 1.0},
+        {"num_directions": 0},
+        {"lambda_contrastive": 0.0, "lambda_isotropy": 0.0},
+        {"lambda_contrastive": 0.0, "lambda_isotropy": 0.0, "lambda_predictive": 0.0},
+        {"projection_kind": "lineer"},
+        {"output_dim": 0},
+        {"dropout": 1.0},
+        {"whitening": 3.0},
+        {"whitening": 0.3, "projection_init": "random"},
+    ],
+)
 def test_a_setting_that_cannot_be_is_a_user_error_that_shows_it(training_arguments, setting):
     with pytest.raises(UserError, match=r"setting \{"):
         make_trial(setting, 1, ModelArguments(), training_arguments())
@@ -146,12 +174,18 @@ def test_rounds_shrink_and_budgets_grow_to_the_whole(count, factor):
     assert rounds[-1].share == 1.0
     assert rounds[-1].num_settings >= min(2, count)
     for earlier, later in itertools.pairwise(rounds):
-        assert later.num_settings < earlier.num_settings or later.num_settings == 2
+        assert later.num_settings < earlier.num_settings
         assert later.share == pytest.approx(factor * earlier.share)
 
 
 def test_without_halving_all_settings_are_trained_in_full():
     assert [(each.num_settings, each.share) for each in plan_rounds(50, factor=1)] == [(50, 1.0)]
+
+
+def test_rounds_too_short_to_tell_anything_are_left_out():
+    rounds = [(each.num_settings, each.share) for each in plan_rounds(24, factor=4, least_share=0.1)]
+    assert rounds == [(24, 0.25), (6, 1.0)]
+    assert plan_rounds(24, factor=4, least_share=2.0) == plan_rounds(24, factor=1)
 
 
 def test_twenty_four_settings_cost_five_whole_budgets():
@@ -244,7 +278,14 @@ def test_a_head_that_diverges_leaves_the_others_alone(tiny_model, pairs_of_words
     healthy, broken = heads.heads()
     assert all(bool(weight.isfinite().all()) for weight in healthy.values())
     assert not all(bool(weight.isfinite().all()) for weight in broken.values())
-    assert sweep_run._measured(tiny_model, broken, lambda model: {"ndcg@10": 1.0}) == {}
+    words = [[row[name] for row in pairs_of_words] for name in ("query", "positive")]
+    store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
+    validation = RetrievalValidation(*words, store=store)
+    assert sweep_run._measured(tiny_model, broken, validation) == {}
+    # Finite weights whose similarities leave float32 are no better.
+    huge = {name: torch.full_like(weight, 1e30) for name, weight in healthy.items()}
+    assert sweep_run._measured(tiny_model, huge, validation) == {}
+    assert sweep_run._measured(tiny_model, healthy, validation)["ndcg@10"] > 0
 
 
 # Records
@@ -270,6 +311,8 @@ def test_another_sweep_in_the_folder_is_refused_by_what_differs(tmp_path):
     SweepRecords(tmp_path, {"seeds": [1], "data": "a"})
     with pytest.raises(UserError, match="another seeds: name another --output_dir"):
         SweepRecords(tmp_path, {"seeds": [2], "data": "a"})
+    with pytest.raises(UserError, match="another data: "):
+        SweepRecords(tmp_path, {"seeds": [1], "data": {"held_out": "c"}})
 
 
 def test_summaries_order_by_round_then_by_mean_and_give_the_spread(tmp_path):
@@ -294,6 +337,12 @@ def test_a_setting_that_diverged_with_one_seed_comes_last(tmp_path):
     assert "0.4000" in table.splitlines()[2]
 
 
+def test_a_finalist_that_diverged_stands_below_every_setting_with_a_figure(tmp_path):
+    records = SweepRecords(tmp_path, {})
+    records.add([_record({"a": 1}), _record({"a": 2}), TrialRecord({"a": 2}, 1, 1, 5, {}, 0.1)])
+    assert [each.setting["a"] for each in records.summaries("ndcg@10")] == [1, 2]
+
+
 def test_only_what_differs_has_a_column():
     assert varied_names([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == ["b"]
 
@@ -309,11 +358,9 @@ def sweep(tiny_encoder_folder, pairs_of_words, tmp_path, monkeypatch):
     (tmp_path / "pairs.json").write_text(json.dumps(pairs_of_words))
     script = importlib.import_module("sweep")
 
-    def start(
-        *flags, grid="{learning_rate: [1.0e-3, 1.0e-2], temperature: [0.05, 0.2], use_predictor: [true, false]}"
-    ):
+    def start(*flags, grid=EIGHT_SETTINGS):
         common = ["--base_model", str(tiny_encoder_folder), "--train_data", "pairs.json", "--output_dir", "out"]
-        sizes = ["--batch_size", "8", "--epochs", "4", "--use_cpu", "--grid", grid]
+        sizes = ["--batch_size", "8", "--epochs", "16", "--use_cpu", "--grid", grid]
         script.main([*common, *sizes, *(str(flag) for flag in flags)])
         return tmp_path / "out"
 
@@ -348,13 +395,59 @@ def test_the_best_flags_train_the_best_head(sweep, monkeypatch):
     folder = sweep()
     best = yaml.safe_load((folder / "best.yaml").read_text())
     setting = json.loads((folder / "results.json").read_text())["settings"][0]["setting"]
-    assert setting.items() <= best.items()
+    assert {name: best.get(name, False) for name in setting} == setting  # what is left out has its default
     importlib.import_module("train_contrastive").main(
         ["--config", str(folder / "best.yaml"), "--output_dir", "final", "--use_cpu", "--disable_tqdm", "true"]
     )
     record = json.loads(Path("final/training_record.json").read_text())
     assert record["training_arguments"]["learning_rate"] == setting["learning_rate"]
     assert record["model"]["use_predictor"] == setting["use_predictor"]
+
+
+def test_the_best_flags_are_those_of_its_trial_where_a_shared_flag_does_not_fit_it(sweep):
+    grid = "{use_predictor: [false], output_dim: [null], batch_size: [16]}"
+    folder = sweep("--lambda_predictive", 1.2, "--output_dim", 8, grid=grid)
+    best = yaml.safe_load((folder / "best.yaml").read_text())
+    absent = {"lambda_predictive", "output_dim", "per_device_eval_batch_size"}
+    assert not absent & set(best)
+    assert best["per_device_train_batch_size"] == 16
+    importlib.import_module("train_contrastive").main(["--config", str(folder / "best.yaml"), "--use_cpu"])
+    assert Path("checkpoints/out/model.safetensors").is_file()
+
+
+def test_heads_that_all_diverge_leave_a_table_and_no_best_flags(sweep):
+    with pytest.raises(UserError, match="expected heads with finite figures"):
+        sweep(grid="{learning_rate: [1.0e+30, 1.0e+31]}")
+    assert "diverged" in Path("out/table.md").read_text()
+    assert not Path("out/best.yaml").exists()
+
+
+def test_other_held_out_pairs_are_another_sweep(sweep, pairs_of_words):
+    for name, rows in (("a", pairs_of_words[:20]), ("b", pairs_of_words[20:40])):
+        Path(f"{name}.json").write_text(json.dumps(rows))
+    grid = "{temperature: [0.1]}"
+    sweep("--val_data", "a.json", grid=grid)
+    with pytest.raises(UserError, match=r"data\.held_out"):
+        sweep("--val_data", "b.json", grid=grid)
+    with pytest.raises(UserError, match=r"features\.feature_dtype"):
+        sweep("--val_data", "a.json", "--feature_dtype", "float16", grid=grid)
+
+
+def test_few_held_out_documents_are_warned_of(sweep, pairs_of_words, caplog):
+    Path("few.json").write_text(json.dumps(pairs_of_words[:3]))
+    sweep("--val_data", "few.json", grid="{temperature: [0.1]}")
+    assert "Only 3 documents are held out" in caplog.text
+
+
+def test_a_warm_up_in_steps_shrinks_with_its_round(tiny_model, training_arguments):
+    trial = make_trial({"warmup_steps": 10}, 1, ModelArguments(use_predictor=True), training_arguments())
+    start = {n: w.detach().clone() for n, w in tiny_model.named_parameters() if w.requires_grad}
+    heads = HeadBatch(tiny_model, [start], [trial])
+    for share, expected in ((1.0, 0.1), (0.2, 0.5)):
+        optimizer, schedule = heads._optimizer(20, share)
+        optimizer.step()
+        schedule.step()
+        assert schedule.get_last_lr()[0] == pytest.approx(expected * trial.training.learning_rate)
 
 
 def test_a_finished_sweep_trains_nothing_again(sweep, monkeypatch):
@@ -368,13 +461,13 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep, monkeypatch):
     whole = json.loads((sweep("--output_dir", "whole").parent / "whole" / "results.json").read_text())
     real, calls = sweep_run._measured, []
 
-    def stop_at_the_third(*args):
+    def stop_at_the_sixth(*args):
         calls.append(1)
         if len(calls) == 6:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sweep_run, "_measured", stop_at_the_third)
+    monkeypatch.setattr(sweep_run, "_measured", stop_at_the_sixth)
     with pytest.raises(KeyboardInterrupt):
         sweep()
     lines = Path("out/trials.jsonl").read_text().splitlines()
@@ -382,8 +475,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep, monkeypatch):
     monkeypatch.setattr(sweep_run, "_measured", real)
     results = json.loads((sweep() / "results.json").read_text())
     assert Path("out/trials.jsonl").read_text().splitlines()[: len(lines)] == lines
-    ranked = [[each["setting"] for each in found["settings"]] for found in (whole, results)]
-    assert ranked[0][0] == ranked[1][0]
+    assert results["settings"] == whole["settings"]
 
 
 def test_another_sweep_over_the_first_is_refused_unless_told(sweep):
@@ -428,12 +520,19 @@ def test_a_wide_start_whitened_is_that_of_the_training_script(tiny_model, pairs_
         (["--gradient_accumulation_steps", "2"], "--gradient_accumulation_steps"),
         (["--search", "random", "--num_settings", "0"], "--num_settings must be"),
         (["--optim", "sgd"], "--optim"),
+        (["--data_seed", "3"], "--data_seed"),
+        (["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"], "--lr_scheduler_type"),
     ],
 )
 def test_what_a_sweep_cannot_do_is_told_before_anything_is_encoded(sweep, monkeypatch, flags, message):
     monkeypatch.setattr(FeatureStore, "features", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(UserError, match=message):
         sweep(*flags)
+
+
+def test_a_figure_that_no_head_has_cannot_decide(sweep):
+    with pytest.raises(UserError, match="needs heads with a predictor"):
+        sweep("--select", "ndcg@10_predictor", grid="{temperature: [0.1]}")
 
 
 @pytest.mark.parametrize("grid", ["[", "[1]", "3"])

@@ -227,6 +227,14 @@ def test_training_without_the_cache_gives_the_same_head_and_leaves_no_features(r
     assert _difference(cached, fresh) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "flags", [["--encoder_dtype", "bfloat16"], ["--encoder_backend", "openvino"], ["--feature_dtype", "float16"]]
+)
+def test_flags_for_cached_features_are_refused_where_none_are_cached(run, pairs_file, flags):
+    with pytest.raises(UserError, match="for cached features"):
+        run("train_contrastive", "--train_data", pairs_file, "--no_feature_cache", *flags)
+
+
 def test_a_free_encoder_is_trained_and_saved(run, pairs_file, tiny_encoder_folder):
     from transformers import AutoModel
 

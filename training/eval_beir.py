@@ -24,7 +24,7 @@ class EvaluationArguments:
     """What to evaluate, on what, and where the figures go."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
-    revision: str | None = argument(None, "Branch, tag or commit of a model on the Hub.")
+    revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
     base_model: str | None = argument(
         None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
     )
@@ -113,7 +113,7 @@ def _load(args: EvaluationArguments) -> tuple[Any, Any]:
     from ragcun_hf.features.base_models import load_base_model, load_trained_model, load_untrained_base
 
     if args.base_model:
-        return load_base_model(args.base_model), None
+        return load_base_model(args.base_model, revision=args.revision), None
     model = load_trained_model(args.model_path or "", revision=args.revision)
     return model, None if model.config.freeze_base else load_untrained_base(model)
 
@@ -169,6 +169,7 @@ def _write(
             "top_k": args.top_k,
             "encoder_dtype": store.dtype_name,
             "encoder_backend": store.backend,
+            "feature_dtype": store.feature_dtype,
             "base_similarity": "cosine",
             **_search_facts(args, search),
         },

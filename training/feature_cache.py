@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> None:
         say(f"{'Would remove' if args.dry_run else 'Removing'} {_line(entry)}")
         if not args.dry_run:
             remove_cached_encoder(entry)
-    if doomed and not args.dry_run:
+    if not args.dry_run and (args.prune_days is not None or args.prune_keys):
         remove_abandoned_files(folder)
     left = [entry for entry in entries if entry not in doomed]
     if doomed:

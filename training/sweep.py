@@ -2,9 +2,9 @@
 
     python training/sweep.py --config training/sweeps/quick.yaml --train_data pairs.jsonl --base_model embedded
 
-All flags of train_contrastive.py hold for every head; --grid says what changes. Settings are judged by NDCG@10 on
-held-out documents, never on a test set; successive halving gives the better ones a larger budget. An interrupted sweep
-goes on where it stopped when it is called again.
+The flags of train_contrastive.py that make a head hold for every one; --grid says what changes. Settings are judged by
+NDCG@10 on held-out documents, never on a test set; successive halving gives the better ones a larger budget. An
+interrupted sweep goes on where it stopped when it is called again.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ragcun_hf.run_arguments import (
     RunArguments,
     ValidationArguments,
 )
+
+_FEATURES = ("encoder_dtype", "encoder_backend", "feature_dtype")  # what changes a feature, beside the model
 
 
 @dataclass
@@ -103,19 +105,43 @@ def _trials(sweep: SweepArguments, parsed: ParsedArguments, settings: list[dict[
     if sweep.halving < 1:
         raise UserError(f"--halving must be at least 1, got {sweep.halving}: set it to 1 for none, or to e.g. 4")
     if not parsed.model.freeze_base or not parsed.features.feature_cache:
-        raise UserError("a sweep trains heads on cached features of a frozen encoder: leave --no_freeze_base out")
-    if training.gradient_accumulation_steps != 1 or training.world_size != 1 or parsed.data.streaming:
-        raise UserError("a sweep runs in one process, without --gradient_accumulation_steps and --streaming")
-    if not str(training.optim.value).startswith("adamw_torch"):
-        raise UserError(f"a sweep trains with AdamW, got --optim {training.optim.value}: leave the flag out")
+        raise UserError(
+            "a sweep trains heads on cached features of a frozen encoder: leave --no_freeze_base and "
+            "--no_feature_cache out"
+        )
+    if training.world_size != 1:
+        raise UserError(f"a sweep runs in one process, got {training.world_size}: start it without accelerate launch")
+    refused = _refused(parsed)
+    if refused:
+        raise UserError(f"a sweep cannot do what --{refused[0]} asks for: leave the flag out")
     if not parsed.validation.val_data and not parsed.validation.val_fraction:
         raise UserError("a sweep needs held-out pairs to judge by, got none: set --val_fraction or --val_data")
     check_writable(Path(str(training.output_dir)))
-    return [make_trial(setting, seed, parsed.model, training) for setting in settings for seed in sweep.seeds]
+    trials = [make_trial(setting, seed, parsed.model, training) for setting in settings for seed in sweep.seeds]
+    if sweep.select.endswith("predictor") and not any(trial.model.use_predictor for trial in trials):
+        raise UserError(f"--select {sweep.select} needs heads with a predictor, got none: add --use_predictor")
+    return trials
+
+
+def _refused(parsed: ParsedArguments) -> list[str]:
+    """Name the flags that were given and that only the Trainer follows."""
+    training = parsed.training
+    given = {
+        "streaming": parsed.data.streaming,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps != 1,
+        "optim": training.optim.value not in ("adamw_torch", "adamw_torch_fused"),
+        "optim_args": training.optim_args,
+        "lr_scheduler_type": training.lr_scheduler_type.value == "reduce_lr_on_plateau",
+        "fp16": training.fp16,
+        "data_seed": training.data_seed is not None,
+        "early_stopping_patience": training.early_stopping_patience is not None,
+    }
+    return [name for name, is_given in given.items() if is_given]
 
 
 def _data(parsed: ParsedArguments, read_views: Any) -> tuple[Any, dict[str, Any]]:
     from ragcun_hf.sweep.run import SweepData
+    from ragcun_hf.view_features import views_digest
 
     if parsed.validation.val_data and parsed.validation.val_fraction:
         parsed.validation.val_fraction = 0.0  # the default gives way to data that were named
@@ -125,7 +151,7 @@ def _data(parsed: ParsedArguments, read_views: Any) -> tuple[Any, dict[str, Any]
     store = parsed.features.store(base)
     data = SweepData.of_views(base, train_views, validation_views, store)
     say(store.summary())
-    return data, facts
+    return data, {**facts, "training_texts": views_digest(train_views), "held_out": views_digest(validation_views)}
 
 
 def _run(
@@ -144,6 +170,7 @@ def _run(
 
     spec = {
         "data": facts,
+        "features": {name: getattr(parsed.features, name) for name in _FEATURES},
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "training": recorded_arguments(parsed.training),
         "settings": settings,
@@ -171,6 +198,7 @@ def _report(
     command: str,
 ) -> None:
     """Write table, plot, results and the best setting's flags, and say so."""
+    from ragcun_hf.errors import UserError
     from ragcun_hf.evaluation.environment import environment_facts
     from ragcun_hf.sweep.plot import plot_sweep
     from ragcun_hf.sweep.report import format_table, varied_names
@@ -188,30 +216,38 @@ def _report(
         "seconds_of_heads": round(records.total_seconds(), 2),
     }
     (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    _write_best(folder / "best.yaml", parsed, summaries[0].setting)
+    best = summaries[0]
+    if sweep.select not in best.means:
+        raise UserError(f"expected heads with finite figures, got none (see {folder}/table.md): lower --learning_rate")
+    _write_best(folder, parsed, best.setting)
     written = ["table.md", "results.json", "best.yaml"]
     if varied_names([summary.setting for summary in summaries]):
         plot_sweep(summaries, base, sweep.select, folder / "settings.png")
         written.append("settings.png")
     say(f"\n{table}\n\nIn {folder}: {', '.join(written)}.")
-    best = summaries[0]
-    if not best.means.get(sweep.select, 0.0) > base[sweep.select if sweep.select in base else "ndcg@10"]:
+    if not best.means[sweep.select] > base[sweep.select if sweep.select in base else "ndcg@10"]:
         say("No setting beats the frozen base on the held-out documents.")
     say(f"Next: python training/train_contrastive.py --config {shlex.quote(str(folder / 'best.yaml'))}")
 
 
-def _write_best(path: Path, parsed: ParsedArguments, setting: dict[str, Any]) -> None:
+def _write_best(folder: Path, parsed: ParsedArguments, setting: dict[str, Any]) -> None:
     """Write the flags that train_contrastive.py takes to train the best setting."""
     import yaml
 
     from ragcun_hf.run_output import recorded_arguments
     from ragcun_hf.sweep.report import changed_fields
+    from ragcun_hf.sweep.settings import make_trial
 
-    parts = (parsed.data, parsed.validation, parsed.model, parsed.features)
+    # With the seed that parted the pairs, so that the same documents are held out.
+    trial = make_trial(setting, parsed.training.seed, parsed.model, parsed.training)
+    parts = (parsed.data, parsed.validation, trial.model, parsed.features)
     flags = {name: value for part in parts for name, value in changed_fields(part).items()}
-    flags |= {name: value for name, value in recorded_arguments(parsed.training).items() if value is not None}
-    flags |= {name: value for name, value in setting.items() if value is not None}
-    path.write_text(yaml.safe_dump(flags, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    flags |= {name: value for name, value in recorded_arguments(trial.training).items() if value is not None}
+    if flags.get("per_device_eval_batch_size") == flags["per_device_train_batch_size"]:
+        del flags["per_device_eval_batch_size"]
+    flags["output_dir"] = f"checkpoints/{folder.resolve().name}"
+    text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
+    (folder / "best.yaml").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..errors import UserError
-from .search import Matrix, SearchResult, exact_search, rank_candidates
+from ..errors import NotFiniteError, UserError
+from .search import Matrix, SearchResult, check_arguments, exact_search, normalize_rows, rank_candidates
 
 DEFAULT_PROBES = 32
 _POINTS_PER_LIST = 64  # that a centroid is learned from; more move it little
@@ -60,6 +61,7 @@ def approximate_search(
     require_faiss()
     if num_probes < 1:
         raise UserError(f"--faiss_probes must be at least 1, got {num_probes}: set it to e.g. {DEFAULT_PROBES}")
+    check_arguments(queries, documents, k, similarity)
     k = min(k, len(documents))
     index = _build_index(documents, similarity)
     index.nprobe = num_probes
@@ -127,8 +129,5 @@ def _prepared(matrix: Matrix, rows: Any, similarity: str) -> np.ndarray[Any, Any
     """Read some rows as float32, of unit length where cosines are compared."""
     block = np.array(np.asarray(matrix)[rows], dtype=np.float32)
     if not np.isfinite(block).all():
-        raise UserError("expected finite vectors, got NaN or infinity: check the model and its precision")
-    if similarity != "cosine":
-        return block
-    norms = np.linalg.norm(block, axis=1, keepdims=True)
-    return block / np.where(norms > 0, norms, 1.0)
+        raise NotFiniteError("expected finite vectors, got NaN or infinity: check the model and its precision")
+    return normalize_rows(torch.from_numpy(block)).numpy() if similarity == "cosine" else block

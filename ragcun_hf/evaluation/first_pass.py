@@ -1,7 +1,9 @@
 """The first pass of an exact search: one matrix product in float32, and every document it cannot rule out.
 
 The error of the product is bounded. A document whose score lies further below the k-th best than twice that bound is
-not among the k best; all others are candidates, to be scored again. So nothing is lost to rounding.
+not among the k best; all others are candidates, to be scored again. So nothing is lost to rounding. Where so many
+remain that memory would not hold them (a model that has collapsed, a corpus full of repetitions), they are scored
+again at once, and the k best of them stay.
 
 Shape letters used in this file: Q = queries, B = queries in a block, M = documents in a block, D = vector width,
 K = results per query, C = columns that share one maximum, P = pairs of a query and a document.
@@ -9,18 +11,18 @@ K = results per query, C = columns that share one maximum, P = pairs of a query 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..errors import UserError
+from ..errors import NotFiniteError
 
 _COLUMNS_PER_MAXIMUM = 16  # scores are first looked at through maxima over so many columns
-_MOST_CANDIDATES = 4_096  # per query, beyond four for each result: more are equal, as those of a collapsed model are
+_MOST_CANDIDATES = 4_096  # per query, beyond four for each result; more are scored again before the pass is over
 _STALE_SHARE = 0.1  # of the results: so many scores may wait before they raise the bar
-_SPARE = 16  # candidates beyond k that are kept of those
+_LEAST_NORMAL = 2.0**-126  # of float32; products below it lose digits, or all of them
 
 
 @dataclass
@@ -36,26 +38,33 @@ class Pairs:
         """Return those of a mask or of an order."""
         return Pairs(*(column[is_kept] for column in vars(self).values()))
 
-    def best_of_each(self, most: int, *, ties: Tensor) -> Pairs:
-        """Choose the best pairs of each query.
+    def to(self, device: str | torch.device) -> Pairs:
+        """Move all columns."""
+        return Pairs(*(column.to(device) for column in vars(self).values()))
 
-        Args:
-            most: Pairs to keep per query.
-            ties: Shape (P,); of equal scores the lower one comes first.
 
-        Returns:
-            Query by query, the best first.
-        """
-        if not len(ties):
-            return self
-        # One key for both, the query first.
-        ties = ties - ties.min()
-        sorted_pairs = self.where(torch.argsort(self.queries * (ties.max() + 1) + ties))
-        places_BX = _places_by_query(sorted_pairs.queries, int(sorted_pairs.queries[-1]) + 1)
-        scores_BX = torch.where(places_BX < 0, -torch.inf, sorted_pairs.scores[places_BX])
-        order_BX = torch.sort(scores_BX, dim=1, descending=True, stable=True).indices[:, :most]
-        best_P = places_BX.gather(1, order_BX).flatten()
-        return sorted_pairs.where(best_P[best_P >= 0])
+def best_of_each(queries: Tensor, scores: Tensor, ties: Tensor, most: int) -> Tensor:
+    """Choose the best pairs of each query.
+
+    Args:
+        queries: Shape (P,), the query of each pair.
+        scores: Shape (P,).
+        ties: Shape (P,), whole numbers from 0 below the number of documents; of equal scores the lower comes first.
+        most: Pairs to keep per query.
+
+    Returns:
+        Places of the best, query by query, the best first.
+    """
+    if not len(queries):
+        return queries
+    # One key for both, the query first.
+    order_P = torch.argsort(queries * (ties.max() + 1) + ties)
+    sorted_queries, sorted_scores = queries[order_P], scores[order_P]
+    places_BX = _places_by_query(sorted_queries, int(sorted_queries[-1]) + 1)
+    scores_BX = torch.where(places_BX < 0, -torch.inf, sorted_scores[places_BX])
+    order_BX = torch.sort(scores_BX, dim=1, descending=True, stable=True).indices[:, :most]
+    best_P = places_BX.gather(1, order_BX).flatten()
+    return order_P[best_P[best_P >= 0]]
 
 
 @dataclass(frozen=True)
@@ -85,13 +94,23 @@ class CandidatePass:
         query_errors: Shape (Q,), lengths of their rounding errors.
         k: Results per query.
         query_block: Queries multiplied at once.
+        choose: Returns the places of each query's k best among some pairs, scored without error.
     """
 
-    def __init__(self, queries: Tensor, query_errors: Tensor, *, k: int, query_block: int) -> None:
+    def __init__(
+        self,
+        queries: Tensor,
+        query_errors: Tensor,
+        *,
+        k: int,
+        query_block: int,
+        choose: Callable[[Pairs], Tensor],
+    ) -> None:
         self._queries_QD = queries
         self._lengths_Q = lengths(queries)
         self._query_errors_Q = query_errors
         self._k = k
+        self._choose = choose
         self._query_block = query_block
         self._most = 4 * k + _MOST_CANDIDATES
         # The least that the k best scores of each query can be, in falling order.
@@ -133,10 +152,13 @@ class CandidatePass:
         longest = 1.001 * block.longest
         # Of a sum of dim products, whatever their order, as a share of the two lengths.
         rounding = (dim + 4) * 2**-23
-        of_products_Q = self._lengths_Q * (rounding * longest + block.error) + self._query_errors_Q * longest
-        errors_Q = of_products_Q if block.offsets is None else of_products_Q + rounding * longest**2
+        errors_Q = self._lengths_Q * (rounding * longest + block.error) + self._query_errors_Q * longest
+        errors_Q = errors_Q + 2 * (dim + 4) * _LEAST_NORMAL
+        if block.offsets is not None:
+            # The second part: distances that differ by less than this are equal in float32.
+            errors_Q = errors_Q + rounding * longest**2 + 2**-23 * (self._lengths_Q + longest).square()
         if not bool(errors_Q.isfinite().all()):
-            raise UserError("expected similarities within float32, got an overflow: scale the vectors down")
+            raise NotFiniteError("expected similarities within float32, got an overflow: scale the vectors down")
         return errors_Q
 
     def _multiply(self, rows: slice, residuals_MD: Tensor) -> Tensor:
@@ -171,8 +193,7 @@ class CandidatePass:
         is_crowded_P = (torch.bincount(pairs.queries) > self._most)[pairs.queries]
         if bool(is_crowded_P.any()):
             crowded = pairs.where(is_crowded_P)
-            best = crowded.best_of_each(self._k + _SPARE, ties=crowded.documents)
-            pairs = _joined([pairs.where(~is_crowded_P), best])
+            pairs = _joined([pairs.where(~is_crowded_P), crowded.where(self._choose(crowded))])
         self._pool, self._pool_size = [pairs], len(pairs.queries)
 
 

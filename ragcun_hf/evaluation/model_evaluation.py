@@ -85,7 +85,7 @@ def evaluate_model(
         Figures, runs and isotropy, ready for the results file.
 
     Raises:
-        UserError: If there is no predictor to use, or a data set does not fit; told before anything is encoded.
+        UserError: If there is no predictor to use, or a data set does not fit.
     """
     if use_predictor and model.predictor is None:
         raise UserError(
@@ -143,7 +143,7 @@ def _vectors_by_system(
     vectors = {BASE_SYSTEM: base}
     if not base_only:
         query_embeddings, query_predictions = apply_head(model, features[0])
-        document_embeddings, _ = apply_head(model, features[1])
+        document_embeddings, _ = apply_head(model, features[1], num_predicted=0)
         vectors[PROJECTION_SYSTEM] = (query_embeddings, document_embeddings)
         if use_predictor and query_predictions is not None:
             vectors[PREDICTOR_SYSTEM] = (query_predictions, document_embeddings)
@@ -158,10 +158,18 @@ def _features(
 
 
 @torch.inference_mode()
-def apply_head(model: IsotropicGaussianModel, features: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Put features (N, H) through the head: embeddings (N, D) and, with a predictor, predictions (N, D), float32."""
+def apply_head(
+    model: IsotropicGaussianModel, features: np.ndarray, *, num_predicted: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Put features (N, H) through the head: embeddings (N, D) and, with a predictor, predictions (N, D), float32.
+
+    With `num_predicted` 0 nothing is predicted, for documents, of which no prediction is asked.
+    """
     outputs = [
-        model(features=torch.from_numpy(features[start : start + _HEAD_ROWS]).to(model.device))
+        model(
+            features=torch.from_numpy(features[start : start + _HEAD_ROWS]).to(model.device),
+            num_predicted=num_predicted,
+        )
         for start in range(0, len(features), _HEAD_ROWS)
     ]
     embeddings = torch.cat([output.embeddings.float().cpu() for output in outputs]).numpy()

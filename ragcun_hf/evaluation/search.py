@@ -11,15 +11,16 @@ per query, P = pairs of a query and a document.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-from .first_pass import CandidatePass, DocumentBlock, Pairs, lengths
+from ..errors import NotFiniteError, UserError
+from .first_pass import CandidatePass, DocumentBlock, Pairs, best_of_each, lengths
 from .memory_maps import release, will_need
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
@@ -27,7 +28,9 @@ Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 _RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in turns
 _RESCORING_VALUES = 2**18  # float64 numbers held at once while scoring candidates again (2 MiB, which caches hold)
-_ROUNDING = 2.0**-21  # generous bound of the relative error of normalising and shifting a vector in float32
+# Bound of the relative error of shifting and scaling a vector in float32. That of its length's sum of squares is not
+# in here: the first pass doubles its bound of a product's error, which has room for it.
+_ROUNDING = 2.0**-21
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def exact_search(
     """Find the k most similar documents of every query, comparing every pair.
 
     Documents are read block by block, so a memory map larger than the memory works. Memory held is about
-    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result.
+    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. Where very many documents are
+    as good as equal, the time grows with the number of such pairs: each is scored again in float64.
 
     Args:
         queries: Shape (Q, D), NumPy array, memory map or tensor of any real dtype; read as float32.
@@ -80,16 +84,18 @@ def exact_search(
         >>> found.scores.round(3).tolist()
         [[1.0, 0.7070000171661377], [1.0, 0.7070000171661377]]
     """
-    _check_arguments(queries, documents, k, similarity, document_block, query_block)
-    search = _Search(documents, similarity, ties, document_block, query_block, torch.device(device))
+    check_arguments(queries, documents, k, similarity)
+    if document_block < 1 or query_block < 1:
+        raise UserError(f"expected blocks of at least one row, got {document_block} and {query_block}: enlarge them")
+    ranks = _tie_ranks(ties, len(documents))
+    search = _Search(documents, similarity, ranks, document_block, query_block, torch.device(device))
     num_results = min(k, len(documents))
     scores = np.empty((len(queries), num_results), dtype=np.float32)
     indices = np.empty((len(queries), num_results), dtype=np.int64)
-    for rows in _blocks(len(queries), max(1, _RESULTS_AT_ONCE // num_results)):
-        queries_QD = _read_rows(queries, rows, "query").cpu()
-        scores[rows], indices[rows] = search.best(queries_QD, num_results)
-    if not np.isfinite(scores).all():
-        raise UserError("expected similarities within float32, got an overflow: scale the vectors down")
+    with _whole_float32():
+        for rows in _blocks(len(queries), max(1, _RESULTS_AT_ONCE // num_results)):
+            queries_QD = _read_rows(queries, rows, "query").cpu()
+            scores[rows], indices[rows] = search.best(queries_QD, num_results)
     return SearchResult(scores=scores, indices=indices)
 
 
@@ -112,8 +118,12 @@ def rank_candidates(
 
     Returns:
         All candidates, each query's best first.
+
+    Raises:
+        UserError: As `exact_search`.
     """
-    search = _Search(documents, similarity, ties, 1, 1, torch.device("cpu"))
+    check_arguments(queries, documents, candidates.shape[1], similarity)
+    search = _Search(documents, similarity, _tie_ranks(ties, len(documents)), 1, 1, torch.device("cpu"))
     found_P = torch.from_numpy(candidates.reshape(-1).astype(np.int64))
     queries_P = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
     unknown_P = torch.zeros(len(found_P))
@@ -128,7 +138,7 @@ class _Search:
 
     documents: Matrix
     similarity: str
-    ties: np.ndarray[Any, Any] | None
+    ties: Tensor | None  # (N,), places of the documents in the order of ties
     document_block: int
     query_block: int
     device: torch.device
@@ -141,12 +151,12 @@ class _Search:
         self, candidates: Pairs, queries_QD: Tensor, k: int
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return scores and rows (Q, K) of the best of at least k candidates of each query."""
-        rescored = self._rescored(candidates, queries_QD)
-        found = rescored.best_of_each(k, ties=self._ties(rescored.documents))
-        return found.scores.view(-1, k).numpy(), found.documents.view(-1, k).numpy()
+        scores_P = self._rescored(candidates, queries_QD)
+        places_P = best_of_each(candidates.queries, scores_P, self._ties(candidates.documents), k)
+        return scores_P[places_P].view(-1, k).numpy(), candidates.documents[places_P].view(-1, k).numpy()
 
     def _ties(self, documents_P: Tensor) -> Tensor:
-        return documents_P if self.ties is None else torch.from_numpy(self.ties[documents_P.numpy()])
+        return documents_P if self.ties is None else self.ties[documents_P]
 
     def _candidates(self, queries_QD: Tensor, k: int) -> Pairs:
         """Return all pairs that can be among the best, on the CPU."""
@@ -154,17 +164,23 @@ class _Search:
         # A part that all documents share ranks none before another, and short vectors have small errors.
         origin_D = self._documents(blocks[0]).mean(dim=0)
         prepared_QD, errors_Q = self._prepared(queries_QD.to(self.device), origin_D)
-        first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block)
+
+        def choose(pairs: Pairs) -> Tensor:
+            on_cpu = pairs.to("cpu")
+            scores_P = self._rescored(on_cpu, queries_QD)
+            return best_of_each(on_cpu.queries, scores_P, self._ties(on_cpu.documents), k).to(pairs.queries.device)
+
+        first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block, choose=choose)
         for rows, next_rows in zip(blocks, [*blocks[1:], slice(0, 0)], strict=True):
             will_need(self.documents, next_rows)
             first_pass.add(self._prepared_block(rows, origin_D))
             release(self.documents)
-        return Pairs(*(column.cpu() for column in vars(first_pass.candidates()).values()))
+        return first_pass.candidates().to("cpu")
 
     def _documents(self, rows: slice) -> Tensor:
         """Read some documents onto the device, normalised where cosines are compared."""
         documents_MD = _read_rows(self.documents, rows, "document").to(self.device)
-        return _normalize(documents_MD) if self.similarity == "cosine" else documents_MD
+        return normalize_rows(documents_MD) if self.similarity == "cosine" else documents_MD
 
     def _prepared_block(self, rows: slice, origin_D: Tensor) -> DocumentBlock:
         documents_MD = self._documents(rows)
@@ -186,16 +202,17 @@ class _Search:
     def _prepared(self, queries_QD: Tensor, origin_D: Tensor) -> tuple[Tensor, Tensor]:
         """Return the queries as the first pass multiplies them, and the lengths of their errors."""
         if self.similarity == "cosine":
-            queries_QD = _normalize(queries_QD)
+            queries_QD = normalize_rows(queries_QD)
         errors_Q = _ROUNDING * lengths(queries_QD)
         if self.similarity == "euclidean":
             return queries_QD - origin_D, errors_Q + _ROUNDING * origin_D.norm()
         return queries_QD, errors_Q
 
-    def _rescored(self, pairs: Pairs, queries_QD: Tensor) -> Pairs:
-        """Score pairs from the vectors alone, in float64 rounded to float32."""
+    def _rescored(self, pairs: Pairs, queries_QD: Tensor) -> Tensor:
+        """Score pairs from the vectors alone, in float64 rounded to float32: (P,), in their order."""
         # Document by document: a memory map is read forwards, and each document once.
-        pairs = pairs.where(torch.argsort(pairs.documents, stable=True))
+        order_P = torch.argsort(pairs.documents, stable=True)
+        pairs = pairs.where(order_P)
         scores_P = torch.empty(len(pairs.queries), dtype=torch.float32)
         for part in _blocks(len(scores_P), max(1, _RESCORING_VALUES // max(1, queries_QD.shape[1]))):
             distinct, places = torch.unique_consecutive(pairs.documents[part], return_inverse=True)
@@ -203,12 +220,13 @@ class _Search:
             queries_PD = queries_QD[pairs.queries[part]].double()
             scores_P[part] = _similarity_of_rows(queries_PD, documents_PD, self.similarity)
             release(self.documents)
-        return replace(pairs, scores=scores_P)
+        if not bool(scores_P.isfinite().all()):
+            raise NotFiniteError("expected similarities within float32, got an overflow: scale the vectors down")
+        return torch.empty_like(scores_P).scatter_(0, order_P, scores_P)
 
 
-def _check_arguments(
-    queries: Matrix, documents: Matrix, k: int, similarity: str, document_block: int, query_block: int
-) -> None:
+def check_arguments(queries: Matrix, documents: Matrix, k: int, similarity: str) -> None:
+    """Raise UserError where shapes do not fit, or there is no such similarity."""
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise UserError(
             f"expected queries (Q, D) and documents (N, D) of one width, got {tuple(queries.shape)} and "
@@ -220,8 +238,30 @@ def _check_arguments(
         raise UserError(f"expected k >= 1 results per query, got {k}: ask for at least one")
     if similarity not in SIMILARITIES:
         raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one")
-    if document_block < 1 or query_block < 1:
-        raise UserError(f"expected blocks of at least one row, got {document_block} and {query_block}: enlarge them")
+
+
+def _tie_ranks(ties: np.ndarray[Any, Any] | None, num_documents: int) -> Tensor | None:
+    """Return the place (N,) of each document in the order of ties."""
+    if ties is None:
+        return None
+    distinct, ranks = np.unique(ties, return_inverse=True)
+    if np.shape(ties) != (num_documents,) or len(distinct) != num_documents:
+        raise UserError(
+            f"expected {num_documents} different numbers for ties, one per document, got {len(distinct)} in shape "
+            f"{np.shape(ties)}: number the documents"
+        )
+    return torch.from_numpy(ranks)
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Keep products from being computed in TF32 or bfloat16, whose errors the first pass does not reckon with."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _blocks(length: int, step: int) -> Iterator[slice]:
@@ -240,11 +280,11 @@ def _read_rows(matrix: Matrix, rows: slice | np.ndarray[Any, Any], what: str) ->
         block = torch.from_numpy(array if array.flags.writeable else array.copy())
     # The sum of a block shows NaN and infinity five times faster; only a sum that overflowed is a false alarm.
     if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):
-        raise UserError(f"expected finite {what} vectors, got NaN or infinity: check the model and its precision")
+        raise NotFiniteError(f"expected finite {what} vectors, got NaN or infinity: check the model and its precision")
     return block
 
 
-def _normalize(x_BD: Tensor) -> Tensor:
+def normalize_rows(x_BD: Tensor) -> Tensor:
     """Scale rows to unit length; zero rows stay zero."""
     norm_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
     if bool(((norm_B1 < 1e-15) | (norm_B1 > 1e15)).any()):

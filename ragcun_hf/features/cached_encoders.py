@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 import time
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .feature_cache import KEY_FILE
 
 _ABANDONED_SECONDS = 24 * 3600  # a temporary file of that age has no writer any more
@@ -58,9 +61,12 @@ def _describe(folder: Path) -> CachedEncoder | None:
     try:
         parts = json.loads(key_file.read_text(encoding="utf-8"))
         last_used = key_file.stat().st_mtime
-        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     except (OSError, ValueError):  # not ours, or being removed
         return None
+    sizes = {}
+    for path in folder.glob("[!.]*"):  # without what is being written
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
     shards = [re.fullmatch(r"(\d+)-[0-9a-f]+\.arrow", name) for name in sizes]
     return CachedEncoder(
         folder=folder,
@@ -72,12 +78,26 @@ def _describe(folder: Path) -> CachedEncoder | None:
 
 
 def remove_cached_encoder(entry: CachedEncoder) -> None:
-    """Remove the features of one key; a process that reads them at this moment encodes again what it misses."""
-    shutil.rmtree(entry.folder)
+    """Remove the features of one key; a process that uses them at this moment encodes again what it misses.
+
+    Args:
+        entry: What to remove.
+
+    Raises:
+        UserError: If the disk refuses.
+    """
+    doomed = entry.folder.with_name(f".{entry.key}.{uuid.uuid4().hex}.removed")
+    try:
+        entry.folder.rename(doomed)  # first, so that no writer adds to what is being removed
+        shutil.rmtree(doomed)
+    except FileNotFoundError:  # somebody else was faster
+        return
+    except OSError as error:
+        raise UserError(f"expected a feature cache that can be pruned, got {error}: check its permissions") from error
 
 
 def remove_abandoned_files(folder: str | Path) -> int:
-    """Remove what killed writers left half-written.
+    """Remove what killed writers left half-written, and killed prunings half-removed.
 
     Args:
         folder: The cache's folder.
@@ -85,8 +105,12 @@ def remove_abandoned_files(folder: str | Path) -> int:
     Returns:
         The number of files removed.
     """
-    oldest = time.time() - _ABANDONED_SECONDS
-    abandoned = [path for path in Path(folder).glob("*/.*.tmp") if path.stat().st_mtime < oldest]
-    for path in abandoned:
-        path.unlink(missing_ok=True)
-    return len(abandoned)
+    for path in Path(folder).glob(".*.removed"):
+        shutil.rmtree(path, ignore_errors=True)
+    oldest, count = time.time() - _ABANDONED_SECONDS, 0
+    for path in Path(folder).glob("*/.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+                count += 1
+    return count

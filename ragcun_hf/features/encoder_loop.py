@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self
 
 from tqdm.auto import tqdm
 
+from ..errors import UserError
 from ..read_ahead import one_ahead
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ def encode_in_batches(
     Yields:
         tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU.
             Every position comes once.
+
+    Raises:
+        UserError: If a feature is not finite.
     """
     with _Progress(texts, max_length=model.config.max_length, is_shown=show_progress) as progress:
         for positions, token_ids in _tokenized_ahead(model, texts, prompt):
@@ -49,6 +53,11 @@ def encode_in_batches(
                 batch = [positions[row] for row in rows]
                 tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
                 features = compute(tokens["input_ids"], tokens["attention_mask"])
+                if not bool(features.isfinite().all()):
+                    raise UserError(
+                        f"expected finite features, got NaN or infinity for text {batch[0] + 1} or one like it: check "
+                        "the encoder, or try --encoder_dtype float32"
+                    )
                 progress.advance(batch, num_tokens=sum(len(token_ids[row]) for row in rows))
                 yield batch, features
 
@@ -63,7 +72,8 @@ def _tokenized_ahead(
         tokens = model.tokenizer(
             block, truncation=True, max_length=model.config.max_length, return_token_type_ids=False
         )
-        return positions, tokens["input_ids"]
+        # A blank text without special tokens is one padding token, as in the model's own `tokenize`.
+        return positions, [ids or [model.tokenizer.pad_token_id] for ids in tokens["input_ids"]]
 
     # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
     order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))

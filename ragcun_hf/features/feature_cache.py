@@ -62,7 +62,8 @@ class FeatureCache:
         self.folder = Path(folder) / key
         self.feature_dim = feature_dim
         self._dtype = np.dtype(dtype)
-        self._make_folder(json.dumps({"name": name, **parts}, sort_keys=True, indent=1))
+        self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
+        self._make_folder()
         self._shards: list[_Shard] = []
         self._known_paths: set[Path] = set()
         self._index: DigestIndex | None = None
@@ -84,20 +85,33 @@ class FeatureCache:
             damaged = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._is_whole(number)]
             if not damaged:
                 return np.flatnonzero(shards < 0).tolist()
-            self._shards = [shard for shard in self._shards if shard not in damaged]
-            self._index = None
+            self._forget(damaged)
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """Return (len(digests), H) float32 features; every digest must be present."""
+        """Look features up.
+
+        Args:
+            digests: What `text_digest` gives for each text.
+
+        Returns:
+            Shape (len(digests), H), float32.
+
+        Raises:
+            KeyError: If not every digest is present, or a shard was removed or damaged since.
+        """
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
+        if self.missing(digests):
+            raise KeyError(f"{len(self.missing(digests))} texts have no feature in {self.folder}: encode them first")
         shards, rows = self._digests().find(digests)
-        if (shards < 0).any():
-            raise KeyError(f"{int((shards < 0).sum())} texts have no feature in {self.folder}: encode them first")
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
         for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
             places = order[start:end]
-            features[places] = self._shards[number].features()[rows[places]]
+            try:
+                features[places] = self._shards[number].features()[rows[places]]
+            except OSError as error:
+                self._forget([self._shards[number]])
+                raise KeyError(f"features were removed from {self.folder}: encode them again") from error
         return features
 
     def write(self, digests: Sequence[bytes], features: np.ndarray) -> None:
@@ -114,6 +128,7 @@ class FeatureCache:
         from datasets.arrow_writer import ArrowWriter
 
         features = self._as_stored(features)
+        self._make_folder()
         name = f"{len(digests)}-{_checksum(b''.join(digests), features)}.arrow"
         schema = Features({"text": Value("binary"), "feature": List(Value(self._dtype.name), length=self.feature_dim)})
         temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -132,6 +147,10 @@ class FeatureCache:
         self._known_paths.discard(self.folder / name)  # what was damaged under this name is whole now
         self._open_new_shards()
 
+    def _forget(self, shards: list[_Shard]) -> None:
+        self._shards = [shard for shard in self._shards if shard not in shards]
+        self._index = None
+
     def _as_stored(self, features: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(features, dtype=self._dtype)
@@ -147,13 +166,14 @@ class FeatureCache:
             self._index = DigestIndex([shard.digests for shard in self._shards])
         return self._index
 
-    def _make_folder(self, description: str) -> None:
+    def _make_folder(self) -> None:
+        """Make the folder, which may have been pruned, and let its date say that it is in use."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
             if not key_file.exists():
                 temporary = self.folder / f".key.{uuid.uuid4().hex}.tmp"
-                temporary.write_text(description + "\n", encoding="utf-8")
+                temporary.write_text(self._description + "\n", encoding="utf-8")
                 temporary.replace(key_file)
             os.utime(key_file)
         except OSError as error:

@@ -14,6 +14,7 @@ import torch
 import xxhash
 
 from ..data.documents import text_digest
+from ..errors import UserError
 from .encoder_backends import choose_dtype, feature_function
 from .encoder_loop import encode_in_batches
 from .feature_cache import FeatureCache
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from .encoder_backends import ComputeFeatures
 
 _TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
+_MOST_READINGS = 3  # of features that others keep removing
 _SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
 
 
@@ -55,6 +57,8 @@ class FeatureTable:
 class FeatureStore:
     """Give the frozen encoder's features of texts, from the cache or by running it.
 
+    The encoder and its tokenizer must not change while a store is in use: their checksums are taken once.
+
     Args:
         model: Whose encoder, tokenizer, pooling and length make the features.
         cache_folder: Where features are kept; None keeps nothing.
@@ -65,6 +69,7 @@ class FeatureStore:
 
     Attributes:
         backend: As given.
+        feature_dtype: As given.
 
     Example:
         >>> store = FeatureStore(model, cache_folder=None)  # doctest: +SKIP
@@ -86,7 +91,7 @@ class FeatureStore:
         self._cache_folder = cache_folder
         self._dtype = choose_dtype(dtype, model.device)
         self.backend = backend
-        self._feature_dtype = feature_dtype
+        self.feature_dtype = feature_dtype
         self._show_progress = show_progress
         self._caches: dict[str, FeatureCache] = {}
         self._encoder_parts: dict[str, Any] | None = None
@@ -135,6 +140,18 @@ class FeatureStore:
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
+        for _ in range(_MOST_READINGS):
+            self._encode_missing(cache, digests, texts, prompt)
+            try:
+                return cache.read(digests)
+            except KeyError:  # pruned by another process in this moment
+                continue
+        raise UserError(
+            f"expected the features to stay in {cache.folder}, got them removed {_MOST_READINGS} times while they "
+            "were read: name another --feature_cache_dir"
+        )
+
+    def _encode_missing(self, cache: FeatureCache, digests: list[bytes], texts: list[str], prompt: str) -> None:
         missing = cache.missing(digests)
         self._num_encoded += len(missing)
         shard = _ShardInProgress(cache)
@@ -144,7 +161,6 @@ class FeatureStore:
         finally:
             # What was encoded before an interruption is kept.
             shard.write()
-        return cache.read(digests)
 
     def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
         self._num_encoded += len(texts)
@@ -167,11 +183,13 @@ class FeatureStore:
             if self._encoder_parts is None:
                 self._encoder_parts = _encoder_parts(self._model)
             parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
+            if self._model.device.type != "cpu":
+                parts["device"] = self._model.device.type
             self._caches[prompt] = FeatureCache(
                 self._cache_folder or "",
                 parts,
                 feature_dim=self._model.config.feature_dim,
-                dtype=self._feature_dtype,
+                dtype=self.feature_dtype,
                 name=self._model.config.base_model_name,
             )
         return self._caches[prompt]
@@ -239,5 +257,5 @@ def _tokenizer_checksum(tokenizer: Any) -> str:
         # Padding and truncation are set anew by every call.
         description.pop("padding", None)
         description.pop("truncation", None)
-    description["truncation_side"] = tokenizer.truncation_side
+    description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]
     return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -19,12 +19,13 @@ class Round:
     share: float
 
 
-def plan_rounds(num_settings: int, *, factor: int) -> list[Round]:
+def plan_rounds(num_settings: int, *, factor: int, least_share: float = 0.0) -> list[Round]:
     """Plan rounds that each keep one setting in `factor` and give it `factor` times the budget.
 
     Args:
         num_settings: Settings of the first round, >= 1.
         factor: At least 2; 1 trains every setting in full at once.
+        least_share: No round has a smaller share of the whole budget: there are fewer rounds then.
 
     Returns:
         The rounds in order; the last has the whole budget and, where there are several settings, at least two.
@@ -33,12 +34,8 @@ def plan_rounds(num_settings: int, *, factor: int) -> list[Round]:
         >>> [(each.num_settings, each.share) for each in plan_rounds(24, factor=4)]
         [(24, 0.0625), (6, 0.25), (2, 1.0)]
     """
-    num_rounds = 1
-    if factor > 1:
-        while num_settings >= factor**num_rounds:
-            num_rounds += 1
     least = min(2, num_settings)
-    return [
-        Round(max(least, math.floor(num_settings / factor**number)), factor ** (number + 1.0 - num_rounds))
-        for number in range(num_rounds)
-    ]
+    counts = [num_settings]
+    while factor > 1 and counts[-1] > least and factor ** -len(counts) >= least_share:
+        counts.append(max(least, math.floor(num_settings / factor ** len(counts))))
+    return [Round(count, factor ** (number + 1.0 - len(counts))) for number, count in enumerate(counts)]

@@ -1,6 +1,7 @@
 """Several heads trained at once on the same features: one stacked tensor per weight, one forward under vmap.
 
-What the Trainer does to one head is done to each here: its loss, order of rows, schedule, clipping and AdamW.
+What the Trainer does to one head is done to each here: its loss, order of rows, schedule, clipping and AdamW. Dropout
+alone is drawn for the batch of heads as a whole, so it follows from which heads are together.
 
 Shape letters used in this file: G = heads, B = pairs in a batch, M = documents in a batch, H = feature width,
 D = embedding width, K = random directions.
@@ -56,7 +57,7 @@ class PairBatches:
         return len(self._query_rows)
 
     def steps_per_epoch(self, batch_size: int, *, drop_last: bool) -> int:
-        """Count the batches of one pass."""
+        """Count the batches of one pass; pairs that fit in less than one batch are one all the same."""
         return max(1, len(self) // batch_size if drop_last else math.ceil(len(self) / batch_size))
 
     def batch(self, rows_GB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,26 +93,24 @@ class HeadBatch:
         numbers |= {name: [trial.value(name) for trial in trials] for name in _OBJECTIVE_NUMBERS}
         self._numbers = {name: torch.tensor(values, device=template.device) for name, values in numbers.items()}
 
-    def train(self, pairs: PairBatches, *, total_steps: int) -> Iterator[int]:
+    def train(self, pairs: PairBatches, *, total_steps: int, share: float = 1.0) -> Iterator[int]:
         """Train all heads; the learning rate falls to its end within these steps.
 
         Args:
             pairs: What to train on.
             total_steps: Optimizer steps.
+            share: These steps as a part of the whole budget; a warm-up given in steps shrinks with it.
 
         Yields:
             int: The number of each step when it is done.
         """
-        optimizer, scheduler = self._optimizer(total_steps)
+        optimizer, scheduler = self._optimizer(total_steps, share)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         torch.manual_seed(self._trials[0].seed)  # of dropout, which no head shares with another
         self._template.train()
         of_directions = 0 if self._needs_directions else None
         loss = vmap(self._loss, randomness="different", in_dims=(0, 0, 0, 0, 0, of_directions))
         for step, rows_GB in enumerate(self._orders(pairs, total_steps)):
-            loss = vmap(
-                self._loss, randomness="different", in_dims=(0, 0, 0, 0, 0, 0 if self._needs_directions else None)
-            )
             losses_G = loss(self._parameters, *pairs.batch(rows_GB), self._numbers, self._directions(step))
             losses_G.sum().backward()
             _clip_each(gradients, self._args.max_grad_norm)
@@ -156,8 +155,7 @@ class HeadBatch:
     def _orders(self, pairs: PairBatches, total_steps: int) -> Iterator[Tensor]:
         """Yield the rows (G, B) of each step, in the order in which the Trainer takes them."""
         batch_size = self._args.per_device_train_batch_size
-        drop_last = self._args.dataloader_drop_last and len(pairs) >= batch_size
-        steps_per_epoch = pairs.steps_per_epoch(batch_size, drop_last=drop_last)
+        steps_per_epoch = pairs.steps_per_epoch(batch_size, drop_last=self._args.dataloader_drop_last)
         orders_GN = torch.zeros(0)
         for step in range(total_steps):
             epoch, place = divmod(step, steps_per_epoch)
@@ -180,7 +178,7 @@ class HeadBatch:
         drawn = {seed: random_directions(width, count, seed=seed) for seed in set(seeds)}
         return torch.stack([drawn[seed] for seed in seeds]).to(self._template.device)
 
-    def _optimizer(self, total_steps: int) -> tuple[torch.optim.Optimizer, Any]:
+    def _optimizer(self, total_steps: int, share: float) -> tuple[torch.optim.Optimizer, Any]:
         """Make one AdamW over all heads, each with its own learning rate and weight decay, and its schedule."""
         args = self._args
         for parameter in self._parameters.values():
@@ -195,7 +193,16 @@ class HeadBatch:
         betas = (args.adam_beta1, args.adam_beta2)
         optimizer = torch.optim.AdamW(groups, betas=betas, eps=args.adam_epsilon, fused=True)
         warmup = args.get_warmup_steps(total_steps)
-        return optimizer, get_scheduler(args.lr_scheduler_type, optimizer, warmup, total_steps)
+        if args.warmup_steps >= 1:
+            warmup = math.ceil(share * warmup)
+        schedule = get_scheduler(
+            args.lr_scheduler_type,
+            optimizer,
+            warmup,
+            total_steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs or None,  # type: ignore[arg-type]
+        )
+        return optimizer, schedule
 
 
 def _view(parameter: Tensor, number: int) -> Tensor:

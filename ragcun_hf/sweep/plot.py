@@ -68,8 +68,13 @@ def _draw_panel(axes: Axes, summaries: Sequence[SettingSummary], name: str, sele
             markerfacecolor=None if number == last else "none",
             capsize=2,
             linewidth=1,
-            label=f"{summaries[chosen[0]].steps} steps",
+            label=_steps_label([summaries[row].steps for row in chosen]),
         )
+
+
+def _steps_label(steps: Sequence[int]) -> str:
+    fewest, most = min(steps), max(steps)
+    return f"{most} steps" if fewest == most else f"{fewest} to {most} steps"
 
 
 def _places(axes: Axes, values: Sequence[Any]) -> list[float]:

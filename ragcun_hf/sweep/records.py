@@ -15,6 +15,7 @@ from ..errors import UserError
 from .settings import Setting, setting_name
 
 _TRIALS_FILE, _SPEC_FILE = "trials.jsonl", "sweep.json"
+REPORT_FILES = ("table.md", "results.json", "best.yaml", "settings.png")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class SweepRecords:
         spec: What the sweep is: data, shared arguments, settings, seeds. A folder is of one spec.
 
     Raises:
-        UserError: If the folder holds another sweep, or cannot be written.
+        UserError: If the folder holds another sweep.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
@@ -86,7 +87,8 @@ class SweepRecords:
         """Sum up each setting, the best first.
 
         Args:
-            select: The figure that decides among settings of one round; later rounds come before earlier ones.
+            select: The figure that decides among settings of one round; later rounds come before earlier ones, and
+                settings without the figure last.
             round_number: Only this round. Default: the last of each setting.
 
         Returns:
@@ -97,7 +99,10 @@ class SweepRecords:
             if round_number in (None, record.round_number):
                 by_setting.setdefault(setting_name(record.setting), []).append(record)
         found = [_summary(records) for records in by_setting.values()]
-        return sorted(found, key=lambda each: (-each.round_number, -each.means.get(select, -math.inf)))
+        return sorted(
+            found,
+            key=lambda each: (select not in each.means, -each.round_number, -each.means.get(select, -math.inf)),
+        )
 
     def total_seconds(self) -> float:
         """Add up the time of all heads."""
@@ -110,7 +115,7 @@ class SweepRecords:
             temporary.replace(path)
             return
         there = json.loads(path.read_text(encoding="utf-8"))
-        changed = sorted(key for key in {*spec, *there} if spec.get(key) != there.get(key))
+        changed = _differing(spec, there)
         if changed:
             raise UserError(
                 f"{path.parent} holds a sweep with another {' and '.join(changed)}: name another --output_dir, or "
@@ -131,9 +136,21 @@ class SweepRecords:
 
 
 def remove_sweep(folder: Path) -> None:
-    """Remove the records of an earlier sweep."""
-    for name in (_TRIALS_FILE, _SPEC_FILE):
+    """Remove the records of an earlier sweep, and what was concluded from them."""
+    for name in (_TRIALS_FILE, _SPEC_FILE, *REPORT_FILES):
         (folder / name).unlink(missing_ok=True)
+
+
+def _differing(spec: dict[str, Any], there: dict[str, Any]) -> list[str]:
+    """Name the parts that differ, those of a mapping as `part.field`."""
+    names = []
+    for key in sorted({*spec, *there}):
+        ours, theirs = spec.get(key), there.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            names += [f"{key}.{name}" for name in _differing(ours, theirs)]
+        elif ours != theirs:
+            names.append(key)
+    return names
 
 
 def _summary(records: list[TrialRecord]) -> SettingSummary:

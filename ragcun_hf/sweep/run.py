@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
+from ..errors import NotFiniteError, UserError
 from ..evaluation.validation import RetrievalValidation
 from ..modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective import TERMS, resolve_weights
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 4096  # documents that decide principal directions and whitening
+_LEAST_STEPS = 20  # of a head in a round: in fewer, little more than the warm-up is seen
+_FEW_DOCUMENTS = 10  # among so few, NDCG@10 finds everything
 
 
 @dataclass
@@ -48,13 +51,20 @@ class SweepData:
     pairs: FeaturePairs
     num_training_rows: int
     validation: RetrievalValidation
-    _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict)
+    _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
     def of_views(
         cls, base: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: FeatureStore
     ) -> Self:
         """Compute the features of all texts, or read them."""
+        if len(train_views) < 2:
+            raise UserError(
+                f"expected at least two training rows, got {len(train_views)}: a batch needs others to compare"
+            )
+        num_held_out = len({validation_views[row]["positive"] for row in range(len(validation_views))})
+        if num_held_out <= _FEW_DOCUMENTS:
+            logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_held_out)
         pairs = as_feature_pairs([train_views, validation_views], store, prompts_of(base))
         return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
 
@@ -68,6 +78,8 @@ class SweepData:
         if key not in self._starts:
             rows = sorted(set(self.pairs.positive_rows[: self.num_training_rows].tolist()))[:_SAMPLE_ROWS]
             model.start_from_features(torch.from_numpy(self.pairs.document_vectors[rows]), whitening=whitening)
+            if model.config.output_dim > model.config.feature_dim:
+                return  # begun with directions drawn for this head
             self._starts[key] = linear.weight.detach().clone()
         linear.weight.data.copy_(self._starts[key])
 
@@ -97,46 +109,48 @@ def run_rounds(
         select: The validation figure that decides which settings go on.
     """
     batches = PairBatches(data.pairs, data.num_training_rows, data.base.device)
+    fewest = min(_steps(batches, trial, 1.0) for trial in trials)
     names = [setting_name(setting) for setting in settings]
-    for number, each in enumerate(plan_rounds(len(settings), factor=factor)):
+    for number, each in enumerate(plan_rounds(len(settings), factor=factor, least_share=_LEAST_STEPS / fewest)):
         if number:
             best = records.summaries(select, round_number=number - 1)[: each.num_settings]
             names = [setting_name(summary.setting) for summary in best]
         chosen = [trial for trial in trials if setting_name(trial.setting) in names]
-        missing = [trial for trial in chosen if (setting_name(trial.setting), trial.seed, number) not in records]
-        logger.info("round %d: %d heads, %d of them to train", number, len(chosen), len(missing))
-        _run_round(data, batches, missing, records, number, each)
+        logger.info("round %d: %d heads", number, len(chosen))
+        _run_round(data, batches, chosen, records, number, each)
 
 
 def _run_round(
     data: SweepData, batches: PairBatches, trials: Sequence[Trial], records: SweepRecords, number: int, plan: Round
 ) -> None:
-    budgets = {id(trial): _steps(batches, trial, plan.share) for trial in trials}
-    bar = tqdm(total=sum(budgets.values()), desc=f"Round {number + 1}", unit="step", disable=not trials)
-    with bar:
-        for together in _batched_trials(trials, by_seed=batches.has_negatives):
+    # Parted before looking at what is done already: a head's dropout depends on those beside it.
+    parts = [
+        part
+        for part in _batched_trials(trials, by_seed=batches.has_negatives)
+        if any((setting_name(trial.setting), trial.seed, number) not in records for trial in part)
+    ]
+    budgets = [_steps(batches, part[0], plan.share) for part in parts]
+    total = sum(len(part) * steps for part, steps in zip(parts, budgets, strict=True))
+    with tqdm(total=total, desc=f"Round {number + 1}", unit="step", disable=not parts) as bar:
+        for part, steps in zip(parts, budgets, strict=True):
             started = time.perf_counter()
-            template = _with_head(data.base, together[0].model)
-            heads = HeadBatch(template, [_start(template, trial, data) for trial in together], together)
-            steps = budgets[id(together[0])]
-            for _ in heads.train(batches, total_steps=steps):
-                bar.update(len(together))
+            template = _with_head(data.base, part[0].model)
+            heads = HeadBatch(template, [_start(template, trial, data) for trial in part], part)
+            for _ in heads.train(batches, total_steps=steps, share=plan.share):
+                bar.update(len(part))
             figures = [_measured(template, head, data.validation) for head in heads.heads()]
-            seconds = (time.perf_counter() - started) / len(together)
+            seconds = (time.perf_counter() - started) / len(part)
             records.add(
                 [
                     TrialRecord(trial.setting, trial.seed, number, steps, found, seconds)
-                    for trial, found in zip(together, figures, strict=True)
+                    for trial, found in zip(part, figures, strict=True)
                 ]
             )
 
 
 def _steps(batches: PairBatches, trial: Trial, share: float) -> int:
     args = trial.training
-    per_epoch = batches.steps_per_epoch(
-        args.per_device_train_batch_size,
-        drop_last=args.dataloader_drop_last and len(batches) >= args.per_device_train_batch_size,
-    )
+    per_epoch = batches.steps_per_epoch(args.per_device_train_batch_size, drop_last=args.dataloader_drop_last)
     whole = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
     return max(1, math.ceil(share * whole))
 
@@ -160,7 +174,7 @@ def _with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> Isotr
     """Put a new head on the base's encoder."""
     of_encoder = ("encoder_config", "base_model_name", "pooling", "normalize_features", "max_length")
     fields = {name: getattr(base.config, name) for name in (*of_encoder, "query_prompt", "document_prompt")}
-    config = IsotropicGaussianConfig(**{**fields, **arguments.config_fields(), **fields})
+    config = IsotropicGaussianConfig(**{**arguments.config_fields(), **fields})
     with torch.device("meta"):  # its encoder is not for use
         model = IsotropicGaussianModel(config)
     for head in (model.projection, model.predictor):
@@ -196,7 +210,8 @@ def _measured(
     template: IsotropicGaussianModel, head: dict[str, Tensor], validation: RetrievalValidation
 ) -> dict[str, float]:
     """Measure one head; a diverged one has no figures."""
-    if not all(bool(weight.isfinite().all()) for weight in head.values()):
-        return {}
     template.load_state_dict(head, strict=False)
-    return validation(template.eval())
+    try:
+        return validation(template.eval())
+    except NotFiniteError:
+        return {}

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..command_line import FlagValues
+from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..errors import UserError
+from ..objective import resolve_weights
 from ..run_arguments import ModelArguments
 from ..training_arguments import IsotropicGaussianTrainingArguments
 
@@ -90,6 +92,7 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
         [{'temperature': 0.02, 'similarity_fn_name': 'cosine'}, {'temperature': 0.05, 'similarity_fn_name': 'cosine'}]
     """
     columns = [[_convert(flag, value) for value in _listed(flag, values)] for flag, values in grid.items()]
+    _check_names([column[0][0] for column in columns])
     count = math.prod(len(column) for column in columns)
     if count > _MOST_SETTINGS:
         raise UserError(f"expected a grid of at most {_MOST_SETTINGS:,} settings, got {count:,}: use --search random")
@@ -117,7 +120,9 @@ def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[
     generator = random.Random(seed)
     settings: dict[str, Setting] = {}
     for _ in range(_ATTEMPTS_PER_DRAW * count):
-        setting = dict(_convert(flag, _draw(flag, values, generator)) for flag, values in space.items())
+        drawn = [_convert(flag, _draw(flag, values, generator)) for flag, values in space.items()]
+        _check_names([name for name, _ in drawn])
+        setting = dict(drawn)
         settings[setting_name(setting)] = setting
         if len(settings) == count:
             break
@@ -131,7 +136,7 @@ def make_trial(
 
     Args:
         setting: By field name.
-        seed: Of the head's start, its data order, dropout and directions.
+        seed: Of the head's start, its data order and its directions.
         model: The shared arguments.
         training: Likewise.
 
@@ -146,19 +151,37 @@ def make_trial(
     of_model = {name: value for name, value in setting.items() if hasattr(model, name)}
     for name in setting.keys() - of_model.keys():
         setattr(own_training, name, setting[name])
+    if training.per_device_eval_batch_size == training.per_device_train_batch_size:
+        own_training.per_device_eval_batch_size = own_training.per_device_train_batch_size
     trial = Trial(setting, seed, dataclasses.replace(model, **of_model), own_training)
     if "lambda_predictive" not in setting and not trial.model.use_predictor:
         own_training.lambda_predictive = None  # a shared weight is meant for the heads that have a predictor
     try:
-        own_training.check_values()
+        _check_trial(trial)
     except ValueError as error:
         raise UserError(f"setting {setting_name(setting)}: {error}") from error
-    if (own_training.lambda_predictive or 0) > 0 and not trial.model.use_predictor:
-        raise UserError(
-            f"setting {setting_name(setting)}: lambda_predictive {own_training.lambda_predictive} needs a predictor, "
-            "got none: set use_predictor, or leave the weight out (1 with a predictor, 0 without)"
-        )
     return trial
+
+
+def _check_trial(trial: Trial) -> None:
+    model, training = trial.model, trial.training
+    training.check_values()
+    model.check_values()
+    fields = model.config_fields()
+    IsotropicGaussianConfig(**{name: fields[name] for name in SHAPES if name in fields})
+    if (training.lambda_predictive or 0) > 0 and not model.use_predictor:
+        raise UserError(
+            f"lambda_predictive {training.lambda_predictive} needs a predictor, got none: set use_predictor, or leave "
+            "the weight out (1 with a predictor, 0 without)"
+        )
+    if not any(resolve_weights(training, use_predictor=model.use_predictor).values()):
+        raise UserError("expected a term to train, got weights that are all 0: set one above 0, or use_predictor")
+
+
+def _check_names(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"expected each flag once in a grid, got two names of {twice[0]}: leave one out")
 
 
 def _convert(flag: str, value: Any) -> tuple[str, Any]:
@@ -195,4 +218,5 @@ def _draw(flag: str, values: Any, generator: random.Random) -> Any:
             f"{flag}: expected a list of values or a range {{low: a, high: b, log: true}} with a < b (and a > 0 with "
             f"log), got {values!r}: correct it"
         )
-    return math.exp(generator.uniform(math.log(low), math.log(high))) if is_log else generator.uniform(low, high)
+    drawn = math.exp(generator.uniform(math.log(low), math.log(high))) if is_log else generator.uniform(low, high)
+    return round(drawn) if _flag_values().is_whole(flag) else drawn

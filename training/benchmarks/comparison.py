@@ -1,7 +1,7 @@
-"""What every benchmark here shares: run us and the peer in turn, several times, and report medians and ratios.
+"""What the benchmarks here share: run us and the peer in turn, several times, and report medians and ratios.
 
-A benchmark is a script of this folder that builds its data, names its contenders and calls `compare`; it can be run
-alone, and `make benchmark` runs all of them.
+A benchmark is a script of this folder that builds its data, names its contenders and calls `compare` (or, where a run
+takes minutes, times each once and says so); it can be run alone, and `make benchmark` runs all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from ragcun_hf.evaluation.environment import environment_facts
 class BenchmarkArguments:
     """What all benchmarks have in common."""
 
-    repeats: int = argument(5, "Timed rounds, >= 1; the contenders take turns inside each round.")
     threads: int | None = argument(None, "Threads that torch may use. Default: all cores.")
     output_dir: str = argument("results/benchmarks", "Where <benchmark>.json goes.")
 

@@ -2,7 +2,8 @@
 
     python training/benchmarks/encoding.py --data_dir data/beir
 
-Texts are documents of SciFact, or documentation strings where there is no SciFact.
+Texts are documents of SciFact, or documentation strings where there is no SciFact. Ours computes in bfloat16 where the
+processor has it and the peer in float32, which are the defaults of both; ours in float32 stands beside them.
 """
 
 from __future__ import annotations
@@ -47,20 +48,24 @@ def main(arguments: list[str] | None = None) -> None:
     contenders: dict[str, Callable[[], Any]] = {
         "sentence-transformers": lambda: peer.encode(texts),
         **{f"ours, {backend}": encoder(model, texts, dtype, backend) for backend in BACKENDS},
+        "ours, float32": encoder(model, texts, torch.float32, "torch"),
         "peak": lambda: matrix @ matrix,
     }
     seconds = compare(contenders, repeats=args.repeats)
     operations, num_tokens = count_operations(model, texts)
     peak = 2 * _PEAK_SIZE**3 / min(seconds.seconds["peak"])
+    word = str(dtype).removeprefix("torch.")
     claims = []
     for backend in BACKENDS:
         name = f"ours, {backend}"
         speed_up = seconds.ratio("sentence-transformers", name)
         claims += [
-            at_least(f"texts per second, {backend} against sentence-transformers", speed_up, 2.5),
-            at_least(f"share of the {dtype} peak, {backend}", operations / seconds.median(name) / peak, 0.55, ""),
+            at_least(f"texts per second, {backend} in {word} against sentence-transformers", speed_up, 2.5),
+            at_least(f"share of the {word} peak, {backend}", operations / seconds.median(name) / peak, 0.55, ""),
             figure(f"tokens per second, {backend}", num_tokens / seconds.median(name), ""),
         ]
+    same = seconds.ratio("sentence-transformers", "ours, float32")
+    claims.append(figure("texts per second, torch in float32 against sentence-transformers", same, "x"))
     claims.append(at_most("share of padding", padding_share(model, texts), 0.03, ""))
     report(args, "encoding", claims, details={"texts": source, "dtype": str(dtype), "seconds": seconds.seconds})
 
@@ -104,7 +109,7 @@ def count_operations(model: Any, texts: list[str]) -> tuple[float, int]:
 
 
 def padding_share(model: Any, texts: list[str]) -> float:
-    """Return the share of padding in the batches that the texts are encoded in."""
+    """Return the share of padding in the batches of one block of texts, which `--num_texts` up to 1,024 are."""
     from ragcun_hf.features.encoder_loop import batches_by_tokens
 
     lengths = [len(ids) for ids in token_ids(model, texts)]

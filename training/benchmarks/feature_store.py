@@ -72,7 +72,8 @@ def run_step(args: Arguments, folder: Path) -> None:
     set_threads(args.threads)
     from ragcun_hf.features.feature_store import FeatureStore
 
-    store = FeatureStore(one_layer_model(), cache_folder=folder, feature_dtype=folder.name, show_progress=False)
+    dtype = folder.name  # each kind of features has a folder of its name
+    store = FeatureStore(one_layer_model(), cache_folder=folder, feature_dtype=dtype, show_progress=False)
     texts = [f"w{row % _WORDS} w{row // _WORDS} w{row * 7 % _WORDS}" for row in range(args.num_texts)]
     started = time.perf_counter()
     vectors = store.features(texts).vectors

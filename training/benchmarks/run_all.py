@@ -17,6 +17,7 @@ from pathlib import Path
 from comparison import describe
 
 from ragcun_hf.command_line import argument, parse_arguments, run_script, say
+from ragcun_hf.errors import UserError
 
 HERE = Path(__file__).resolve().parent
 ALL = ("start_up", "encoding", "feature_store", "head_training", "many_heads", "exact_search", "end_to_end")
@@ -36,6 +37,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Run them one after the other; a failing one ends the run."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     started = time.perf_counter()
+    unknown = sorted(set(args.only) - set(ALL))
+    if unknown:
+        raise UserError(f"--only expects names among {', '.join(ALL)}, got {unknown[0]!r}: correct it")
     has_data = (Path(args.data_dir) / "scifact").is_dir()
     names = [name for name in args.only if has_data or name != "end_to_end"]
     for name in names:
