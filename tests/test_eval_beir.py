@@ -92,14 +92,14 @@ def evaluate(monkeypatch, data_dir, tmp_path):
     monkeypatch.chdir(tmp_path)
     script = importlib.import_module("eval_beir")
 
-    def run(*flags, datasets=("toy",), output="results", with_plots=False):
+    def run(*flags, datasets=("toy",), output="results", with_plots=False, read=read_results):
         if not with_plots:  # they take most of the time
             for name in ("plot_comparison", "plot_isotropy"):
                 monkeypatch.setattr(f"ragcun_hf.evaluation.plots.{name}", lambda *args, **kwargs: None)
         common = ["--datasets", *datasets, "--data_dir", str(data_dir), "--output_dir", output]
         script.main([*(str(flag) for flag in flags), *common, "--encoder_dtype", "float32"])
         (path,) = (tmp_path / output).glob("*.json")
-        return read_results(path)
+        return read(path)
 
     return run
 
@@ -415,3 +415,40 @@ def test_the_untrained_head_of_the_real_encoder_ranks_like_its_base(evaluate, em
     systems = results["datasets"]["toy"]["systems"]
     assert systems["projection"]["ndcg@10"] == pytest.approx(systems["base"]["ndcg@10"], abs=1e-6)
     assert results["model"]["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+# --compare
+
+
+def test_models_are_compared_with_the_figures_that_each_has_alone(evaluate, trained, data_dir, tmp_path, capsys):
+    """Two data sets, two models, one of which has seen a document."""
+    _write_beir(data_dir / "other", qrels={"q0": {"d0": 1}, "q5": {"d5": 1}})
+    first = trained("first", documents=["bread is food"])
+    second = trained("second", use_predictor=False)
+    options = {"datasets": ("toy", "other")}
+    comparison = evaluate(
+        "--compare",
+        first,
+        second,
+        "--use_predictor",
+        **options,
+        output="compared",
+        read=lambda path: json.loads(path.read_text()),
+    )
+    printed = capsys.readouterr().out
+    assert (tmp_path / "compared" / "comparison.png").is_file()
+    assert comparison["systems"] == ["base", "first", "first, predictor", "second"]
+    assert "second" in printed
+    alone = evaluate("--model_path", first, "--use_predictor", **options, output="alone")
+    for name in ("toy", "other"):
+        systems, expected = comparison["datasets"][name]["systems"], alone["datasets"][name]["systems"]
+        for system, single in (("base", "base"), ("first", "projection"), ("first, predictor", "predictor")):
+            assert systems[system] == pytest.approx(expected[single])
+    assert set(comparison["datasets"]["toy"]["subsets"]) == {"seen_documents", "unseen_documents"}
+    assert len(comparison["overall"]["comparisons"]) == 6
+
+
+@pytest.mark.parametrize("other", [["--model_path", "x"], ["--base_model", "x"]])
+def test_a_comparison_takes_no_other_model(evaluate, other):
+    with pytest.raises(UserError, match="one of --model_path, --base_model and --compare"):
+        evaluate("--compare", "a", "b", *other)

@@ -4,13 +4,17 @@
 
 Without --model_path, the encoder that --base_model names is evaluated as it is. Writes a table to the screen, a
 results file, TREC run files and, for a trained model, plots.
+
+    python training/eval_beir.py --compare checkpoints/a checkpoints/b --datasets scifact
+
+compares models with each other and with the frozen base, query by query.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +31,9 @@ class EvaluationArguments:
     revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
     base_model: str | None = argument(
         None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
+    )
+    compare: list[str] = argument(
+        [], "Models to compare with each other and with the frozen base of the first: folders or Hub ids."
     )
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
     datasets: list[str] = argument(
@@ -58,12 +65,23 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     _check(args)
     from ragcun_hf.data.beir_folder import find_beir_dataset
-    from ragcun_hf.evaluation.model_evaluation import evaluate_model, load_seen_digests
     from ragcun_hf.run_output import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     _check_ids(datasets)
     search = _search(args)
+    if args.compare:
+        _compare(args, features, datasets, search, arguments)
+        return
+    model, store, evaluation = _evaluate(args, features, datasets, search)
+    with disk_errors_explained(Path(args.output_dir)):
+        _write(args, model, store, search, evaluation, arguments)
+
+
+def _evaluate(args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], search: Any) -> Any:
+    """Load the model, search all data sets with it, and return it with its features and figures."""
+    from ragcun_hf.evaluation.model_evaluation import evaluate_model, load_seen_digests
+
     model, base_model = _load(args)
     store = _store(features, model)
     evaluation = evaluate_model(
@@ -73,23 +91,53 @@ def main(arguments: list[str] | None = None) -> None:
         base_store=None if base_model is None else _store(features, base_model),
         base_prompts=_prompts(base_model),
         base_only=args.model_path is None,
-        use_predictor=args.use_predictor,
+        # In a comparison the models that have none do without.
+        use_predictor=args.use_predictor and not (args.compare and model.predictor is None),
         drop_identical_ids=not args.keep_identical_ids,
         k=args.top_k,
         seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
         search=search,
     )
     say(store.summary())
-    with disk_errors_explained(Path(args.output_dir)):
-        _write(args, model, store, search, evaluation, arguments)
+    return model, store, evaluation
+
+
+def _compare(
+    args: EvaluationArguments,
+    features: FeatureArguments,
+    datasets: list[Any],
+    search: Any,
+    arguments: list[str] | None,
+) -> None:
+    """Evaluate every model, compare all pairs, write, draw, and say so."""
+    from ragcun_hf.evaluation.comparison_report import format_comparison, plot_comparison_of_models
+    from ragcun_hf.evaluation.model_comparison import compare_models, gather, system_names
+    from ragcun_hf.evaluation.model_evaluation import load_seen_digests
+    from ragcun_hf.evaluation.results import write_json
+    from ragcun_hf.run_output import disk_errors_explained
+
+    evaluations, settings = {}, {}
+    for name, path in zip(system_names(args.compare), args.compare, strict=True):
+        say(f"Evaluating {name}")
+        model, store, evaluations[name] = _evaluate(replace(args, model_path=path), features, datasets, search)
+        settings[name] = {"model": _model_facts(args, model, name), "settings": _settings(args, model, store, search)}
+    seen = {name: load_seen_digests(path) for name, path in zip(evaluations, args.compare, strict=True)}
+    comparison = compare_models(gather(datasets, evaluations, seen))
+    folder, name = Path(args.output_dir), args.run_name or "comparison"
+    with disk_errors_explained(folder):
+        write_json(folder / f"{name}.json", {**_facts(arguments), "models": settings, **comparison})
+        plot_comparison_of_models(comparison, folder / f"{name}.png")
+    say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")
 
 
 def _check(args: EvaluationArguments) -> None:
     from ragcun_hf.errors import UserError
     from ragcun_hf.run_output import check_writable
 
-    if bool(args.model_path) == bool(args.base_model):
-        raise UserError("expected either --model_path or --base_model, got both or neither: give one of them")
+    if sum(map(bool, (args.model_path, args.base_model, args.compare))) != 1:
+        raise UserError(
+            "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
+        )
     if args.top_k < 100:
         raise UserError(f"--top_k must be at least 100 for MAP@100 and recall@100, got {args.top_k}: raise it")
     if args.use_predictor and args.base_model:
@@ -150,29 +198,13 @@ def _search_facts(args: EvaluationArguments, search: Any) -> dict[str, Any]:
 def _write(
     args: EvaluationArguments, model: Any, store: Any, search: Any, evaluation: Any, arguments: list[str] | None
 ) -> None:
-    from datetime import datetime
-
-    from ragcun_hf.evaluation.results import SCHEMA_VERSION, environment_facts, format_results_table, write_results
+    from ragcun_hf.evaluation.results import format_results_table, write_results
 
     name = args.run_name or _run_name(args, model)
     results = {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": portable_command("training/eval_beir.py", arguments),
-        **environment_facts(),
+        **_facts(arguments),
         "model": _model_facts(args, model, name),
-        "settings": {
-            "split": args.split,
-            "max_length": model.config.max_length,
-            "document_text": "title + ' ' + text",
-            "identical_ids_dropped": not args.keep_identical_ids,
-            "top_k": args.top_k,
-            "encoder_dtype": store.dtype_name,
-            "encoder_backend": store.backend,
-            "feature_dtype": store.feature_dtype,
-            "base_similarity": "cosine",
-            **_search_facts(args, search),
-        },
+        "settings": _settings(args, model, store, search),
         "datasets": evaluation.datasets,
         "mean": evaluation.mean,
         "isotropy": evaluation.isotropy,
@@ -189,6 +221,34 @@ def _write(
     say(f"\nWrote {results_path}, and run files and plots in {folder / name}.")
     paths = f"--model_path {shlex.quote(args.model_path)} --results {shlex.quote(str(results_path))}"
     say(f"Next: python training/render_card.py {paths}")
+
+
+def _facts(arguments: list[str] | None) -> dict[str, Any]:
+    from datetime import datetime
+
+    from ragcun_hf.evaluation.results import SCHEMA_VERSION, environment_facts
+
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": portable_command("training/eval_beir.py", arguments),
+        **environment_facts(),
+    }
+
+
+def _settings(args: EvaluationArguments, model: Any, store: Any, search: Any) -> dict[str, Any]:
+    return {
+        "split": args.split,
+        "max_length": model.config.max_length,
+        "document_text": "title + ' ' + text",
+        "identical_ids_dropped": not args.keep_identical_ids,
+        "top_k": args.top_k,
+        "encoder_dtype": store.dtype_name,
+        "encoder_backend": store.backend,
+        "feature_dtype": store.feature_dtype,
+        "base_similarity": "cosine",
+        **_search_facts(args, search),
+    }
 
 
 def _write_runs(folder: Path, name: str, evaluation: Any) -> None:

@@ -100,7 +100,7 @@ def evaluate_model(
         similarity = {
             system: "cosine" if system == BASE_SYSTEM else model.config.similarity_fn_name for system in vectors
         }
-        seen = _seen_ids(dataset, seen_document_digests)
+        seen = seen_document_ids(dataset, seen_document_digests)
         evaluations.append(
             evaluate_retrieval(
                 dataset,
@@ -178,7 +178,8 @@ def apply_head(
     return embeddings, torch.cat([output.predictions.float().cpu() for output in outputs]).numpy()
 
 
-def _seen_ids(dataset: RetrievalDataset, digests: Collection[str]) -> set[str]:
+def seen_document_ids(dataset: RetrievalDataset, digests: Collection[str]) -> set[str]:
+    """Return the ids of the documents whose texts have one of these hexadecimal digests."""
     if not digests:
         return set()
     known = set(digests)

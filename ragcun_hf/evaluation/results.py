@@ -87,7 +87,12 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> N
     """
     path = Path(path)
     _check(results, _SCHEMA, path, "")
-    text = json.dumps(results, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_json(path, results)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON whole or not at all, making the folder if needed; NaN is refused."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -5,7 +5,7 @@ Shape letters used in this file: Q = queries, R = random rearrangements in a chu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,15 +100,24 @@ def paired_bootstrap_interval(
         >>> paired_bootstrap_interval([0.5, 0.75], [0.25, 0.5])
         (0.25, 0.25)
     """
-    if not 0 < level < 1:
-        raise ValueError(f"expected a level in (0, 1), got {level}: use e.g. 0.95")
-    difference_Q = _differences(a, b)
-    generator = np.random.default_rng(seed)
+    means_R = _resampled_means(_differences(a, b), np.random.default_rng(seed), num_resamples)
+    return _interval(means_R, level)
+
+
+def _resampled_means(
+    difference_Q: np.ndarray[Any, Any], generator: np.random.Generator, num_resamples: int
+) -> np.ndarray[Any, Any]:
     means = [
         difference_Q[generator.integers(0, len(difference_Q), size=(size, len(difference_Q)))].mean(axis=1)
         for size in _chunk_sizes(num_resamples, len(difference_Q))
     ]
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return np.concatenate(means)
+
+
+def _interval(means_R: np.ndarray[Any, Any], level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"expected a level in (0, 1), got {level}: use e.g. 0.95")
+    low, high = np.quantile(means_R, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -144,14 +153,7 @@ def compare_systems(
         >>> compared.difference, compared.p_value, compared.wins, compared.ties, compared.losses
         (0.25, 1.0, 1, 1, 0)
     """
-    if per_query_a.keys() != per_query_b.keys():
-        raise ValueError(
-            f"expected both systems on the same queries, got {len(per_query_a)} and {len(per_query_b)} queries that "
-            "differ: evaluate both on one data set"
-        )
-    queries = sorted(per_query_a)
-    a_Q = np.array([per_query_a[query][metric] for query in queries])
-    b_Q = np.array([per_query_b[query][metric] for query in queries])
+    a_Q, b_Q = _values(per_query_a, per_query_b, metric)
     p_value = paired_randomization_test(a_Q, b_Q, num_permutations=num_permutations, seed=seed)
     low, high = paired_bootstrap_interval(a_Q, b_Q, level=level, num_resamples=num_permutations, seed=seed)
     return Comparison(
@@ -163,6 +165,75 @@ def compare_systems(
         ties=int(np.count_nonzero(a_Q == b_Q)),
         losses=int(np.count_nonzero(a_Q < b_Q)),
     )
+
+
+def compare_over_datasets(
+    per_query: Sequence[tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]]],
+    metric: str,
+    *,
+    level: float = 0.95,
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> Comparison:
+    """Compare system a with system b by the mean over data sets of their mean difference.
+
+    Every data set counts alike, however many queries it has. Signs are drawn query by query, and queries are drawn
+    again within their own data set.
+
+    Args:
+        per_query: Of each data set, the figures of a and of b, as for `compare_systems`.
+        metric: Name of the metric.
+        level: Coverage of the interval.
+        num_permutations: Of the test, and resamples of the interval.
+        seed: Of both.
+
+    Returns:
+        The comparison; wins, ties and losses are counted over all queries.
+
+    Raises:
+        ValueError: If there is no data set, or the systems were not measured on the same queries.
+
+    Example:
+        >>> better, worse = {"q1": {"ndcg@10": 1.0}}, {"q1": {"ndcg@10": 0.5}}
+        >>> compare_over_datasets([(better, worse), (worse, worse)], "ndcg@10").difference
+        0.25
+    """
+    if not per_query:
+        raise ValueError("expected at least one data set, got none: evaluate both systems on one")
+    differences = [_differences(*_values(a, b, metric)) for a, b in per_query]
+    weighted_Q = np.concatenate([each / (len(each) * len(differences)) for each in differences])
+    generator = np.random.default_rng(seed)
+    means_R = sum(_resampled_means(each, generator, num_permutations) for each in differences) / len(differences)
+    low, high = _interval(np.asarray(means_R), level)
+    p_value = paired_randomization_test(
+        weighted_Q, np.zeros_like(weighted_Q), num_permutations=num_permutations, seed=seed
+    )
+    return Comparison(
+        difference=float(weighted_Q.sum()),
+        p_value=p_value,
+        low=low,
+        high=high,
+        wins=int(np.count_nonzero(weighted_Q > 0)),
+        ties=int(np.count_nonzero(weighted_Q == 0)),
+        losses=int(np.count_nonzero(weighted_Q < 0)),
+    )
+
+
+def _values(
+    per_query_a: Mapping[str, Mapping[str, float]], per_query_b: Mapping[str, Mapping[str, float]], metric: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Lay one metric of two systems out in one order of the queries."""
+    if per_query_a.keys() != per_query_b.keys():
+        raise ValueError(
+            f"expected both systems on the same queries, got {len(per_query_a)} and {len(per_query_b)} queries that "
+            "differ: evaluate both on one data set"
+        )
+    queries = sorted(per_query_a)
+    a_Q, b_Q = (
+        np.array([values[query][metric] for query in queries], dtype=np.float64)
+        for values in (per_query_a, per_query_b)
+    )
+    return a_Q, b_Q
 
 
 def _differences(a: ArrayLike, b: ArrayLike) -> np.ndarray[Any, Any]:

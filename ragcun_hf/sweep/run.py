@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _SAMPLE_ROWS = 4096  # documents that decide principal directions and whitening
-_LEAST_STEPS = 20  # of a head in a round: in fewer, little more than the warm-up is seen
+_LEAST_STEPS = 10  # of a head in a round: in fewer, little more than the warm-up is seen
 _FEW_DOCUMENTS = 10  # among so few, NDCG@10 finds everything
 
 

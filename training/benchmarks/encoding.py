@@ -27,7 +27,7 @@ class Arguments(BenchmarkArguments):
 
     data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
     num_texts: int = argument(300, "Documents, drawn at random.")
-    repeats: int = argument(3, "Timed rounds.")
+    repeats: int = argument(2, "Timed rounds.")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -43,7 +43,7 @@ class Arguments(BenchmarkArguments):
     num_documents: int = argument(1_000_000, "Documents against the matrix product and beir.")
     num_queries: int = argument(1_000, "Queries against them.")
     clustered_documents: int = argument(200_000, "Documents against faiss.")
-    repeats: int = argument(3, "Timed rounds.")
+    repeats: int = argument(2, "Timed rounds.")
 
 
 def main(arguments: list[str] | None = None) -> None:

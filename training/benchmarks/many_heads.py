@@ -31,7 +31,7 @@ class Arguments(BenchmarkArguments):
     num_pairs: int = argument(10_000, "Pairs, a fifth of them for validation.")
     epochs: int = argument(3, "Passes over the training pairs.")
     batch_size: int = argument(128, "Pairs per step.")
-    repeats: int = argument(3, "Timed rounds.")
+    repeats: int = argument(2, "Timed rounds.")
 
 
 class RandomPairs:
