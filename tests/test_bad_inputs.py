@@ -246,9 +246,9 @@ BAD = {
     "both models": (
         EVALUATE,
         _evaluate("--base_model", "encoder", "--model_path", "used"),
-        ["either --model_path or --base_model", "both"],
+        ["one of --model_path, --base_model and --compare", "several"],
     ),
-    "neither model": (EVALUATE, _evaluate(), ["either --model_path or --base_model", "neither"]),
+    "neither model": (EVALUATE, _evaluate(), ["one of --model_path, --base_model and --compare", "none"]),
     "predictor of an encoder": (
         EVALUATE,
         _evaluate("--base_model", "encoder", "--use_predictor"),
