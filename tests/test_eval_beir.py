@@ -1,7 +1,6 @@
 """eval_beir.py from the command line, on a small BEIR folder and a tiny model."""
 
 import copy
-import gc
 import importlib
 import json
 import math
@@ -15,6 +14,8 @@ import pytest
 from ragcun_hf.data.documents import text_digest
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import read_results
+
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
 
@@ -37,15 +38,6 @@ QUERIES = {
     "q5": "is the stone green",
 }
 QRELS = {"q0": {"d0": 2, "d6": 1}, "q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d3": 1, "d2": 1}, "q4": {"d4": 1}}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Keep every collection from walking through all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def _write_beir(folder, corpus=CORPUS, qrels=QRELS, queries=QUERIES):

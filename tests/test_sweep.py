@@ -1,7 +1,6 @@
 """Sweeps: settings, rounds, many heads as one by one, records that survive, and the script end to end."""
 
 import copy
-import gc
 import importlib
 import itertools
 import json
@@ -25,18 +24,11 @@ from ragcun_hf.sweep.records import SweepRecords, TrialRecord
 from ragcun_hf.sweep.report import format_table, varied_names
 from ragcun_hf.sweep.settings import grid_settings, make_trial, random_settings
 
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
 ROOT = Path(__file__).resolve().parent.parent
 EIGHT_SETTINGS = "{learning_rate: [1.0e-3, 1.0e-2], temperature: [0.05, 0.2], use_predictor: [true, false]}"
 QUERIES = "sun moon star fish bird tree bread water music stone river light".split()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Keep every collection from walking through all imported modules."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

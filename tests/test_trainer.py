@@ -1,7 +1,6 @@
 """The Trainer on a tiny model: what trains, what stays, what is logged, and what gives the same weights."""
 
 import copy
-import gc
 
 import numpy as np
 import pytest
@@ -16,6 +15,8 @@ from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.losses import SIGREG_NULL_FLOOR
 from ragcun_hf.objective import Objective
 
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
 PREDICTIVE_ONLY = {"lambda_contrastive": 0.0, "lambda_isotropy": 0.0, "lambda_predictive": 1.0}
 CONTRASTIVE_ONLY = {"lambda_contrastive": 1.0, "lambda_isotropy": 0.0, "lambda_predictive": 0.0}
 
@@ -23,15 +24,6 @@ CONTRASTIVE_ONLY = {"lambda_contrastive": 1.0, "lambda_isotropy": 0.0, "lambda_p
 def _model(folder, seed=0, **fields):
     torch.manual_seed(seed)
     return IsotropicGaussianModel.from_encoder(str(folder), **{"use_predictor": True, **fields})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Every training run collects garbage: keep it from walking through all imported modules each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import gc
 import importlib
 import json
 import os
@@ -18,6 +17,8 @@ import torch
 from ragcun_hf.data.documents import text_digest
 from ragcun_hf.errors import UserError
 
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ROOT / "training"
 RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
@@ -31,15 +32,6 @@ DOCUMENTS = [
     "sort an array and the list . the mean is the sum of an array .",
     "the sun is red light . the moon is blue light .",
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_garbage_collection():
-    """Every training run collects garbage: keep it from walking through all imported modules each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
