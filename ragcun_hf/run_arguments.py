@@ -137,3 +137,8 @@ class RunArguments:
     """What happens around the training itself."""
 
     overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
+    blend: float = argument(
+        1.0,
+        "How far from the start to the trained weights the saved head lies, in [0, 1]: 1 all the way, less keeps more "
+        "of the frozen base.",
+    )

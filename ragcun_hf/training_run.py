@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .blending import blended
 from .command_line import default_output_folder, parse_arguments, quiet_libraries, say
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 4096  # documents that decide the principal directions of a narrower projection
+_SAMPLE_ROWS = 4096  # rows that decide the start of a narrower or whitened projection, without cached features
 
 
 def train_from_command_line(
@@ -132,6 +133,7 @@ def run_training(
     training_args = parsed.training
     set_seed(training_args.seed)
     _check_arguments(train_views, validation_views, parsed.model, training_args)
+    _check_blend(parsed)
     # Moved before the Trainer would, so that features are computed where the model trains.
     model = parsed.model.build()
     model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
@@ -152,15 +154,20 @@ def run_training(
     folder = Path(str(training_args.output_dir))
     if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
         remove_checkpoints(folder)
-    with disk_errors_explained(folder):
-        trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    _check_outcome(trainer)
+    start = _head_weights(trainer)
+    if parsed.run.blend > 0:
+        with disk_errors_explained(folder):
+            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+        _check_outcome(trainer)
+    if parsed.run.blend < 1:
+        trained = blended(start, _head_weights(trainer), parsed.run.blend)
+        trainer.accelerator.unwrap_model(trainer.model).load_state_dict(trained, strict=False)
     facts = {
         "data": data_facts,
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "seconds": {
             "features": round(feature_seconds, 2),
-            "training": round(trainer.state.log_history[-1].get("train_runtime", 0.0), 2),
+            "training": round((trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0), 2),
         },
         "features": None
         if store is None
@@ -170,6 +177,7 @@ def run_training(
             "feature_dtype": store.feature_dtype,
         },
         "steps": trainer.state.global_step,
+        "blend": parsed.run.blend,
         "training_arguments": {
             **recorded_arguments(training_args),
             **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
@@ -221,6 +229,24 @@ def _check_arguments(
         training_args.metric_for_best_model, training_args.greater_is_better = "eval_ndcg@10", True
     # The start is no checkpoint, but what training has to beat.
     training_args.eval_on_start = True
+
+
+def _check_blend(parsed: ParsedArguments) -> None:
+    blend = parsed.run.blend
+    if not 0 <= blend <= 1:
+        raise UserError(f"--blend must be in [0, 1], got {blend}: set it to e.g. 0.5")
+    if blend < 1 and (parsed.model.projection_init != "identity" or not parsed.model.freeze_base):
+        raise UserError(
+            f"--blend {blend} needs a frozen encoder and --projection_init identity: what a random start or a moving "
+            "encoder is blended with is no retrieval model"
+        )
+    if blend < 1 and parsed.training.resume_from_checkpoint:
+        raise UserError("--blend needs the start of the run, which --resume_from_checkpoint has left: leave one out")
+
+
+def _head_weights(trainer: IsotropicGaussianTrainer) -> dict[str, Tensor]:
+    parameters = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
+    return {name: weight.detach().clone() for name, weight in parameters if weight.requires_grad}
 
 
 def _check_outcome(trainer: IsotropicGaussianTrainer) -> None:
@@ -322,26 +348,27 @@ def _feature_batches(
     with training_args.main_process_first(desc="features"):
         pairs = as_feature_pairs(views, store, prompts_of(model))
     num_rows = len(train_views)
-    training_documents = sorted({pairs[index].positive for index in range(num_rows)})[:_SAMPLE_ROWS]
     validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
     collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
 
     def sample() -> Tensor:
-        return torch.from_numpy(pairs.document_vectors[training_documents])
+        return torch.from_numpy(pairs.sample(num_rows))
 
     return Subset(pairs, range(num_rows)), validation_rows, collator, sample
 
 
 def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
-    """Encode a few documents, for the start of a narrower projection."""
+    """Encode a few queries and documents, for the start of a narrower projection."""
     import torch
 
     from .features.feature_store import FeatureStore
 
     rows = (views[index] for index in range(len(views))) if hasattr(views, "__len__") else iter(views)
-    texts = [row["positive"] for row in islice(rows, _SAMPLE_ROWS)]
+    queries, documents = zip(*((row["query"], row["positive"]) for row in islice(rows, _SAMPLE_ROWS)), strict=True)
     store = FeatureStore(model, cache_folder=None, dtype="auto")
-    return torch.from_numpy(store.features(texts, prompt=model.config.document_prompt).vectors)
+    parts = ((queries, model.config.query_prompt), (documents, model.config.document_prompt))
+    vectors = [torch.from_numpy(store.features(texts, prompt=prompt).vectors) for texts, prompt in parts]
+    return torch.cat(vectors)
 
 
 def _keep_small_sets(views: Any, training_args: IsotropicGaussianTrainingArguments) -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,7 @@ from ragcun_hf.run_arguments import ModelArguments
 from ragcun_hf.sweep import run as sweep_run
 from ragcun_hf.sweep.halving import plan_rounds
 from ragcun_hf.sweep.head_batch import HeadBatch, PairBatches
+from ragcun_hf.sweep.heads import start_weights, with_head
 from ragcun_hf.sweep.records import SweepRecords, TrialRecord
 from ragcun_hf.sweep.report import format_table, varied_names
 from ragcun_hf.sweep.settings import grid_settings, make_trial, random_settings
@@ -491,14 +493,15 @@ def test_a_wide_start_whitened_is_that_of_the_training_script(tiny_model, pairs_
     pairs = _feature_pairs(tiny_model, pairs_of_words)
     data = sweep_run.SweepData(tiny_model, pairs, 40, lambda model: {})
     trial = make_trial({"whitening": 0.3}, 1, ModelArguments(use_predictor=True), training_arguments())
-    template = sweep_run._with_head(tiny_model, trial.model)
-    head = sweep_run._start(template, trial, data)
+    template = with_head(tiny_model, trial.model)
+    head = start_weights(template, trial, data)
     expected = copy.deepcopy(tiny_model)
-    rows = sorted({int(row) for row in pairs.positive_rows[:40]})
-    expected.start_from_features(torch.from_numpy(pairs.document_vectors[rows]), whitening=0.3)
+    rows = [sorted({int(row) for row in rows[:40]}) for rows in (pairs.query_rows, pairs.positive_rows)]
+    sample = np.concatenate([pairs.query_vectors[rows[0]], pairs.document_vectors[rows[1]]])
+    expected.start_from_features(torch.from_numpy(sample), whitening=0.3)
     torch.testing.assert_close(head["projection.linear.weight"], expected.projection.linear.weight)
     assert not torch.allclose(head["projection.linear.weight"], torch.eye(16))
-    again = sweep_run._start(template, trial, data)
+    again = start_weights(template, trial, data)
     torch.testing.assert_close(again["projection.linear.weight"], head["projection.linear.weight"])
 
 

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAINING = ROOT / "training"
-RECIPES = sorted((TRAINING / "recipes").glob("*.yaml"))
+RECIPES = sorted(set((TRAINING / "recipes").glob("*.yaml")) - {TRAINING / "recipes" / "unlabelled.yaml"})  # of pairs
 SCRIPTS = sorted(TRAINING.glob("*.py"))
 
 DOCUMENTS = [
@@ -217,6 +217,31 @@ def test_training_without_the_cache_gives_the_same_head_and_leaves_no_features(r
     fresh = run("train_contrastive", *flags, output="fresh")
     assert not (tmp_path / "none").exists()
     assert _difference(cached, fresh) < 1e-5
+
+
+def test_a_blend_keeps_a_share_of_the_start_and_is_recorded(run, pairs_file):
+    flags = ["--train_data", pairs_file, "--batch_size", "4", "--epochs", "3", "--learning_rate", "1e-2"]
+    whole, half, none = (run("train_contrastive", *flags, "--blend", b, output=f"b{b}") for b in ("1", "0.5", "0"))
+    assert _record(half)["blend"] == 0.5
+    assert _record(none)["steps"] == 0
+    name = "projection.linear.weight"
+    start, between, end = (_load(folder).state_dict()[name] for folder in (none, half, whole))
+    torch.testing.assert_close(start, torch.eye(16))
+    torch.testing.assert_close(between, (start + end) / 2)
+    assert float((end - start).abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--blend", "1.5"], r"in \[0, 1\]"),
+        (["--blend", "0.5", "--projection_init", "random"], "--projection_init identity"),
+        (["--blend", "0.5", "--no_freeze_base"], "frozen encoder"),
+    ],
+)
+def test_a_blend_that_cannot_be_is_a_user_error(run, pairs_file, flags, message):
+    with pytest.raises(UserError, match=message):
+        run("train_contrastive", "--train_data", pairs_file, *flags)
 
 
 @pytest.mark.parametrize(

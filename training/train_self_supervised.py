@@ -3,7 +3,8 @@
     python training/train_self_supervised.py --documents documents.json --use_predictor --split_method half
 
 Documents are strings or rows {"text"[, "title"]} of a JSON, JSON Lines, CSV, Parquet or text file, the corpus of a
-BEIR folder, or a Hub dataset id.
+BEIR folder, or a Hub dataset id. --config training/recipes/unlabelled.yaml chooses all settings by the documents
+themselves.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ class DocumentDataArguments:
         "part asks; sentence: one random sentence against the rest, which gained "
         "most where it was measured (EXPERIMENTS.md).",
     )
+    automatic: bool = argument(
+        False,
+        "Draw sentences, runs of words and keywords of each document, and let those of held-out documents choose "
+        "start, head, length of training and blend, or nothing where nothing helps.",
+    )
     split_fraction: float = argument(0.25, "Share of the words that prefix and suffix take, in (0, 1).")
 
 
@@ -47,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
     """Read documents and split them; return training views, validation views and what the record says of them."""
+    from ragcun_hf.automatic.views import automatic_document_views
     from ragcun_hf.data.splitting import SplitViews, splittable
     from ragcun_hf.errors import UserError
     from ragcun_hf.training_run import document_views
@@ -55,6 +62,9 @@ def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
         raise UserError(
             "--documents expects a file, a folder, a BEIR folder or a Hub dataset id, got nothing: name one"
         )
+
+    if parsed.data.automatic:
+        return automatic_document_views(parsed, {"sentence": 3, "span": 2, "keywords": 2})
 
     def make_views(texts: list[str]) -> SplitViews:
         method, fraction = parsed.data.split_method, parsed.data.split_fraction

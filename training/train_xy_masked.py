@@ -32,6 +32,11 @@ class MaskedDataArguments:
     limit: int | None = argument(None, "Use only the first rows.")
     mask_kind: str = argument("word", "With --documents: mask single words (word) or runs of them (span).")
     mask_probability: float = argument(0.3, "With --documents: share of the words to mask, in (0, 1).")
+    automatic: bool = argument(
+        False,
+        "With --documents: mask all but some rare words of each document, and let pseudo-queries of held-out "
+        "documents choose start, head, length of training and blend, or nothing where nothing helps.",
+    )
     mask_token: str | None = argument(
         None, "With --documents: what stands for masked words. Default: the tokenizer's own; '' removes them."
     )
@@ -57,6 +62,11 @@ def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
 
     if bool(parsed.data.input_xy_pairs) == bool(parsed.data.documents):
         raise UserError("expected either --input_xy_pairs or --documents, got both or neither: give one of them")
+    if parsed.data.automatic and (parsed.data.input_xy_pairs or parsed.training.lambda_contrastive == 0):
+        raise UserError(
+            "--automatic trains the contrastive term on --documents, got ready pairs or --lambda_contrastive 0: add "
+            "--lambda_contrastive 1, or leave --automatic out"
+        )
     if parsed.training.lambda_contrastive == 0 and not parsed.model.use_predictor:
         logger.warning("Without --use_predictor and with --lambda_contrastive 0, only isotropy is trained.")
     return _masked_documents(parsed) if parsed.data.documents else _ready_pairs(parsed)
@@ -86,10 +96,13 @@ def _ready_pairs(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _masked_documents(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
+    from ragcun_hf.automatic.views import automatic_document_views
     from ragcun_hf.data.masking import MaskedViews, maskable
     from ragcun_hf.features.base_models import load_base_tokenizer
     from ragcun_hf.training_run import document_views
 
+    if parsed.data.automatic:
+        return automatic_document_views(parsed, {"keywords": 4})
     mask_token = parsed.data.mask_token
     if mask_token is None:
         # Encoders without a mask token of their own lose the words instead.

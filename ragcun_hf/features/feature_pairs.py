@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from .feature_store import FeatureStore
 
 
+_SAMPLE_ROWS = 4_096  # of queries and of documents
+
+
 @dataclass(frozen=True)
 class FeaturePair:
     """One training pair by the rows of its texts' features.
@@ -26,6 +29,11 @@ class FeaturePair:
     query: int
     positive: int
     negatives: np.ndarray
+
+
+def _evenly(rows: np.ndarray) -> np.ndarray:
+    """Take up to 4,096 of some rows, evenly spaced."""
+    return rows[:: -(-len(rows) // _SAMPLE_ROWS)] if len(rows) else rows
 
 
 class FeaturePairs(Dataset):
@@ -66,6 +74,18 @@ class FeaturePairs(Dataset):
         self.positive_rows = document_table.rows[: len(positives)]
         ends = np.cumsum([len(texts) for texts in negatives])
         self.negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
+
+    def sample(self, num_rows: int) -> np.ndarray:
+        """Return features of distinct queries and documents of the first pairs, as many of both where there are many.
+
+        Args:
+            num_rows: Pairs that count.
+
+        Returns:
+            Shape (S, H), S at most 8,192.
+        """
+        parts = ((self.query_vectors, self.query_rows), (self.document_vectors, self.positive_rows))
+        return np.concatenate([vectors[_evenly(np.unique(rows[:num_rows]))] for vectors, rows in parts])
 
     def __len__(self) -> int:
         return len(self.query_rows)

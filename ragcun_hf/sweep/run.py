@@ -5,23 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..errors import NotFiniteError, UserError
-from ..evaluation.validation import RetrievalValidation
 from ..modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective import TERMS, resolve_weights
 from ..run_arguments import ModelArguments
 from ..view_features import as_feature_pairs, prompts_of, retrieval_validation
 from .halving import Round, plan_rounds
 from .head_batch import HeadBatch, PairBatches, heads_at_once
+from .heads import start_weights, with_head
 from .records import SweepRecords, TrialRecord
 from .settings import SHAPES, Setting, Trial, setting_name
 
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 4096  # documents that decide principal directions and whitening
 _LEAST_STEPS = 10  # of a head in a round: in fewer, little more than the warm-up is seen
 _FEW_DOCUMENTS = 10  # among so few, NDCG@10 finds everything
 
@@ -50,7 +48,7 @@ class SweepData:
     base: IsotropicGaussianModel
     pairs: FeaturePairs
     num_training_rows: int
-    validation: RetrievalValidation
+    validation: Callable[[IsotropicGaussianModel], dict[str, float]]
     _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -69,15 +67,15 @@ class SweepData:
         return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
 
     def start(self, model: IsotropicGaussianModel, whitening: float) -> None:
-        """Let a model's projection start where the training documents' features suggest; computed once."""
+        """Let a model's projection start where the training texts' features suggest; computed once."""
         is_narrower = model.config.output_dim < model.config.feature_dim
         linear = model.projection.linear
         if model.config.projection_init != "identity" or linear is None or not (is_narrower or whitening):
             return
         key = (model.config.output_dim, whitening)
         if key not in self._starts:
-            rows = sorted(set(self.pairs.positive_rows[: self.num_training_rows].tolist()))[:_SAMPLE_ROWS]
-            model.start_from_features(torch.from_numpy(self.pairs.document_vectors[rows]), whitening=whitening)
+            sample = torch.from_numpy(self.pairs.sample(self.num_training_rows))
+            model.start_from_features(sample, whitening=whitening)
             if model.config.output_dim > model.config.feature_dim:
                 return  # begun with directions drawn for this head
             self._starts[key] = linear.weight.detach().clone()
@@ -85,7 +83,7 @@ class SweepData:
 
     def base_figures(self) -> dict[str, float]:
         """Measure the frozen base itself, by cosine."""
-        model = _with_head(self.base, ModelArguments(projection_kind="linear"))
+        model = with_head(self.base, ModelArguments(projection_kind="linear"))
         return self.validation(model)
 
 
@@ -109,7 +107,7 @@ def run_rounds(
         select: The validation figure that decides which settings go on.
     """
     batches = PairBatches(data.pairs, data.num_training_rows, data.base.device)
-    fewest = min(_steps(batches, trial, 1.0) for trial in trials)
+    fewest = min(steps_of(batches, trial) for trial in trials)
     names = [setting_name(setting) for setting in settings]
     for number, each in enumerate(plan_rounds(len(settings), factor=factor, least_share=_LEAST_STEPS / fewest)):
         if number:
@@ -129,13 +127,13 @@ def _run_round(
         for part in _batched_trials(trials, by_seed=batches.has_negatives)
         if any((setting_name(trial.setting), trial.seed, number) not in records for trial in part)
     ]
-    budgets = [_steps(batches, part[0], plan.share) for part in parts]
+    budgets = [steps_of(batches, part[0], plan.share) for part in parts]
     total = sum(len(part) * steps for part, steps in zip(parts, budgets, strict=True))
     with tqdm(total=total, desc=f"Round {number + 1}", unit="step", disable=not parts) as bar:
         for part, steps in zip(parts, budgets, strict=True):
             started = time.perf_counter()
-            template = _with_head(data.base, part[0].model)
-            heads = HeadBatch(template, [_start(template, trial, data) for trial in part], part)
+            template = with_head(data.base, part[0].model)
+            heads = HeadBatch(template, [start_weights(template, trial, data) for trial in part], part)
             for _ in heads.train(batches, total_steps=steps, share=plan.share):
                 bar.update(len(part))
             figures = [_measured(template, head, data.validation) for head in heads.heads()]
@@ -148,7 +146,8 @@ def _run_round(
             )
 
 
-def _steps(batches: PairBatches, trial: Trial, share: float) -> int:
+def steps_of(batches: PairBatches, trial: Trial, share: float = 1.0) -> int:
+    """Count the optimizer steps of a share of a trial's whole budget."""
     args = trial.training
     per_epoch = batches.steps_per_epoch(args.per_device_train_batch_size, drop_last=args.dataloader_drop_last)
     whole = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * per_epoch)
@@ -170,44 +169,10 @@ def _batched_trials(trials: Sequence[Trial], *, by_seed: bool) -> list[list[Tria
     return parts
 
 
-def _with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
-    """Put a new head on the base's encoder."""
-    of_encoder = ("encoder_config", "base_model_name", "pooling", "normalize_features", "max_length")
-    fields = {name: getattr(base.config, name) for name in (*of_encoder, "query_prompt", "document_prompt")}
-    config = IsotropicGaussianConfig(**{**arguments.config_fields(), **fields})
-    with torch.device("meta"):  # its encoder is not for use
-        model = IsotropicGaussianModel(config)
-    for head in (model.projection, model.predictor):
-        if head is not None:
-            head.to_empty(device=base.device)
-    model.encoder = base.encoder
-    model.tokenizer = base.tokenizer
-    model.apply_freezing()
-    _reset(model)
-    return model.eval()
-
-
-def _reset(model: IsotropicGaussianModel) -> None:
-    for head in (model.projection, model.predictor):
-        for module in head.modules() if head is not None else ():
-            if isinstance(module, nn.Linear):
-                module.reset_parameters()
-
-
-def _start(template: IsotropicGaussianModel, trial: Trial, data: SweepData) -> dict[str, Tensor]:
-    """Draw the start of a trial's head."""
-    torch.manual_seed(trial.seed)
-    _reset(template)
-    data.start(template, trial.model.whitening)
-    return _head_weights(template)
-
-
-def _head_weights(model: IsotropicGaussianModel) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
 def _measured(
-    template: IsotropicGaussianModel, head: dict[str, Tensor], validation: RetrievalValidation
+    template: IsotropicGaussianModel,
+    head: dict[str, Tensor],
+    validation: Callable[[IsotropicGaussianModel], dict[str, float]],
 ) -> dict[str, float]:
     """Measure one head; a diverged one has no figures."""
     template.load_state_dict(head, strict=False)

@@ -1,0 +1,1 @@
+"""Settings for documents without labels, chosen by pseudo-queries of documents held out."""
