@@ -118,7 +118,7 @@ def _outcomes(*gains_and_errors):
     ("outcomes", "place"),
     [
         ([(0, 0), (0.02, 0.005), (0.03, 0.005)], 2),
-        ([(0, 0), (0.01, 0.006)], 0),  # less than two standard errors
+        ([(0, 0), (0.01, 0.004)], 0),  # less than three standard errors
         ([(0, 0), (-0.01, 0.001)], 0),
         ([(0, 0)], 0),
     ],

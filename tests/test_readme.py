@@ -30,7 +30,7 @@ def folder(tmp_path_factory, embedded_folder):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("training", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    entries = _entries(60)
+    entries = _entries(700)  # enough for the automatic recipe to hold a hundred out
     pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries]
     (folder / "your_pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     documents = [json.dumps({"text": entry.document}) for entry in entries]
@@ -58,7 +58,7 @@ def test_readme_names_the_two_commands_and_shows_blocks_of_both_kinds():
 
 @pytest.mark.slow
 def test_commands_of_the_readme_leave_what_it_says(folder):
-    for name in ("mine", "unlabelled", "masked", "jepa_10k"):
+    for name in ("mine", "unlabelled", "by_hand", "masked", "jepa_10k"):
         assert (folder / "checkpoints" / name / "model.safetensors").is_file()
     results = json.loads((folder / "results" / "mine.json").read_text(encoding="utf-8"))
     assert set(results["datasets"]["my_set"]["systems"]) == {"base", "projection", "predictor"}

@@ -66,7 +66,9 @@ def test_there_are_no_other_recipes_under_published_names():
     assert PUBLISHED.keys() <= {path.stem for path in RECIPES.glob("*.yaml")}
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in sorted(RECIPES.glob("*.yaml")) if path.stem != "unlabelled"], ids=lambda path: path.stem
+)
 def test_every_recipe_parses(path):
     _parse(path)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 # Further than half way the pseudo-queries still gain while real queries lose; see EXPERIMENTS.md.
 BLENDS = (0.0, 0.25, 0.5)
-_LEAST_Z = 2.0  # standard errors that the best has to be above the base
+# Standard errors that the best has to be above the base: 5 % by chance, Bonferroni over the outcomes that are tried.
+_LEAST_Z = 3.0
 
 
 @dataclass(frozen=True)
