@@ -128,7 +128,20 @@ def test_the_table_shows_every_pair_once_and_the_changed_queries(comparison):
     assert lines[0].split()[:3] == ["data", "set", "(queries)"]
     assert sum("one test (4)" in line for line in lines) == 1
     assert any(line.startswith("mean of data sets") for line in lines)
-    assert any("q2: text of q2" in line and "0.25 -> 1.00" in line for line in lines)
+    assert any("q0: text of q0" in line and "0.50 -> 1.00" in line for line in lines)
+    assert "b against base: queries" in text
+    assert "b against a: queries" not in text  # the file has them
+
+
+def test_a_subset_that_is_the_whole_set_has_no_rows_of_its_own():
+    everything = frozenset({"q0", "q1"})
+    text = format_comparison(compare_models([_dataset("one", everything, base=[0.2, 0.4], a=[0.4, 0.4])]))
+    assert "one test (2, seen documents)" in text
+    assert len(text.split("\n\n")[0].splitlines()) == 3
+
+
+def test_no_line_of_the_table_ends_in_blanks(comparison):
+    lines = format_comparison(comparison).splitlines()
     assert not any(line != line.rstrip() for line in lines)
 
 

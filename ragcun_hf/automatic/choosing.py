@@ -98,30 +98,25 @@ def try_candidates(
     trials = [
         make_trial(_setting(each), training_arguments.seed, model_arguments, training_arguments) for each in candidates
     ]
-    total = sum(steps_of(batches, trial) for trial in trials)
-    base_scores: np.ndarray | None = None
-    outcomes: list[Outcome] = []
-    measured: set[tuple[float, float]] = set()
-    with tqdm(total=total, desc="Trying candidates", unit="step") as bar:
+    # Whatever the candidates are, the frozen base is what they have to beat.
+    base = make_trial(_BASE, training_arguments.seed, model_arguments, training_arguments)
+    base_scores = validation.scores(with_head(data.base, base.model))
+    outcomes = [_outcome(Candidate(0.0, "linear", 0.0), 0.0, base_scores, base_scores, validation)]
+    starts_measured = {0.0}
+    with tqdm(total=sum(steps_of(batches, trial) for trial in trials), desc="Trying candidates", unit="step") as bar:
         for candidate, trial in zip(candidates, trials, strict=True):
             template = with_head(data.base, trial.model)
             start = start_weights(template, trial, data)
-            if base_scores is None:
-                # Whatever the candidates are, the frozen base is what they have to beat.
-                base = with_head(data.base, make_trial(_BASE, trial.seed, model_arguments, training_arguments).model)
-                base_scores = validation.scores(base)
-                outcomes.append(_outcome(Candidate(0.0, "linear", 0.0), 0.0, base_scores, base_scores, validation))
-                measured.add((0.0, 0.0))
             heads = HeadBatch(template, [start], [trial])
             for _ in heads.train(batches, total_steps=steps_of(batches, trial)):
                 bar.update()
             for blend in BLENDS:
-                if blend == 0.0 and (candidate.whitening, blend) in measured:
-                    continue  # the same start
-                measured.add((candidate.whitening, blend))
+                if blend == 0.0 and candidate.whitening in starts_measured:
+                    continue
                 template.load_state_dict(blended(start, heads.heads()[0], blend), strict=False)
                 scores = validation.scores(template.eval())
                 outcomes.append(_outcome(candidate, blend, scores, base_scores, validation))
+            starts_measured.add(candidate.whitening)
     return outcomes
 
 

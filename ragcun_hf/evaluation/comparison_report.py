@@ -18,10 +18,15 @@ _TEXT_WIDTH = 76
 
 
 def comparison_rows(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield a label and the entry (systems, comparisons) of every data set, its subsets, and the mean of several."""
+    """Yield a label and the entry (systems, comparisons) of every data set, its subsets, and the mean of several.
+
+    A subset that is the whole set is named in the label, as its figures are the same.
+    """
     for name, entry in comparison["datasets"].items():
-        yield f"{name} {entry['split']} ({entry['num_queries']:,})", entry
-        for subset, part in entry.get("subsets", {}).items():
+        subsets = entry.get("subsets", {})
+        note = f", {next(iter(subsets)).replace('_', ' ')}" if len(subsets) == 1 else ""
+        yield f"{name} {entry['split']} ({entry['num_queries']:,}{note})", entry
+        for subset, part in subsets.items() if len(subsets) > 1 else ():
             yield f"  {subset.replace('_', ' ')} ({part['num_queries']:,})", part
     if len(comparison["datasets"]) > 1:
         yield OVERALL, comparison["overall"]
@@ -34,7 +39,8 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         comparison: As from `compare_models`.
 
     Returns:
-        A table with a row per data set (and subset) and pair of systems, then the queries that changed most.
+        A table with a row per data set (and subset) and pair of systems, then the queries that changed most against
+        the first system.
     """
     metric = comparison["metric"]
     head = ("data set (queries)", "system", "against", metric.upper(), "difference", "95% interval", "p", "w/t/l")
@@ -48,7 +54,8 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     lines.insert(1, "-" * max(map(len, lines)))
     for name, entry in comparison["datasets"].items():
         for changed in entry["changed_queries"]:
-            lines += _changed_lines(name, changed)
+            if changed["reference"] == comparison["systems"][0]:
+                lines += _changed_lines(name, changed)
     return "\n".join(lines)
 
 
