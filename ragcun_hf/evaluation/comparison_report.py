@@ -110,7 +110,7 @@ def plot_comparison_of_models(comparison: Mapping[str, Any], path: str | os.Path
     for axes in all_axes[len(pairs) :]:
         axes.remove()
     all_axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
-    all_axes[0].invert_yaxis()
+    all_axes[0].set_ylim(len(rows) - 0.5, -0.5)  # the first row on top
     save_figure(figure, path)
 
 
