@@ -30,7 +30,7 @@ def folder(tmp_path_factory, embedded_folder):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("training", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    entries = _entries(700)  # enough for the automatic recipe to hold a hundred out
+    entries = _entries(400)  # enough for the automatic recipe to hold a hundred out
     pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries]
     (folder / "your_pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     documents = [json.dumps({"text": entry.document}) for entry in entries]
