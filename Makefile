@@ -27,7 +27,7 @@ test: check  ## Linters and every test, the slow ones too.
 test-fast: install  ## The quick tests only.
 	$(BIN)/python -m pytest -q
 
-benchmark: install  ## Every claim about speed beside its peer, in under 20 minutes; DATA_DIR=... for BEIR.
+benchmark: install  ## Every claim about speed beside its peer; DATA_DIR=... for BEIR.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)
 
 check: install  ## Linters and type checker.

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 _FIRST_LAYER = "mlp.0."  # of a residual branch; its last layer starts at zero and alone says how much the branch adds
+
+
+def head_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the trainable weights of a model."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blending import blended
+from .blending import blended, head_weights
 from .command_line import default_output_folder, parse_arguments, quiet_libraries, say
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
@@ -134,17 +134,16 @@ def run_training(
     set_seed(training_args.seed)
     _check_arguments(train_views, validation_views, parsed.model, training_args)
     _check_blend(parsed)
-    # Moved before the Trainer would, so that features are computed where the model trains.
-    model = parsed.model.build()
-    model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    started = time.perf_counter()
-    is_cached = model.config.freeze_base and parsed.features.feature_cache
-    store = parsed.features.store(model) if is_cached else None
-    if store is None and parsed.features.needs_store():
+    if parsed.features.needs_store() and not _is_cached(parsed):
         raise UserError(
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
             "from tokens: leave them out (--bf16 sets the arithmetic)"
         )
+    # Moved before the Trainer would, so that features are computed where the model trains.
+    model = parsed.model.build()
+    model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    started = time.perf_counter()
+    store = parsed.features.store(model) if _is_cached(parsed) else None
     if training_args.resume_from_checkpoint:
         check_same_model(model.config, Path(training_args.resume_from_checkpoint))
     trainer = _build_trainer(model, train_views, validation_views, store, parsed)
@@ -154,14 +153,13 @@ def run_training(
     folder = Path(str(training_args.output_dir))
     if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
         remove_checkpoints(folder)
-    start = _head_weights(trainer)
+    start = head_weights(model) if parsed.run.blend < 1 else {}
     if parsed.run.blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
         _check_outcome(trainer)
     if parsed.run.blend < 1:
-        trained = blended(start, _head_weights(trainer), parsed.run.blend)
-        trainer.accelerator.unwrap_model(trainer.model).load_state_dict(trained, strict=False)
+        model.load_state_dict(blended(start, head_weights(model), parsed.run.blend), strict=False)
     facts = {
         "data": data_facts,
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
@@ -169,13 +167,7 @@ def run_training(
             "features": round(feature_seconds, 2),
             "training": round((trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0), 2),
         },
-        "features": None
-        if store is None
-        else {
-            "encoder_dtype": store.dtype_name,
-            "encoder_backend": store.backend,
-            "feature_dtype": store.feature_dtype,
-        },
+        "features": None if store is None else store.settings(),
         "steps": trainer.state.global_step,
         "blend": parsed.run.blend,
         "training_arguments": {
@@ -231,6 +223,10 @@ def _check_arguments(
     training_args.eval_on_start = True
 
 
+def _is_cached(parsed: ParsedArguments) -> bool:
+    return parsed.model.freeze_base and parsed.features.feature_cache
+
+
 def _check_blend(parsed: ParsedArguments) -> None:
     blend = parsed.run.blend
     if not 0 <= blend <= 1:
@@ -242,11 +238,6 @@ def _check_blend(parsed: ParsedArguments) -> None:
         )
     if blend < 1 and parsed.training.resume_from_checkpoint:
         raise UserError("--blend needs the start of the run, which --resume_from_checkpoint has left: leave one out")
-
-
-def _head_weights(trainer: IsotropicGaussianTrainer) -> dict[str, Tensor]:
-    parameters = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
-    return {name: weight.detach().clone() for name, weight in parameters if weight.requires_grad}
 
 
 def _check_outcome(trainer: IsotropicGaussianTrainer) -> None:

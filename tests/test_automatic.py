@@ -195,12 +195,23 @@ def test_a_second_run_chooses_the_same(corpus, tiny_encoder_folder):
         (["--blend", "0.5"], "chooses start and blend"),
         (["--projection_init", "random"], "chooses start and blend"),
         (["--no_feature_cache"], "cached features"),
+        (["--epochs", "7"], "length of training"),
+        (["--max_steps", "7"], "length of training"),
+        (["--projection_kind", "linear"], "kind of projection"),
+        (["--gradient_accumulation_steps", "2"], "--gradient_accumulation_steps"),
         (["--limit", "30"], "at least 20 held-out documents"),
     ],
 )
 def test_flags_that_leave_nothing_to_choose_are_refused(corpus, tiny_encoder_folder, flags, message):
     with pytest.raises(UserError, match=message):
         _run("train_self_supervised", tiny_encoder_folder, *flags)
+
+
+def test_documents_without_a_word_in_common_have_no_keywords_to_train_on(corpus, tiny_encoder_folder):
+    texts = [f"One{number}a two{number}a. Three{number}a four{number}a." for number in range(100)]
+    Path("documents.json").write_text(json.dumps(texts), encoding="utf-8")
+    with pytest.raises(UserError, match="expects pseudo-queries of keywords, got 0"):
+        _run("train_xy_masked", tiny_encoder_folder)
 
 
 def test_masked_pairs_have_nothing_to_choose_by(corpus, tiny_encoder_folder):

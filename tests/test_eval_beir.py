@@ -14,6 +14,7 @@ import pytest
 from ragcun_hf.data.documents import text_digest
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import read_results
+from ragcun_hf.evaluation.search import exact_search
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -438,6 +439,25 @@ def test_models_are_compared_with_the_figures_that_each_has_alone(evaluate, trai
             assert systems[system] == pytest.approx(expected[single])
     assert set(comparison["datasets"]["toy"]["subsets"]) == {"seen_documents", "unseen_documents"}
     assert len(comparison["overall"]["comparisons"]) == 6
+
+
+def test_every_compared_model_has_the_recall_of_its_own_searches(evaluate, trained, monkeypatch):
+    pytest.importorskip("faiss")
+    from ragcun_hf.evaluation.faiss_search import MeasuredSearch
+
+    recalls = iter([1.0, 0.25])
+    monkeypatch.setattr("ragcun_hf.evaluation.faiss_search.recall_of", lambda found, exact: next(recalls))
+    real = MeasuredSearch.__call__
+
+    def first_of_each_model(self, *args, **options):
+        # Base and projection are searched in turn; one figure for each model will do.
+        return real(self, *args, **options) if not self.recalls else exact_search(*args, **options)
+
+    monkeypatch.setattr(MeasuredSearch, "__call__", first_of_each_model)
+    flags = ["--compare", trained("first"), trained("second"), "--search", "faiss"]
+    comparison = evaluate(*flags, read=lambda path: json.loads(path.read_text()))
+    found = {name: each["settings"]["recall_of_exact_search"] for name, each in comparison["models"].items()}
+    assert found == {"first": 1.0, "second": 0.25}
 
 
 @pytest.mark.parametrize("other", [["--model_path", "x"], ["--base_model", "x"]])

@@ -16,7 +16,11 @@ def _figures(values):
 def _dataset(name, seen=None, **systems):
     per_query = {system: _figures(values) for system, values in systems.items()}
     texts = {query: f"text of {query}" for query in next(iter(per_query.values()))}
-    return ComparedDataset(name, "test", texts, per_query, seen)
+    subsets = {}
+    if seen is not None:
+        unseen = [query for query in texts if query not in seen]
+        subsets = {"seen_documents": sorted(seen), "unseen_documents": unseen}
+    return ComparedDataset(name, "test", texts, per_query, subsets)
 
 
 @pytest.fixture

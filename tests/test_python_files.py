@@ -35,13 +35,14 @@ ALLOWED = {
     "trainer": {"losses", "objective", "training_arguments", "evaluation.isotropy"},
     "evaluation": {
         "data",
+        "files",
         "errors",
         "features",
         "losses",
         "modeling_isotropic_gaussian",
         "training_record",
     },
-    "publishing": {"errors", "evaluation"},
+    "publishing": {"errors", "evaluation", "files"},
     "run_arguments": {
         "run_output",
         "command_line",
@@ -54,6 +55,7 @@ ALLOWED = {
     "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
     "training_run": EVERYTHING,
     "blending": set(),
+    "files": set(),
     "automatic": {
         "blending",
         "command_line",
@@ -69,6 +71,8 @@ ALLOWED = {
         "view_features",
     },
     "sweep": {
+        "blending",
+        "files",
         "command_line",
         "configuration_isotropic_gaussian",
         "errors",

@@ -516,6 +516,7 @@ def test_a_wide_start_whitened_is_that_of_the_training_script(tiny_model, pairs_
         (["--search", "random", "--num_settings", "0"], "--num_settings must be"),
         (["--optim", "sgd"], "--optim"),
         (["--data_seed", "3"], "--data_seed"),
+        (["--blend", "0.5"], "--blend"),
         (["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"], "--lr_scheduler_type"),
     ],
 )

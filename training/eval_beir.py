@@ -69,10 +69,10 @@ def main(arguments: list[str] | None = None) -> None:
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     _check_ids(datasets)
-    search = _search(args)
     if args.compare:
-        _compare(args, features, datasets, search, arguments)
+        _compare(args, features, datasets, arguments)
         return
+    search = _search(args)
     model, store, evaluation = _evaluate(args, features, datasets, search)
     with disk_errors_explained(Path(args.output_dir)):
         _write(args, model, store, search, evaluation, arguments)
@@ -103,11 +103,7 @@ def _evaluate(args: EvaluationArguments, features: FeatureArguments, datasets: l
 
 
 def _compare(
-    args: EvaluationArguments,
-    features: FeatureArguments,
-    datasets: list[Any],
-    search: Any,
-    arguments: list[str] | None,
+    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], arguments: list[str] | None
 ) -> None:
     """Evaluate every model, compare all pairs, write, draw, and say so."""
     from ragcun_hf.evaluation.comparison_report import format_comparison, plot_comparison_of_models
@@ -119,6 +115,7 @@ def _compare(
     evaluations, settings = {}, {}
     for name, path in zip(system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
+        search = _search(args)  # one for each model, for it remembers what it missed
         model, store, evaluations[name] = _evaluate(replace(args, model_path=path), features, datasets, search)
         settings[name] = {"model": _model_facts(args, model, name), "settings": _settings(args, model, store, search)}
     seen = {name: load_seen_digests(path) for name, path in zip(evaluations, args.compare, strict=True)}
@@ -243,9 +240,7 @@ def _settings(args: EvaluationArguments, model: Any, store: Any, search: Any) ->
         "document_text": "title + ' ' + text",
         "identical_ids_dropped": not args.keep_identical_ids,
         "top_k": args.top_k,
-        "encoder_dtype": store.dtype_name,
-        "encoder_backend": store.backend,
-        "feature_dtype": store.feature_dtype,
+        **store.settings(),
         "base_similarity": "cosine",
         **_search_facts(args, search),
     }

@@ -9,7 +9,6 @@ interrupted sweep goes on where it stopped when it is called again.
 
 from __future__ import annotations
 
-import json
 import shlex
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -97,7 +96,7 @@ def _trials(sweep: SweepArguments, parsed: ParsedArguments, settings: list[dict[
     """Make every trial, and refuse what a sweep cannot do before any text is encoded."""
     from ragcun_hf.errors import UserError
     from ragcun_hf.run_output import check_writable
-    from ragcun_hf.sweep.settings import make_trial
+    from ragcun_hf.sweep.settings import make_trial, trainer_only_flags
 
     training = parsed.training
     if not sweep.seeds or len(set(sweep.seeds)) < len(sweep.seeds):
@@ -111,7 +110,9 @@ def _trials(sweep: SweepArguments, parsed: ParsedArguments, settings: list[dict[
         )
     if training.world_size != 1:
         raise UserError(f"a sweep runs in one process, got {training.world_size}: start it without accelerate launch")
-    refused = _refused(parsed)
+    refused = trainer_only_flags(training)
+    given = {"streaming": parsed.data.streaming, "blend": parsed.run.blend != 1}
+    refused += [name for name, is_given in given.items() if is_given]
     if refused:
         raise UserError(f"a sweep cannot do what --{refused[0]} asks for: leave the flag out")
     if not parsed.validation.val_data and not parsed.validation.val_fraction:
@@ -121,22 +122,6 @@ def _trials(sweep: SweepArguments, parsed: ParsedArguments, settings: list[dict[
     if sweep.select.endswith("predictor") and not any(trial.model.use_predictor for trial in trials):
         raise UserError(f"--select {sweep.select} needs heads with a predictor, got none: add --use_predictor")
     return trials
-
-
-def _refused(parsed: ParsedArguments) -> list[str]:
-    """Name the flags that were given and that only the Trainer follows."""
-    training = parsed.training
-    given = {
-        "streaming": parsed.data.streaming,
-        "gradient_accumulation_steps": training.gradient_accumulation_steps != 1,
-        "optim": training.optim.value not in ("adamw_torch", "adamw_torch_fused"),
-        "optim_args": training.optim_args,
-        "lr_scheduler_type": training.lr_scheduler_type.value == "reduce_lr_on_plateau",
-        "fp16": training.fp16,
-        "data_seed": training.data_seed is not None,
-        "early_stopping_patience": training.early_stopping_patience is not None,
-    }
-    return [name for name, is_given in given.items() if is_given]
 
 
 def _data(parsed: ParsedArguments, read_views: Any) -> tuple[Any, dict[str, Any]]:
@@ -200,12 +185,14 @@ def _report(
     """Write table, plot, results and the best setting's flags, and say so."""
     from ragcun_hf.errors import UserError
     from ragcun_hf.evaluation.environment import environment_facts
+    from ragcun_hf.evaluation.results import write_json
+    from ragcun_hf.files import write_whole
     from ragcun_hf.sweep.plot import plot_sweep
     from ragcun_hf.sweep.report import format_table, varied_names
 
     base, summaries = data.base_figures(), records.summaries(sweep.select)
     table = format_table(summaries, base, sweep.select)
-    (folder / "table.md").write_text(table + "\n", encoding="utf-8")
+    write_whole(folder / "table.md", table + "\n")
     results = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -215,7 +202,7 @@ def _report(
         "settings": [asdict(summary) for summary in summaries],
         "seconds_of_heads": round(records.total_seconds(), 2),
     }
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / "results.json", results)
     best = summaries[0]
     if sweep.select not in best.means:
         raise UserError(f"expected heads with finite figures, got none (see {folder}/table.md): lower --learning_rate")
@@ -234,6 +221,7 @@ def _write_best(folder: Path, parsed: ParsedArguments, setting: dict[str, Any]) 
     """Write the flags that train_contrastive.py takes to train the best setting."""
     import yaml
 
+    from ragcun_hf.files import write_whole
     from ragcun_hf.run_output import recorded_arguments
     from ragcun_hf.sweep.report import changed_fields
     from ragcun_hf.sweep.settings import make_trial
@@ -246,8 +234,7 @@ def _write_best(folder: Path, parsed: ParsedArguments, setting: dict[str, Any]) 
     if flags.get("per_device_eval_batch_size") == flags["per_device_train_batch_size"]:
         del flags["per_device_eval_batch_size"]
     flags["output_dir"] = f"checkpoints/{folder.resolve().name}"
-    text = yaml.safe_dump(flags, sort_keys=False, allow_unicode=True)
-    (folder / "best.yaml").write_text(text, encoding="utf-8")
+    write_whole(folder / "best.yaml", yaml.safe_dump(flags, sort_keys=False, allow_unicode=True))
 
 
 if __name__ == "__main__":

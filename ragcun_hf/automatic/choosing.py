@@ -17,7 +17,7 @@ from ..sweep.settings import make_trial
 
 if TYPE_CHECKING:
     from ..run_arguments import ModelArguments
-    from ..sweep.run import SweepData
+    from ..sweep.heads import TrainingPairs
     from ..training_arguments import IsotropicGaussianTrainingArguments
     from .pseudo_validation import PseudoValidation
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 BLENDS = (0.0, 0.25, 0.5)
 # Standard errors that the best has to be above the base: 5 % by chance, Bonferroni over the outcomes that are tried.
 _LEAST_Z = 3.0
+
+
+_BASE = {"whitening": 0.0, "projection_kind": "linear"}
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Outcome:
 
 
 def try_candidates(
-    data: SweepData,
+    data: TrainingPairs,
     validation: PseudoValidation,
     model_arguments: ModelArguments,
     training_arguments: IsotropicGaussianTrainingArguments,
@@ -118,9 +121,6 @@ def try_candidates(
                 outcomes.append(_outcome(candidate, blend, scores, base_scores, validation))
             starts_measured.add(candidate.whitening)
     return outcomes
-
-
-_BASE = {"whitening": 0.0, "projection_kind": "linear"}
 
 
 def _setting(candidate: Candidate) -> dict[str, Any]:

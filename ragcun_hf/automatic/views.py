@@ -13,9 +13,10 @@ from ..data.splitting import splittable
 from ..data.validation_split import read_texts
 from ..errors import UserError
 from ..run_output import source_name
-from ..sweep.run import SweepData
+from ..sweep.heads import TrainingPairs
+from ..sweep.settings import trainer_only_flags
 from ..view_features import as_feature_pairs, prompts_of
-from .choosing import choose, format_outcomes, try_candidates
+from .choosing import Outcome, choose, format_outcomes, try_candidates
 from .pseudo_validation import PseudoValidation
 
 if TYPE_CHECKING:
@@ -43,26 +44,17 @@ def automatic_views(
         UserError: If a flag contradicts, or there are too few documents to choose by.
     """
     check_automatic(parsed)
-    queries = draw_pseudo_queries(documents, counts, seed=parsed.training.seed)
-    views = PseudoQueryViews(documents, queries)
-    held_out = _held_out_documents(documents, parsed.training.seed)
-    base = parsed.model.build()
-    base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    store = parsed.features.store(base)
-    drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=parsed.training.seed + 1)
-    asking = [query for query in drawn if query.document in held_out and query.rest]
-    if len({query.document for query in asking}) < _LEAST_HELD_OUT:
-        raise UserError(
-            f"--automatic expects at least {_LEAST_HELD_OUT} held-out documents of several sentences or words, got "
-            f"{len({query.document for query in asking})} of {len(documents)} documents: add documents, or choose "
-            "settings yourself"
-        )
-    prompts = prompts_of(base)
-    validation = PseudoValidation(documents, asking, store, (prompts["query_prompt"], prompts["document_prompt"]))
+    seed = parsed.training.seed
+    queries = draw_pseudo_queries(documents, counts, seed=seed)
+    held_out = _held_out_documents(documents, seed)
+    asking = _asking(documents, held_out, seed + 1)
     training = PseudoQueryViews(documents, [query for query in queries if query.document not in held_out])
-    pairs = as_feature_pairs([training], store, prompts)
-    data = SweepData(base, pairs, len(training), lambda model: {})
-    outcomes = try_candidates(data, validation, parsed.model, parsed.training)
+    if len(training) < 2:
+        raise UserError(
+            f"--automatic expects pseudo-queries of {', '.join(counts)}, got {len(training)} from {len(documents)} "
+            "documents: add longer documents, or ones that share words"
+        )
+    outcomes = _outcomes(parsed, documents, training, asking)
     chosen = choose(outcomes)
     say(f"{format_outcomes(outcomes, chosen)}\n{_verdict(chosen, outcomes[0])}")
     _apply(parsed, chosen)
@@ -72,7 +64,32 @@ def automatic_views(
         "chosen": chosen.as_row(),
         "tried": [each.as_row() for each in outcomes],
     }
-    return views, facts
+    return PseudoQueryViews(documents, queries), facts
+
+
+def _asking(documents: Sequence[str], held_out: set[int], seed: int) -> list[PseudoQuery]:
+    """Draw the pseudo-queries that choose."""
+    drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=seed)
+    asking = [query for query in drawn if query.document in held_out and query.rest]
+    num_documents = len({query.document for query in asking})
+    if num_documents < _LEAST_HELD_OUT:
+        raise UserError(
+            f"--automatic expects at least {_LEAST_HELD_OUT} held-out documents of several sentences or words, got "
+            f"{num_documents} of {len(documents)} documents: add documents, or choose settings yourself"
+        )
+    return asking
+
+
+def _outcomes(
+    parsed: ParsedArguments, documents: Sequence[str], training: PseudoQueryViews, asking: Sequence[PseudoQuery]
+) -> list[Outcome]:
+    """Encode what is needed, train the candidates and measure them."""
+    base = parsed.model.build()
+    base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    store, prompts = parsed.features.store(base), prompts_of(base)
+    validation = PseudoValidation(documents, asking, store, (prompts["query_prompt"], prompts["document_prompt"]))
+    pairs = TrainingPairs(base, as_feature_pairs([training], store, prompts), len(training))
+    return try_candidates(pairs, validation, parsed.model, parsed.training)
 
 
 def automatic_document_views(
@@ -109,6 +126,15 @@ def check_automatic(parsed: ParsedArguments) -> None:
             "--automatic chooses start and blend of a projection itself: leave --projection_init, --use_predictor, "
             "--whitening and --blend out"
         )
+    training = parsed.training
+    has_length = training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0
+    if has_length or model.projection_kind != type(model).projection_kind:
+        raise UserError(
+            "--automatic chooses kind of projection and length of training: leave --projection_kind, --epochs and "
+            "--max_steps out"
+        )
+    if refused := trainer_only_flags(training):
+        raise UserError(f"--automatic cannot do what --{refused[0]} asks for: leave the flag out")
 
 
 def _held_out_documents(documents: Sequence[str], seed: int) -> set[int]:
@@ -116,7 +142,7 @@ def _held_out_documents(documents: Sequence[str], seed: int) -> set[int]:
     return set(random.Random(seed).sample(range(len(documents)), count))
 
 
-def _apply(parsed: ParsedArguments, chosen: Any) -> None:
+def _apply(parsed: ParsedArguments, chosen: Outcome) -> None:
     candidate = chosen.candidate
     parsed.model = replace(parsed.model, whitening=candidate.whitening, projection_kind=candidate.projection_kind)
     parsed.run.blend = chosen.blend
@@ -124,7 +150,7 @@ def _apply(parsed: ParsedArguments, chosen: Any) -> None:
         parsed.training.num_train_epochs = candidate.epochs
 
 
-def _verdict(chosen: Any, base: Any) -> str:
+def _verdict(chosen: Outcome, base: Outcome) -> str:
     if chosen is base:
         return "No candidate beats the frozen base by more than chance: the model will be the base, unharmed."
     return (

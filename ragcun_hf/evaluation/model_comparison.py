@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from .model_evaluation import PREDICTOR_SYSTEM, PROJECTION_SYSTEM, ModelEvaluati
 from .retrieval_metrics import mean_metrics
 from .significance import Comparison, compare_over_datasets, compare_systems
 
-SEEN, UNSEEN = "seen_documents", "unseen_documents"
 _CHANGED_QUERIES = 5  # shown each way
 
 
@@ -27,14 +26,14 @@ class ComparedDataset:
         split: Which judgements were used.
         texts: Query id -> text.
         per_query: System -> query id -> metric -> value; every system on the same queries.
-        seen: Ids of queries with a relevant document that some model was trained on; None where nothing is known.
+        subsets: Name -> query ids, to be compared apart, as from `split_queries_by_seen_documents`.
     """
 
     name: str
     split: str
     texts: Mapping[str, str]
     per_query: Mapping[str, PerQuery]
-    seen: frozenset[str] | None = None
+    subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def system_names(paths: Sequence[str]) -> list[str]:
@@ -79,20 +78,22 @@ def gather(
         The frozen base first, once where all models have the same; then every model's systems.
     """
     digests = set().union(*seen_digests.values())
+    first, *others = ([each.per_query[BASE_SYSTEM] for each in found.evaluations] for found in evaluations.values())
+    has_own_base = dict(zip(evaluations, [False, *(base != first for base in others)], strict=True))
     gathered = []
     for place, dataset in enumerate(datasets):
-        per_query: dict[str, PerQuery] = {}
+        per_query: dict[str, PerQuery] = {BASE_SYSTEM: first[place]}
         for name, evaluation in evaluations.items():
             found = evaluation.evaluations[place].per_query
-            if found[BASE_SYSTEM] != per_query.setdefault(BASE_SYSTEM, found[BASE_SYSTEM]):
+            if has_own_base[name]:
                 per_query[f"{BASE_SYSTEM} of {name}"] = found[BASE_SYSTEM]
             per_query[name] = found[PROJECTION_SYSTEM]
             if PREDICTOR_SYSTEM in found:
                 per_query[f"{name}, {PREDICTOR_SYSTEM}"] = found[PREDICTOR_SYSTEM]
-        seen = None
-        if known := seen_document_ids(dataset, digests):
-            seen = frozenset(split_queries_by_seen_documents(dataset.qrels, known)[SEEN])
-        gathered.append(ComparedDataset(dataset.name, dataset.split, dataset.queries, per_query, seen))
+        judged = {query: dataset.qrels[query] for query in first[place]}
+        known = seen_document_ids(dataset, digests)
+        subsets = split_queries_by_seen_documents(judged, known) if known else {}
+        gathered.append(ComparedDataset(dataset.name, dataset.split, dataset.queries, per_query, subsets))
     return gathered
 
 
@@ -135,12 +136,9 @@ def _dataset_entry(dataset: ComparedDataset, pairs: Sequence[tuple[str, str]], m
         {"system": system, "reference": reference, **_changed(dataset, system, reference, metric)}
         for system, reference in pairs
     ]
-    if dataset.seen is not None:
-        parts = {
-            SEEN: [query for query in queries if query in dataset.seen],
-            UNSEEN: [query for query in queries if query not in dataset.seen],
-        }
-        entry["subsets"] = {name: _figures(dataset, part, pairs, metric) for name, part in parts.items() if part}
+    if dataset.subsets:
+        parts = dataset.subsets.items()
+        entry["subsets"] = {name: _figures(dataset, part, pairs, metric) for name, part in parts if part}
     return entry
 
 

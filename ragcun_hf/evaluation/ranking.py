@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..files import write_whole
 from .search import SearchResult
 
 Run = dict[str, dict[str, float]]
@@ -101,14 +102,7 @@ def write_trec_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, 
             if not math.isfinite(score):
                 raise UserError(f"expected finite scores, got {score} for query {query!r}: check the model's vectors")
             lines.append(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text("".join(lines), encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(Path(path), "".join(lines))
 
 
 def check_trec_ids(ids: Iterable[str], what: str) -> None:

@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 from ..errors import UserError
+from ..files import write_whole
 from .environment import environment_facts
 from .results_table import format_results_table
 
@@ -92,14 +93,7 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> N
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON whole or not at all, making the folder if needed; NaN is refused."""
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:

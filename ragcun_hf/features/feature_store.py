@@ -103,6 +103,14 @@ class FeatureStore:
         """The arithmetic in use, `float32` or `bfloat16`."""
         return str(self._dtype).removeprefix("torch.")
 
+    def settings(self) -> dict[str, str]:
+        """Name what changes a feature beside the model, for records and results."""
+        return {
+            "encoder_dtype": self.dtype_name,
+            "encoder_backend": self.backend,
+            "feature_dtype": self.feature_dtype,
+        }
+
     def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
         """Return the features of texts; the encoder runs for those never seen before.
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..evaluation.results import mean_over_datasets, read_results
+from ..files import write_whole
 from .card_content import card_metadata, card_sections
 from .card_findings import comparison_sentences
 from .card_numbers import allowed_numbers, body_lines, check_card_numbers
@@ -222,15 +222,10 @@ def write_card(path: Path, text: str) -> None:
     Raises:
         UserError: If the folder cannot be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8", newline="\n")
-        temporary.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise UserError(f"expected to write {path}, got {error.strerror}: name another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _without_blank_runs(text: str) -> str:

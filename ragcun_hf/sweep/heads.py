@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from ..blending import head_weights
 from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..run_arguments import ModelArguments
 from .settings import Trial
 
+if TYPE_CHECKING:
+    from ..features.feature_pairs import FeaturePairs
 
-class Startable(Protocol):
-    """What lets a projection start where features suggest."""
+
+@dataclass
+class TrainingPairs:
+    """What heads are trained on, and where their projections start.
+
+    Args:
+        base: A model whose encoder made the features.
+        pairs: Pairs to train on; others may follow.
+        num_training_rows: How many are for training.
+    """
+
+    base: IsotropicGaussianModel
+    pairs: FeaturePairs
+    num_training_rows: int
+    _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict, init=False)
 
     def start(self, model: IsotropicGaussianModel, whitening: float) -> None:
-        """Set the start of the model's projection."""
-        ...
+        """Let a model's projection start where the training texts' features suggest; computed once."""
+        is_narrower = model.config.output_dim < model.config.feature_dim
+        linear = model.projection.linear
+        if model.config.projection_init != "identity" or linear is None or not (is_narrower or whitening):
+            return
+        key = (model.config.output_dim, whitening)
+        if key not in self._starts:
+            sample = torch.from_numpy(self.pairs.sample(self.num_training_rows))
+            model.start_from_features(sample, whitening=whitening)
+            if model.config.output_dim > model.config.feature_dim:
+                return  # begun with directions drawn for this head
+            self._starts[key] = linear.weight.detach().clone()
+        linear.weight.data.copy_(self._starts[key])
 
 
 def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
@@ -45,14 +73,9 @@ def _reset(model: IsotropicGaussianModel) -> None:
                 module.reset_parameters()
 
 
-def start_weights(template: IsotropicGaussianModel, trial: Trial, data: Startable) -> dict[str, Tensor]:
+def start_weights(template: IsotropicGaussianModel, trial: Trial, data: TrainingPairs) -> dict[str, Tensor]:
     """Draw the start of a trial's head."""
     torch.manual_seed(trial.seed)
     _reset(template)
     data.start(template, trial.model.whitening)
     return head_weights(template)
-
-
-def head_weights(model: IsotropicGaussianModel) -> dict[str, Tensor]:
-    """Copy the trainable weights of a model."""
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import write_whole
 from .settings import Setting, setting_name
 
 _TRIALS_FILE, _SPEC_FILE = "trials.jsonl", "sweep.json"
@@ -110,9 +111,7 @@ class SweepRecords:
 
     def _check_spec(self, path: Path, spec: dict[str, Any]) -> None:
         if not path.exists():
-            temporary = path.with_suffix(".json.tmp")
-            temporary.write_text(json.dumps(spec, indent=1) + "\n", encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, json.dumps(spec, indent=1) + "\n")
             return
         there = json.loads(path.read_text(encoding="utf-8"))
         changed = _differing(spec, there)
@@ -129,9 +128,7 @@ class SweepRecords:
         if lines and not lines[-1].endswith("\n"):
             # The process was killed while it wrote: that head is trained again.
             lines.pop()
-            temporary = self._path.with_suffix(".jsonl.tmp")
-            temporary.write_text("".join(lines), encoding="utf-8")
-            temporary.replace(self._path)
+            write_whole(self._path, "".join(lines))
         return [TrialRecord(**json.loads(line)) for line in lines]
 
 

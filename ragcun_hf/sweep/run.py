@@ -6,10 +6,9 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -20,12 +19,11 @@ from ..run_arguments import ModelArguments
 from ..view_features import as_feature_pairs, prompts_of, retrieval_validation
 from .halving import Round, plan_rounds
 from .head_batch import HeadBatch, PairBatches, heads_at_once
-from .heads import start_weights, with_head
+from .heads import TrainingPairs, start_weights, with_head
 from .records import SweepRecords, TrialRecord
 from .settings import SHAPES, Setting, Trial, setting_name
 
 if TYPE_CHECKING:
-    from ..features.feature_pairs import FeaturePairs
     from ..features.feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
@@ -35,21 +33,17 @@ _FEW_DOCUMENTS = 10  # among so few, NDCG@10 finds everything
 
 
 @dataclass
-class SweepData:
+class SweepData(TrainingPairs):
     """What all heads of a sweep share.
 
     Args:
-        base: A model whose encoder made the features.
+        base: As for `TrainingPairs`.
         pairs: Training pairs, then validation pairs.
         num_training_rows: How many are for training.
         validation: Measures a model on the held-out pairs.
     """
 
-    base: IsotropicGaussianModel
-    pairs: FeaturePairs
-    num_training_rows: int
     validation: Callable[[IsotropicGaussianModel], dict[str, float]]
-    _starts: dict[tuple[int, float], Tensor] = field(default_factory=dict, init=False)
 
     @classmethod
     def of_views(
@@ -65,21 +59,6 @@ class SweepData:
             logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_held_out)
         pairs = as_feature_pairs([train_views, validation_views], store, prompts_of(base))
         return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
-
-    def start(self, model: IsotropicGaussianModel, whitening: float) -> None:
-        """Let a model's projection start where the training texts' features suggest; computed once."""
-        is_narrower = model.config.output_dim < model.config.feature_dim
-        linear = model.projection.linear
-        if model.config.projection_init != "identity" or linear is None or not (is_narrower or whitening):
-            return
-        key = (model.config.output_dim, whitening)
-        if key not in self._starts:
-            sample = torch.from_numpy(self.pairs.sample(self.num_training_rows))
-            model.start_from_features(sample, whitening=whitening)
-            if model.config.output_dim > model.config.feature_dim:
-                return  # begun with directions drawn for this head
-            self._starts[key] = linear.weight.detach().clone()
-        linear.weight.data.copy_(self._starts[key])
 
     def base_figures(self) -> dict[str, float]:
         """Measure the frozen base itself, by cosine."""

@@ -163,6 +163,20 @@ def make_trial(
     return trial
 
 
+def trainer_only_flags(training: IsotropicGaussianTrainingArguments) -> list[str]:
+    """Name the flags that were given and that only the Trainer follows, not heads trained outside it."""
+    given = {
+        "gradient_accumulation_steps": training.gradient_accumulation_steps != 1,
+        "optim": training.optim not in ("adamw_torch", "adamw_torch_fused"),
+        "optim_args": bool(training.optim_args),
+        "lr_scheduler_type": training.lr_scheduler_type == "reduce_lr_on_plateau",
+        "fp16": training.fp16,
+        "data_seed": training.data_seed is not None,
+        "early_stopping_patience": training.early_stopping_patience is not None,
+    }
+    return [name for name, is_given in given.items() if is_given]
+
+
 def _check_trial(trial: Trial) -> None:
     model, training = trial.model, trial.training
     training.check_values()

@@ -6,7 +6,6 @@ takes minutes, times each once and says so); it can be run alone, and `make benc
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from ragcun_hf.command_line import argument, say
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.environment import environment_facts
+from ragcun_hf.evaluation.results import write_json
 
 
 @dataclass
@@ -111,10 +111,7 @@ def report(args: BenchmarkArguments, name: str, claims: list[dict[str, Any]], *,
         "environment": environment_facts(),
     }
     path = Path(args.output_dir) / f"{name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".json.partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, content)
     machine = content["environment"]["machine"]
     say(f"{name} on {machine['processor']}, {content['threads']} threads, torch {torch.__version__}")
     for claim in claims:

@@ -2,7 +2,7 @@
 
     python training/benchmarks/run_all.py --data_dir data/beir
 
-Under twenty minutes on two cores. Where there is no SciFact, end_to_end.py is left out.
+It says at its end how long it took. Where there is no SciFact, end_to_end.py is left out.
 """
 
 from __future__ import annotations
