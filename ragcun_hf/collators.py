@@ -60,8 +60,8 @@ class TextPairCollator:
             return_tensors="pt",
         )
         return {
-            "query_ids": _text_ids(queries),
-            "document_ids": _text_ids(documents),
+            "query_ids": text_ids(queries),
+            "document_ids": text_ids(documents),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
         }
@@ -91,5 +91,6 @@ class FeaturePairCollator:
         }
 
 
-def _text_ids(texts: Sequence[str]) -> Tensor:
+def text_ids(texts: Sequence[str]) -> Tensor:
+    """Return (N,) integers, equal for equal texts."""
     return torch.tensor([int.from_bytes(text_digest(text)[:8], "little", signed=True) for text in texts])

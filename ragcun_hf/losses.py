@@ -48,12 +48,14 @@ def info_nce_loss(
     similarity: str = "cosine",
     query_ids: Tensor | None = None,
     document_ids: Tensor | None = None,
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None,
     is_bidirectional: bool = False,
 ) -> Tensor:
     """Measure how well each query picks its own document out of all documents of the batch (InfoNCE).
 
     Every document of the batch, on every process, is a candidate. Candidates that are the same text as a query's
-    document, or that belong to a row with the same query, are left out: they are no negatives.
+    document, that belong to a row with the same query, or that are known to answer it are left out: they are no
+    negatives.
 
     Args:
         queries: Shape (B, D).
@@ -63,6 +65,8 @@ def info_nce_loss(
         similarity: `cosine`, `dot` or `euclidean`; see [`similarity_scores`] for their common scale.
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
+        known_pairs: Called with ids of queries (B,) and of documents (M,); says, (B, M), which documents answer which
+            queries. Needs both kinds of ids; see `ragcun_hf.known_pairs`.
         is_bidirectional: Also let each document pick its query, and average both directions.
 
     Returns:
@@ -84,32 +88,38 @@ def info_nce_loss(
     if isinstance(temperature, float | int) and not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
     candidates, start = gather_rows(documents.float())
-    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids)
+    is_excluded_BM = _no_negatives(queries, documents, query_ids, document_ids, known_pairs)
     own = torch.arange(start, start + queries.shape[0], device=queries.device)
     scores_BM = similarity_scores(queries.float(), candidates, similarity) / temperature
     scores_BM = scores_BM.masked_fill(is_excluded_BM, -torch.inf)
     loss_B = functional.cross_entropy(scores_BM, own, reduction="none")
     if is_bidirectional:
-        loss_B = (
-            loss_B + _document_to_query(queries, documents, temperature, similarity, query_ids, document_ids)
-        ) / 2
+        options: dict[str, Any] = {
+            "temperature": temperature,
+            "similarity": similarity,
+            "known_pairs": known_pairs,
+        }
+        loss_B = (loss_B + _document_to_query(queries, documents, query_ids, document_ids, **options)) / 2
     return mean_over_processes(loss_B)
 
 
 def _document_to_query(
     queries: Tensor,
     documents: Tensor,
-    temperature: float | Tensor,
-    similarity: str,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
+    *,
+    temperature: float | Tensor,
+    similarity: str,
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
     """Return (B,) losses of the other direction: each positive document among all queries."""
     num_queries = queries.shape[0]
     candidates, start = gather_rows(queries.float())
     # The same exclusion with the roles exchanged; hard negatives have no query and take no part.
     positive_ids = None if document_ids is None else document_ids[:num_queries]
-    is_excluded_BB = _duplicates(documents[:num_queries], queries, positive_ids, query_ids)
+    turned = None if known_pairs is None else lambda documents, queries: known_pairs(queries, documents).T
+    is_excluded_BB = _no_negatives(documents[:num_queries], queries, positive_ids, query_ids, turned)
     own = torch.arange(start, start + num_queries, device=queries.device)
     scores_BB = similarity_scores(documents[:num_queries].float(), candidates, similarity) / temperature
     return functional.cross_entropy(scores_BB.masked_fill(is_excluded_BB, -torch.inf), own, reduction="none")
@@ -123,6 +133,7 @@ def triplet_margin_loss(
     margin: float | Tensor = 0.1,
     query_ids: Tensor | None = None,
     document_ids: Tensor | None = None,
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Ask each query to be nearer to its own document than to the hardest other one, by a margin.
 
@@ -132,6 +143,7 @@ def triplet_margin_loss(
         margin: Required gap between the two Euclidean distances, in units of the embedding.
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
+        known_pairs: As for [`info_nce_loss`].
 
     Returns:
         Scalar float32, >= 0, a distance. A query that has no other document in the batch counts as 0.
@@ -150,7 +162,8 @@ def triplet_margin_loss(
     """
     _check_candidates(queries, documents)
     candidates, _ = gather_rows(documents.float())
-    is_excluded_BM = _duplicates(queries, documents, query_ids, document_ids) | _own_documents(queries, documents)
+    is_excluded_BM = _no_negatives(queries, documents, query_ids, document_ids, known_pairs)
+    is_excluded_BM = is_excluded_BM | _own_documents(queries, documents)
     distances_BM = _euclidean_distances(queries.float(), candidates)
     positive_B = _row_norms(queries.float() - documents[: queries.shape[0]].float())
     hardest_B = distances_BM.masked_fill(is_excluded_BM, torch.inf).min(dim=1).values
@@ -360,7 +373,13 @@ def _row_norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=1)
 
 
-def _duplicates(queries: Tensor, documents: Tensor, query_ids: Tensor | None, document_ids: Tensor | None) -> Tensor:
+def _no_negatives(
+    queries: Tensor,
+    documents: Tensor,
+    query_ids: Tensor | None,
+    document_ids: Tensor | None,
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
+) -> Tensor:
     """Return (B, M over all processes), true where a candidate is no negative although it is not the own document."""
     num_queries, device = queries.shape[0], queries.device
     is_own_BM = _own_documents(queries, documents)
@@ -371,7 +390,10 @@ def _duplicates(queries: Tensor, documents: Tensor, query_ids: Tensor | None, do
         owners_M, _ = gather_rows(torch.cat([query_ids, no_owner]))
         is_excluded_BM = is_excluded_BM | (query_ids[:, None] == owners_M)
     if document_ids is not None:
-        is_excluded_BM = is_excluded_BM | (document_ids[:num_queries, None] == gather_rows(document_ids)[0])
+        candidate_ids_M, _ = gather_rows(document_ids)
+        is_excluded_BM = is_excluded_BM | (document_ids[:num_queries, None] == candidate_ids_M)
+        if known_pairs is not None and query_ids is not None:
+            is_excluded_BM = is_excluded_BM | known_pairs(query_ids, candidate_ids_M)
     return is_excluded_BM & ~is_own_BM
 
 

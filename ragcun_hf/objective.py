@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ class Objective:
         is_bidirectional: Whether documents also pick their queries in info_nce.
         isotropy_kind: `sigreg` or `covariance`.
         predictive_kind: `mse` or `cosine`.
+        known_pairs: Says of ids of queries and of documents which of them belong together, in the batch or not.
     """
 
     weights: dict[str, Scalar]
@@ -37,6 +39,7 @@ class Objective:
     is_bidirectional: bool = False
     isotropy_kind: str = "sigreg"
     predictive_kind: str = "mse"
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
@@ -74,7 +77,7 @@ class Objective:
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def _contrastive(self, queries: Tensor, documents: Tensor, query_ids: Tensor, document_ids: Tensor) -> Tensor:
-        ids = {"query_ids": query_ids, "document_ids": document_ids}
+        ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
         if self.contrastive_kind == "triplet":
             return triplet_margin_loss(queries, documents, margin=self.margin, **ids)
         return info_nce_loss(

@@ -7,27 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 
 from .evaluation.isotropy import effective_rank, embedding_std
+from .known_pairs import KnownPairs, PairIds, QueryBalancedSampler
 from .losses import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from .objective import Objective, resolve_weights
 from .training_arguments import IsotropicGaussianTrainingArguments
 
 
 class _NewEpoch(TrainerCallback):
-    """Tell the training data which epoch begins, so that views of texts are made anew.
+    """Tell training data and sampler which epoch begins, so that views and draws are made anew.
 
     accelerate's loaders tell it too, but neither with several processes nor in the epoch of a resume.
     """
 
-    def __init__(self, train_dataset: Any) -> None:
-        self._train_dataset = train_dataset
+    def __init__(self, *listeners: Any) -> None:
+        self._listeners = [each for each in listeners if hasattr(each, "set_epoch")]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if hasattr(self._train_dataset, "set_epoch"):
-            self._train_dataset.set_epoch(int(state.epoch))
+        for each in self._listeners:
+            each.set_epoch(int(state.epoch))
 
 
 class IsotropicGaussianTrainer(Trainer):
@@ -41,6 +42,8 @@ class IsotropicGaussianTrainer(Trainer):
         *args: As for `transformers.Trainer`.
         validation: Called with the model at every evaluation; its figures (e.g. `ndcg@10`) are logged with the
             prefix `eval_` and can select the best checkpoint.
+        pair_ids: The ids of the training rows. With them a document that is known to answer a query, wherever in the
+            data, is never its negative, and `balance_queries` can draw.
         **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
     """
 
@@ -49,7 +52,13 @@ class IsotropicGaussianTrainer(Trainer):
 
     args: IsotropicGaussianTrainingArguments
 
-    def __init__(self, *args: Any, validation: Callable[[Any], dict[str, float]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        validation: Callable[[Any], dict[str, float]] | None = None,
+        pair_ids: PairIds | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
@@ -57,7 +66,8 @@ class IsotropicGaussianTrainer(Trainer):
         # Looked up once: unwrapping walks through all modules of the encoder, at every step.
         config = self.accelerator.unwrap_model(self.model).config
         self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
-        self._objective = self._make_objective(config)
+        self._objective = self._make_objective(config, None if pair_ids is None else pair_ids.known_pairs())
+        self._sampler = self._make_sampler(pair_ids)
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
@@ -68,9 +78,22 @@ class IsotropicGaussianTrainer(Trainer):
             )
         if not any(self.weights.values()):
             raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
-        self.add_callback(_NewEpoch(self.train_dataset))
+        self.add_callback(_NewEpoch(self.train_dataset, self._sampler))
 
-    def _make_objective(self, config: Any) -> Objective:
+    def _make_sampler(self, pair_ids: PairIds | None) -> QueryBalancedSampler | None:
+        if not self.args.balance_queries:
+            return None
+        if pair_ids is None:
+            raise ValueError(
+                "`balance_queries` needs rows that are known before training, got a stream or views drawn anew: leave "
+                "it out."
+            )
+        return QueryBalancedSampler(pair_ids.query_ids, seed=self.args.seed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
+
+    def _make_objective(self, config: Any, known_pairs: KnownPairs | None) -> Objective:
         args = self.args
         return Objective(
             weights={name: weight for name, weight in self.weights.items() if weight > 0},
@@ -81,6 +104,7 @@ class IsotropicGaussianTrainer(Trainer):
             is_bidirectional=args.bidirectional,
             isotropy_kind=args.isotropy_kind,
             predictive_kind=args.predictive_kind,
+            known_pairs=known_pairs,
         )
 
     def compute_loss(

@@ -47,6 +47,9 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     predictive_kind: Literal["mse", "cosine"] = argument(
         "mse", "How predictions are compared with document embeddings, which are held fixed."
     )
+    balance_queries: bool = argument(
+        False, "Each epoch takes every query once, with one of its documents: many judgements do not outweigh few."
+    )
     encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights where they are not frozen, > 0.")
     early_stopping_patience: int | None = argument(
         None,

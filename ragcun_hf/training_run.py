@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,16 +38,14 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from .features.feature_store import FeatureStore
+    from .known_pairs import PairIds
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
     from .trainer import IsotropicGaussianTrainer
+    from .trainer_inputs import TrainerInputs
     from .training_arguments import IsotropicGaussianTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-_SAMPLE_ROWS = 4096  # rows that decide the start of a narrower or whitened projection, without cached features
 
 
 def train_from_command_line(
@@ -282,25 +279,32 @@ def _build_trainer(
 
     from .progress import TermsProgressCallback
     from .trainer import IsotropicGaussianTrainer
+    from .trainer_inputs import feature_inputs, text_inputs
     from .view_features import retrieval_validation
 
     training_args = parsed.training
     validation = None if validation_views is None else retrieval_validation(validation_views, store)
-    prepare = _text_batches if store is None else _feature_batches
-    train_rows, validation_rows, collator, sample = prepare(model, train_views, validation_views, store, training_args)
+    if store is None:
+        inputs = text_inputs(model, train_views, validation_views)
+    else:
+        # One process encodes; the others then read what it wrote.
+        with training_args.main_process_first(desc="features"):
+            inputs = feature_inputs(model, train_views, validation_views, store)
     if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
-        model.start_from_features(sample(), whitening=parsed.model.whitening)
-    _keep_small_sets(train_rows, training_args)
+        model.start_from_features(inputs.sample(), whitening=parsed.model.whitening)
+    _check_balance(inputs.pair_ids, training_args)
+    _keep_small_sets(inputs, training_args)
     callbacks = []
     if training_args.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     trainer = IsotropicGaussianTrainer(
         model=model,
         args=training_args,
-        data_collator=collator,
-        train_dataset=train_rows,
-        eval_dataset=validation_rows,
+        data_collator=inputs.collator,
+        train_dataset=inputs.train_rows,
+        eval_dataset=inputs.validation_rows,
         validation=validation,
+        pair_ids=inputs.pair_ids,
         callbacks=callbacks,
     )
     if not training_args.disable_tqdm:
@@ -309,62 +313,24 @@ def _build_trainer(
     return trainer
 
 
-def _text_batches(
-    model: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: Any, training_args: Any
-) -> tuple[Any, Any, Any, Callable[[], Tensor]]:
-    """Return both sets, their collator and, when called, some documents' features: everything stays text."""
-    from .collators import TextPairCollator
-    from .view_features import prompts_of
-
-    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **prompts_of(model))
-    return train_views, validation_views, collator, lambda: _sample_features(model, train_views)
+def _check_balance(pair_ids: PairIds | None, training_args: IsotropicGaussianTrainingArguments) -> None:
+    if training_args.balance_queries and pair_ids is None:
+        raise UserError(
+            "--balance_queries needs pairs that are known before training, got a stream or views of documents that "
+            "are drawn anew: leave it out"
+        )
 
 
-def _feature_batches(
-    model: IsotropicGaussianModel,
-    train_views: Any,
-    validation_views: Any,
-    store: Any,
-    training_args: IsotropicGaussianTrainingArguments,
-) -> tuple[Any, Any, Any, Callable[[], Tensor]]:
-    """Return both sets, their collator and some documents' features, with all texts encoded once."""
-    import torch
-    from torch.utils.data import Subset
-
-    from .collators import FeaturePairCollator
-    from .view_features import as_feature_pairs, prompts_of
-
-    views = [each for each in (train_views, validation_views) if each is not None]
-    # One process encodes; the others then read what it wrote.
-    with training_args.main_process_first(desc="features"):
-        pairs = as_feature_pairs(views, store, prompts_of(model))
-    num_rows = len(train_views)
-    validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
-    collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
-
-    def sample() -> Tensor:
-        return torch.from_numpy(pairs.sample(num_rows))
-
-    return Subset(pairs, range(num_rows)), validation_rows, collator, sample
-
-
-def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
-    """Encode a few queries and documents, for the start of a narrower projection."""
-    import torch
-
-    from .features.feature_store import FeatureStore
-
-    rows = (views[index] for index in range(len(views))) if hasattr(views, "__len__") else iter(views)
-    queries, documents = zip(*((row["query"], row["positive"]) for row in islice(rows, _SAMPLE_ROWS)), strict=True)
-    store = FeatureStore(model, cache_folder=None, dtype="auto")
-    parts = ((queries, model.config.query_prompt), (documents, model.config.document_prompt))
-    vectors = [torch.from_numpy(store.features(texts, prompt=prompt).vectors) for texts, prompt in parts]
-    return torch.cat(vectors)
-
-
-def _keep_small_sets(views: Any, training_args: IsotropicGaussianTrainingArguments) -> None:
+def _keep_small_sets(inputs: TrainerInputs, training_args: IsotropicGaussianTrainingArguments) -> None:
     """Where everything fits in one batch, dropping the last one would leave nothing to train on."""
-    rows_per_step = training_args.per_device_train_batch_size * training_args.world_size
-    if hasattr(views, "__len__") and len(views) < rows_per_step and training_args.dataloader_drop_last:
-        logger.warning("The %d training rows fit in less than one batch of %d; it is kept.", len(views), rows_per_step)
+    if not hasattr(inputs.train_rows, "__len__") or not training_args.dataloader_drop_last:
+        return
+    num_rows = len(inputs.train_rows)
+    if training_args.balance_queries and inputs.pair_ids is not None:
+        num_rows = len(inputs.pair_ids.query_ids.unique())
+    if num_rows < training_args.per_device_train_batch_size * training_args.world_size:
+        logger.warning(
+            "The %d training rows of an epoch fit in less than one batch of %d; it is kept.",
+            *(num_rows, training_args.per_device_train_batch_size * training_args.world_size),
+        )
         training_args.dataloader_drop_last = False

@@ -17,6 +17,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from ragcun_hf.known_pairs import KnownPairs
 from ragcun_hf.losses import (
     covariance_isotropy_loss,
     info_nce_loss,
@@ -29,6 +30,8 @@ torch.set_num_threads(1)
 QUERY_IDS = [1, 2, 3, 4, 1, 5, 6, 7, 2, 8]
 DOCUMENT_IDS = [11, 12, 13, 14, 15, 12, 16, 17, 18, 13]
 NEGATIVE_IDS = [19, 20, 11, 21]
+# Beside the rows themselves: pairs 1 and 6, 6 and 0 answer each other, negative 3 answers pair 3.
+KNOWN = KnownPairs(torch.tensor([*QUERY_IDS, 2, 6, 4]), torch.tensor([*DOCUMENT_IDS, 16, 11, 21]))
 
 
 def info(q, d, p, ids):
@@ -41,6 +44,14 @@ def info_ids(q, d, p, ids):
 
 def info_both(q, d, p, ids):
     return info_nce_loss(q, d, is_bidirectional=True, **ids)
+
+
+def info_known(q, d, p, ids):
+    return info_nce_loss(q, d, is_bidirectional=True, known_pairs=KNOWN, **ids)
+
+
+def triplet_known(q, d, p, ids):
+    return triplet_margin_loss(q, d, margin=1.0, known_pairs=KNOWN, **ids)
 
 
 def info_euclidean(q, d, p, ids):
@@ -71,7 +82,8 @@ def total(q, d, p, ids):
     return info_both(q, d, p, ids) + 1.5 * sigreg(q, d, p, ids) + 1.2 * mse(q, d, p, ids)
 
 
-TERMS = [info, info_ids, info_both, info_euclidean, triplet, sigreg, covariance, mse, cosine, total]
+CONTRASTIVE = [info, info_ids, info_both, info_known, info_euclidean, triplet, triplet_known]
+TERMS = [*CONTRASTIVE, sigreg, covariance, mse, cosine, total]
 
 
 def batch(pairs, negatives):
@@ -139,7 +151,8 @@ if __name__ == "__main__":
     main()
 '''
 
-TERMS = "info info_ids info_both info_euclidean triplet sigreg covariance mse cosine total".split()
+CONTRASTIVE = "info info_ids info_both info_known info_euclidean triplet triplet_known".split()
+TERMS = [*CONTRASTIVE, "sigreg", "covariance", "mse", "cosine", "total"]
 # Pairs and hard negatives of each process. Pairs 0 and 4, 1 and 8 share a query, pairs 1 and 5, 2 and 9 a document,
 # and negative 2 is the document of pair 0: each repetition lies on two processes.
 TWO = [[[0, 1, 2, 3], [0]], [[4, 5, 6, 7, 8, 9], [1, 2, 3]]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ragcun_hf import losses
+from ragcun_hf.known_pairs import KnownPairs
 from ragcun_hf.losses import (
     SIGREG_NULL_FLOOR,
     covariance_isotropy_loss,
@@ -79,7 +80,9 @@ def test_gradient_under_autocast_reaches_bfloat16_input(term):
 # InfoNCE
 
 
-def _slow_info_nce(queries, documents, temperature=0.05, similarity="cosine", query_ids=None, document_ids=None):
+def _slow_info_nce(
+    queries, documents, temperature=0.05, similarity="cosine", query_ids=None, document_ids=None, known=()
+):
     """One query after the other, in plain Python."""
     rows = []
     for i, query in enumerate(queries.tolist()):
@@ -94,7 +97,8 @@ def _slow_info_nce(queries, documents, temperature=0.05, similarity="cosine", qu
                 dot = -(math.dist(query, document) ** 2) / (2 * len(query))
             same_document = document_ids is not None and document_ids[i] == document_ids[j]
             same_query = query_ids is not None and j < len(queries) and query_ids[i] == query_ids[j]
-            if j == i or not (same_document or same_query):
+            is_known = bool(known) and (query_ids[i], document_ids[j]) in known
+            if j == i or not (same_document or same_query or is_known):
                 scores.append((j == i, dot / temperature))
         total = math.log(sum(math.exp(score) for _, score in scores))
         rows.append(total - next(score for is_own, score in scores if is_own))
@@ -124,6 +128,26 @@ def test_info_nce_with_repetitions_equals_the_slow_version():
     expected = _slow_info_nce(QUERIES, DOCUMENTS, query_ids=query_ids.tolist(), document_ids=document_ids.tolist())
     assert value.item() == pytest.approx(expected, rel=1e-5)
     assert abs(value.item() - info_nce_loss(QUERIES, DOCUMENTS).item()) > 1e-3
+
+
+KNOWN = {(1, 7), (1, 9), (2, 8), (3, 8), (4, 6), (5, 5), *((1, 4), (2, 5), (4, 7), (5, 6))}  # the last: no rows below
+KNOWN_PAIRS = KnownPairs(*(torch.tensor(ids) for ids in zip(*sorted(KNOWN), strict=True)))
+
+
+@pytest.mark.parametrize("is_bidirectional", [False, True])
+def test_info_nce_leaves_out_what_is_known_to_answer_a_query(is_bidirectional):
+    query_ids, document_ids = [1, 2, 1, 3, 4, 5], [7, 8, 9, 8, 6, 5, 9, 4, 4]
+    ids = {"query_ids": torch.tensor(query_ids), "document_ids": torch.tensor(document_ids)}
+    options = {"is_bidirectional": is_bidirectional, "temperature": 1.0, **ids}
+    value = info_nce_loss(QUERIES, DOCUMENTS, known_pairs=KNOWN_PAIRS, **options).item()
+    slow = {"temperature": 1.0, "query_ids": query_ids, "document_ids": document_ids, "known": KNOWN}
+    expected = _slow_info_nce(QUERIES, DOCUMENTS, **slow)
+    if is_bidirectional:
+        turned = {(document, query) for query, document in KNOWN}
+        slow = {"temperature": 1.0, "query_ids": document_ids[:6], "document_ids": query_ids, "known": turned}
+        expected = (expected + _slow_info_nce(DOCUMENTS[:6], QUERIES, **slow)) / 2
+    assert value == pytest.approx(expected, rel=1e-5)
+    assert abs(value - info_nce_loss(QUERIES, DOCUMENTS, **options).item()) > 1e-3
 
 
 def test_info_nce_of_equal_scores_is_the_logarithm_of_the_number_of_candidates():
@@ -248,7 +272,7 @@ def test_an_unknown_similarity_is_refused():
 # Triplet margin
 
 
-def _slow_triplet(queries, documents, margin, query_ids=None, document_ids=None):
+def _slow_triplet(queries, documents, margin, query_ids=None, document_ids=None, known=()):
     rows = []
     for i, query in enumerate(queries.tolist()):
         others = [
@@ -257,6 +281,7 @@ def _slow_triplet(queries, documents, margin, query_ids=None, document_ids=None)
             if j != i
             and not (document_ids is not None and document_ids[i] == document_ids[j])
             and not (query_ids is not None and j < len(queries) and query_ids[i] == query_ids[j])
+            and not (known and (query_ids[i], document_ids[j]) in known)
         ]
         own = math.dist(query, documents[i].tolist())
         rows.append(max(0.0, own - min(others) + margin) if others else 0.0)
@@ -277,6 +302,14 @@ def test_triplet_margin_equals_the_slow_version(with_ids):
     )
     assert value.item() == pytest.approx(_slow_triplet(QUERIES, DOCUMENTS, 0.7, **ids), rel=1e-5)
     assert value > 0.1
+
+
+def test_triplet_margin_leaves_out_what_is_known_to_answer_a_query():
+    ids = {"query_ids": [1, 2, 1, 3, 4, 5], "document_ids": [7, 8, 9, 8, 6, 5, 9, 4, 4]}
+    tensors = {name: torch.tensor(values) for name, values in ids.items()}
+    value = triplet_margin_loss(QUERIES, DOCUMENTS, margin=0.7, known_pairs=KNOWN_PAIRS, **tensors).item()
+    assert value == pytest.approx(_slow_triplet(QUERIES, DOCUMENTS, 0.7, **ids, known=KNOWN), rel=1e-5)
+    assert abs(value - triplet_margin_loss(QUERIES, DOCUMENTS, margin=0.7, **tensors).item()) > 1e-3
 
 
 def test_triplet_margin_takes_the_hardest_negative():

@@ -17,6 +17,7 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_pairs import FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.known_pairs import PairIds
 from ragcun_hf.run_arguments import ModelArguments
 from ragcun_hf.sweep import run as sweep_run
 from ragcun_hf.sweep.halving import plan_rounds
@@ -201,7 +202,10 @@ def _trained_alone(model, start, trial, pairs):
     collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
     arguments = copy.copy(trial.training)
     torch.manual_seed(trial.seed)  # as set_seed does before a training run
-    IsotropicGaussianTrainer(model=model, args=arguments, data_collator=collator, train_dataset=pairs).train()
+    ids = PairIds(torch.from_numpy(pairs.query_rows), torch.from_numpy(pairs.positive_rows))
+    IsotropicGaussianTrainer(
+        model=model, args=arguments, data_collator=collator, train_dataset=pairs, pair_ids=ids
+    ).train()
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
@@ -220,9 +224,9 @@ NUMBERS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("with_negatives", [False, True])
+@pytest.mark.parametrize("more", ["", "negatives", "documents per query"])
 def test_heads_trained_at_once_are_those_that_the_trainer_trains(
-    tiny_encoder_folder, pairs_of_words, training_arguments, kind, with_negatives
+    tiny_encoder_folder, pairs_of_words, training_arguments, kind, more
 ):
     model = IsotropicGaussianModel.from_encoder(
         str(tiny_encoder_folder),
@@ -230,16 +234,17 @@ def test_heads_trained_at_once_are_those_that_the_trainer_trains(
         dropout=0.0,
         similarity_fn_name=KINDS[kind].get("similarity", "cosine"),
     )
-    rows = [
-        {**row, "negative": [QUERIES[number % 12]] * (number % 3)} if with_negatives else row
-        for number, row in enumerate(pairs_of_words)
-    ]
+    rows = list(pairs_of_words)
+    if more == "negatives":
+        rows = [{**row, "negative": [QUERIES[number % 12]] * (number % 3)} for number, row in enumerate(rows)]
+    if more == "documents per query":
+        rows += [{**row, "query": other["query"]} for row, other in zip(rows, rows[1:], strict=False)]
     pairs = _feature_pairs(model, rows)
     shared = ModelArguments(use_predictor=True, dropout=0.0, similarity_fn_name=model.config.similarity_fn_name)
     trials = []
     for number, numbers in enumerate(NUMBERS):
         setting = {**numbers, **{name: value for name, value in KINDS[kind].items() if name != "similarity"}}
-        seed = 5 if with_negatives or number == 2 else 5 + number
+        seed = 5 if more == "negatives" or number == 2 else 5 + number
         trials.append(make_trial(setting, seed, shared, training_arguments(lr_scheduler_type="cosine")))
     starts = []
     for seed in (1, 2, 3):

@@ -8,10 +8,11 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
-from ragcun_hf.collators import FeaturePairCollator, TextPairCollator
+from ragcun_hf.collators import FeaturePairCollator, TextPairCollator, text_ids
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_pairs import FeaturePair, FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.known_pairs import PairIds
 from ragcun_hf.losses import SIGREG_NULL_FLOOR
 from ragcun_hf.objective import Objective
 
@@ -36,7 +37,9 @@ def make_trainer(tiny_pairs, tmp_path):
     def make(model, *, rows=None, from_features=False, **options):
         rows = tiny_pairs if rows is None else rows
         trainer_options = {
-            name: options.pop(name) for name in ("eval_dataset", "validation", "callbacks") if name in options
+            name: options.pop(name)
+            for name in ("eval_dataset", "validation", "callbacks", "pair_ids")
+            if name in options
         }
         arguments = {
             "output_dir": str(tmp_path / "out"),
@@ -623,6 +626,86 @@ def test_duplicates_in_a_batch_are_no_negatives(make_model, make_trainer, from_f
     candidates = [[0, 3, 5], [1, 2, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
     expected = [torch.logsumexp(scores[row, columns], 0) - scores[row, row] for row, columns in enumerate(candidates)]
     assert float(loss) == pytest.approx(float(torch.stack(expected).mean()), abs=1e-4)
+
+
+def _pair_ids(rows):
+    return PairIds(text_ids([row["query"] for row in rows]), text_ids([row["positive"] for row in rows]))
+
+
+def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(make_model, make_trainer):
+    model = make_model(dropout=0.0)
+    rows = [
+        {"query": "what is bread", "positive": "bread is food"},
+        {"query": "what do fish eat", "positive": "red bread"},
+        {"query": "is music fast", "positive": "piano music"},
+        {"query": "what is bread", "positive": "red bread"},  # not in the batch below, but known
+    ]
+    losses = {}
+    for name, ids in (("known", _pair_ids(rows)), ("unknown", None)):
+        trainer = make_trainer(model, rows=rows, pair_ids=ids, **CONTRASTIVE_ONLY)
+        batch = trainer.data_collator(rows[:3])
+        model.eval()
+        with torch.no_grad():
+            loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
+        losses[name] = float(loss)
+        vectors = torch.nn.functional.normalize(outputs.embeddings, dim=-1)
+        scores = vectors[:3] @ vectors[3:].T / trainer.args.temperature
+    candidates = {"known": [[0, 2], [0, 1, 2], [0, 1, 2]], "unknown": [[0, 1, 2]] * 3}
+    for name, columns in candidates.items():
+        rows_of = enumerate(columns)
+        expected = [torch.logsumexp(scores[row, chosen], 0) - scores[row, row] for row, chosen in rows_of]
+        assert losses[name] == pytest.approx(float(torch.stack(expected).mean()), abs=1e-4)
+    assert losses["known"] < losses["unknown"] - 1e-3
+
+
+class _Recorder:
+    """Rows that remember which were asked for."""
+
+    def __init__(self, rows):
+        self.rows, self.asked = rows, []
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        self.asked.append(index)
+        return self.rows[index]
+
+
+def _many_documents(tiny_pairs):
+    return [*tiny_pairs, *({**tiny_pairs[0], "positive": row["positive"]} for row in tiny_pairs[1:])]
+
+
+def test_balanced_queries_come_once_per_epoch_with_documents_drawn_anew(tiny_model, tiny_pairs, make_trainer):
+    rows = _many_documents(tiny_pairs)
+    recorder = _Recorder(rows)
+    options = {"max_steps": -1, "num_train_epochs": 12, "per_device_train_batch_size": 4, "balance_queries": True}
+    trainer = make_trainer(tiny_model, rows=recorder, pair_ids=_pair_ids(rows), **options)
+    trainer.train()
+    assert trainer.state.global_step == 12 * 2  # eight queries an epoch, not fifteen rows
+    epochs = [recorder.asked[start : start + 8] for start in range(0, 96, 8)]
+    queries = sorted(row["query"] for row in tiny_pairs)
+    assert all(sorted(rows[index]["query"] for index in epoch) == queries for epoch in epochs)
+    of_first = [index for epoch in epochs for index in epoch if rows[index]["query"] == tiny_pairs[0]["query"]]
+    assert len(set(of_first)) > 3
+
+
+def test_a_resumed_balanced_run_draws_what_the_whole_run_draws(tiny_model, tiny_pairs, make_trainer, tmp_path):
+    rows = _many_documents(tiny_pairs)
+    options = {"max_steps": -1, "num_train_epochs": 3, "balance_queries": True, "save_strategy": "steps"}
+    options |= {"save_steps": 3, "save_total_limit": 9, "pair_ids": _pair_ids(rows)}
+    whole = make_trainer(copy.deepcopy(tiny_model), rows=_Recorder(rows), **options)
+    whole.train()
+    recorder = _Recorder(rows)
+    resumed = make_trainer(tiny_model, rows=recorder, **options, output_dir=str(tmp_path / "resumed"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
+    assert recorder.asked[-12:] == whole.train_dataset.asked[-12:]
+    assert _difference(whole.model, resumed.model) < 1e-6
+
+
+def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
+    with pytest.raises(ValueError, match="`balance_queries` needs rows that are known"):
+        make_trainer(tiny_model, balance_queries=True)
 
 
 # Arguments

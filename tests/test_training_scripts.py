@@ -392,6 +392,25 @@ def test_a_stream_needs_what_its_unknown_length_asks_for(run, pairs_file, flags,
         run("train_contrastive", "--train_data", pairs_file, "--streaming", *flags)
 
 
+@pytest.mark.parametrize("flags", [[], ["--no_feature_cache"]])
+def test_balanced_queries_make_an_epoch_of_queries(run, tmp_path, tiny_pairs, flags):
+    more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
+    (tmp_path / "many.json").write_text(json.dumps([*tiny_pairs, *more]))
+    options = ["--balance_queries", "--epochs", "3", "--batch_size", "4", *flags]
+    record = _record(run("train_contrastive", "--train_data", "many.json", *options))
+    assert record["data"]["rows"] == 15
+    assert record["steps"] == 3 * 2
+    assert record["training_arguments"]["balance_queries"] is True
+
+
+def test_balanced_queries_refuse_what_is_drawn_while_training(run, pairs_file, documents_file):
+    stream = ["--streaming", "--max_steps", "2", "--no_feature_cache", "--batch_size", "4"]
+    with pytest.raises(UserError, match="--balance_queries needs pairs that are known"):
+        run("train_contrastive", "--train_data", pairs_file, "--balance_queries", *stream)
+    with pytest.raises(UserError, match="--balance_queries needs pairs that are known"):
+        run("train_self_supervised", "--documents", documents_file, "--balance_queries", "--no_feature_cache")
+
+
 def test_flags_win_over_the_recipe_file(run, pairs_file, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
@@ -409,7 +428,7 @@ def test_every_recipe_trains_for_two_steps(run, path, pairs_file, tmp_path):
     run("train_contrastive", *flags, output=None)
     folder = tmp_path / "checkpoints" / path.stem  # named after the recipe
     assert _record(folder)["steps"] == 2
-    width = {"jepa_10k": 768, "jepa_iso15_pred12": 768, "demo": 16}.get(path.stem, 512)
+    width = {"jepa_10k": 768, "jepa_iso15_pred12": 768, "512dim_10k": 512, "pure_isotropy": 512}.get(path.stem, 16)
     assert _load(folder).encode_document(["bread", "the sun"]).shape == (2, width)
 
 

@@ -20,6 +20,7 @@ from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
 from ..features.feature_pairs import FeaturePairs
+from ..known_pairs import KnownPairs, PairIds
 from ..losses import random_directions
 from ..modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective import TERMS, Objective, resolve_weights
@@ -50,6 +51,8 @@ class PairBatches:
         self._query_rows = torch.from_numpy(pairs.query_rows[:num_rows])
         self._positive_rows = torch.from_numpy(pairs.positive_rows[:num_rows])
         self._negative_rows = pairs.negative_rows[:num_rows]
+        ids = PairIds(self._query_rows, self._positive_rows)
+        self.known_pairs = ids.known_pairs()
         self.has_negatives = any(len(rows) for rows in self._negative_rows)
         self.device = device
 
@@ -86,6 +89,7 @@ class HeadBatch:
         self._template = template
         self._trials = trials
         self._args = trials[0].training
+        self._known_pairs: KnownPairs | None = None
         self._parameters = {name: torch.stack([head[name] for head in heads]).requires_grad_() for name in heads[0]}
         weights = [resolve_weights(trial.training, use_predictor=trial.model.use_predictor) for trial in trials]
         self._terms = [term for term in TERMS if weights[0][term] > 0]
@@ -108,6 +112,7 @@ class HeadBatch:
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         torch.manual_seed(self._trials[0].seed)  # of dropout, which no head shares with another
         self._template.train()
+        self._known_pairs = pairs.known_pairs
         of_directions = 0 if self._needs_directions else None
         loss = vmap(self._loss, randomness="different", in_dims=(0, 0, 0, 0, 0, of_directions))
         for step, rows_GB in enumerate(self._orders(pairs, total_steps)):
@@ -149,6 +154,7 @@ class HeadBatch:
             is_bidirectional=args.bidirectional,
             isotropy_kind=args.isotropy_kind,
             predictive_kind=args.predictive_kind,
+            known_pairs=self._known_pairs,
         )
         return objective.total(objective.terms(outputs, query_ids, document_ids, directions=directions))
 
