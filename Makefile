@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA_DIR ?= data/beir
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-fast benchmark check fix clean
+.PHONY: help install demo test test-fast benchmark ablations check fix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -29,6 +29,9 @@ test-fast: install  ## The quick tests only.
 
 benchmark: install  ## Every claim about speed beside its peer; DATA_DIR=... for BEIR.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)
+
+ablations: install  ## What each loss term, kind, start and width is worth; DATA_DIR=... for SciFact beside the demo's corpus.
+	$(BIN)/python training/benchmarks/ablations.py --train_data python_docs $(wildcard $(DATA_DIR)/scifact)
 
 check: install  ## Linters and type checker.
 	$(BIN)/ruff check .

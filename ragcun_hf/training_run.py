@@ -157,6 +157,8 @@ def run_training(
         _check_outcome(trainer)
     if parsed.run.blend < 1:
         model.load_state_dict(blended(start, head_weights(model), parsed.run.blend), strict=False)
+        if validation_views is not None:
+            _say_validation(trainer)
     facts = {
         "data": data_facts,
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
@@ -208,7 +210,7 @@ def _check_arguments(
         return
     # Validation was asked for: evaluate once per epoch unless the flags say when, and keep the best.
     if training_args.eval_strategy == "no":
-        training_args.eval_strategy = "epoch"
+        training_args.eval_strategy = "epoch" if training_args.eval_steps is None else "steps"
     # Only what is saved when it is evaluated can be the best that is loaded at the end.
     if training_args.save_strategy in ("steps", "epoch"):
         training_args.save_strategy = training_args.eval_strategy
@@ -254,6 +256,15 @@ def _check_outcome(trainer: IsotropicGaussianTrainer) -> None:
             "the better choice. Try fewer epochs, a lower learning rate, or other pairs.",
             *(start[0], best),
         )
+
+
+def _say_validation(trainer: IsotropicGaussianTrainer) -> None:
+    """Measure the blended model, which no evaluation during training has seen."""
+    before = next((entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry), None)
+    after = trainer.evaluate()["eval_ndcg@10"]
+    if trainer.is_world_process_zero():
+        start = "" if before is None else f"{before:.4f} before training, "
+        say(f"Validation NDCG@10: {start}{after:.4f} of the blended model, which is saved.")
 
 
 def _check_loggers(report_to: Any) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import mean_over_datasets, write_results
+from ragcun_hf.publishing.card_comparison import comparison_of_model
 from ragcun_hf.publishing.card_content import card_sections
 from ragcun_hf.publishing.card_findings import verdict
 from ragcun_hf.publishing.model_card import (
@@ -112,6 +114,31 @@ def card(results, record, published):
 
 
 @pytest.fixture
+def comparison():
+    systems = {"base": 0.4943, "small": 0.4601, "small, predictor": 0.5167, "other": 0.4799}
+    pairs = list(itertools.combinations(systems, 2))
+
+    def entry(shift):
+        return {
+            "systems": {name: {"ndcg@10": value + shift} for name, value in systems.items()},
+            "comparisons": [
+                {"system": second, "reference": first, **_comparison(systems[second] - systems[first], 0.0123)}
+                for first, second in pairs
+            ],
+        }
+
+    query = {"id": "q17", "text": "what happened in 1815", "system_value": 0.6309, "reference_value": 0.0}
+    one = {"split": "test", "num_queries": 1406, **entry(0.1), "changed_queries": [{"gained": [query], "lost": []}]}
+    return {
+        "metric": "ndcg@10",
+        "command": "python training/eval_beir.py --compare small other --datasets scifact nfcorpus",
+        "systems": list(systems),
+        "datasets": {"scifact": one, "nfcorpus": {**one, **entry(-0.1)}},
+        "overall": entry(0.0),
+    }
+
+
+@pytest.fixture
 def files(tmp_path, results, record, card):
     """A card and its files as they lie in model_cards/."""
     write_results(tmp_path / "results" / "jepa_10k.json", results)
@@ -120,13 +147,14 @@ def files(tmp_path, results, record, card):
     return tmp_path
 
 
-def _check(folder, name="jepa_10k"):
+def _check(folder, name="jepa_10k", **options):
     check_card(
         folder / f"{name}.md",
         folder / "results" / f"{name}.json",
         training_path=folder / "results" / f"{name}.training.json",
         published_path=PUBLISHED,
         template=TEMPLATE,
+        **options,
     )
 
 
@@ -144,6 +172,50 @@ def test_figures_stand_in_the_card(card):
     assert "| scifact test (1,406 queries) | projection | 0.6201 | 0.5701 | 0.9123 | 0.6000 | -0.0356 |" in card
     assert "scifact, unseen documents (1,041 queries)" in card
     assert "| effective rank (directions really used) | 150.2 | 200.8 |" in card
+
+
+# Beside other models
+
+
+def test_a_comparison_stands_in_the_card_and_in_its_check(tmp_path, files, results, record, published, comparison):
+    options = {"training_record": record, "published": published}
+    text = render_card(template=TEMPLATE, results=results, comparison=comparison, **options)
+    assert "### Beside other models" in text
+    row = "| other | small | 0.4799 | 0.4601 | +0.0198 | +0.0075 to +0.0321 | 0.0123 | 30 / 250 / 20 |"
+    assert row in text
+    assert "| other | small, predictor | 0.4799 | 0.5167 | -0.0368 |" in text
+    assert "| small | base |" not in text  # stands under the results, data set by data set
+    assert "python training/eval_beir.py --compare small other" in text
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
+    (tmp_path / "jepa_10k.md").write_text(text, encoding="utf-8")
+    _check(files, comparison_path=tmp_path / "comparison.json")
+    _edit(files, row, row.replace("0.4601", "0.4799"))  # a number of the files, in a wrong place
+    with pytest.raises(UserError, match="expected a table row as rendered"):
+        _check(files, comparison_path=tmp_path / "comparison.json")
+    with pytest.raises(UserError, match="got 0.5167"):
+        _check(files)  # without the file nothing vouches for its numbers
+
+
+def test_a_comparison_of_one_data_set_shows_its_figures(results, comparison):
+    del comparison["datasets"]["nfcorpus"]
+    text = render_card(template=TEMPLATE, results=results, comparison=comparison)
+    assert "| other | small | 0.5799 | 0.5601 | +0.0198 |" in text
+
+
+def test_numbers_of_the_compared_queries_do_not_vouch_for_the_card(results, comparison):
+    compared = comparison_of_model(comparison, "small")
+    with pytest.raises(UserError, match="got 0.6309"):
+        check_card_numbers("a score of 0.6309", allowed_numbers(results, comparison=compared))
+    with pytest.raises(UserError, match="got 1815"):
+        check_card_numbers("it was 1815", allowed_numbers(results, comparison=compared))
+
+
+def test_a_comparison_of_other_models_is_refused(results, comparison):
+    comparison["systems"][1] = "tiny"
+    with pytest.raises(UserError, match="expects a file with the model 'small', got base, tiny"):
+        render_card(template=TEMPLATE, results=results, comparison=comparison)
+    with pytest.raises(UserError, match="expects a file that eval_beir.py --compare wrote"):
+        render_card(template=TEMPLATE, results=results, comparison=results)
 
 
 def test_training_settings_and_counts_stand_in_the_card(card):
@@ -281,7 +353,7 @@ def test_tables_are_unbroken(card):
     assert "\n\n\n" not in card
 
 
-def test_the_template_names_only_what_the_renderer_gives(results, record, published):
+def test_the_template_names_only_what_the_renderer_gives(results, record, published, comparison):
     joined = join_results([results])
     template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text(encoding="utf-8"))
     context = {"card_data": "", "name": "n", "model_id": "n", "plots": {}, "has_record": True, "published": published}
@@ -289,7 +361,7 @@ def test_the_template_names_only_what_the_renderer_gives(results, record, publis
         **context,
         model=joined["model"],
         settings=joined["settings"],
-        **card_sections(joined, record, published),
+        **card_sections(joined, record, published, comparison_of_model(comparison, "small")),
     )
 
 

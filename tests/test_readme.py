@@ -61,7 +61,7 @@ def test_commands_of_the_readme_leave_what_it_says(folder):
     for name in ("mine", "unlabelled", "by_hand", "masked", "jepa_10k"):
         assert (folder / "checkpoints" / name / "model.safetensors").is_file()
     results = json.loads((folder / "results" / "mine.json").read_text(encoding="utf-8"))
-    assert set(results["datasets"]["my_set"]["systems"]) == {"base", "projection", "predictor"}
+    assert set(results["datasets"]["my_set"]["systems"]) == {"base", "projection"}
     assert list((folder / "results" / "mine").glob("*.trec"))
 
 

@@ -231,6 +231,23 @@ def test_a_blend_keeps_a_share_of_the_start_and_is_recorded(run, pairs_file):
     assert float((end - start).abs().max()) > 1e-3
 
 
+def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, capsys):
+    flags = ["--train_data", pairs_file, "--val_data", pairs_file, "--batch_size", "4", "--learning_rate", "1e-2"]
+    folder = run("train_contrastive", *flags, "--epochs", "3", "--eval_steps", "3", "--blend", "0.5")
+    figures = _logged(folder, "eval_ndcg@10")
+    assert len(figures) == 4  # before training, after three and six steps, and as saved
+    from ragcun_hf.evaluation.validation import RetrievalValidation
+
+    pairs = json.loads(pairs_file.read_text(encoding="utf-8"))
+    texts = [[pair[name] for pair in pairs] for name in ("query", "positive")]
+    negatives = [pair.get("negative", []) for pair in pairs]
+    distractors = [text for part in negatives for text in ([part] if isinstance(part, str) else part)]
+    expected = RetrievalValidation(*texts, distractors=distractors)(_load(folder))["ndcg@10"]
+    assert figures[-1] == pytest.approx(expected, abs=1e-6)
+    said = f"Validation NDCG@10: {figures[0]:.4f} before training, {figures[-1]:.4f} of the blended model"
+    assert said in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

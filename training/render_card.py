@@ -21,6 +21,7 @@ _PLOTS = {
     "isotropy.png": "How evenly base and projection fill their space",
     "learning_curves.png": "The terms of the loss while training",
 }
+_COMPARISON_PLOT = "Differences between the compared models"
 
 
 @dataclass
@@ -29,6 +30,7 @@ class CardArguments:
 
     model_path: str | None = argument(None, "Folder of the trained model.")
     results: list[str] = argument([], "Results files of eval_beir.py for this model, each with other data sets.")
+    comparison: str | None = argument(None, "A file of eval_beir.py --compare with this model; its plot is shown too.")
     output: str | None = argument(None, "The card. Default: README.md in the model's folder.")
     repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the examples of use.")
     recipe: str | None = argument(None, "Recipe the model was trained by; shows what was published for it.")
@@ -45,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
     from ragcun_hf.evaluation.results import read_results
-    from ragcun_hf.publishing.model_card import join_results, render_card, write_card
+    from ragcun_hf.publishing.model_card import join_results, read_json_object, render_card, write_card
 
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
@@ -55,8 +57,9 @@ def main(arguments: list[str] | None = None) -> None:
         results=results,
         training_record=_training_record(args, folder),
         published=_published(args),
+        comparison=read_json_object(Path(args.comparison)) if args.comparison else None,
         repo_id=args.repo_id,
-        plots=_place_plots([Path(path) for path in args.results], output),
+        plots=_place_plots(_found_plots(args), output),
         dataset_ids=args.dataset_ids,
     )
     write_card(output, text)
@@ -115,18 +118,28 @@ def _published(args: CardArguments) -> dict[str, Any] | None:
     return published
 
 
-def _place_plots(results: list[Path], output: Path) -> dict[str, str]:
-    """Find the plots of the evaluation; those that do not lie below the card's folder are copied beside it."""
+def _found_plots(args: CardArguments) -> dict[str, Path]:
+    """Return description -> file of what the evaluation drew; of several results files the first that has a plot."""
+    folders = [Path(path).resolve().with_suffix("") for path in args.results]
+    found = {}
+    for name, description in _PLOTS.items():
+        files = [folder / name for folder in folders if (folder / name).is_file()]
+        found |= {description: files[0]} if files else {}
+    of_comparison = Path(args.comparison).resolve().with_suffix(".png") if args.comparison else None
+    if of_comparison is not None and of_comparison.is_file():
+        found[_COMPARISON_PLOT] = of_comparison
+    return found
+
+
+def _place_plots(found: dict[str, Path], output: Path) -> dict[str, str]:
+    """Return description -> address; what does not lie below the card's folder is copied beside it."""
     plots: dict[str, str] = {}
     card_folder = output.resolve().parent
-    for path in results:
-        for name, description in _PLOTS.items():
-            plot = path.resolve().with_suffix("") / name
-            if not plot.is_file() or description in plots:
-                continue
-            if not plot.is_relative_to(card_folder):
-                plot = _copy(plot, card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}"))
-            plots[description] = plot.relative_to(card_folder).as_posix()
+    for description, plot in found.items():
+        if not plot.is_relative_to(card_folder):
+            name = "models.png" if description == _COMPARISON_PLOT else plot.name
+            plot = _copy(plot, card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}"))
+        plots[description] = plot.relative_to(card_folder).as_posix()
     return plots
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .card_comparison import comparison_cells
 from .card_findings import BASE, METRIC, describe_memory, describe_outcomes, list_outcomes, verdict
 from .card_numbers import NOT_MEASURED, format_difference, format_figure, format_setting
 
@@ -104,7 +105,10 @@ def evaluation_results(results: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def card_sections(
-    results: Mapping[str, Any], training_record: Mapping[str, Any] | None, published: Mapping[str, Any] | None
+    results: Mapping[str, Any],
+    training_record: Mapping[str, Any] | None,
+    published: Mapping[str, Any] | None,
+    comparison: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Prepare everything the template shows; every value is a finished text.
 
@@ -112,6 +116,7 @@ def card_sections(
         results: As from `join_results`.
         training_record: As in a model folder, or None.
         published: One recipe's published figures, or None.
+        comparison: As from `comparison_of_model`, or None.
 
     Returns:
         Template variables.
@@ -126,6 +131,8 @@ def card_sections(
         "isotropy_systems": [SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
         "findings": describe_outcomes(list_outcomes(datasets)),
         "memory_findings": describe_memory(datasets),
+        "comparison": comparison,
+        "comparison_rows": [comparison_cells(row) for row in (comparison or {}).get("rows", [])],
         "training_rows": training_rows(training_record),
         "measurements": [_measurement(part) for part in results["measurements"]],
         "published_rows": [

@@ -96,6 +96,7 @@ def allowed_numbers(
     training_record: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
     *,
+    comparison: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
 ) -> AllowedNumbers:
     """Collect what a card may show: every number of the files, in the forms the card writes numbers in.
@@ -106,6 +107,7 @@ def allowed_numbers(
         results: As from `read_results`.
         training_record: As in a model folder, or None.
         published: One recipe's published figures, or None.
+        comparison: As from `comparison_of_model`, or None.
         repo_id: Id on the Hub that the card names; it may hold a version number.
 
     Returns:
@@ -113,7 +115,7 @@ def allowed_numbers(
     """
     record = {key: value for key, value in (training_record or {}).items() if key != "log_history"}
     names = [repo_id, repo_id.split("/")[-1]] if repo_id else []
-    sources = (results, record, published or {}, names)
+    sources = (results, record, published or {}, comparison or {}, names)
     numbers: set[str] = set()
     texts: set[str] = set()
     for value in (leaf for source in sources for leaf in _leaves(source)):

@@ -10,6 +10,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.results import mean_over_datasets, read_results
 from ..files import write_whole
+from .card_comparison import comparison_of_model
 from .card_content import card_metadata, card_sections
 from .card_findings import comparison_sentences
 from .card_numbers import allowed_numbers, body_lines, check_card_numbers
@@ -34,6 +35,7 @@ def render_card(
     results: Mapping[str, Any],
     training_record: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
+    comparison: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
     plots: Mapping[str, str] | None = None,
     dataset_ids: Sequence[str] = (),
@@ -45,6 +47,7 @@ def render_card(
         results: As from `read_results` or `join_results`.
         training_record: Content of the model folder's `training_record.json`; None: settings are "not recorded".
         published: One recipe's published figures, as from `read_published`; None: the section is left out.
+        comparison: Content of a file of `eval_beir.py --compare`; None: the section is left out.
         repo_id: Id on the Hub, for the examples of use; None: a placeholder for the folder.
         plots: Description -> address, relative to the card.
         dataset_ids: Hub ids of the training data, for the metadata.
@@ -53,13 +56,15 @@ def render_card(
         The card's text, metadata first.
 
     Raises:
-        UserError: If the template cannot be read or used, or holds a number that no file holds.
+        UserError: If the template cannot be read or used, or holds a number that no file holds, or the comparison is
+            of other models.
     """
     from huggingface_hub import ModelCard
     from jinja2 import TemplateError
 
     results = results if "measurements" in results else join_results([results])
     name = repo_id.split("/")[-1] if repo_id else results["model"]["name"]
+    compared = None if comparison is None else comparison_of_model(comparison, results["model"]["name"])
     metadata = card_metadata(
         results,
         name=name,
@@ -77,14 +82,15 @@ def render_card(
             published=published,
             plots=plots or {},
             has_record=training_record is not None,
-            **card_sections(results, training_record, published),
+            **card_sections(results, training_record, published, compared),
         )
     except OSError as error:
         raise UserError(f"expected a card template, could not read {template} ({error.strerror})") from error
     except (TemplateError, ValueError) as error:
         raise UserError(f"{template}: expected a Jinja template of a model card, got {error}: correct it") from error
     text = _without_blank_runs(str(card))
-    check_card_numbers(text, allowed_numbers(results, training_record, published, repo_id=repo_id))
+    allowed = allowed_numbers(results, training_record, published, comparison=compared, repo_id=repo_id)
+    check_card_numbers(text, allowed)
     return text
 
 
@@ -94,6 +100,7 @@ def check_card(
     *,
     training_path: Path | None = None,
     published_path: Path | None = None,
+    comparison_path: Path | None = None,
     recipe: str | None = None,
     repo_id: str | None = None,
     template: Path,
@@ -109,6 +116,7 @@ def check_card(
         results_path: The results file, or several.
         training_path: The training record, if the card shows one; a path without a file means none.
         published_path: The file of published figures, if the card shows any.
+        comparison_path: The file of `eval_beir.py --compare`, if the card shows any.
         recipe: Whose published figures; default: the card's file name.
         repo_id: Id on the Hub that the card was rendered with, if any.
         template: The template of the card.
@@ -129,9 +137,12 @@ def check_card(
         raise UserError(f"expected a model card, could not read {path} ({error.strerror}): render it") from error
     except ValueError as error:
         raise UserError(f"{path}: expected valid metadata, got {error}: render the card again") from error
-    rendered = render_card(template=template, results=results, training_record=record, published=published)
+    comparison = None if comparison_path is None else read_json_object(comparison_path)
+    sources: dict[str, Any] = {"results": results, "training_record": record, "published": published}
+    rendered = render_card(template=template, comparison=comparison, **sources)
+    compared = None if comparison is None else comparison_of_model(comparison, results["model"]["name"])
     try:
-        check_card_numbers(text, allowed_numbers(results, record, published, repo_id=repo_id))
+        check_card_numbers(text, allowed_numbers(**sources, comparison=compared, repo_id=repo_id))
         _check_table_rows(text, rendered)
         _check_sentences(text, results)
         _check_metadata(found, ModelCard(rendered))

@@ -60,6 +60,18 @@ class SweepData(TrainingPairs):
         pairs = as_feature_pairs([train_views, validation_views], store, prompts_of(base))
         return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
 
+    @classmethod
+    def of_pairs(
+        cls,
+        base: IsotropicGaussianModel,
+        train_views: Any,
+        store: FeatureStore,
+        validation: Callable[[IsotropicGaussianModel], dict[str, float]],
+    ) -> Self:
+        """Compute the features of the training texts, or read them; the validation has its own."""
+        pairs = as_feature_pairs([train_views], store, prompts_of(base))
+        return cls(base, pairs, len(train_views), validation)
+
     def base_figures(self) -> dict[str, float]:
         """Measure the frozen base itself, by cosine."""
         model = with_head(self.base, ModelArguments(projection_kind="linear"))

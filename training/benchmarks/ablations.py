@@ -1,0 +1,130 @@
+"""What each term, kind, start and width of a head is worth: one change at a time, with seeds, on held-out documents.
+
+    python training/benchmarks/ablations.py --base_model embedded
+    python training/benchmarks/ablations.py --base_model embedded --train_data python_docs data/beir/scifact
+
+Heads are trained on pairs of four fifths of the documents, and the others' queries search the whole corpus. The word
+python_docs stands for the documentation strings of installed packages, which need no download.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
+from ragcun_hf.errors import UserError
+from ragcun_hf.run_arguments import FeatureArguments, ModelArguments
+
+PYTHON_DOCS = "python_docs"
+
+
+@dataclass
+class Arguments:
+    """What to train on, and which part of the table to make."""
+
+    train_data: list[str] = argument(
+        [PYTHON_DOCS], "Pairs, as for train_contrastive.py; one block of columns for each; or python_docs."
+    )
+    base_model: str = argument("embedded", "The encoder.")
+    groups: list[str] = argument(["terms", "kinds", "starts", "widths"], "Which groups of changes.")
+    seeds: list[int] = argument(
+        [1, 2, 3], "Each change is trained with each seed; they do not move the held-out part."
+    )
+    epochs: float = argument(10.0, "Passes over the training pairs.")
+    batch_size: int = argument(256, "Pairs per step.")
+    learning_rate: float = argument(1e-3, "Peak learning rate.")
+    val_fraction: float = argument(0.2, "Share of the documents to hold out, with their queries.")
+    output_dir: str = argument("results/ablations", "Where table.md, ablations.png and ablations.json go.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure every change on every data set, then write table and plot."""
+    args, features = parse_arguments([Arguments, FeatureArguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    from ragcun_hf.features.base_models import load_base_model
+    from ragcun_hf.sweep.ablations import CHANGES
+
+    started = time.perf_counter()
+    unknown = sorted(set(args.groups) - set(CHANGES))
+    if unknown or not args.groups:
+        raise UserError(f"--groups expects names among {', '.join(CHANGES)}, got {args.groups}: correct it")
+    if not args.seeds or not args.train_data:
+        raise UserError("--seeds and --train_data expect at least one value each, got none: leave the flag out")
+    names = [Path(source).stem for source in args.train_data]
+    if len(set(names)) < len(names):
+        raise UserError(f"--train_data expects sources of different names, got {', '.join(names)}: rename one")
+    folder = Path(args.output_dir)
+    base = load_base_model(args.base_model)
+    store = features.store(base)
+    changes = {name: CHANGES[name] for name in args.groups}
+    effects, bases = {}, {}
+    for source, name in zip(args.train_data, names, strict=True):
+        data = _data(source, folder, base, store, args.val_fraction)
+        bases[name] = data.base_figures()["ndcg@10"]
+        effects[name] = _measured(args, data, changes, name)
+    _write(folder, effects, bases, portable_command("training/benchmarks/ablations.py", arguments), asdict(args))
+    say(f"{(time.perf_counter() - started) / 60:.1f} minutes.")
+
+
+def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
+    """Hold documents out; their queries search all documents, those of training too."""
+    from ragcun_hf.data.documents import is_beir_folder
+    from ragcun_hf.data.held_out import split_by_document
+    from ragcun_hf.data.pairs import drop_duplicate_rows, read_pairs
+    from ragcun_hf.data.python_docs import write_python_docs
+    from ragcun_hf.data.validation_split import drop_validation_negatives, read_texts
+    from ragcun_hf.evaluation.validation import RetrievalValidation
+    from ragcun_hf.sweep.run import SweepData
+
+    if source == PYTHON_DOCS:
+        source = str(write_python_docs(folder / PYTHON_DOCS))
+    pairs, _ = drop_duplicate_rows(read_pairs(source))
+    train, held_out = split_by_document(pairs, val_fraction)
+    others = list(pairs["positive"])
+    if is_beir_folder(Path(source)):
+        others = read_texts(source, usable=bool)[0]
+    validation = RetrievalValidation(held_out["query"], held_out["positive"], distractors=others, store=store)
+    return SweepData.of_pairs(base, drop_validation_negatives(train, held_out), store, validation)
+
+
+def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) -> list[Any]:
+    from ragcun_hf.sweep.ablations import measure_changes
+    from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
+
+    training = IsotropicGaussianTrainingArguments(
+        output_dir=args.output_dir,
+        num_train_epochs=args.epochs,
+        per_device_train_batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        report_to="none",
+    )
+    model = ModelArguments(base_model=args.base_model)
+    total = sum(len(each) for each in changes.values())
+    found = measure_changes(data, changes, args.seeds, model, training)
+    return list(tqdm(found, total=total, desc=name, unit="change"))
+
+
+def _write(
+    folder: Path, effects: dict[str, list[Any]], bases: dict[str, float], command: str, settings: dict[str, Any]
+) -> None:
+    from ragcun_hf.evaluation.environment import environment_facts
+    from ragcun_hf.evaluation.results import write_json
+    from ragcun_hf.files import write_whole
+    from ragcun_hf.sweep.ablation_report import format_ablations, plot_ablations
+
+    table = format_ablations(effects, bases)
+    write_whole(folder / "table.md", table + "\n")
+    plot_ablations(effects, bases, folder / "ablations.png")
+    of_sets = {name: [asdict(effect) for effect in of_set] for name, of_set in effects.items()}
+    content = {"command": command, "settings": settings, "base": bases, "effects": of_sets, **environment_facts()}
+    write_json(folder / "ablations.json", content)
+    say(f"\n{table}\n\nIn {folder}: table.md, ablations.png, ablations.json.")
+
+
+if __name__ == "__main__":
+    run_script(main)
