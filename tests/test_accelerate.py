@@ -120,6 +120,16 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
             assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
 
 
+def test_two_processes_take_each_query_once_and_know_its_other_documents(folder, tiny_pairs, tiny_encoder_folder):
+    more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
+    (folder / "many.json").write_text(json.dumps([*tiny_pairs, *more]), encoding="utf-8")
+    flags = ["--train_data", "many.json", "--balance_queries"]
+    _, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
+    _check_alike(one, two, tiny_encoder_folder)
+    assert _record(two)["steps"] == _record(one)["steps"] == 3  # of eight queries, not fifteen rows
+
+
 def test_two_processes_mask_anew_in_each_epoch_as_one_does(folder, tiny_encoder_folder):
     flags = ["--documents", "texts.json", "--no_feature_cache", "--lambda_contrastive", "1"]
     _, two = _train(folder, tiny_encoder_folder, "train_xy_masked", 2, *flags)

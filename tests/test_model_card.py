@@ -174,6 +174,12 @@ def test_figures_stand_in_the_card(card):
     assert "| effective rank (directions really used) | 150.2 | 200.8 |" in card
 
 
+def test_a_blend_stands_in_the_card(results, record):
+    text = render_card(template=TEMPLATE, results=results, training_record={**record, "blend": 0.4})
+    assert "| share of the way from the start to the trained weights | 0.4 |" in text
+    assert "share of the way" not in render_card(template=TEMPLATE, results=results, training_record=record)
+
+
 # Beside other models
 
 

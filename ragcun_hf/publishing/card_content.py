@@ -187,6 +187,10 @@ def training_rows(training_record: Mapping[str, Any] | None) -> list[tuple[str, 
         if is_shown and not isinstance(value, Mapping) and value is not None:
             rows.append((f"`{key}`", format_setting(value)))
     rows.append(("optimizer steps", format_setting(training_record.get("steps"))))
+    if training_record.get("blend", 1.0) != 1.0:
+        rows.append(
+            ("share of the way from the start to the trained weights", format_setting(training_record["blend"]))
+        )
     seconds = training_record.get("seconds", {})
     rows += [(f"seconds for {what}", format_setting(value)) for what, value in seconds.items()]
     return rows

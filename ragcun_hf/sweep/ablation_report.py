@@ -20,6 +20,7 @@ _FIGURES = {
 _LOOKS = {"start": (GREY, "x"), "projection": (BLUE, "o"), "predictor": (ORANGE, "s"), "blended": (GREEN, "D")}
 _BLANKS = [""] * (len(_FIGURES) - 1)
 _ROW_INCHES = 0.22
+_LOSS_SHOWN = 0.1  # further below the base, a figure stands as a number at the edge
 
 
 def format_ablations(effects: Mapping[str, Sequence[Effect]], bases: Mapping[str, float]) -> str:
@@ -67,8 +68,11 @@ def plot_ablations(
     figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained")
     all_axes = figure.subplots(1, len(effects), squeeze=False, sharey=True)[0]
     for axes, (name, of_set) in zip(all_axes, effects.items(), strict=True):
+        edge = bases[name] - _LOSS_SHOWN
         for figure_name in _FIGURES:
-            _draw(axes, of_set, figure_name)
+            _draw(axes, of_set, figure_name, edge)
+        if axes.texts:  # once everything is drawn, or the other end would stay where it is now
+            axes.set_xlim(left=edge)
         axes.axvline(bases[name], color="black", linestyle="--", linewidth=1, label="frozen base")
         label_axes(axes, "NDCG@10, held-out documents", "", name)
         axes.grid(axis="x", alpha=0.3)
@@ -79,11 +83,15 @@ def plot_ablations(
     save_figure(figure, path)
 
 
-def _draw(axes: Axes, effects: Sequence[Effect], name: str) -> None:
-    rows = [row for row, effect in enumerate(effects) if effect.mean(name) is not None]
+def _draw(axes: Axes, effects: Sequence[Effect], name: str, edge: float) -> None:
+    means = {row: mean for row, effect in enumerate(effects) if (mean := effect.mean(name)) is not None}
     colour, marker = _LOOKS[name]
+    for row, mean in means.items():
+        if mean < edge:
+            axes.text(edge, row, f"← {mean:.3f}", color=colour, fontsize=7, va="center")
+    rows = [row for row, mean in means.items() if mean >= edge]
     axes.errorbar(
-        [effects[row].mean(name) or 0.0 for row in rows],
+        [means[row] for row in rows],
         rows,
         xerr=[effects[row].spread(name) for row in rows],
         fmt=marker,
