@@ -94,12 +94,16 @@ def info_nce_loss(
     scores_BM = scores_BM.masked_fill(is_excluded_BM, -torch.inf)
     loss_B = functional.cross_entropy(scores_BM, own, reduction="none")
     if is_bidirectional:
-        options: dict[str, Any] = {
-            "temperature": temperature,
-            "similarity": similarity,
-            "known_pairs": known_pairs,
-        }
-        loss_B = (loss_B + _document_to_query(queries, documents, query_ids, document_ids, **options)) / 2
+        back_B = _document_to_query(
+            queries,
+            documents,
+            query_ids,
+            document_ids,
+            temperature=temperature,
+            similarity=similarity,
+            known_pairs=known_pairs,
+        )
+        loss_B = (loss_B + back_B) / 2
     return mean_over_processes(loss_B)
 
 
