@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..evaluation.comparison_report import comparison_rows
-from .card_findings import BASE, METRIC
+from .card_findings import BASE, METRIC, PREDICTOR
 from .card_numbers import format_difference, format_figure, format_setting
 
 
@@ -37,12 +37,14 @@ def comparison_of_model(comparison: Mapping[str, Any], name: str) -> dict[str, A
 def _own_rows(comparison: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Yield the comparisons over all data sets where there are several, else those of the one.
 
-    Against the frozen base every data set has its rows under the results already.
+    Left out are the frozen base, which has its rows under the results already, and the predictors of other models.
     """
     label, entry = list(comparison_rows(comparison))[-1 if len(comparison["datasets"]) > 1 else 0]
+    own = [name, f"{name}, {PREDICTOR}"]
+    shown = [*own, *(other for other in comparison["systems"] if not other.endswith(f", {PREDICTOR}"))]
     for each in entry["comparisons"]:
         systems = {each["system"], each["reference"]}
-        if BASE not in systems and any(system.split(", ")[0] == name for system in systems):
+        if systems & set(own) and systems <= set(shown) and BASE not in systems:
             figures = {part: entry["systems"][each[part]][METRIC] for part in ("system", "reference")}
             yield {"place": label, **each, "values": figures}
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .card_comparison import comparison_cells
-from .card_findings import BASE, METRIC, describe_memory, describe_outcomes, list_outcomes, verdict
+from .card_findings import BASE, METRIC, PREDICTOR, describe_memory, describe_outcomes, list_outcomes, verdict
 from .card_numbers import NOT_MEASURED, format_difference, format_figure, format_setting
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-SYSTEM_NAMES = {BASE: "frozen base", "projection": "projection", "predictor": "predictor"}
+SYSTEM_NAMES = {BASE: "frozen base", "projection": "projection", PREDICTOR: PREDICTOR}
 METRIC_NAMES = {
     "ndcg@10": "NDCG@10",
     "map@100": "MAP@100",

@@ -9,7 +9,7 @@ from typing import Any
 from .card_numbers import format_difference, format_figure
 
 METRIC, METRIC_NAME = "ndcg@10", "NDCG@10"
-BASE = "base"
+BASE, PREDICTOR = "base", "predictor"
 
 _OUTCOMES = {
     "below": "is below the frozen base on",
