@@ -38,11 +38,19 @@ class Candidate:
         whitening: Strength of the start's partial whitening.
         projection_kind: `linear` or `mlp`.
         epochs: Passes over the pseudo-queries.
+        projection_hidden_dim: Width inside an mlp; None for the default.
     """
 
     whitening: float
     projection_kind: str
     epochs: float
+    projection_hidden_dim: int | None = None
+
+    @property
+    def head(self) -> str:
+        """Kind and width, as a table shows them."""
+        width = self.projection_hidden_dim
+        return self.projection_kind if width is None else f"{self.projection_kind} {width}"
 
 
 CANDIDATES = (
@@ -50,7 +58,7 @@ CANDIDATES = (
     Candidate(0.2, "linear", 3.0),
     Candidate(0.3, "linear", 3.0),
     Candidate(0.3, "mlp", 3.0),
-    Candidate(0.3, "mlp", 8.0),
+    Candidate(0.3, "mlp", 8.0, projection_hidden_dim=2048),
 )
 
 
@@ -127,6 +135,7 @@ def _setting(candidate: Candidate) -> dict[str, Any]:
     return {
         "whitening": candidate.whitening,
         "projection_kind": candidate.projection_kind,
+        "projection_hidden_dim": candidate.projection_hidden_dim,
         "num_train_epochs": candidate.epochs,
     }
 
@@ -160,10 +169,10 @@ def format_outcomes(outcomes: Sequence[Outcome], chosen: Outcome) -> str:
 
 
 def _lines(outcomes: Sequence[Outcome], chosen: Outcome) -> Iterator[str]:
-    yield "  whitening  head    epochs  blend  pseudo-NDCG@10     gain  std. error"
+    yield "  whitening  head      epochs  blend  pseudo-NDCG@10     gain  std. error"
     for each in outcomes:
         name = each.candidate
         figures = f"{each.score:>14.4f}  {each.gain:>+7.4f}  {each.standard_error:>10.4f}"
         mark = "*" if each is chosen else " "
-        head = f"{name.whitening:>9.2f}  {name.projection_kind:6}  {name.epochs:>6.0f}  {each.blend:>5.2f}"
+        head = f"{name.whitening:>9.2f}  {name.head:8}  {name.epochs:>6.0f}  {each.blend:>5.2f}"
         yield f"{mark} {head}  {figures}"

@@ -128,10 +128,11 @@ def check_automatic(parsed: ParsedArguments) -> None:
         )
     training = parsed.training
     has_length = training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0
-    if has_length or model.projection_kind != type(model).projection_kind:
+    has_shape = model.projection_kind != type(model).projection_kind or model.projection_hidden_dim is not None
+    if has_length or has_shape:
         raise UserError(
-            "--automatic chooses kind of projection and length of training: leave --projection_kind, --epochs and "
-            "--max_steps out"
+            "--automatic chooses kind and width of the projection and length of training: leave --projection_kind, "
+            "--projection_hidden_dim, --epochs and --max_steps out"
         )
     if refused := trainer_only_flags(training):
         raise UserError(f"--automatic cannot do what --{refused[0]} asks for: leave the flag out")
@@ -144,7 +145,8 @@ def _held_out_documents(documents: Sequence[str], seed: int) -> set[int]:
 
 def _apply(parsed: ParsedArguments, chosen: Outcome) -> None:
     candidate = chosen.candidate
-    parsed.model = replace(parsed.model, whitening=candidate.whitening, projection_kind=candidate.projection_kind)
+    names = ("whitening", "projection_kind", "projection_hidden_dim")
+    parsed.model = replace(parsed.model, **{name: getattr(candidate, name) for name in names})
     parsed.run.blend = chosen.blend
     if chosen.blend:
         parsed.training.num_train_epochs = candidate.epochs
