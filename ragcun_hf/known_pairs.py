@@ -59,16 +59,20 @@ class PairIds:
     """The ids that a collator gives to the texts of each row, in the rows' order.
 
     Args:
-        query_ids: Shape (N,), of the training rows.
+        query_ids: Shape (N,).
         document_ids: Shape (N,), of the rows' own documents.
     """
 
     query_ids: Tensor
     document_ids: Tensor
 
+    def num_queries(self) -> int:
+        """Count the different queries."""
+        return len(self.query_ids.unique())
+
     def known_pairs(self) -> KnownPairs | None:
         """Return the lookup, or None where every query has one document and nothing can be looked up."""
-        if len(_keys(self.query_ids, self.document_ids).unique()) == len(self.query_ids.unique()):
+        if len(_keys(self.query_ids, self.document_ids).unique()) == self.num_queries():
             return None
         return KnownPairs(self.query_ids, self.document_ids)
 

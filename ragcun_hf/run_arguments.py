@@ -112,7 +112,9 @@ class ValidationArguments:
     """What is held out to choose the checkpoint by."""
 
     val_data: str | None = argument(
-        None, "Held-out query-document pairs: eval_loss and NDCG@10 while training, best checkpoint kept."
+        None,
+        "Held-out query-document pairs: eval_loss and NDCG@10 after every epoch (or --eval_steps), best checkpoint "
+        "kept, unless --blend goes back from the last one.",
     )
     val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
     val_fraction: float = argument(

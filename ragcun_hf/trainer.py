@@ -44,6 +44,7 @@ class IsotropicGaussianTrainer(Trainer):
             prefix `eval_` and can select the best checkpoint.
         pair_ids: The ids of the training rows. With them a document that is known to answer a query, wherever in the
             data, is never its negative, and `balance_queries` can draw.
+        eval_pair_ids: The same of the evaluation rows.
         **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
     """
 
@@ -57,16 +58,20 @@ class IsotropicGaussianTrainer(Trainer):
         *args: Any,
         validation: Callable[[Any], dict[str, float]] | None = None,
         pair_ids: PairIds | None = None,
+        eval_pair_ids: PairIds | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
-        self._validation = validation
+        self.validation = validation
         # Looked up once: unwrapping walks through all modules of the encoder, at every step.
         config = self.accelerator.unwrap_model(self.model).config
         self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
-        self._objective = self._make_objective(config, None if pair_ids is None else pair_ids.known_pairs())
+        self._objectives = {
+            mode: self._make_objective(config, None if ids is None else ids.known_pairs())
+            for mode, ids in (("train", pair_ids), ("eval", eval_pair_ids))
+        }
         self._sampler = self._make_sampler(pair_ids)
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
@@ -114,10 +119,15 @@ class IsotropicGaussianTrainer(Trainer):
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
         texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
         outputs = model(**texts, num_predicted=len(query_ids))
-        terms = self._objective.terms(outputs, query_ids, document_ids, directions=self._directions(outputs))
+        objective = self._objectives[self._mode]
+        terms = objective.terms(outputs, query_ids, document_ids, directions=self._directions(outputs))
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
-        loss = self._objective.total(terms)
+        loss = objective.total(terms)
         return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
 
     def _directions(self, outputs: Any) -> Tensor | None:
         """Draw SIGReg's directions; they follow from the step: the same on every process, and again after a resume."""
@@ -155,8 +165,8 @@ class IsotropicGaussianTrainer(Trainer):
         output = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         output.metrics.update({f"{prefix}_loss/{name}": value for name, value in self._pop_terms("eval").items()})
-        if self._validation is not None:
-            figures = self._validation(self.accelerator.unwrap_model(self.model))
+        if self.validation is not None:
+            figures = self.validation(self.accelerator.unwrap_model(self.model))
             output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
         return output
 
@@ -168,7 +178,7 @@ class IsotropicGaussianTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def _track(self, terms: dict[str, Tensor], embeddings: Tensor, *, num_queries: int) -> None:
-        mode = "train" if self.model.training else "eval"
+        mode = self._mode
         # The Trainer averages the training loss over batches, and the evaluation loss over rows.
         weight = 1 if mode == "train" else num_queries
         sums = self._term_sums[mode]

@@ -34,6 +34,7 @@ class TrainerInputs:
         collator: Makes batches of rows.
         sample: Returns some texts' features, which decide where a head starts.
         pair_ids: Of the training rows; None where rows are not known before they are read.
+        eval_pair_ids: The same of the held-out rows.
     """
 
     train_rows: Any
@@ -41,6 +42,7 @@ class TrainerInputs:
     collator: Callable[[Any], dict[str, Tensor]]
     sample: Callable[[], Tensor]
     pair_ids: PairIds | None
+    eval_pair_ids: PairIds | None
 
 
 def text_inputs(model: IsotropicGaussianModel, train_views: Any, validation_views: Any) -> TrainerInputs:
@@ -55,11 +57,16 @@ def text_inputs(model: IsotropicGaussianModel, train_views: Any, validation_view
         What the Trainer needs.
     """
     collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **prompts_of(model))
-    pair_ids = None
-    if isinstance(train_views, Dataset):  # streams are not known yet, and views of documents drawn anew
-        pair_ids = PairIds(text_ids(train_views["query"]), text_ids(train_views["positive"]))
     sample = partial(_sample_features, model, train_views)
-    return TrainerInputs(train_views, validation_views, collator, sample, pair_ids)
+    return TrainerInputs(
+        train_views, validation_views, collator, sample, _text_pair_ids(train_views), _text_pair_ids(validation_views)
+    )
+
+
+def _text_pair_ids(views: Any) -> PairIds | None:
+    if not isinstance(views, Dataset):  # streams are not known yet, and views of documents drawn anew
+        return None
+    return PairIds(text_ids(views["query"]), text_ids(views["positive"]))
 
 
 def feature_inputs(
@@ -81,12 +88,15 @@ def feature_inputs(
     num_rows = len(train_views)
     validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
     collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
-    pair_ids = PairIds(torch.from_numpy(pairs.query_rows[:num_rows]), torch.from_numpy(pairs.positive_rows[:num_rows]))
+    query_ids, document_ids = torch.from_numpy(pairs.query_rows), torch.from_numpy(pairs.positive_rows)
+    train_ids, validation_ids = (
+        PairIds(query_ids[rows], document_ids[rows]) for rows in (slice(num_rows), slice(num_rows, None))
+    )
 
     def sample() -> Tensor:
         return torch.from_numpy(pairs.sample(num_rows))
 
-    return TrainerInputs(Subset(pairs, range(num_rows)), validation_rows, collator, sample, pair_ids)
+    return TrainerInputs(Subset(pairs, range(num_rows)), validation_rows, collator, sample, train_ids, validation_ids)
 
 
 def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .blending import blended, head_weights
+from .blending import head_weights
 from .command_line import default_output_folder, parse_arguments, quiet_libraries, say
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
@@ -23,6 +23,7 @@ from .run_output import (
     save_run,
     source_name,
 )
+from .training_outcome import finish_training
 
 __all__ = [
     "FeatureArguments",
@@ -154,11 +155,7 @@ def run_training(
     if parsed.run.blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-        _check_outcome(trainer)
-    if parsed.run.blend < 1:
-        model.load_state_dict(blended(start, head_weights(model), parsed.run.blend), strict=False)
-        if validation_views is not None:
-            _say_validation(trainer)
+    validation_figures = finish_training(trainer, start, parsed.run.blend)
     facts = {
         "data": data_facts,
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
@@ -169,6 +166,7 @@ def run_training(
         "features": None if store is None else store.settings(),
         "steps": trainer.state.global_step,
         "blend": parsed.run.blend,
+        "validation_ndcg@10": validation_figures,
         "training_arguments": {
             **recorded_arguments(training_args),
             **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
@@ -210,7 +208,7 @@ def _check_arguments(
         return
     # Validation was asked for: evaluate once per epoch unless the flags say when, and keep the best.
     if training_args.eval_strategy == "no":
-        training_args.eval_strategy = "epoch" if training_args.eval_steps is None else "steps"
+        training_args.eval_strategy = "steps" if training_args.eval_steps else "epoch"
     # Only what is saved when it is evaluated can be the best that is loaded at the end.
     if training_args.save_strategy in ("steps", "epoch"):
         training_args.save_strategy = training_args.eval_strategy
@@ -237,34 +235,13 @@ def _check_blend(parsed: ParsedArguments) -> None:
         )
     if blend < 1 and parsed.training.resume_from_checkpoint:
         raise UserError("--blend needs the start of the run, which --resume_from_checkpoint has left: leave one out")
-
-
-def _check_outcome(trainer: IsotropicGaussianTrainer) -> None:
-    """Refuse weights that are not finite, and say so where the untrained start was better."""
-    parameters = trainer.accelerator.unwrap_model(trainer.model).named_parameters()
-    broken = [name for name, parameter in parameters if parameter.requires_grad and not parameter.isfinite().all()]
-    if broken:
+    if blend < 1 and parsed.training.early_stopping_patience is not None:
         raise UserError(
-            f"expected finite weights after training, got NaN or infinity in {broken[0]}: nothing was saved, lower "
-            "--learning_rate"
+            "--early_stopping_patience measures the trained weights, got --blend, which goes back from them and gains "
+            "by going far: leave one out"
         )
-    start = [entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry][:1]
-    best = trainer.state.best_metric
-    if start and best is not None and trainer.args.metric_for_best_model == "eval_ndcg@10" and best < start[0]:
-        logger.warning(
-            "Validation NDCG@10 was %.4f before training and %.4f at best after it: on these data the frozen base is "
-            "the better choice. Try fewer epochs, a lower learning rate, or other pairs.",
-            *(start[0], best),
-        )
-
-
-def _say_validation(trainer: IsotropicGaussianTrainer) -> None:
-    """Measure the blended model, which no evaluation during training has seen."""
-    before = next((entry["eval_ndcg@10"] for entry in trainer.state.log_history if "eval_ndcg@10" in entry), None)
-    after = trainer.evaluate()["eval_ndcg@10"]
-    if trainer.is_world_process_zero():
-        start = "" if before is None else f"{before:.4f} before training, "
-        say(f"Validation NDCG@10: {start}{after:.4f} of the blended model, which is saved.")
+    # For the same reason the last weights are blended, not those that alone were best.
+    parsed.training.load_best_model_at_end = parsed.training.load_best_model_at_end and blend == 1
 
 
 def _check_loggers(report_to: Any) -> None:
@@ -316,6 +293,7 @@ def _build_trainer(
         eval_dataset=inputs.validation_rows,
         validation=validation,
         pair_ids=inputs.pair_ids,
+        eval_pair_ids=inputs.eval_pair_ids,
         callbacks=callbacks,
     )
     if not training_args.disable_tqdm:
@@ -325,10 +303,16 @@ def _build_trainer(
 
 
 def _check_balance(pair_ids: PairIds | None, training_args: IsotropicGaussianTrainingArguments) -> None:
-    if training_args.balance_queries and pair_ids is None:
+    if not training_args.balance_queries:
+        return
+    if pair_ids is None:
         raise UserError(
             "--balance_queries needs pairs that are known before training, got a stream or views of documents that "
             "are drawn anew: leave it out"
+        )
+    if pair_ids.num_queries() < 2:
+        raise UserError(
+            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
         )
 
 
@@ -338,7 +322,7 @@ def _keep_small_sets(inputs: TrainerInputs, training_args: IsotropicGaussianTrai
         return
     num_rows = len(inputs.train_rows)
     if training_args.balance_queries and inputs.pair_ids is not None:
-        num_rows = len(inputs.pair_ids.query_ids.unique())
+        num_rows = inputs.pair_ids.num_queries()
     if num_rows < training_args.per_device_train_batch_size * training_args.world_size:
         logger.warning(
             "The %d training rows of an epoch fit in less than one batch of %d; it is kept.",

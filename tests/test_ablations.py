@@ -85,6 +85,15 @@ def test_a_figure_is_that_of_the_head_trained_and_blended_by_hand(data, training
     assert len({effect.figures[name][0] for name in ("start", "projection", "blended")}) > 1
 
 
+def test_a_seed_that_diverges_leaves_the_others_their_figures(data, training):
+    training.learning_rate = 1e30
+    changes = {"terms": {"all": {}}, "starts": {"random": {"projection_init": "random", "whitening": 0.0}}}
+    effects = list(measure_changes(data, changes, [1, 2], ModelArguments(), training))
+    assert [list(effect.figures) for effect in effects] == [["start"], ["start"]]
+    assert effects[0].mean("projection") is None
+    assert "| terms | all | " in format_ablations({"docs": effects}, {"docs": 0.5})
+
+
 EFFECTS = [
     Effect(
         "terms",

@@ -120,7 +120,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
             assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
 
 
-def test_two_processes_take_each_query_once_and_know_its_other_documents(folder, tiny_pairs, tiny_encoder_folder):
+def test_two_processes_take_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
     more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
     (folder / "many.json").write_text(json.dumps([*tiny_pairs, *more]), encoding="utf-8")
     flags = ["--train_data", "many.json", "--balance_queries"]

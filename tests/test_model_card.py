@@ -114,9 +114,9 @@ def card(results, record, published):
 
 
 @pytest.fixture
-def comparison():
+def comparison(results):
     systems = {"base": 0.4943, "small": 0.4601, "small, predictor": 0.5167, "other": 0.4799}
-    systems["other, predictor"] = 0.4123
+    systems |= {"other, predictor": 0.4123, "base of other": 0.4321}
     pairs = list(itertools.combinations(systems, 2))
 
     def entry(shift):
@@ -134,6 +134,7 @@ def comparison():
         "metric": "ndcg@10",
         "command": "python training/eval_beir.py --compare small other --datasets scifact nfcorpus",
         "systems": list(systems),
+        "models": {"small": {"model": results["model"]}, "other": {"model": {**results["model"], "output_dim": 512}}},
         "datasets": {"scifact": one, "nfcorpus": {**one, **entry(-0.1)}},
         "overall": entry(0.0),
     }
@@ -191,7 +192,9 @@ def test_a_comparison_stands_in_the_card_and_in_its_check(tmp_path, files, resul
     row = "| other | small | 0.4799 | 0.4601 | +0.0198 | +0.0075 to +0.0321 | 0.0123 | 30 / 250 / 20 |"
     assert row in text
     assert "| other | small, predictor | 0.4799 | 0.5167 | -0.0368 |" in text
+    assert "on scifact test, nfcorpus test, the same queries" in text
     assert "0.4123" not in text  # another model's predictor
+    assert "base of other" not in text
     assert "| small | base |" not in text  # stands under the results, data set by data set
     assert "python training/eval_beir.py --compare small other" in text
     (tmp_path / "comparison.json").write_text(json.dumps(comparison), encoding="utf-8")
@@ -211,7 +214,7 @@ def test_a_comparison_of_one_data_set_shows_its_figures(results, comparison):
 
 
 def test_numbers_of_the_compared_queries_do_not_vouch_for_the_card(results, comparison):
-    compared = comparison_of_model(comparison, "small")
+    compared = comparison_of_model(comparison, results["model"])
     with pytest.raises(UserError, match="got 0.6309"):
         check_card_numbers("a score of 0.6309", allowed_numbers(results, comparison=compared))
     with pytest.raises(UserError, match="got 1815"):
@@ -219,8 +222,11 @@ def test_numbers_of_the_compared_queries_do_not_vouch_for_the_card(results, comp
 
 
 def test_a_comparison_of_other_models_is_refused(results, comparison):
-    comparison["systems"][1] = "tiny"
-    with pytest.raises(UserError, match="expects a file with the model 'small', got base, tiny"):
+    facts = comparison["models"].pop("small")
+    with pytest.raises(UserError, match="expects a file with the model 'small' as in --results .*, got other"):
+        render_card(template=TEMPLATE, results=results, comparison=comparison)
+    comparison["models"]["small"] = {"model": {**facts["model"], "output_dim": 768}}
+    with pytest.raises(UserError, match="expects a file with the model 'small' as in --results"):
         render_card(template=TEMPLATE, results=results, comparison=comparison)
     with pytest.raises(UserError, match="expects a file that eval_beir.py --compare wrote"):
         render_card(template=TEMPLATE, results=results, comparison=results)
@@ -369,7 +375,7 @@ def test_the_template_names_only_what_the_renderer_gives(results, record, publis
         **context,
         model=joined["model"],
         settings=joined["settings"],
-        **card_sections(joined, record, published, comparison_of_model(comparison, "small")),
+        **card_sections(joined, record, published, comparison_of_model(comparison, results["model"])),
     )
 
 
@@ -525,6 +531,19 @@ def test_script_writes_the_card_into_the_model_folder(script, model_folder, caps
     said = capsys.readouterr().out
     assert "Wrote" in said
     assert "hf upload" in said
+
+
+def test_script_shows_the_comparison_and_its_plot(script, model_folder, comparison):
+    file = model_folder.parent / "results" / "beside.json"
+    file.write_text(json.dumps(comparison), encoding="utf-8")
+    file.with_suffix(".png").write_bytes(b"a plot")
+    script.main(_flags(model_folder, "--comparison", str(file)))
+    text = (model_folder / "README.md").read_text(encoding="utf-8")
+    assert "| other | small | 0.4799 | 0.4601 | +0.0198 |" in text
+    assert "![Differences between the compared models](models.png)" in text
+    assert (model_folder / "models.png").read_bytes() == b"a plot"
+    with pytest.raises(UserError, match="could not read"):
+        script.main(_flags(model_folder, "--comparison", "no/such/file"))
 
 
 def test_script_links_plots_that_lie_below_the_card(script, model_folder):

@@ -15,6 +15,7 @@ from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.known_pairs import PairIds
 from ragcun_hf.losses import SIGREG_NULL_FLOOR
 from ragcun_hf.objective import Objective
+from ragcun_hf.training_outcome import finish_training
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -38,7 +39,7 @@ def make_trainer(tiny_pairs, tmp_path):
         rows = tiny_pairs if rows is None else rows
         trainer_options = {
             name: options.pop(name)
-            for name in ("eval_dataset", "validation", "callbacks", "pair_ids")
+            for name in ("eval_dataset", "validation", "callbacks", "pair_ids", "eval_pair_ids")
             if name in options
         }
         arguments = {
@@ -632,7 +633,8 @@ def _pair_ids(rows):
     return PairIds(text_ids([row["query"] for row in rows]), text_ids([row["positive"] for row in rows]))
 
 
-def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(make_model, make_trainer):
+@pytest.mark.parametrize("mode", ["pair_ids", "eval_pair_ids"])
+def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(make_model, make_trainer, mode):
     model = make_model(dropout=0.0)
     rows = [
         {"query": "what is bread", "positive": "bread is food"},
@@ -641,10 +643,10 @@ def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(ma
         {"query": "what is bread", "positive": "red bread"},  # not in the batch below, but known
     ]
     losses = {}
-    for name, ids in (("known", _pair_ids(rows)), ("unknown", None)):
-        trainer = make_trainer(model, rows=rows, pair_ids=ids, **CONTRASTIVE_ONLY)
+    for name, ids in (("known", {mode: _pair_ids(rows)}), ("unknown", {})):
+        trainer = make_trainer(model, rows=rows, **ids, **CONTRASTIVE_ONLY)
         batch = trainer.data_collator(rows[:3])
-        model.eval()
+        model.train(mode == "pair_ids")  # without dropout, so that only the known pairs differ
         with torch.no_grad():
             loss, outputs = trainer.compute_loss(model, batch, return_outputs=True)
         losses[name] = float(loss)
@@ -706,6 +708,27 @@ def test_a_resumed_balanced_run_draws_what_the_whole_run_draws(tiny_model, tiny_
 def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
     with pytest.raises(ValueError, match="`balance_queries` needs rows that are known"):
         make_trainer(tiny_model, balance_queries=True)
+
+
+# What training has come to
+
+
+@pytest.mark.parametrize(("blend", "measured", "warned"), [(0.5, 0.4, True), (0.5, 0.6, False), (1.0, 0.6, True)])
+def test_the_saved_weights_are_those_that_are_judged(
+    make_model, tiny_pairs, make_trainer, caplog, blend, measured, warned
+):
+    model = make_model(dropout=0.0)
+    options = {"eval_dataset": tiny_pairs, "eval_strategy": "epoch", "metric_for_best_model": "eval_ndcg@10"}
+    trainer = make_trainer(model, validation=lambda model: {"ndcg@10": measured}, **options)
+    trainer.state.log_history = [{"eval_ndcg@10": 0.5}, {"eval_ndcg@10": 0.45}]
+    trainer.state.best_metric = 0.45
+    start = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
+    trained = _weights(model)
+    figures = finish_training(trainer, start, blend)
+    assert figures == {"start": 0.5, "saved": measured if blend < 1 else 0.45}
+    assert ("the untrained start is the better choice" in caplog.text) == warned
+    name = "projection.linear.weight"
+    torch.testing.assert_close(model.state_dict()[name], blend * trained[name])
 
 
 # Arguments

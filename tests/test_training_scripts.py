@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from ragcun_hf.data.documents import text_digest
 from ragcun_hf.errors import UserError
@@ -235,7 +236,7 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
     flags = ["--train_data", pairs_file, "--val_data", pairs_file, "--batch_size", "4", "--learning_rate", "1e-2"]
     folder = run("train_contrastive", *flags, "--epochs", "3", "--eval_steps", "3", "--blend", "0.5")
     figures = _logged(folder, "eval_ndcg@10")
-    assert len(figures) == 4  # before training, after three and six steps, and as saved
+    assert len(figures) == 3  # before training, after three and six steps
     from ragcun_hf.evaluation.validation import RetrievalValidation
 
     pairs = json.loads(pairs_file.read_text(encoding="utf-8"))
@@ -243,9 +244,28 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
     negatives = [pair.get("negative", []) for pair in pairs]
     distractors = [text for part in negatives for text in ([part] if isinstance(part, str) else part)]
     expected = RetrievalValidation(*texts, distractors=distractors)(_load(folder))["ndcg@10"]
-    assert figures[-1] == pytest.approx(expected, abs=1e-6)
-    said = f"Validation NDCG@10: {figures[0]:.4f} before training, {figures[-1]:.4f} of the blended model"
-    assert said in capsys.readouterr().out
+    record = _record(folder)
+    assert record["validation_ndcg@10"] == {"start": figures[0], "saved": pytest.approx(expected, abs=1e-6)}
+    assert record["seconds"]["training"] > 0
+    assert f"of the blended model, which is saved: {expected:.4f}" in capsys.readouterr().out
+
+
+def test_evaluating_in_half_precision_does_not_save_a_blended_model_in_it(run, pairs_file):
+    flags = ["--val_data", pairs_file, "--batch_size", "4", "--epochs", "1", "--blend", "0.5", "--bf16_full_eval"]
+    folder = run("train_contrastive", "--train_data", pairs_file, *flags)
+    tensors = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
+def test_a_blend_goes_back_from_the_last_weights_not_from_the_best(run, pairs_file, tmp_path):
+    rows = [{"query": text[: len(text) // 2], "positive": text} for text in DOCUMENTS]
+    (tmp_path / "val.json").write_text(json.dumps(rows), encoding="utf-8")
+    flags = ["--train_data", pairs_file, "--batch_size", "8", "--epochs", "4", "--learning_rate", "1"]
+    flags += ["--dropout", "0", "--encoder_dtype", "float32", "--blend", "0.5", "--save_strategy", "epoch"]
+    with_validation = run("train_contrastive", *flags, "--val_data", "val.json", output="with")
+    figures = _logged(with_validation, "eval_ndcg@10")[1:]
+    assert max(figures) > figures[-1]
+    assert _difference(with_validation, run("train_contrastive", *flags, output="without")) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -254,6 +274,7 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
         (["--blend", "1.5"], r"in \[0, 1\]"),
         (["--blend", "0.5", "--projection_init", "random"], "--projection_init identity"),
         (["--blend", "0.5", "--no_freeze_base"], "frozen encoder"),
+        (["--blend", "0.5", "--early_stopping_patience", "2", "--val_fraction", "0.3"], "--early_stopping_patience"),
     ],
 )
 def test_a_blend_that_cannot_be_is_a_user_error(run, pairs_file, flags, message):
@@ -339,7 +360,7 @@ def test_a_start_that_was_better_is_pointed_out(run, pairs_file, caplog, tmp_pat
     (tmp_path / "val.json").write_text(json.dumps(rows), encoding="utf-8")
     flags = ["--val_data", "val.json", "--learning_rate", "100", "--warmup_steps", "0", "--epochs", "1"]
     run("train_contrastive", "--train_data", pairs_file, *flags)
-    assert "the frozen base is the better choice" in " ".join(caplog.text.split())
+    assert "the untrained start is the better choice" in " ".join(caplog.text.split())
 
 
 def test_resuming_with_another_model_is_refused(run, pairs_file):
@@ -418,6 +439,13 @@ def test_balanced_queries_make_an_epoch_of_queries(run, tmp_path, tiny_pairs, fl
     assert record["data"]["rows"] == 15
     assert record["steps"] == 3 * 2
     assert record["training_arguments"]["balance_queries"] is True
+
+
+def test_a_single_query_cannot_be_balanced(run, tmp_path, tiny_pairs):
+    rows = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs]
+    (tmp_path / "one.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match="at least two different queries"):
+        run("train_contrastive", "--train_data", "one.json", "--balance_queries")
 
 
 def test_balanced_queries_refuse_what_is_drawn_while_training(run, pairs_file, documents_file):

@@ -6,20 +6,21 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import UserError
-from ..evaluation.comparison_report import comparison_rows
-from .card_findings import BASE, METRIC, PREDICTOR
+from .card_findings import METRIC, PREDICTOR
 from .card_numbers import format_difference, format_figure, format_setting
 
+_SAME = ("base_model", "output_dim", "projection_init", "projection_kind", "use_predictor", "similarity")
 
-def comparison_of_model(comparison: Mapping[str, Any], name: str) -> dict[str, Any]:
+
+def comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a card needs: the rows that compare the model's systems with others, and no texts of queries.
 
     Args:
-        comparison: The file's content, as from `compare_models`.
-        name: The model's name in it.
+        comparison: The file's content, as `eval_beir.py --compare` writes it.
+        model: The results file's facts on the model.
 
     Returns:
-        `command` and `rows`, each with the place and the figures of one comparison.
+        `command`, `datasets` (what was searched, in words) and `rows`, each with the figures of one comparison.
 
     Raises:
         UserError: If the file does not compare models by NDCG@10, or not this one.
@@ -28,25 +29,34 @@ def comparison_of_model(comparison: Mapping[str, Any], name: str) -> dict[str, A
         raise UserError(
             f"--comparison expects a file that eval_beir.py --compare wrote, by {METRIC}, got another: write it anew"
         )
-    if name not in comparison["systems"]:
-        others = ", ".join(comparison["systems"])
-        raise UserError(f"--comparison expects a file with the model {name!r}, got {others}: compare it first")
-    return {"command": comparison["command"], "rows": list(_own_rows(comparison, name))}
+    name = model["name"]
+    found = comparison.get("models", {}).get(name)
+    if found is None or any(found["model"].get(key) != model.get(key) for key in _SAME):
+        others = ", ".join(comparison.get("models", {}))
+        raise UserError(
+            f"--comparison expects a file with the model {name!r} as in --results (by name, {', '.join(_SAME)}), got "
+            f"{others}: compare it, or evaluate it under the same --run_name"
+        )
+    sets = [f"{dataset} {entry['split']}" for dataset, entry in comparison["datasets"].items()]
+    rows = list(_own_rows(comparison, name))
+    return {"command": comparison["command"], "datasets": ", ".join(sets), "rows": rows}
 
 
 def _own_rows(comparison: Mapping[str, Any], name: str) -> Iterator[dict[str, Any]]:
     """Yield the comparisons over all data sets where there are several, else those of the one.
 
-    Left out are the frozen base, which has its rows under the results already, and the predictors of other models.
+    Left out are frozen bases, of which the model's own has its rows under the results already, and the predictors of
+    other models.
     """
-    label, entry = list(comparison_rows(comparison))[-1 if len(comparison["datasets"]) > 1 else 0]
     own = [name, f"{name}, {PREDICTOR}"]
-    shown = [*own, *(other for other in comparison["systems"] if not other.endswith(f", {PREDICTOR}"))]
+    shown = {*own, *comparison["models"]}
+    several = len(comparison["datasets"]) > 1
+    entry = comparison["overall"] if several else next(iter(comparison["datasets"].values()))
     for each in entry["comparisons"]:
         systems = {each["system"], each["reference"]}
-        if systems & set(own) and systems <= set(shown) and BASE not in systems:
+        if systems & set(own) and systems <= shown:
             figures = {part: entry["systems"][each[part]][METRIC] for part in ("system", "reference")}
-            yield {"place": label, **each, "values": figures}
+            yield {**each, "values": figures}
 
 
 def comparison_cells(row: Mapping[str, Any]) -> list[str]:

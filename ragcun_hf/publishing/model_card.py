@@ -64,7 +64,7 @@ def render_card(
 
     results = results if "measurements" in results else join_results([results])
     name = repo_id.split("/")[-1] if repo_id else results["model"]["name"]
-    compared = None if comparison is None else comparison_of_model(comparison, results["model"]["name"])
+    compared = None if comparison is None else comparison_of_model(comparison, results["model"])
     metadata = card_metadata(
         results,
         name=name,
@@ -140,7 +140,7 @@ def check_card(
     comparison = None if comparison_path is None else read_json_object(comparison_path)
     sources: dict[str, Any] = {"results": results, "training_record": record, "published": published}
     rendered = render_card(template=template, comparison=comparison, **sources)
-    compared = None if comparison is None else comparison_of_model(comparison, results["model"]["name"])
+    compared = None if comparison is None else comparison_of_model(comparison, results["model"])
     try:
         check_card_numbers(text, allowed_numbers(**sources, comparison=compared, repo_id=repo_id))
         _check_table_rows(text, rendered)

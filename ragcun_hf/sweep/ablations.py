@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..blending import blended
+from ..errors import NotFiniteError
 from ..objective import resolve_weights
 from ..run_arguments import ModelArguments
 from .head_batch import HeadBatch, PairBatches
@@ -92,7 +93,7 @@ class Effect:
         group: Key of `CHANGES`.
         change: Key of the group.
         figures: `start` (the projection before training), `projection`, `predictor` and `blended` (the projection
-            part of the way) -> NDCG@10, one per seed; what does not exist is left out.
+            part of the way) -> NDCG@10, one per seed; what does not exist, or diverged, is left out.
     """
 
     group: str
@@ -135,7 +136,8 @@ def measure_changes(
             parts = [[trial] for trial in trials] if batches.has_negatives else [trials]
             measured = [figures for part in parts for figures in _measure(data, batches, part)]
             names = {name: None for figures in measured for name in figures}
-            yield Effect(group, change, {name: [each[name] for each in measured] for name in names})
+            figures = {name: [each[name] for each in measured if name in each] for name in names}
+            yield Effect(group, change, figures)
 
 
 def _measure(data: SweepData, batches: PairBatches, trials: list[Trial]) -> Iterator[dict[str, float]]:
@@ -147,12 +149,16 @@ def _measure(data: SweepData, batches: PairBatches, trials: list[Trial]) -> Iter
         pass
     weights = resolve_weights(trials[0].training, use_predictor=trials[0].model.use_predictor)
     for start, head in zip(starts, heads.heads(), strict=True):
-        figures = {"start": _figures(data, template, start)["projection"], **_figures(data, template, head)}
+        figures = {"start": _figures(data, template, start)["projection"]}
+        try:
+            figures |= _figures(data, template, head)
+            if template.config.projection_init == "identity":
+                mixed = blended(start, head, PART_OF_THE_WAY)
+                figures["blended"] = _figures(data, template, mixed)["projection"]
+        except NotFiniteError:  # this seed diverged: the others still count
+            pass
         if weights["predictive"] == 0:
             figures.pop("predictor", None)  # untrained
-        if template.config.projection_init == "identity":
-            mixed = blended(start, head, PART_OF_THE_WAY)
-            figures["blended"] = _figures(data, template, mixed)["projection"]
         yield figures
 
 

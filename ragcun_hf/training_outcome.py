@@ -1,0 +1,66 @@
+"""What training has come to: finite weights, part of the way back, and better than the start or not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from .blending import blended, head_weights
+from .command_line import say
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .trainer import IsotropicGaussianTrainer
+
+logger = logging.getLogger(__name__)
+
+_METRIC = "eval_ndcg@10"
+
+
+def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
+    """Turn the trained weights into those that are saved, and say so where the start was better.
+
+    Args:
+        trainer: After training; its model is changed where a blend is asked for.
+        start: The head's weights before training; needed for a blend.
+        blend: How far the saved weights lie from the start to the trained ones.
+
+    Returns:
+        NDCG@10 of held-out pairs, `start` and `saved`, as far as they were measured.
+
+    Raises:
+        UserError: If a weight is not finite.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    _check_finite(model)
+    measured = [entry[_METRIC] for entry in trainer.state.log_history if _METRIC in entry]
+    figures = {"start": measured[0]} if measured else {}
+    if blend < 1:
+        model.load_state_dict(blended(start, head_weights(model), blend), strict=False)
+        if trainer.validation is not None:
+            # Not by an evaluation of the Trainer, which may cast the model for good.
+            figures["saved"] = trainer.validation(model)["ndcg@10"]
+            if trainer.is_world_process_zero():
+                say(f"Validation NDCG@10 of the blended model, which is saved: {figures['saved']:.4f}.")
+    elif trainer.args.metric_for_best_model == _METRIC and trainer.state.best_metric is not None:
+        figures["saved"] = trainer.state.best_metric
+    if figures.get("saved", 1.0) < figures.get("start", 0.0):
+        logger.warning(
+            "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "
+            "the better choice. Try fewer epochs, a lower learning rate, a smaller --blend, or other pairs.",
+            *(figures["start"], figures["saved"]),
+        )
+    return figures
+
+
+def _check_finite(model: nn.Module) -> None:
+    parameters = model.named_parameters()
+    broken = [name for name, parameter in parameters if parameter.requires_grad and not parameter.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"expected finite weights after training, got NaN or infinity in {broken[0]}: nothing was saved, lower "
+            "--learning_rate"
+        )
