@@ -127,6 +127,8 @@ def script(monkeypatch, tmp_path, tiny_encoder_folder):
     monkeypatch.syspath_prepend(str(ROOT / "training" / "benchmarks"))
     rows = "\n".join(json.dumps(pair) for pair in PAIRS)
     (tmp_path / "pairs.jsonl").write_text(rows, encoding="utf-8")
+    two = "\n".join(json.dumps(pair) for pair in (PAIRS[0], PAIRS[-1]))
+    (tmp_path / "two.jsonl").write_text(two, encoding="utf-8")
     module = importlib.import_module("ablations")
 
     def run(*flags):
@@ -150,12 +152,31 @@ def test_the_script_writes_table_plot_and_figures_and_repeats_itself(script, cap
     assert (folder / "table.md").read_text(encoding="utf-8") == table
 
 
+def test_a_run_that_is_stopped_leaves_the_sets_that_are_done(script, tmp_path, monkeypatch):
+    (tmp_path / "more.jsonl").write_text((tmp_path / "pairs.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
+    module, calls = importlib.import_module("ablations"), []
+    real = module._measured
+
+    def stop_at_the_second(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "_measured", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        script("--train_data", "pairs.jsonl", "more.jsonl", "--groups", "widths")
+    content = json.loads(Path("results/ablations/ablations.json").read_text(encoding="utf-8"))
+    assert list(content["effects"]) == ["pairs"]
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--groups", "colours"], "--groups expects names among terms, kinds, starts, widths"),
         (["--train_data", "no/such/file"], "expected an existing file"),
         (["--train_data", "pairs.jsonl", "./pairs.jsonl"], "--train_data expects sources of different names"),
+        (["--train_data", "two.jsonl"], "expected at least two training rows"),
     ],
 )
 def test_the_script_says_what_to_change(script, flags, message):

@@ -9,6 +9,7 @@ from ..errors import UserError
 from .card_findings import METRIC, PREDICTOR
 from .card_numbers import format_difference, format_figure, format_setting
 
+_PARTS = {"command", "datasets", "models", "overall", "systems"}
 _SAME = ("base_model", "output_dim", "projection_init", "projection_kind", "use_predictor", "similarity")
 
 
@@ -25,14 +26,14 @@ def comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any])
     Raises:
         UserError: If the file does not compare models by NDCG@10, or not this one.
     """
-    if comparison.get("metric") != METRIC or not isinstance(comparison.get("datasets"), Mapping):
+    if comparison.get("metric") != METRIC or not comparison.keys() >= _PARTS:
         raise UserError(
             f"--comparison expects a file that eval_beir.py --compare wrote, by {METRIC}, got another: write it anew"
         )
     name = model["name"]
-    found = comparison.get("models", {}).get(name)
+    found = comparison["models"].get(name)
     if found is None or any(found["model"].get(key) != model.get(key) for key in _SAME):
-        others = ", ".join(comparison.get("models", {}))
+        others = ", ".join(comparison["models"])
         raise UserError(
             f"--comparison expects a file with the model {name!r} as in --results (by name, {', '.join(_SAME)}), got "
             f"{others}: compare it, or evaluate it under the same --run_name"

@@ -50,13 +50,10 @@ class SweepData(TrainingPairs):
         cls, base: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: FeatureStore
     ) -> Self:
         """Compute the features of all texts, or read them."""
-        if len(train_views) < 2:
-            raise UserError(
-                f"expected at least two training rows, got {len(train_views)}: a batch needs others to compare"
-            )
         num_held_out = len({validation_views[row]["positive"] for row in range(len(validation_views))})
         if num_held_out <= _FEW_DOCUMENTS:
             logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_held_out)
+        _check_training_rows(train_views)
         pairs = as_feature_pairs([train_views, validation_views], store, prompts_of(base))
         return cls(base, pairs, len(train_views), retrieval_validation(validation_views, store))
 
@@ -69,6 +66,7 @@ class SweepData(TrainingPairs):
         validation: Callable[[IsotropicGaussianModel], dict[str, float]],
     ) -> Self:
         """Compute the features of the training texts, or read them; the validation has its own."""
+        _check_training_rows(train_views)
         pairs = as_feature_pairs([train_views], store, prompts_of(base))
         return cls(base, pairs, len(train_views), validation)
 
@@ -76,6 +74,11 @@ class SweepData(TrainingPairs):
         """Measure the frozen base itself, by cosine."""
         model = with_head(self.base, ModelArguments(projection_kind="linear"))
         return self.validation(model)
+
+
+def _check_training_rows(views: Any) -> None:
+    if len(views) < 2:
+        raise UserError(f"expected at least two training rows, got {len(views)}: a batch needs others to compare")
 
 
 def run_rounds(

@@ -20,6 +20,7 @@ from ragcun_hf.command_line import argument, parse_arguments, portable_command, 
 from ragcun_hf.errors import UserError
 from ragcun_hf.run_arguments import FeatureArguments, ModelArguments
 
+SCRIPT = "training/benchmarks/ablations.py"
 PYTHON_DOCS = "python_docs"
 
 
@@ -67,8 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
         data = _data(source, folder, base, store, args.val_fraction)
         bases[name] = data.base_figures()["ndcg@10"]
         effects[name] = _measured(args, data, changes, name)
-    _write(folder, effects, bases, portable_command("training/benchmarks/ablations.py", arguments), asdict(args))
-    say(f"{(time.perf_counter() - started) / 60:.1f} minutes.")
+        # After each set, so that a run that is stopped leaves those that are done.
+        table = _write(folder, effects, bases, portable_command(SCRIPT, arguments), asdict(args))
+    minutes = (time.perf_counter() - started) / 60
+    say(f"\n{table}\n\nIn {folder}: table.md, ablations.png, ablations.json. {minutes:.1f} minutes.")
 
 
 def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
@@ -111,7 +114,7 @@ def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) ->
 
 def _write(
     folder: Path, effects: dict[str, list[Any]], bases: dict[str, float], command: str, settings: dict[str, Any]
-) -> None:
+) -> str:
     from ragcun_hf.evaluation.environment import environment_facts
     from ragcun_hf.evaluation.results import write_json
     from ragcun_hf.files import write_whole
@@ -123,7 +126,7 @@ def _write(
     of_sets = {name: [asdict(effect) for effect in of_set] for name, of_set in effects.items()}
     content = {"command": command, "settings": settings, "base": bases, "effects": of_sets, **environment_facts()}
     write_json(folder / "ablations.json", content)
-    say(f"\n{table}\n\nIn {folder}: table.md, ablations.png, ablations.json.")
+    return table
 
 
 if __name__ == "__main__":
