@@ -55,6 +55,7 @@ ALLOWED = {
     },
     "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
     "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
+    "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
     "training_outcome": {"blending", "command_line", "errors", "trainer"},
     "training_run": EVERYTHING,
     "blending": set(),
