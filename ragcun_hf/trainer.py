@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback
 
-from .evaluation.isotropy import effective_rank, embedding_std
+from .evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from .known_pairs import KnownPairs, PairIds, QueryBalancedSampler
 from .losses import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from .objective import Objective, resolve_weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ragcun_hf.evaluation.isotropy import (
+from ragcun_hf.evaluation.metrics.isotropy.measures import (
     covariance_eigenvalues,
     effective_rank,
     embedding_std,
@@ -85,7 +85,7 @@ def test_a_standard_gaussian_has_its_documented_values():
 def test_blocks_and_row_order_do_not_change_the_report(monkeypatch):
     vectors = np.random.default_rng(0).standard_normal((50, 5))
     expected = isotropy_report(vectors)
-    monkeypatch.setattr("ragcun_hf.evaluation.isotropy._BLOCK_ROWS", 7)
+    monkeypatch.setattr("ragcun_hf.evaluation.metrics.isotropy.measures._BLOCK_ROWS", 7)
     assert isotropy_report(vectors[::-1]) == pytest.approx(expected)
 
 

@@ -23,7 +23,7 @@ from .beir_evaluation import (
     check_identical_ids,
     evaluate_retrieval,
 )
-from .isotropy import isotropy_report
+from .metrics.isotropy.measures import isotropy_report
 from .results import mean_over_datasets
 from .search import exact_search
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .isotropy import Vectors, covariance_eigenvalues
+from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"

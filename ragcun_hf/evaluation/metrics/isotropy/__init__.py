@@ -1,0 +1,1 @@
+"""How evenly vectors fill their space, as an `evaluate` metric."""
