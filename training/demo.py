@@ -147,7 +147,7 @@ def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
     say(f"In {folder}: the model, its card (model/README.md), results/demo.json, and plots in results/demo.")
     say("Next, on your own pairs:")
     say("  .venv/bin/python training/train_contrastive.py --base_model embedded --train_data YOUR_PAIRS.jsonl \\")
-    say("      --config training/recipes/demo.yaml --output_dir checkpoints/mine")
+    say("      --config training/recipes/adapt.yaml --output_dir checkpoints/mine")
     say(f"Or load what was just made:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
 
 
