@@ -40,13 +40,12 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
     figures = {"start": measured[0]} if measured else {}
     if blend < 1:
         model.load_state_dict(blended(start, head_weights(model), blend), strict=False)
-        if trainer.validation is not None:
-            # Not by an evaluation of the Trainer, which may cast the model for good.
-            figures["saved"] = trainer.validation(model)["ndcg@10"]
-            if trainer.is_world_process_zero():
-                say(f"Validation NDCG@10 of the blended model, which is saved: {figures['saved']:.4f}.")
-    elif trainer.args.metric_for_best_model == _METRIC and trainer.state.best_metric is not None:
-        figures["saved"] = trainer.state.best_metric
+    if trainer.validation is not None:
+        # What is saved itself: neither the last nor the best evaluation need be of these weights, and one more by the
+        # Trainer may cast the model for good.
+        figures["saved"] = trainer.validation(model)["ndcg@10"]
+        if trainer.is_world_process_zero():
+            say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
     if figures.get("saved", 1.0) < figures.get("start", 0.0):
         logger.warning(
             "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "

@@ -713,7 +713,8 @@ def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
 # What training has come to
 
 
-@pytest.mark.parametrize(("blend", "measured", "warned"), [(0.5, 0.4, True), (0.5, 0.6, False), (1.0, 0.6, True)])
+@pytest.mark.parametrize("blend", [0.5, 1.0])
+@pytest.mark.parametrize(("measured", "warned"), [(0.4, True), (0.6, False)])
 def test_the_saved_weights_are_those_that_are_judged(
     make_model, tiny_pairs, make_trainer, caplog, blend, measured, warned
 ):
@@ -725,7 +726,7 @@ def test_the_saved_weights_are_those_that_are_judged(
     start = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
     trained = _weights(model)
     figures = finish_training(trainer, start, blend)
-    assert figures == {"start": 0.5, "saved": measured if blend < 1 else 0.45}
+    assert figures == {"start": 0.5, "saved": measured}  # not 0.45, which is of other weights
     assert ("the untrained start is the better choice" in caplog.text) == warned
     name = "projection.linear.weight"
     torch.testing.assert_close(model.state_dict()[name], blend * trained[name])

@@ -247,7 +247,21 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
     record = _record(folder)
     assert record["validation_ndcg@10"] == {"start": figures[0], "saved": pytest.approx(expected, abs=1e-6)}
     assert record["seconds"]["training"] > 0
-    assert f"of the blended model, which is saved: {expected:.4f}" in capsys.readouterr().out
+    assert f"Validation NDCG@10 of the saved model: {expected:.4f}." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("strategy", ["no", "epoch"])
+def test_the_recorded_figure_is_of_the_weights_that_are_saved(run, pairs_file, tmp_path, strategy):
+    rows = [{"query": text[: len(text) // 2], "positive": text} for text in DOCUMENTS]
+    (tmp_path / "val.json").write_text(json.dumps(rows), encoding="utf-8")
+    flags = ["--batch_size", "8", "--epochs", "4", "--learning_rate", "1", "--dropout", "0"]
+    flags += ["--val_data", "val.json", "--save_strategy", strategy]
+    folder = run("train_contrastive", "--train_data", pairs_file, *flags)
+    figures = _logged(folder, "eval_ndcg@10")[1:]
+    assert max(figures) > figures[-1]
+    # Without checkpoints the last weights are saved, with them the best.
+    saved = _record(folder)["validation_ndcg@10"]["saved"]
+    assert saved == pytest.approx(figures[-1] if strategy == "no" else max(figures), abs=1e-6)
 
 
 def test_evaluating_in_half_precision_does_not_save_a_blended_model_in_it(run, pairs_file):
