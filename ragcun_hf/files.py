@@ -1,7 +1,8 @@
-"""Text files that are there whole or not at all."""
+"""Text files that are there whole or not at all, and what tells one file of weights from another."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -23,3 +24,21 @@ def write_whole(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def weights_digest(folder: Path) -> str | None:
+    """Tell the weights in a model folder from all others.
+
+    Args:
+        folder: With `*.safetensors` files; their order is that of their names.
+
+    Returns:
+        The SHA-256 of the one file (the Hub shows the same), or of the several files' digests; None without any.
+    """
+    digests = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) <= 1:
+        return digests[0] if digests else None
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

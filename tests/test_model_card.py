@@ -13,21 +13,16 @@ from huggingface_hub import ModelCard
 
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import mean_over_datasets, write_results
+from ragcun_hf.publishing.card_check import check_card
 from ragcun_hf.publishing.card_comparison import comparison_of_model
 from ragcun_hf.publishing.card_content import card_sections
 from ragcun_hf.publishing.card_findings import verdict
-from ragcun_hf.publishing.model_card import (
-    allowed_numbers,
-    check_card,
-    check_card_numbers,
-    join_results,
-    read_published,
-    render_card,
-)
+from ragcun_hf.publishing.card_numbers import allowed_numbers, check_card_numbers
+from ragcun_hf.publishing.model_card import CARD_TEMPLATE, join_results, read_published, render_card
 
 ROOT = Path(__file__).resolve().parent.parent
 CARDS = ROOT / "model_cards"
-TEMPLATE, PUBLISHED = CARDS / "template.md", CARDS / "published.json"
+TEMPLATE, PUBLISHED = CARD_TEMPLATE, CARDS / "published.json"
 RECIPES = ("512dim_10k", "jepa_10k", "jepa_iso15_pred12", "pure_isotropy")
 
 
@@ -485,7 +480,7 @@ def test_published_figures_are_those_of_the_published_table():
 
 
 def test_committed_cards_show_what_their_files_hold():
-    cards = sorted(path.stem for path in CARDS.glob("*.md") if path.name not in ("template.md", "README.md"))
+    cards = sorted(path.stem for path in CARDS.glob("*.md") if path.name != "README.md")
     assert cards in ([], list(RECIPES))  # none until they are rendered, then all four
     for name in cards:
         _check(CARDS, name, comparison_path=CARDS / "results" / "comparison.json")

@@ -270,6 +270,8 @@ def _run_name(args: EvaluationArguments, model: Any) -> str:
 
 
 def _model_facts(args: EvaluationArguments, model: Any, name: str) -> dict[str, Any]:
+    from ragcun_hf.files import weights_digest
+
     config = model.config
     return {
         "path": name if args.model_path is None or Path(args.model_path).is_dir() else args.model_path,
@@ -281,6 +283,7 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str) -> dict[str, 
         "projection_init": config.projection_init,
         "projection_kind": config.projection_kind,
         "freeze_base": config.freeze_base,
+        "weights_sha256": weights_digest(Path(args.model_path)) if args.model_path else None,
     }
 
 

@@ -8,6 +8,7 @@ of a recipe (--recipe); what no file holds is "not measured". Plots that eval_be
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ class CardArguments:
     training_record: str | None = argument(
         None, "How the model was trained. Default: training_record.json in the model's folder, if it is there."
     )
-    template: str | None = argument(None, "Jinja template of the card. Default: model_cards/template.md.")
+    template: str | None = argument(None, "Jinja template of the card. Default: the package's own.")
     published: str | None = argument(None, "Figures published for the recipes. Default: model_cards/published.json.")
 
 
@@ -47,24 +48,31 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
     from ragcun_hf.evaluation.results import read_results
-    from ragcun_hf.publishing.model_card import join_results, read_json_object, render_card, write_card
+    from ragcun_hf.publishing.card_sources import keep_sources
+    from ragcun_hf.publishing.model_card import CARD_TEMPLATE, join_results, read_json_object, render_card, write_card
 
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
+    published = _published(args)
+    comparison = read_json_object(Path(args.comparison)) if args.comparison else None
     text = render_card(
-        template=Path(args.template) if args.template else _CARDS / "template.md",
+        template=Path(args.template) if args.template else CARD_TEMPLATE,
         results=results,
         training_record=_training_record(args, folder),
-        published=_published(args),
-        comparison=read_json_object(Path(args.comparison)) if args.comparison else None,
+        published=published,
+        comparison=comparison,
         repo_id=args.repo_id,
         plots=_place_plots(_found_plots(args), output),
         dataset_ids=args.dataset_ids,
     )
     write_card(output, text)
     say(f"Wrote {output}: every number in it stems from a file ({', '.join(args.results)}, ...).")
-    say(f"Next: hf upload {args.repo_id or 'organisation/name'} {folder} --exclude 'checkpoint-*/*'")
+    if output.resolve() == (folder / "README.md").resolve():
+        results_paths = [Path(path) for path in args.results]
+        keep_sources(folder, results_paths, comparison=comparison, published=published, repo_id=args.repo_id)
+        repo_id = args.repo_id or "organisation/name"
+        say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
 
 
 def _model_folder(args: CardArguments) -> Path:
