@@ -24,6 +24,7 @@ from .run_output import (
     source_name,
 )
 from .training_outcome import finish_training
+from .training_push import plan_push
 
 __all__ = [
     "FeatureArguments",
@@ -137,6 +138,7 @@ def run_training(
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
             "from tokens: leave them out (--bf16 sets the arithmetic)"
         )
+    push = plan_push(training_args)
     # Moved before the Trainer would, so that features are computed where the model trains.
     model = parsed.model.build()
     model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
@@ -174,6 +176,8 @@ def run_training(
     }
     if trainer.is_world_process_zero():
         save_run(trainer, facts, train_views)
+    if push is not None:
+        push.send(folder)
     trainer.accelerator.wait_for_everyone()
     return trainer
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.publishing.clean_load import check_clean_load
 from ragcun_hf.publishing.hub_upload import prepare_repository, upload
+from ragcun_hf.publishing.model_card import nothing_measured, render_card
 from ragcun_hf.publishing.upload_plan import check_before_upload, describe_plan, plan_upload
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -341,3 +343,98 @@ def test_a_model_of_another_folder_is_no_model(tmp_path):
         plan_upload(tmp_path / "none")
     with pytest.raises(UserError, match="config.json"):
         plan_upload(tmp_path)
+
+
+@pytest.fixture
+def train(tiny_encoder_folder, tiny_pairs, tmp_path):
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps(tiny_pairs), encoding="utf-8")
+    flags = [
+        "--base_model",
+        str(tiny_encoder_folder),
+        "--train_data",
+        str(pairs),
+        "--batch_size",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    flags += ["--output_dir", str(tmp_path / "trained"), "--feature_cache_dir", str(tmp_path / "features")]
+    flags += ["--encoder_dtype", "float32", "--logging_steps", "1"]
+
+    def run(*more):
+        _script("train_contrastive").main([*flags, *more])
+        return tmp_path / "trained"
+
+    return run
+
+
+def test_training_pushes_model_card_and_curves_in_one_commit_and_the_evaluated_model_in_the_next(
+    hub, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ragcun_hf.publishing.upload_plan.check_clean_load", lambda folder: None)  # tested above
+    folder = train("--push_to_hub", "--hub_model_id", "org/trained", "--val_fraction", "0.25")
+    repository = hub.repositories["org/trained"]
+    (oid,) = repository.history  # no checkpoint, no card by the Trainer
+    sent = repository.commits[oid]
+    assert {"model.safetensors", "modeling_isotropic_gaussian.py", "learning_curves.png"} <= set(sent)
+    assert not [path for path in sent if path.startswith("checkpoint")]
+    card = sent["README.md"].decode()
+    assert "Retrieval: not measured" in card
+    assert "NDCG@10 on held-out pairs, as saved" in card
+    assert 'AutoModel.from_pretrained("org/trained"' in card
+    _write_toy_set(tmp_path / "beir" / "toy")
+    flags = ["--model_path", str(folder), "--datasets", "toy", "--data_dir", str(tmp_path / "beir")]
+    _script("eval_beir").main([*flags, "--output_dir", str(tmp_path / "results"), "--encoder_dtype", "float32"])
+    results = str(tmp_path / "results" / "trained.json")
+    _script("render_card").main(["--model_path", str(folder), "--results", results, "--repo_id", "org/trained"])
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/trained"])
+    assert len(repository.history) == 2
+    assert "toy test (3 queries)" in repository.commits[repository.history[-1]]["README.md"].decode()
+
+
+def test_training_with_a_bad_token_ends_before_it_begins(hub, train, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="valid token for org/trained"):
+        train("--push_to_hub", "--hub_model_id", "org/trained")
+    with pytest.raises(UserError, match="--hub_strategy checkpoint"):
+        train("--push_to_hub", "--hub_strategy", "checkpoint")
+
+
+def test_training_without_an_id_pushes_under_the_folders_name(hub, train, monkeypatch):
+    monkeypatch.setattr("ragcun_hf.publishing.upload_plan.check_clean_load", lambda folder: None)  # tested above
+    train("--push_to_hub")
+    assert set(hub.repositories) == {"me/trained"}
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_the_python_snippets_of_a_card_run_and_the_index_ranks_as_the_model_does(
+    similarity, tiny_encoder_folder, tmp_path, monkeypatch
+):
+    pytest.importorskip("sentence_transformers")
+    torch.manual_seed(5)
+    folder = tmp_path / "me" / "tiny"
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), similarity_fn_name=similarity)
+    with torch.no_grad():
+        for parameter in model.projection.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    card = render_card(results=nothing_measured("tiny", config), repo_id="me/tiny")
+    snippets = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert [name for name in ("AutoModel", "faiss", "SentenceTransformer") if name in "".join(snippets)]
+    monkeypatch.chdir(tmp_path)  # the id is a folder's path there
+    names = {}
+    for snippet in snippets:
+        # Three documents, so that there is something to rank.
+        snippet = snippet.replace('["Vaccines', '["the sun is red", "music and bread", "Vaccines')
+        exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 (our own card)
+    documents = model.encode_document(["the sun is red", "music and bread", "Vaccines train the immune system"])
+    query = model.encode_query(["how do vaccines work?"])[0]
+    scores = {
+        "cosine": documents @ query / np.linalg.norm(documents, axis=1),
+        "dot": documents @ query,
+        "euclidean": -np.linalg.norm(documents - query, axis=1),
+    }[similarity]
+    assert names["rows"].tolist() == [[int(np.argmax(scores))]]
+    assert names["scores"].shape == (1, 2)

@@ -9,15 +9,17 @@ from pathlib import Path
 
 import jinja2
 import pytest
+import yaml
 from huggingface_hub import ModelCard
 
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import mean_over_datasets, write_results
-from ragcun_hf.publishing.card_check import check_card
+from ragcun_hf.publishing.card_check import check_card, check_card_against
 from ragcun_hf.publishing.card_comparison import comparison_of_model
 from ragcun_hf.publishing.card_content import card_sections
 from ragcun_hf.publishing.card_findings import verdict
 from ragcun_hf.publishing.card_numbers import allowed_numbers, check_card_numbers
+from ragcun_hf.publishing.card_sources import read_sources
 from ragcun_hf.publishing.model_card import CARD_TEMPLATE, join_results, read_published, render_card
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -518,14 +520,38 @@ def test_script_writes_the_card_into_the_model_folder(script, model_folder, caps
     assert "0.4779" in text
     assert "](comparison.png)" in text
     assert sorted(path.name for path in model_folder.iterdir()) == [
+        ".eval_results",
         "README.md",
+        "card_sources.json",
         "comparison.png",
         "config.json",
+        "results",
         "training_record.json",
     ]
+    entries = yaml.safe_load((model_folder / ".eval_results" / "scifact.yaml").read_text(encoding="utf-8"))
+    assert entries[0]["dataset"] == {"id": "mteb/scifact", "task_id": "SciFact_default_test"}
+    assert entries[0]["value"] == 62.012  # of the projection; of a set that no leaderboard has there is no file
+    assert [path.name for path in (model_folder / ".eval_results").iterdir()] == ["scifact.yaml"]
     said = capsys.readouterr().out
     assert "Wrote" in said
-    assert "hf upload" in said
+    assert "push_to_hub.py" in said
+
+
+def test_the_sources_are_rendered_to_the_same_card_again(script, model_folder, comparison):
+    file = model_folder.parent / "results" / "beside.json"
+    changed = [{"query": "q1", "text": "a text that stays at home"}]
+    for entry in comparison["datasets"].values():
+        entry["changed_queries"] = changed
+    file.write_text(json.dumps(comparison), encoding="utf-8")
+    script.main(_flags(model_folder, "--recipe", "jepa_10k", "--repo_id", "org/small", "--comparison", str(file)))
+    sources = read_sources(model_folder)
+    assert "stays at home" not in json.dumps(sources)
+    text = (model_folder / "README.md").read_text(encoding="utf-8")
+    plots = {"Difference to the frozen base on each data set": "comparison.png"}
+    assert render_card(**sources, repo_id="org/small", plots=plots) == text
+    check_card_against(model_folder / "README.md", sources, repo_id="org/small")
+    script.main(_flags(model_folder, "--output", str(model_folder.parent / "elsewhere.md")))
+    assert not (model_folder.parent / "card_sources.json").exists()
 
 
 def test_script_shows_the_comparison_and_its_plot(script, model_folder, comparison):

@@ -45,7 +45,7 @@ ALLOWED = {
         "modeling_isotropic_gaussian",
         "training_record",
     },
-    "publishing": {"errors", "evaluation", "files"},
+    "publishing": {"errors", "evaluation", "files", "training_record"},
     "run_arguments": {
         "run_output",
         "command_line",
@@ -57,6 +57,7 @@ ALLOWED = {
     "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
     "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
     "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
+    "training_push": {"command_line", "errors", "evaluation", "publishing", "training_record"},
     "training_outcome": {"blending", "command_line", "errors", "trainer"},
     "training_run": EVERYTHING,
     "blending": set(),

@@ -40,6 +40,7 @@ _DATA_NAMES = {
     "duplicate_rows_dropped": "duplicate pairs dropped",
     "validation_rows": "pairs held out for validation",
 }
+_VALIDATED = {"start": "before training", "saved": "as saved"}
 # What a reader looks for first; the record holds those that differ from the package's defaults.
 _ESSENTIAL = (
     "lambda_contrastive",
@@ -191,6 +192,8 @@ def training_rows(training_record: Mapping[str, Any] | None) -> list[tuple[str, 
         rows.append(
             ("share of the way from the start to the trained weights", format_setting(training_record["blend"]))
         )
+    for when, value in training_record.get("validation_ndcg@10", {}).items():
+        rows.append((f"NDCG@10 on held-out pairs, {_VALIDATED.get(when, when)}", format_figure(value)))
     seconds = training_record.get("seconds", {})
     rows += [(f"seconds for {what}", format_setting(value)) for what, value in seconds.items()]
     return rows
