@@ -133,6 +133,11 @@ class ParsedArguments:
     run: RunArguments
     training: IsotropicGaussianTrainingArguments
 
+    @property
+    def uses_cached_features(self) -> bool:
+        """Whether the head trains on features computed once; else every step runs the encoder."""
+        return self.model.freeze_base and self.features.feature_cache
+
 
 @dataclass
 class RunArguments:
@@ -143,4 +148,7 @@ class RunArguments:
         1.0,
         "How far from the start to the trained weights the saved head lies, in [0, 1]: 1 all the way, less keeps more "
         "of the frozen base.",
+    )
+    measure_energy: bool = argument(
+        False, "Estimate the energy of encoding and training for record and card; needs the extra energy."
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from .blending import head_weights
 from .command_line import default_output_folder, parse_arguments, quiet_libraries, say
+from .energy import measured_energy
 from .errors import UserError
 from .run_arguments import FeatureArguments, ModelArguments, ParsedArguments, RunArguments, ValidationArguments
 from .run_output import (
@@ -23,6 +24,7 @@ from .run_output import (
     save_run,
     source_name,
 )
+from .training_checks import check_run
 from .training_outcome import finish_training
 from .training_push import plan_push
 
@@ -131,133 +133,59 @@ def run_training(
 
     training_args = parsed.training
     set_seed(training_args.seed)
-    _check_arguments(train_views, validation_views, parsed.model, training_args)
-    _check_blend(parsed)
-    if parsed.features.needs_store() and not _is_cached(parsed):
-        raise UserError(
-            "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
-            "from tokens: leave them out (--bf16 sets the arithmetic)"
-        )
+    check_run(parsed, train_views, validation_views)
     push = plan_push(training_args)
     # Moved before the Trainer would, so that features are computed where the model trains.
     model = parsed.model.build()
     model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     started = time.perf_counter()
-    store = parsed.features.store(model) if _is_cached(parsed) else None
-    if training_args.resume_from_checkpoint:
-        check_same_model(model.config, Path(training_args.resume_from_checkpoint))
-    trainer = _build_trainer(model, train_views, validation_views, store, parsed)
-    feature_seconds = time.perf_counter() - started
-    if store is not None and trainer.is_world_process_zero():
-        say(store.summary())
-    folder = Path(str(training_args.output_dir))
-    if trainer.is_world_process_zero() and not training_args.resume_from_checkpoint:
-        remove_checkpoints(folder)
-    start = head_weights(model) if parsed.run.blend < 1 else {}
-    if parsed.run.blend > 0:
-        with disk_errors_explained(folder):
-            trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
-    validation_figures = finish_training(trainer, start, parsed.run.blend)
-    facts = {
-        "data": data_facts,
-        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
-        "seconds": {
-            "features": round(feature_seconds, 2),
-            "training": round((trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0), 2),
-        },
-        "features": None if store is None else store.settings(),
-        "steps": trainer.state.global_step,
-        "blend": parsed.run.blend,
-        "validation_ndcg@10": validation_figures,
-        "training_arguments": {
-            **recorded_arguments(training_args),
-            **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
-        },
-    }
+    with measured_energy(parsed.run.measure_energy and training_args.process_index == 0) as energy:
+        store = parsed.features.store(model) if parsed.uses_cached_features else None
+        if training_args.resume_from_checkpoint:
+            check_same_model(model.config, Path(training_args.resume_from_checkpoint))
+        trainer = _build_trainer(model, train_views, validation_views, store, parsed)
+        feature_seconds = time.perf_counter() - started
+        if store is not None and trainer.is_world_process_zero():
+            say(store.summary())
+        validation_figures = _train(trainer, parsed)
     if trainer.is_world_process_zero():
-        save_run(trainer, facts, train_views)
+        measured = {"data": data_facts, "energy": energy or None, "validation_ndcg@10": validation_figures}
+        facts = _facts(trainer, parsed, store, feature_seconds)
+        save_run(trainer, {**facts, **measured}, train_views)
     if push is not None:
-        push.send(folder)
+        push.send(Path(str(training_args.output_dir)))
     trainer.accelerator.wait_for_everyone()
     return trainer
 
 
-def _check_arguments(
-    train_views: Any,
-    validation_views: Any,
-    model_args: ModelArguments,
-    training_args: IsotropicGaussianTrainingArguments,
-) -> None:
-    num_rows = len(train_views) if hasattr(train_views, "__len__") else None
-    if num_rows is not None and num_rows < 2:
-        raise UserError(
-            f"expected at least two training rows, got {num_rows}: a batch needs other documents to compare"
-        )
-    if (training_args.lambda_predictive or 0) > 0 and not model_args.use_predictor:
-        raise UserError(
-            f"--lambda_predictive {training_args.lambda_predictive} needs a predictor, got none: add --use_predictor, "
-            "or set the weight to 0"
-        )
-    if training_args.lambda_contrastive == training_args.lambda_isotropy == 0 and not model_args.use_predictor:
-        raise UserError(
-            "expected a term to train, got --lambda_contrastive 0 and --lambda_isotropy 0 without a predictor: "
-            "set one above 0, or add --use_predictor"
-        )
-    _check_loggers(training_args.report_to)
-    if validation_views is None:
-        if training_args.early_stopping_patience is not None:
-            raise UserError(
-                "--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction"
-            )
-        return
-    # Validation was asked for: evaluate once per epoch unless the flags say when, and keep the best.
-    if training_args.eval_strategy == "no":
-        training_args.eval_strategy = "steps" if training_args.eval_steps else "epoch"
-    # Only what is saved when it is evaluated can be the best that is loaded at the end.
-    if training_args.save_strategy in ("steps", "epoch"):
-        training_args.save_strategy = training_args.eval_strategy
-        training_args.save_steps = training_args.eval_steps or training_args.save_steps
-    training_args.load_best_model_at_end = training_args.save_strategy != "no"
-    if training_args.metric_for_best_model is None:
-        training_args.metric_for_best_model, training_args.greater_is_better = "eval_ndcg@10", True
-    # The start is no checkpoint, but what training has to beat.
-    training_args.eval_on_start = True
+def _train(trainer: IsotropicGaussianTrainer, parsed: ParsedArguments) -> dict[str, float]:
+    """Run the loop, blend, and return NDCG@10 of held-out pairs, as far as it was measured."""
+    folder, resumed = Path(str(trainer.args.output_dir)), trainer.args.resume_from_checkpoint
+    if trainer.is_world_process_zero() and not resumed:
+        remove_checkpoints(folder)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    start = head_weights(model) if parsed.run.blend < 1 else {}
+    if parsed.run.blend > 0:
+        with disk_errors_explained(folder):
+            trainer.train(resume_from_checkpoint=resumed)
+    return finish_training(trainer, start, parsed.run.blend)
 
 
-def _is_cached(parsed: ParsedArguments) -> bool:
-    return parsed.model.freeze_base and parsed.features.feature_cache
-
-
-def _check_blend(parsed: ParsedArguments) -> None:
-    blend = parsed.run.blend
-    if not 0 <= blend <= 1:
-        raise UserError(f"--blend must be in [0, 1], got {blend}: set it to e.g. 0.5")
-    if blend < 1 and (parsed.model.projection_init != "identity" or not parsed.model.freeze_base):
-        raise UserError(
-            f"--blend {blend} needs a frozen encoder and --projection_init identity: what a random start or a moving "
-            "encoder is blended with is no retrieval model"
-        )
-    if blend < 1 and parsed.training.resume_from_checkpoint:
-        raise UserError("--blend needs the start of the run, which --resume_from_checkpoint has left: leave one out")
-    if blend < 1 and parsed.training.early_stopping_patience is not None:
-        raise UserError(
-            "--early_stopping_patience measures the trained weights, got --blend, which goes back from them and gains "
-            "by going far: leave one out"
-        )
-    # For the same reason the last weights are blended, not those that alone were best.
-    parsed.training.load_best_model_at_end = parsed.training.load_best_model_at_end and blend == 1
-
-
-def _check_loggers(report_to: Any) -> None:
-    from transformers.integrations import get_available_reporting_integrations
-
-    installed = get_available_reporting_integrations()
-    missing = [name for name in report_to if name not in installed]
-    if missing:
-        raise UserError(
-            f"--report_to expects none or what is installed ({', '.join(installed) or 'nothing is'}), got "
-            f"{', '.join(missing)}: install it, or leave the flag out"
-        )
+def _facts(
+    trainer: IsotropicGaussianTrainer, parsed: ParsedArguments, store: FeatureStore | None, feature_seconds: float
+) -> dict[str, Any]:
+    training_seconds = (trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0)
+    return {
+        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
+        "seconds": {"features": round(feature_seconds, 2), "training": round(training_seconds, 2)},
+        "features": None if store is None else store.settings(),
+        "steps": trainer.state.global_step,
+        "blend": parsed.run.blend,
+        "training_arguments": {
+            **recorded_arguments(trainer.args),
+            **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
+        },
+    }
 
 
 def _build_trainer(

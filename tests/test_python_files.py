@@ -57,6 +57,8 @@ ALLOWED = {
     "run_output": {"command_line", "data", "errors", "trainer", "training_arguments", "training_record"},
     "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
     "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
+    "energy": {"errors"},
+    "training_checks": {"errors", "run_arguments", "training_arguments"},
     "training_push": {"command_line", "errors", "evaluation", "publishing", "training_record"},
     "training_outcome": {"blending", "command_line", "errors", "trainer"},
     "training_run": EVERYTHING,

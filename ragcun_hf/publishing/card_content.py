@@ -196,6 +196,12 @@ def training_rows(training_record: Mapping[str, Any] | None) -> list[tuple[str, 
         rows.append((f"NDCG@10 on held-out pairs, {_VALIDATED.get(when, when)}", format_figure(value)))
     seconds = training_record.get("seconds", {})
     rows += [(f"seconds for {what}", format_setting(value)) for what, value in seconds.items()]
+    energy = training_record.get("energy")
+    rows.append(
+        (f"kWh for encoding and training, an estimate by {energy['by']}", format_setting(energy["kwh"]))
+        if energy
+        else ("energy", NOT_MEASURED)
+    )
     return rows
 
 
