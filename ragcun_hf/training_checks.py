@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from .run_arguments import ModelArguments, ParsedArguments
     from .training_arguments import IsotropicGaussianTrainingArguments
 
+_TRACKERS = {name: f"'ragcun_hf[{name}]'" for name in ("trackio", "tensorboard", "wandb")}
+
 
 def check_run(parsed: ParsedArguments, train_views: Any, validation_views: Any) -> None:
     """Check what is trained on what before anything is loaded, and turn validation on where it was asked for.
@@ -97,9 +99,9 @@ def _check_loggers(report_to: Any) -> None:
     from transformers.integrations import get_available_reporting_integrations
 
     installed = get_available_reporting_integrations()
-    missing = [name for name in report_to if name not in installed]
-    if missing:
-        raise UserError(
-            f"--report_to expects none or what is installed ({', '.join(installed) or 'nothing is'}), got "
-            f"{', '.join(missing)}: install it, or leave the flag out"
-        )
+    for name in report_to:
+        if name not in installed:
+            raise UserError(
+                f"--report_to {name} is not among what is installed ({', '.join(installed) or 'nothing is'}): run "
+                f"pip install {_TRACKERS.get(name, name)}, or leave the flag out"
+            )

@@ -198,6 +198,7 @@ def _build_trainer(
     from transformers import EarlyStoppingCallback, ProgressCallback
 
     from .progress import TermsProgressCallback
+    from .tracking import TrackedPlots
     from .trainer import IsotropicGaussianTrainer
     from .trainer_inputs import feature_inputs, text_inputs
     from .view_features import retrieval_validation
@@ -228,6 +229,8 @@ def _build_trainer(
         eval_pair_ids=inputs.eval_pair_ids,
         callbacks=callbacks,
     )
+    if training_args.report_to:
+        TrackedPlots(inputs.sample).attach(trainer)
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TermsProgressCallback)

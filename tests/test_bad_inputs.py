@@ -195,7 +195,7 @@ BAD = {
         _train("--lambda_predictive", "1.2"),
         ["--lambda_predictive 1.2 needs a predictor", "--use_predictor"],
     ),
-    "no such logger": (CONTRASTIVE, _train("--report_to", "nonesuch"), ["--report_to", "got nonesuch"]),
+    "no such logger": (CONTRASTIVE, _train("--report_to", "nonesuch"), ["--report_to", "pip install nonesuch"]),
     # Models
     "dropout": (CONTRASTIVE, _train("--dropout", "1.5"), ["`dropout`", "[0, 1)", "got 1.5"]),
     "no width": (CONTRASTIVE, _train("--output_dim", "0"), ["`output_dim`", "at least 1", "got 0"]),

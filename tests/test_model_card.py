@@ -179,6 +179,14 @@ def test_a_blend_stands_in_the_card(results, record):
     assert "share of the way" not in render_card(template=TEMPLATE, results=results, training_record=record)
 
 
+def test_energy_and_held_out_figures_are_shown_or_said_to_be_missing(results, record):
+    assert "| energy | not measured |" in render_card(results=results, training_record=record)
+    measured = {"energy": {"kwh": 0.000321, "by": "codecarbon 3.3.2"}, "validation_ndcg@10": {"saved": 0.7125}}
+    text = render_card(results=results, training_record={**record, **measured})
+    assert "| kWh for encoding and training, an estimate by codecarbon 3.3.2 | 0.000321 |" in text
+    assert "| NDCG@10 on held-out pairs, as saved | 0.7125 |" in text
+
+
 # Beside other models
 
 

@@ -58,6 +58,7 @@ ALLOWED = {
     "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
     "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
     "energy": {"errors"},
+    "tracking": {"evaluation"},
     "training_checks": {"errors", "run_arguments", "training_arguments"},
     "training_push": {"command_line", "errors", "evaluation", "publishing", "training_record"},
     "training_outcome": {"blending", "command_line", "errors", "trainer"},
