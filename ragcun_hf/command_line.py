@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentError
@@ -37,8 +38,9 @@ def run_script(main: Callable[[], None]) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Print to the person at the terminal; the one place where the package speaks instead of logging."""
-    print(text)  # noqa: T201
+    """Print to the person at the terminal, of several processes in the first; elsewhere the package logs."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text)  # noqa: T201
 
 
 def quiet_libraries() -> None:

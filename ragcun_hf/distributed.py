@@ -1,4 +1,4 @@
-"""The collectives that losses need, with gradients; each is the identity in a single process.
+"""The collectives that losses and shared work need; each is the identity in a single process.
 
 Convention: a loss value computed on each of W processes has a gradient that data parallelism averages. A function
 of all rows, evaluated identically everywhere through these collectives, then gets exactly the gradient that one
@@ -8,6 +8,8 @@ each process, and averaging divides by W.
 
 from __future__ import annotations
 
+import functools
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -53,6 +55,29 @@ class _Gather(torch.autograd.Function):
 def world_size() -> int:
     """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number among those that train together, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """Collect a picklable value of every process, in rank order; waits as long as the slowest takes."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value, group=_patient_group())
+    return gathered
+
+
+@functools.cache
+def _patient_group() -> Any:
+    """Make a group that waits for days: where work is shared, the first to be done waits for the last.
+
+    A process that dies ends all of them by way of what launched them.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(days=30))
 
 
 def sum_over_processes(x: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class FeatureArguments:
         return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype == "bfloat16"
 
     def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
-        """Make a feature store for a model; without the cache it keeps nothing."""
+        """Make a feature store for a model, which all processes use alike; without the cache it keeps nothing."""
         from .features.feature_store import FeatureStore, default_cache_folder
 
         folder = Path(self.feature_cache_dir) if self.feature_cache_dir else default_cache_folder()
@@ -104,6 +104,7 @@ class FeatureArguments:
             backend=self.encoder_backend,
             feature_dtype=self.feature_dtype,
             show_progress=show_progress,
+            is_shared=True,
         )
 
 

@@ -208,9 +208,7 @@ def _build_trainer(
     if store is None:
         inputs = text_inputs(model, train_views, validation_views)
     else:
-        # One process encodes; the others then read what it wrote.
-        with training_args.main_process_first(desc="features"):
-            inputs = feature_inputs(model, train_views, validation_views, store)
+        inputs = feature_inputs(model, train_views, validation_views, store)
     if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
         model.start_from_features(inputs.sample(), whitening=parsed.model.whitening)
     _check_balance(inputs.pair_ids, training_args)

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ragcun_hf import IsotropicGaussianModel
+
 pytestmark = pytest.mark.slow
 
 TRAINING = Path(__file__).resolve().parent.parent / "training"
@@ -166,3 +168,51 @@ def test_a_second_run_over_the_first_is_possible_in_two_processes(folder, tiny_e
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
+
+
+# eval_beir.py, with blocks of two documents so that a small corpus has parts for several processes.
+EVALUATING = """
+import sys
+sys.path.insert(0, {training!r})
+import eval_beir
+from ragcun_hf.command_line import run_script
+from ragcun_hf.evaluation import model_evaluation
+model_evaluation._HEAD_ROWS = 2
+run_script(eval_beir.main)
+"""
+
+
+def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny_encoder_folder):
+    torch.manual_seed(3)
+    model = IsotropicGaussianModel.from_encoder(
+        str(tiny_encoder_folder), use_predictor=True, similarity_fn_name="euclidean"
+    )
+    with torch.no_grad():
+        for parameter in [*model.projection.parameters(), *model.predictor.parameters()]:
+            parameter += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(folder / "model")
+    words = "bread is food and music on the river of stone".split()
+    (folder / "beir" / "toy" / "qrels").mkdir(parents=True)
+    for name, count, shift in (("corpus", 11, 0), ("queries", 5, 3)):
+        texts = [" ".join(words[(row + shift) % 7 : (row + shift) % 7 + 1 + row % 4]) for row in range(count)]
+        lines = [json.dumps({"_id": f"{name[0]}{row}", "title": "", "text": text}) for row, text in enumerate(texts)]
+        (folder / "beir" / "toy" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    judgements = "\n".join(f"q{row}\tc{2 * row}\t1" for row in range(5))
+    (folder / "beir" / "toy" / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
+    script = folder / "evaluating.py"
+    script.write_text(EVALUATING.format(training=str(TRAINING)), encoding="utf-8")
+    flags = ["--model_path", folder / "model", "--datasets", "toy", "--data_dir", folder / "beir", "--use_predictor"]
+    written = {}
+    for processes in (1, 3):
+        output = folder / f"of_{processes}"
+        caches = ["--feature_cache_dir", folder / f"features_{processes}", "--encoder_dtype", "float32"]
+        done = _run(processes, script, *flags, *caches, "--output_dir", output, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Wrote ") == 1
+        assert "15 texts encoded" in done.stdout  # one is there twice
+        results = json.loads((output / "model.json").read_text(encoding="utf-8"))
+        runs = {path.name: path.read_bytes() for path in sorted((output / "model").glob("*.trec"))}
+        written[processes] = (runs, results["datasets"], results["isotropy"])
+        assert len(list((folder / f"features_{processes}").rglob("*.arrow"))) > processes  # each its own shards
+    assert len(written[1][0]) == 3
+    assert written[3] == written[1]

@@ -297,9 +297,9 @@ def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypa
     asked = set()
     features = feature_store.FeatureStore.features
 
-    def listen(store, texts, *, prompt=""):
+    def listen(store, texts, *, prompt="", **options):
         asked.add((texts[0], prompt))
-        return features(store, texts, prompt=prompt)
+        return features(store, texts, prompt=prompt, **options)
 
     monkeypatch.setattr(base_models, "load_untrained_base", load_with_prompts)
     monkeypatch.setattr(feature_store.FeatureStore, "features", listen)

@@ -55,9 +55,9 @@ def _counting(store):
     asked = []
     batches = store._batches
 
-    def record(texts, prompt):
+    def record(texts, prompt, *share):
         asked.extend(texts)
-        return batches(texts, prompt)
+        return batches(texts, prompt, *share)
 
     store._batches = record
     return asked
@@ -710,3 +710,24 @@ def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(e
     np.testing.assert_allclose(exact, expected, atol=1e-6)
     rounded = _store(model, tmp_path, dtype="bfloat16").features(texts).expanded()
     assert (rounded * expected).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 7])
+def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(tiny_model, num_processes):
+    generator = np.random.default_rng(0)
+    words = np.array("bread is food and music on the river of stone".split())
+    texts = [" ".join(generator.choice(words, size=length)) for length in generator.integers(1, 28, size=300)]
+    compute = feature_function(tiny_model, dtype=torch.float32)
+
+    def encode(share):
+        batches = list(encode_in_batches(tiny_model, texts, compute=compute, share=share))
+        return [row for rows, _ in batches for row in rows], torch.cat([features for _, features in batches])
+
+    order, expected = encode((0, 1))
+    parts = [encode((number, num_processes)) for number in range(num_processes)]
+    positions = [row for rows, _ in parts for row in rows]
+    assert sorted(positions) == sorted(order) == list(range(len(texts)))
+    together = torch.cat([features for _, features in parts])
+    assert torch.equal(together[np.argsort(positions)], expected[np.argsort(order)])
+    loads = [sum(len(texts[row]) for row in rows) for rows, _ in parts]
+    assert max(loads) < 1.35 * min(loads)

@@ -65,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     _check(args)
     from ragcun_hf.data.beir_folder import find_beir_dataset
+    from ragcun_hf.distributed import rank
     from ragcun_hf.run_output import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
@@ -74,8 +75,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     search = _search(args)
     model, store, evaluation = _evaluate(args, features, datasets, search)
-    with disk_errors_explained(Path(args.output_dir)):
-        _write(args, model, store, search, evaluation, arguments)
+    facts = _search_facts(args, search)
+    if rank() == 0:
+        with disk_errors_explained(Path(args.output_dir)):
+            _write(args, model, store, facts, evaluation, arguments)
 
 
 def _evaluate(args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], search: Any) -> Any:
@@ -106,6 +109,7 @@ def _compare(
     args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], arguments: list[str] | None
 ) -> None:
     """Evaluate every model, compare all pairs, write, draw, and say so."""
+    from ragcun_hf.distributed import rank
     from ragcun_hf.evaluation.comparison_report import format_comparison, plot_comparison_of_models
     from ragcun_hf.evaluation.model_comparison import compare_models, gather, system_names
     from ragcun_hf.evaluation.model_evaluation import load_seen_digests
@@ -117,9 +121,12 @@ def _compare(
         say(f"Evaluating {name}")
         search = _search(args)  # one for each model, for it remembers what it missed
         model, store, evaluations[name] = _evaluate(replace(args, model_path=path), features, datasets, search)
-        settings[name] = {"model": _model_facts(args, model, name), "settings": _settings(args, model, store, search)}
+        facts = _search_facts(args, search)
+        settings[name] = {"model": _model_facts(args, model, name), "settings": _settings(args, model, store, facts)}
     seen = {name: load_seen_digests(path) for name, path in zip(evaluations, args.compare, strict=True)}
     comparison = compare_models(gather(datasets, evaluations, seen))
+    if rank() != 0:
+        return
     folder, name = Path(args.output_dir), args.run_name or "comparison"
     with disk_errors_explained(folder):
         write_json(folder / f"{name}.json", {**_facts(arguments), "models": settings, **comparison})
@@ -185,15 +192,23 @@ def _search(args: EvaluationArguments) -> Any:
 
 
 def _search_facts(args: EvaluationArguments, search: Any) -> dict[str, Any]:
+    from ragcun_hf.distributed import gather_objects
+
     if args.search == "exact":
         return {"search": "exact"}
-    recall = sum(search.recalls) / len(search.recalls)
+    recalls = [recall for part in gather_objects(search.recalls) for recall in part]
+    recall = sum(recalls) / len(recalls)
     say(f"Searched with faiss: {recall:.4f} of what an exact search finds, on a sample of the queries.")
     return {"search": "faiss", "faiss_probes": args.faiss_probes, "recall_of_exact_search": round(recall, 4)}
 
 
 def _write(
-    args: EvaluationArguments, model: Any, store: Any, search: Any, evaluation: Any, arguments: list[str] | None
+    args: EvaluationArguments,
+    model: Any,
+    store: Any,
+    search_facts: dict[str, Any],
+    evaluation: Any,
+    arguments: list[str] | None,
 ) -> None:
     from ragcun_hf.evaluation.results import format_results_table, write_results
 
@@ -201,7 +216,7 @@ def _write(
     results = {
         **_facts(arguments),
         "model": _model_facts(args, model, name),
-        "settings": _settings(args, model, store, search),
+        "settings": _settings(args, model, store, search_facts),
         "datasets": evaluation.datasets,
         "mean": evaluation.mean,
         "isotropy": evaluation.isotropy,
@@ -233,7 +248,7 @@ def _facts(arguments: list[str] | None) -> dict[str, Any]:
     }
 
 
-def _settings(args: EvaluationArguments, model: Any, store: Any, search: Any) -> dict[str, Any]:
+def _settings(args: EvaluationArguments, model: Any, store: Any, search_facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "split": args.split,
         "max_length": model.config.max_length,
@@ -242,7 +257,7 @@ def _settings(args: EvaluationArguments, model: Any, store: Any, search: Any) ->
         "top_k": args.top_k,
         **store.settings(),
         "base_similarity": "cosine",
-        **_search_facts(args, search),
+        **search_facts,
     }
 
 

@@ -78,6 +78,7 @@ def evaluate_retrieval(
     drop_identical_ids: bool = True,
     seen_document_ids: Collection[str] | None = None,
     search: Search = exact_search,
+    num_vectors: int | None = None,
 ) -> DatasetEvaluation:
     """Search, measure, and compare every system with the frozen base.
 
@@ -97,6 +98,7 @@ def evaluate_retrieval(
             with at least one relevant document among them and for the others: a head can memorise
             documents, and only the latter show what it gives on new ones.
         search: Finds the documents; called as `exact_search` is.
+        num_vectors: Document vectors per system, where they are of a part of the corpus that `search` knows.
 
     Returns:
         Runs, figures per query, and the entry for the results file. A subset without queries is left out.
@@ -119,7 +121,7 @@ def evaluate_retrieval(
         if system not in similarity_by_system:
             raise ValueError(f"expected a similarity for system {system!r}, got none: name one")
         queries, documents = vectors_by_system[system]
-        _check_lengths(dataset, system, queries, documents)
+        _check_lengths(dataset, system, queries, documents, num_vectors)
         found = search(
             _take_rows(queries, rows),
             documents,
@@ -194,8 +196,10 @@ def _judged_queries(dataset: RetrievalDataset) -> dict[str, dict[str, int]]:
     return judged
 
 
-def _check_lengths(dataset: RetrievalDataset, system: str, queries: Matrix, documents: Matrix) -> None:
-    expected = (len(dataset.queries), len(dataset.corpus_ids))
+def _check_lengths(
+    dataset: RetrievalDataset, system: str, queries: Matrix, documents: Matrix, num_vectors: int | None
+) -> None:
+    expected = (len(dataset.queries), len(dataset.corpus_ids) if num_vectors is None else num_vectors)
     if (len(queries), len(documents)) != expected:
         raise UserError(
             f"{dataset.name}, system {system!r}: expected vectors of {expected[0]} queries and {expected[1]} "

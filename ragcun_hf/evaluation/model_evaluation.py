@@ -13,7 +13,6 @@ import torch
 
 from ..data.documents import text_digest
 from ..errors import UserError
-from ..losses import random_directions, sigreg_statistic
 from ..training_record import DOCUMENTS_FILE
 from .beir_evaluation import (
     BASE_SYSTEM,
@@ -24,8 +23,10 @@ from .beir_evaluation import (
     evaluate_retrieval,
 )
 from .metrics.isotropy.measures import isotropy_report
+from .metrics.isotropy.published import sigreg
 from .results import mean_over_datasets
 from .search import exact_search
+from .shards import Shard, gather_rows_by_number, own_shard, search_shards
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -35,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "projection", "predictor"
 
-_HEAD_ROWS = 8_192  # features through the head at once
+_HEAD_ROWS = 1_024  # features through the head at once; several processes part a corpus at its multiples
 _ISOTROPY_ROWS = 4_096  # documents the isotropy measures look at
 
 
@@ -95,8 +96,9 @@ def evaluate_model(
         check_identical_ids(dataset)
     evaluations: list[DatasetEvaluation] = []
     documents: dict[str, list[np.ndarray]] = {}
-    for dataset in datasets:
-        vectors = _vectors_by_system(model, dataset, store, base_store, base_prompts, base_only, use_predictor)
+    shards = [own_shard(len(dataset.corpus_ids), block=_HEAD_ROWS) for dataset in datasets]
+    for dataset, shard in zip(datasets, shards, strict=True):
+        vectors = _vectors_by_system(model, dataset, shard, store, base_store, base_prompts, base_only, use_predictor)
         similarity = {
             system: "cosine" if system == BASE_SYSTEM else model.config.similarity_fn_name for system in vectors
         }
@@ -109,14 +111,15 @@ def evaluate_model(
                 k=k,
                 drop_identical_ids=drop_identical_ids,
                 seen_document_ids=seen or None,
-                search=search,
+                search=search_shards(search, shard),
+                num_vectors=len(shard),
             )
         )
         for system in (BASE_SYSTEM, PROJECTION_SYSTEM):
             if system in vectors:
                 documents.setdefault(system, []).append(vectors[system][1])
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}
-    samples = {system: _sample(parts) for system, parts in documents.items()}
+    samples = {system: _sample(parts, shards) for system, parts in documents.items()}
     # The base's vectors on the scale on which the head sees them, so that both are judged alike.
     samples[BASE_SYSTEM] = samples[BASE_SYSTEM] * float(model.config.feature_scale)
     isotropy = {system: isotropy_report(rows, statistic=_sigreg) for system, rows in samples.items()}
@@ -132,14 +135,16 @@ def load_seen_digests(model_path: str | Path) -> set[str]:
 def _vectors_by_system(
     model: IsotropicGaussianModel,
     dataset: RetrievalDataset,
+    shard: Shard,
     store: FeatureStore,
     base_store: FeatureStore | None,
     base_prompts: tuple[str, str],
     base_only: bool,
     use_predictor: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    features = _features(dataset, store, (model.config.query_prompt, model.config.document_prompt))
-    base = features if base_store is None else _features(dataset, base_store, base_prompts)
+    """Return each system's vectors of all queries, and of the documents that lie here."""
+    features = _features(dataset, shard, store, (model.config.query_prompt, model.config.document_prompt))
+    base = features if base_store is None else _features(dataset, shard, base_store, base_prompts)
     vectors = {BASE_SYSTEM: base}
     if not base_only:
         query_embeddings, query_predictions = apply_head(model, features[0])
@@ -151,10 +156,10 @@ def _vectors_by_system(
 
 
 def _features(
-    dataset: RetrievalDataset, store: FeatureStore, prompts: tuple[str, str]
+    dataset: RetrievalDataset, shard: Shard, store: FeatureStore, prompts: tuple[str, str]
 ) -> tuple[np.ndarray, np.ndarray]:
     queries = store.features(list(dataset.queries.values()), prompt=prompts[0]).expanded()
-    return queries, store.features(dataset.corpus_texts, prompt=prompts[1]).expanded()
+    return queries, store.features(dataset.corpus_texts, prompt=prompts[1], rows=shard.rows).expanded()
 
 
 @torch.inference_mode()
@@ -187,13 +192,23 @@ def seen_document_ids(dataset: RetrievalDataset, digests: Collection[str]) -> se
     return {identifier for identifier, text in ids if text_digest(text).hex() in known}
 
 
-def _sample(parts: list[np.ndarray]) -> np.ndarray:
-    rows = np.concatenate(parts)
-    if len(rows) <= _ISOTROPY_ROWS:
-        return rows
-    return rows[np.sort(np.random.default_rng(0).permutation(len(rows))[:_ISOTROPY_ROWS])]
+def _sample(parts: list[np.ndarray], shards: list[Shard]) -> np.ndarray:
+    """Draw document vectors from all data sets together, and from all processes."""
+    starts = np.cumsum([0, *(shard.num_documents for shard in shards)])
+    chosen = np.arange(starts[-1])
+    if len(chosen) > _ISOTROPY_ROWS:
+        chosen = np.sort(np.random.default_rng(0).permutation(len(chosen))[:_ISOTROPY_ROWS])
+    numbers, rows = [], []
+    for part, shard, start in zip(parts, shards, starts, strict=False):
+        first, last = np.searchsorted(chosen, (start + shard.start, start + shard.stop))
+        numbers.append(chosen[first:last])
+        rows.append(part[numbers[-1] - start - shard.start])
+    return gather_rows_by_number(np.concatenate(numbers), np.concatenate(rows))
 
 
-def _sigreg(rows: torch.Tensor) -> torch.Tensor:
-    """The SIGReg statistic per row, which does not grow with the sample: 0.40 when collapsed, 1.05 / N at best."""
-    return sigreg_statistic(rows, random_directions(rows.shape[1], 256, seed=0)) / len(rows)
+def _sigreg(rows: torch.Tensor) -> float:
+    """The SIGReg statistic per row, which does not grow with the sample: 0.40 when collapsed, 1.05 / N at best.
+
+    Not the losses' own, which would take the same sample on several processes for as many samples.
+    """
+    return sigreg(rows) / len(rows)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .encoder_backends import ComputeFeatures
 
 _TEXTS_AHEAD = 1_024  # texts tokenized while those before run; sorting inside them leaves little padding
+_LEAST_BLOCKS = 16  # so that several processes can share few texts evenly
 _TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 _PADDING_SHARE = 0.05  # of a batch
 _CHARACTERS_PER_TOKEN = 4  # of English; only the time left goes by it
@@ -30,8 +31,12 @@ def encode_in_batches(
     compute: ComputeFeatures,
     prompt: str = "",
     show_progress: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run the encoder over texts, longest first, tokenizing the next ones meanwhile.
+
+    A feature depends in its last bits on what shares its batch. Batches are therefore formed as if one process did
+    all the work, and several give exactly what one gives.
 
     Args:
         model: Its tokenizer and length are used.
@@ -39,16 +44,20 @@ def encode_in_batches(
         compute: Turns token ids and mask, both (rows, T), into features; see `encoder_backends`.
         prompt: Put before every text.
         show_progress: Show texts and tokens per second with the time left.
+        share: This process's number and how many there are: each does its part of the tokens.
 
     Yields:
         tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU.
-            Every position comes once.
+            Every position comes once, in one of the processes.
 
     Raises:
         UserError: If a feature is not finite.
     """
-    with _Progress(texts, max_length=model.config.max_length, is_shown=show_progress) as progress:
-        for positions, token_ids in _tokenized_ahead(model, texts, prompt):
+    sizes = _sizes(texts, max_length=model.config.max_length)
+    blocks = _own_blocks(texts, sizes, *share)
+    own = [position for block in blocks for position in block]
+    with _Progress(sizes, own, is_shown=show_progress) as progress:
+        for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
             for rows in batches_by_tokens([len(ids) for ids in token_ids]):
                 batch = [positions[row] for row in rows]
                 tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
@@ -62,8 +71,29 @@ def encode_in_batches(
                 yield batch, features
 
 
+def _own_blocks(texts: Sequence[str], sizes: Sequence[int], rank: int, num_processes: int) -> list[list[int]]:
+    """Part positions into blocks of like length, and return this process's: each goes to whoever has least to do."""
+    # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
+    order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
+    step = min(_TEXTS_AHEAD, max(1, -(-len(order) // _LEAST_BLOCKS)))
+    loads, own = [0] * num_processes, []
+    for start in range(0, len(order), step):
+        block = order[start : start + step]
+        least = loads.index(min(loads))
+        loads[least] += sum(sizes[position] for position in block)
+        if least == rank:
+            own.append(block)
+    return own
+
+
+def _sizes(texts: Sequence[str], *, max_length: int) -> list[int]:
+    """Estimate what each text costs, in characters; what is cut off costs nothing."""
+    longest = _CHARACTERS_PER_TOKEN * max_length
+    return [1 + min(len(text), longest) for text in texts]
+
+
 def _tokenized_ahead(
-    model: IsotropicGaussianModel, texts: Sequence[str], prompt: str
+    model: IsotropicGaussianModel, texts: Sequence[str], blocks: Sequence[list[int]], prompt: str
 ) -> Iterator[tuple[list[int], list[list[int]]]]:
     """Yield positions and token ids of like-long texts, tokenized while the block before runs."""
 
@@ -75,9 +105,6 @@ def _tokenized_ahead(
         # A blank text without special tokens is one padding token, as in the model's own `tokenize`.
         return positions, [ids or [model.tokenizer.pad_token_id] for ids in tokens["input_ids"]]
 
-    # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
-    order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
-    blocks = [order[start : start + _TEXTS_AHEAD] for start in range(0, len(order), _TEXTS_AHEAD)]
     yield from one_ahead(tokenize, blocks)
 
 
@@ -107,14 +134,13 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
 class _Progress:
     """A bar of texts with tokens per second; long texts come first, so time left goes by the text still to read."""
 
-    def __init__(self, texts: Sequence[str], *, max_length: int, is_shown: bool) -> None:
-        longest = _CHARACTERS_PER_TOKEN * max_length  # what is cut off costs nothing
-        self._sizes = [1 + min(len(text), longest) for text in texts]
-        self._left = sum(self._sizes)
+    def __init__(self, sizes: Sequence[int], own: Sequence[int], *, is_shown: bool) -> None:
+        self._sizes = sizes
+        self._left = sum(sizes[position] for position in own)
         self._done = self._num_tokens = 0
         self._started = time.perf_counter()
         self._bar = tqdm(
-            total=len(texts),
+            total=len(own),
             desc="Encoding",
             disable=not is_shown,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",

@@ -14,6 +14,7 @@ import torch
 import xxhash
 
 from ..data.documents import text_digest
+from ..distributed import gather_objects, rank, world_size
 from ..errors import UserError
 from .encoder_backends import choose_dtype, feature_function
 from .encoder_loop import encode_in_batches
@@ -66,6 +67,8 @@ class FeatureStore:
         backend: What runs the encoder: `torch` or `openvino`.
         feature_dtype: Of features on disk: `float32`, or `float16` for half the room.
         show_progress: Show a bar while encoding.
+        is_shared: All processes that train together ask for the same texts at the same time; each then encodes its
+            part of them, and reads what the others wrote.
 
     Attributes:
         backend: As given.
@@ -86,8 +89,10 @@ class FeatureStore:
         backend: str = "torch",
         feature_dtype: str = "float32",
         show_progress: bool = True,
+        is_shared: bool = False,
     ) -> None:
         self._model = model
+        self._is_shared = is_shared
         self._cache_folder = cache_folder
         self._dtype = choose_dtype(dtype, model.device)
         self.backend = backend
@@ -111,30 +116,34 @@ class FeatureStore:
             "feature_dtype": self.feature_dtype,
         }
 
-    def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
+    def features(self, texts: Sequence[str], *, prompt: str = "", rows: slice | None = None) -> FeatureTable:
         """Return the features of texts; the encoder runs for those never seen before.
 
         Args:
             texts: Any number, equal ones welcome.
             prompt: Put before every text; part of the cache's key.
+            rows: Only those of these texts are read, where a process needs a part of what all encode.
 
         Returns:
             One row per distinct text, and the row of each text.
         """
-        first_rows: dict[str, int] = {}
-        rows = np.array([first_rows.setdefault(text, len(first_rows)) for text in texts], dtype=np.int64)
-        distinct = list(first_rows)
-        self._num_asked += len(distinct)
         was_training = self._model.training
         self._model.eval()
         try:
+            if self._cache_folder is not None and self._is_shared and world_size() > 1:
+                self._encode_together(list(dict.fromkeys(texts)), prompt)
+            first_rows: dict[str, int] = {}
+            asked = texts if rows is None else texts[rows]
+            numbers = np.array([first_rows.setdefault(text, len(first_rows)) for text in asked], dtype=np.int64)
+            distinct = list(first_rows)
+            self._num_asked += len(distinct)
             if self._cache_folder is None:
                 vectors = self._encode(distinct, prompt)
             else:
                 vectors = self._read_through(self._cache(prompt), distinct, prompt)
         finally:
             self._model.train(was_training)
-        return FeatureTable(vectors=vectors, rows=rows)
+        return FeatureTable(vectors=vectors, rows=numbers)
 
     def summary(self) -> str:
         """Say how many texts were encoded so far, how many were known, and what the cache holds."""
@@ -159,12 +168,34 @@ class FeatureStore:
             "were read: name another --feature_cache_dir"
         )
 
+    def _encode_together(self, texts: list[str], prompt: str) -> None:
+        """Encode this process's part of what is missing, and wait for the others.
+
+        Where their files do not lie on this machine, what cannot be read is encoded here after all.
+        """
+        cache = self._cache(prompt)
+        digests = [text_digest(text) for text in texts]
+        # The first one's word counts: another may have looked a moment later.
+        missing = gather_objects(cache.missing(digests) if rank() == 0 else None)[0]
+        self._write(cache, missing, digests, texts, prompt, share=(rank(), world_size()))
+        gather_objects(None)
+
     def _encode_missing(self, cache: FeatureCache, digests: list[bytes], texts: list[str], prompt: str) -> None:
-        missing = cache.missing(digests)
+        self._write(cache, cache.missing(digests), digests, texts, prompt)
+
+    def _write(
+        self,
+        cache: FeatureCache,
+        missing: list[int],
+        digests: list[bytes],
+        texts: list[str],
+        prompt: str,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._num_encoded += len(missing)
         shard = _ShardInProgress(cache)
         try:
-            for batch, features in self._batches([texts[position] for position in missing], prompt):
+            for batch, features in self._batches([texts[position] for position in missing], prompt, share):
                 shard.add([digests[missing[position]] for position in batch], features.numpy())
         finally:
             # What was encoded before an interruption is kept.
@@ -177,13 +208,20 @@ class FeatureStore:
             vectors[batch] = features.numpy()
         return vectors
 
-    def _batches(self, texts: list[str], prompt: str) -> Iterable[tuple[list[int], Tensor]]:
+    def _batches(
+        self, texts: list[str], prompt: str, share: tuple[int, int] = (0, 1)
+    ) -> Iterable[tuple[list[int], Tensor]]:
         if not texts:
             return ()
         if self._compute is None:
             self._compute = feature_function(self._model, dtype=self._dtype, backend=self.backend)
         return encode_in_batches(
-            self._model, texts, compute=self._compute, prompt=prompt, show_progress=self._show_progress
+            self._model,
+            texts,
+            compute=self._compute,
+            prompt=prompt,
+            show_progress=self._show_progress and share[0] == 0,
+            share=share,
         )
 
     def _cache(self, prompt: str) -> FeatureCache:
