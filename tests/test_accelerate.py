@@ -1,7 +1,9 @@
 """Several processes on one machine, through `accelerate launch`: the work of one process with all their rows."""
 
+import itertools
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -120,6 +122,28 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
         # A validation batch of one process is as large as that of two: other candidates, other loss.
         if not name.startswith("eval_loss"):
             assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
+
+
+def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does(
+    folder, tiny_pairs, tiny_encoder_folder
+):
+    texts = [pair["positive"] for pair in tiny_pairs]
+    pairs = [{"query": query, "positive": text} for query, text in itertools.product([*texts[:4]], texts)]
+    (folder / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
+    encoder = shutil.copytree(tiny_encoder_folder, folder / "without_dropout")
+    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (encoder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    # Tokens, not features, and four batches in each of twenty steps.
+    flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "20"]
+    flags += ["--encoder_learning_rate", "0.01"]
+    _, two = _train(folder, encoder, "train_contrastive", 2, *flags)
+    _, one = _train(folder, encoder, "train_contrastive", 1, *flags)
+    _check_alike(one, two, encoder)
+    assert _record(two)["steps"] == _record(one)["steps"] == 20
+    name = "encoder.encoder.layer.0.attention.self.query.weight"
+    start = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).state_dict()[name]
+    assert float((_weights(one)[name] - start).abs().max()) > 1e-3
 
 
 def test_two_processes_take_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):

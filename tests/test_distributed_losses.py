@@ -17,6 +17,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from ragcun_hf import distributed, losses
 from ragcun_hf.known_pairs import KnownPairs
 from ragcun_hf.losses import (
     covariance_isotropy_loss,
@@ -119,7 +120,27 @@ def run(pairs, negatives, num_processes):
     return results
 
 
+def discard_the_sum():
+    real = losses.sum_over_processes
+    losses.sum_over_processes = lambda x: (real(x), x)[1]
+
+
+def gather_without_gradient():
+    real = losses.gather_rows
+    losses.gather_rows = lambda x: (real(x.detach())[0], real(x.detach())[1])
+
+
+def keep_the_own_gradient():
+    distributed._Sum.backward = staticmethod(lambda ctx, gradient: gradient)
+
+
+def average_the_own_rows():
+    losses.mean_over_processes = lambda values: values.mean()
+
+
 def process(rank, num_processes, store, parts, output):
+    for mistake in sys.argv[3:]:
+        globals()[mistake]()
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=num_processes)
     results = run(*parts[rank], num_processes)
     if rank == 0:
@@ -159,11 +180,11 @@ TWO = [[[0, 1, 2, 3], [0]], [[4, 5, 6, 7, 8, 9], [1, 2, 3]]]
 THREE = [[[0, 1], [0, 1]], [[2, 3, 4, 5, 6], []], [[7, 8, 9], [2, 3]]]
 
 
-def _run(parts, folder):
+def _run(parts, folder, *mistakes):
     script = folder / "worker.py"
     script.write_text(WORKER)
     done = subprocess.run(
-        [sys.executable, str(script), json.dumps(parts), str(folder)],
+        [sys.executable, str(script), json.dumps(parts), str(folder), *mistakes],
         capture_output=True,
         text=True,
         timeout=300,
@@ -206,3 +227,24 @@ def test_three_processes_give_the_loss_and_gradient_of_one_with_all_rows(three_p
 def test_repetitions_on_other_processes_are_masked(two_processes):
     together = two_processes["together"]
     assert together["info_ids"]["loss"] < together["info"]["loss"] - 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mistake", "terms"),
+    [
+        ("discard_the_sum", {"sigreg", "covariance", "total"}),
+        ("keep_the_own_gradient", {"sigreg", "covariance", "total"}),
+        ("gather_without_gradient", {*CONTRASTIVE, "total"}),
+        ("average_the_own_rows", {*CONTRASTIVE, "mse", "cosine", "total"}),
+    ],
+)
+def test_the_known_mistakes_would_be_seen(mistake, terms, tmp_path):
+    results = _run(TWO, tmp_path, mistake)
+    seen = set()
+    for term in TERMS:
+        try:
+            _assert_same(results, term)
+        except AssertionError:
+            seen.add(term)
+    assert seen == terms
