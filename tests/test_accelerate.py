@@ -240,3 +240,12 @@ def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny
         assert len(list((folder / f"features_{processes}").rglob("*.arrow"))) > processes  # each its own shards
     assert len(written[1][0]) == 3
     assert written[3] == written[1]
+
+
+@pytest.mark.parametrize("path", sorted((TRAINING / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_ready_files_are_what_accelerate_reads_and_say_how_to_use_them(path):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.num_processes >= 2
+    assert f"accelerate launch --config_file training/accelerate/{path.name}" in path.read_text(encoding="utf-8")
