@@ -45,7 +45,16 @@ ALLOWED = {
         "modeling_isotropic_gaussian",
         "training_record",
     },
-    "publishing": {"errors", "evaluation", "files", "training_record"},
+    "publishing": {
+        "data",
+        "errors",
+        "evaluation",
+        "features",
+        "files",
+        "modeling_isotropic_gaussian",
+        "run_arguments",
+        "training_record",
+    },
     "run_arguments": {
         "run_output",
         "command_line",
