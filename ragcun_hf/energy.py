@@ -19,7 +19,7 @@ def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
         is_wanted: False measures nothing.
 
     Yields:
-        A dictionary that holds `kwh` and `by` once the work is over; it stays empty where nothing was measured.
+        dict[str, Any]: Holds `kwh` and `by` once the work is over; stays empty where nothing was measured.
 
     Raises:
         UserError: If `codecarbon` is wanted and not installed.
@@ -34,7 +34,11 @@ def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
         raise UserError("--measure_energy expects codecarbon: run pip install 'ragcun_hf[energy]'") from error
     # The country matters for carbon dioxide only, which is not asked for here.
     tracker = codecarbon.OfflineEmissionsTracker(
-        country_iso_code="USA", measure_power_secs=5, save_to_file=False, allow_multiple_runs=True, log_level="critical"
+        country_iso_code="USA",
+        measure_power_secs=5,
+        save_to_file=False,
+        allow_multiple_runs=True,
+        log_level="critical",
     )
     tracker.start()
     try:

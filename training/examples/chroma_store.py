@@ -1,0 +1,180 @@
+"""Search a corpus with a trained model and a Chroma store: fill it once, keep it on disk, ask it.
+
+    python training/examples/chroma_store.py --model_path checkpoints/mine --corpus your_documents.jsonl --query "sort"
+
+The metric follows from the model's `config.similarity_fn_name`: `cosine`, `ip` or `l2`. A second run finds the store
+on disk and embeds the query only. Nothing leaves this machine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+from ragcun_hf.errors import UserError
+
+if TYPE_CHECKING:
+    from chromadb import Documents, Embeddings
+
+_SPACES = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+_COLLECTION = "documents"
+
+
+@dataclass
+class ExampleArguments:
+    """Which model, which documents, and what is asked."""
+
+    model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
+    corpus: str | None = argument(None, "Documents: rows with a text, a .txt file with one a line, or a BEIR folder.")
+    query: str | None = argument(None, "What to ask.")
+    use_predictor: bool = argument(False, "Search with the predictor's output as the query vector.")
+    top_k: int = argument(5, "Documents shown.")
+    output_dir: str | None = argument(None, "Where the store is kept. Default: results/chroma/<model>-<corpus>.")
+    overwrite: bool = argument(False, "Fill the store anew.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Fill or reopen the store, search, and print the best documents."""
+    (args,) = parse_arguments([ExampleArguments], description=__doc__ or "", arguments=arguments)
+    folder = _checked_folder(args)
+    quiet_libraries()
+    from ragcun_hf.data.documents import document_text, read_documents
+    from ragcun_hf.features.base_models import load_trained_model
+
+    # Without ragcun_hf: AutoModel.from_pretrained(model_path, trust_remote_code=True)
+    model = load_trained_model(args.model_path)
+    if args.use_predictor and model.predictor is None:
+        raise UserError("--use_predictor expects a model with a predictor, got one without: leave the flag out")
+    rows = read_documents(args.corpus)
+    ids, texts = list(rows["id"]), [document_text(row["title"], row["text"]) for row in rows]
+    similarity = model.config.similarity_fn_name
+    facts = _facts(args.model_path, similarity, ids, texts)
+    embed = embedding_function(model, use_predictor=args.use_predictor)
+    collection = open_collection(folder, embed, facts, ids, texts, overwrite=args.overwrite)
+    answer = collection.query(query_texts=[args.query], n_results=min(args.top_k, len(ids)))
+    for name, text, distance in zip(answer["ids"][0], answer["documents"][0], answer["distances"][0], strict=True):
+        say(f"{score_of(distance, similarity):9.4f}  {name}  {' '.join(text.split())[:80]}")
+
+
+def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
+    """Make what Chroma calls to embed: documents and queries each in the model's own way."""
+    from chromadb import EmbeddingFunction
+
+    space = _SPACES[model.config.similarity_fn_name]
+
+    class ModelEmbedding(EmbeddingFunction):
+        """Embeds with a trained model."""
+
+        def __init__(self) -> None:
+            """Chroma asks for a constructor."""
+
+        def __call__(self, input: Documents) -> Embeddings:
+            """Embed documents."""
+            return list(model.encode_document(input))
+
+        def embed_query(self, input: Documents) -> Embeddings:
+            """Embed queries."""
+            return list(model.encode_query(input, use_predictor=use_predictor))
+
+        @staticmethod
+        def name() -> str:
+            """Name what the store was filled by; Chroma refuses to open it with another."""
+            return "ragcun_hf"
+
+        def get_config(self) -> dict[str, Any]:
+            """Describe the function; Chroma keeps this beside the vectors."""
+            return {"space": space}
+
+        @staticmethod
+        def build_from_config(config: dict[str, Any]) -> ModelEmbedding:
+            """Give Chroma the function again, around the model that is loaded already."""
+            return ModelEmbedding()
+
+        def supported_spaces(self) -> list[str]:
+            """Allow the metric that the model was trained for, and no other."""
+            return [space]
+
+    return ModelEmbedding()
+
+
+def open_collection(
+    folder: Path, embed: Any, facts: dict[str, str], ids: list[str], texts: list[str], *, overwrite: bool
+) -> Any:
+    """Open the store of this model and these documents, filling it where there is none or an unfinished one."""
+    import chromadb
+    from chromadb.config import Settings
+    from chromadb.errors import ChromaError
+    from tqdm.auto import tqdm
+
+    try:
+        # Absolute, for Chroma keeps clients by path as long as the process lives.
+        client = chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))
+        present = [collection.name for collection in client.list_collections()]
+    except ChromaError as error:
+        raise UserError(
+            f"expected a store that can be read, got {folder} ({error}): remove it, or name another --output_dir"
+        ) from error
+    if _COLLECTION in present:
+        collection = client.get_collection(_COLLECTION, embedding_function=embed)
+        kept = collection.metadata or {}
+        different = ", ".join(name for name in facts if kept.get(name) != facts[name])
+        if not (overwrite or different) and collection.count() == len(ids):
+            return collection
+        if different and not overwrite:
+            raise UserError(
+                f"expected a store of this model and corpus, got {folder} with other {different}: replace it with "
+                "--overwrite, or name another --output_dir"
+            )
+        client.delete_collection(_COLLECTION)
+    space = _SPACES[facts["similarity"]]
+    say(f"Embedding {len(ids)} documents for the space {space!r}.")
+    collection = client.create_collection(
+        _COLLECTION,
+        embedding_function=embed,
+        metadata=dict(facts),
+        configuration={"hnsw": {"space": space}},
+    )
+    step = min(256, client.get_max_batch_size())
+    for start in tqdm(range(0, len(ids), step)):
+        collection.add(ids=ids[start : start + step], documents=texts[start : start + step])
+    return collection
+
+
+def score_of(distance: float, similarity: str) -> float:
+    """Turn Chroma's distance into the score that the model means, larger is better."""
+    # Chroma gives 1 - cosine, 1 - dot product, or the squared L2 distance.
+    return -math.sqrt(max(distance, 0.0)) if similarity == "euclidean" else 1.0 - distance
+
+
+def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -> dict[str, str]:
+    """Tell this model and these documents from all others."""
+    from ragcun_hf.data.documents import text_digest
+    from ragcun_hf.files import weights_digest
+
+    weights = weights_digest(Path(model_path)) or model_path
+    return {"weights": weights, "similarity": similarity, "documents": text_digest(*ids, *texts).hex()}
+
+
+def _checked_folder(args: ExampleArguments) -> Path:
+    """Check the flags and return where the store is kept."""
+    from ragcun_hf.run_output import check_writable
+
+    for name in ("model_path", "corpus", "query"):
+        if not (getattr(args, name) or "").strip():
+            raise UserError(f"--{name} expects a value, got none: give one")
+    if args.top_k < 1:
+        raise UserError(f"--top_k must be at least 1, got {args.top_k}: raise it")
+    if importlib.util.find_spec("chromadb") is None:
+        raise UserError("expected chromadb to be installed, found none: run pip install 'ragcun_hf[chroma]'")
+    name = f"{Path(str(args.model_path)).absolute().name}-{Path(str(args.corpus)).absolute().stem}"
+    folder = Path(args.output_dir or f"results/chroma/{name}")
+    check_writable(folder)
+    return folder
+
+
+if __name__ == "__main__":
+    run_script(main)
