@@ -22,7 +22,7 @@ demo: install  ## Train on the documentation of installed packages, evaluate, sa
 	$(BIN)/python training/demo.py
 
 test: check  ## Linters and every test, the slow ones too.
-	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10
+	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10 -n 2 --dist loadfile
 
 test-fast: install  ## The quick tests only.
 	$(BIN)/python -m pytest -q

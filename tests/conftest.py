@@ -16,6 +16,8 @@ os.environ["HF_HOME"] = _CACHES
 os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES, "modules")  # noqa: PTH118 (nothing is imported yet)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -28,6 +30,11 @@ WORDS = (
     "query: document: search result ."
 ).split()
 SPECIAL_TOKENS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # padding is 1, as MPNet has it
+
+
+def pytest_collection_modifyitems(items):
+    """Start with the longest file, so that two workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name != "test_readme.py")
 
 
 @pytest.fixture(scope="session")

@@ -359,7 +359,7 @@ def test_two_hundred_real_texts_keep_their_vectors(embedded_folder, script, tmp_
 
     texts = [text for entry in build_python_docs(["numpy"])[:100] for text in (entry.query, entry.document)]
     torch.manual_seed(0)
-    model = IsotropicGaussianModel.from_encoder(str(embedded_folder), max_length=48, output_dim=96)
+    model = IsotropicGaussianModel.from_encoder(str(embedded_folder), max_length=32, output_dim=96)
     onnx_export.write_onnx(model, tmp_path)
     found = script("export_onnx").parity(model, tmp_path, ["float32", "int8"], texts)
     assert found["float32"]["largest_difference"] < 1e-4

@@ -179,7 +179,7 @@ def _claims_of_quality(dataset: str, found: dict[str, Any]) -> list[dict[str, An
     claims = [figure(f"NDCG@10 of {dataset}, {_EXACT}", exact, "")]
     for name, most_lost in _MOST_LOST.items():
         value = found["systems"][name]
-        label = f"NDCG@10 of {dataset} lost with {name}: {value:.4f}"
+        label = f"NDCG@10 of {dataset} lost with {name}, which has {value:.4f}"
         claims.append(at_most(label, exact - value, most_lost, ""))
     return claims
 
