@@ -109,7 +109,7 @@ def tiny_decoder_folder(tiny_tokenizer, tmp_path_factory):
     from transformers import Gemma3TextConfig
 
     tokenizer = copy.deepcopy(tiny_tokenizer)
-    tokenizer.padding_side = "left"
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # only the latter is saved
     config = Gemma3TextConfig(**_SIZE, num_key_value_heads=1, head_dim=8, max_position_embeddings=32)
     return _save_encoder(tmp_path_factory.mktemp("encoders") / "decoder", config, tokenizer)
 

@@ -341,8 +341,9 @@ def test_the_benchmark_puts_the_graphs_beside_pytorch(exported, script, tmp_path
     queries = {"a": "red sun", "b": "sort a list"}
     folder = write_beir_folder(tmp_path / "tiny", documents, queries, {"test": {"a": {"1": 1}, "b": {"2": 1}}})
     flags = ["--data", str(folder), "--beir_folder", str(folder), "--repeats", "1", "--threads", "1"]
+    flags += ["--output_dir", str(tmp_path)]
     benchmark = script("onnx_speed").main
-    benchmark(["--model_path", str(exported("encoder")), *flags, "--output_dir", str(tmp_path)])
+    benchmark(["--model_path", str(exported("encoder")), *flags])
     results = json.loads((tmp_path / "onnx_speed.json").read_text(encoding="utf-8"))
     found = results["details"]["ndcg@10"]["systems"]
     assert set(found) == {"PyTorch float32", "onnxruntime float32", "onnxruntime int8"}
