@@ -194,14 +194,14 @@ def test_a_second_run_over_the_first_is_possible_in_two_processes(folder, tiny_e
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-# eval_beir.py, with blocks of two documents so that a small corpus has parts for several processes.
+# eval_beir.py, with blocks of six documents: of eleven, the first of three processes gets none.
 EVALUATING = """
 import sys
 sys.path.insert(0, {training!r})
 import eval_beir
 from ragcun_hf.command_line import run_script
 from ragcun_hf.evaluation import model_evaluation
-model_evaluation._HEAD_ROWS = 2
+model_evaluation._HEAD_ROWS = 6
 run_script(eval_beir.main)
 """
 

@@ -175,7 +175,8 @@ def apply_head(
             features=torch.from_numpy(features[start : start + _HEAD_ROWS]).to(model.device),
             num_predicted=num_predicted,
         )
-        for start in range(0, len(features), _HEAD_ROWS)
+        # No features give no vectors, but of the right width.
+        for start in range(0, max(1, len(features)), _HEAD_ROWS)
     ]
     embeddings = torch.cat([output.embeddings.float().cpu() for output in outputs]).numpy()
     if model.predictor is None:

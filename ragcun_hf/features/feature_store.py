@@ -136,7 +136,8 @@ class FeatureStore:
             asked = texts if rows is None else texts[rows]
             numbers = np.array([first_rows.setdefault(text, len(first_rows)) for text in asked], dtype=np.int64)
             distinct = list(first_rows)
-            self._num_asked += len(distinct)
+            # With a cache, of all processes together; without one each encodes what it asks for.
+            self._num_asked += len(distinct) if rows is None or self._cache_folder is None else len(set(texts))
             if self._cache_folder is None:
                 vectors = self._encode(distinct, prompt)
             else:
