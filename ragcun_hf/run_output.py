@@ -59,8 +59,6 @@ def source_name(source: str) -> str:
 
 def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
     """Say what was written and what to do with it."""
-    if not trainer.is_world_process_zero():
-        return
     folder = trainer.args.output_dir
     predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
     say(f"\nSaved the model, its tokenizer and its training record in {folder}.")

@@ -44,8 +44,7 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
         # What is saved itself: neither the last nor the best evaluation need be of these weights, and one more by the
         # Trainer may cast the model for good.
         figures["saved"] = trainer.validation(model)["ndcg@10"]
-        if trainer.is_world_process_zero():
-            say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
+        say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
     if figures.get("saved", 1.0) < figures.get("start", 0.0):
         logger.warning(
             "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "

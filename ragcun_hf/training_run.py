@@ -145,7 +145,7 @@ def run_training(
             check_same_model(model.config, Path(training_args.resume_from_checkpoint))
         trainer = _build_trainer(model, train_views, validation_views, store, parsed)
         feature_seconds = time.perf_counter() - started
-        if store is not None and trainer.is_world_process_zero():
+        if store is not None:
             say(store.summary())
         validation_figures = _train(trainer, parsed)
     if trainer.is_world_process_zero():

@@ -193,12 +193,17 @@ def seen_document_ids(dataset: RetrievalDataset, digests: Collection[str]) -> se
     return {identifier for identifier, text in ids if text_digest(text).hex() in known}
 
 
+def sample_rows(num_documents: int) -> np.ndarray:
+    """Return the rows that the measures of isotropy look at, rising: 4,096 of them, or all where there are fewer."""
+    if num_documents <= _ISOTROPY_ROWS:
+        return np.arange(num_documents)
+    return np.sort(np.random.default_rng(0).permutation(num_documents)[:_ISOTROPY_ROWS])
+
+
 def _sample(parts: list[np.ndarray], shards: list[Shard]) -> np.ndarray:
     """Draw document vectors from all data sets together, and from all processes."""
     starts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-    chosen = np.arange(starts[-1])
-    if len(chosen) > _ISOTROPY_ROWS:
-        chosen = np.sort(np.random.default_rng(0).permutation(len(chosen))[:_ISOTROPY_ROWS])
+    chosen = sample_rows(int(starts[-1]))
     numbers, rows = [], []
     for part, shard, start in zip(parts, shards, starts, strict=False):
         first, last = np.searchsorted(chosen, (start + shard.start, start + shard.stop))

@@ -18,6 +18,7 @@ from ..data.beir_folder import BeirDataset, load_beir_folder
 from ..data.documents import text_digest
 from ..errors import UserError
 from .beir_evaluation import check_identical_ids
+from .results_table import lay_out
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
@@ -280,14 +281,7 @@ def format_mteb_table(entries: Sequence[dict[str, Any]]) -> str:
             for subset, scores in subsets.items():
                 score, recall = scores.get("main_score"), scores.get("recall_at_100")
                 rows.append((entry["task"], split, subset, entry["main_metric"], _figure(score), _figure(recall)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        names = [cell.ljust(width) for cell, width in zip(row[:4], widths[:4], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[4:], widths[4:], strict=True)]
-        lines.append("  ".join(names + numbers).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+    return lay_out(rows, num_names=4)
 
 
 def _figure(value: float | None) -> str:

@@ -187,16 +187,21 @@ def _draw_projections(
 def _draw_cosines(
     axes: Axes, x_ND: np.ndarray[Any, Any], label: str, colour: str, style: str, generator: np.random.Generator
 ) -> None:
+    cosines = random_pair_cosines(x_ND, generator)
+    axes.hist(
+        cosines, bins=60, density=True, histtype="step", color=colour, linestyle=style, linewidth=2,
+        label=f"{label}, mean {cosines.mean():.2f}",
+    )  # fmt: skip
+
+
+def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:
+    """Return the cosines of 20,000 random pairs of different rows, shape (20000,); of a zero row they are 0."""
     first = generator.integers(0, len(x_ND), size=_NUM_PAIRS)
     # An offset of 1 to N - 1 never pairs a vector with itself.
     second = (first + generator.integers(1, len(x_ND), size=_NUM_PAIRS)) % len(x_ND)
     norms = np.linalg.norm(x_ND, axis=1)
     unit_ND = x_ND / np.where(norms > 0, norms, 1)[:, None]
-    cosines = np.einsum("pd,pd->p", unit_ND[first], unit_ND[second])
-    axes.hist(
-        cosines, bins=60, density=True, histtype="step", color=colour, linestyle=style, linewidth=2,
-        label=f"{label}, mean {cosines.mean():.2f}",
-    )  # fmt: skip
+    return np.einsum("pd,pd->p", unit_ND[first], unit_ND[second])
 
 
 def plot_comparison(

@@ -159,7 +159,7 @@ class FeatureStore:
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
         for _ in range(_MOST_READINGS):
-            self._encode_missing(cache, digests, texts, prompt)
+            self._write(cache, cache.missing(digests), digests, texts, prompt)
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
@@ -180,9 +180,6 @@ class FeatureStore:
         missing = gather_objects(cache.missing(digests) if rank() == 0 else None)[0]
         self._write(cache, missing, digests, texts, prompt, share=(rank(), world_size()))
         gather_objects(None)
-
-    def _encode_missing(self, cache: FeatureCache, digests: list[bytes], texts: list[str], prompt: str) -> None:
-        self._write(cache, cache.missing(digests), digests, texts, prompt)
 
     def _write(
         self,

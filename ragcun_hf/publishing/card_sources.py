@@ -82,10 +82,10 @@ def read_sources(folder: Path) -> dict[str, Any]:
         UserError: If a file is missing, cannot be read, was changed, or is of other weights than those in the folder.
     """
     manifest = read_manifest(folder)
-    results = []
+    results, digest = [], weights_digest(folder)
     for name in manifest["results"]:
         found = read_results(folder / name)
-        _check_weights(found, folder, name)
+        _check_weights(found, digest, folder, name)
         results.append(found)
     _check_eval_results(folder, results)
     config = read_json_object(folder / "config.json")
@@ -130,8 +130,8 @@ def _without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
     return {**comparison, "datasets": datasets}
 
 
-def _check_weights(results: Mapping[str, Any], folder: Path, name: str) -> None:
-    measured, present = results["model"].get("weights_sha256"), weights_digest(folder)
+def _check_weights(results: Mapping[str, Any], present: str | None, folder: Path, name: str) -> None:
+    measured = results["model"].get("weights_sha256")
     if measured != present:
         raise UserError(
             f"{folder / name}: expected figures of the weights in {folder} (sha256 {str(present)[:12]}), got those of "

@@ -20,7 +20,8 @@ import torch
 from ..data.documents import document_text
 from ..errors import NotFiniteError, UserError
 from ..evaluation.metrics.isotropy.measures import covariance_eigenvalues, isotropy_report
-from ..evaluation.model_evaluation import apply_head
+from ..evaluation.model_evaluation import apply_head, sample_rows
+from ..evaluation.plots import random_pair_cosines
 from ..evaluation.search import normalize_rows
 from ..features.base_models import load_untrained_base
 
@@ -34,8 +35,6 @@ Array = np.ndarray[Any, Any]
 
 _LONGEST_QUERY = 20_000  # characters; what follows would only cost time, for an encoder reads a few hundred tokens
 _ROWS_AT_ONCE = 8_192  # documents whose differences to the query are held at once
-_SPREAD_ROWS = 4_096  # documents the measures of isotropy look at, the same ones as in an evaluation
-_NUM_PAIRS = 20_000
 
 
 @dataclass(frozen=True)
@@ -281,17 +280,9 @@ def measure_spread(vectors: Array) -> Spread | None:
     """
     if min(vectors.shape) < 2:
         return None
-    rows = np.arange(len(vectors))
-    if len(rows) > _SPREAD_ROWS:
-        rows = np.sort(np.random.default_rng(0).permutation(len(rows))[:_SPREAD_ROWS])
-    sample_ND = vectors[rows]
-    generator = np.random.default_rng(0)
-    first_P = generator.integers(0, len(rows), size=_NUM_PAIRS)
-    # An offset of 1 to N - 1 never pairs a vector with itself.
-    second_P = (first_P + generator.integers(1, len(rows), size=_NUM_PAIRS)) % len(rows)
-    unit_ND = _unit_rows(sample_ND)
-    cosines_P = np.einsum("pd,pd->p", unit_ND[first_P], unit_ND[second_P])
-    return Spread(covariance_eigenvalues(sample_ND), cosines_P, isotropy_report(sample_ND), len(rows))
+    sample_ND = vectors[sample_rows(len(vectors))]
+    cosines_P = random_pair_cosines(sample_ND, np.random.default_rng(0))
+    return Spread(covariance_eigenvalues(sample_ND), cosines_P, isotropy_report(sample_ND), len(sample_ND))
 
 
 def _unit_rows(vectors: Array) -> Array:
