@@ -8,6 +8,7 @@ import requests
 from beir import util
 from beir.datasets.data_loader import GenericDataLoader
 
+from ragcun_hf.data import beir_corpus
 from ragcun_hf.data.beir_folder import find_beir_dataset, load_beir_folder
 from ragcun_hf.data.documents import document_text
 from ragcun_hf.errors import UserError
@@ -32,13 +33,27 @@ def folder(tmp_path):
     return folder
 
 
-def test_content_and_order_are_those_of_beirs_loader(folder):
+@pytest.fixture(params=["small", "large"])
+def corpus_size(request, tmp_path, monkeypatch):
+    """Let a corpus be read into memory, or left on the disk."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    if request.param == "large":
+        monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+    return request.param
+
+
+def test_content_and_order_are_those_of_beirs_loader(folder, corpus_size):
     ours = load_beir_folder(folder)
     corpus, queries, qrels = GenericDataLoader(str(folder)).load("test")
     assert list(ours.queries.items()) == list(queries.items())
     assert ours.qrels == qrels
-    assert ours.corpus_ids == list(corpus)
-    assert ours.corpus_texts == [document_text(document["title"], document["text"]) for document in corpus.values()]
+    assert list(ours.corpus_ids) == list(corpus)
+    texts = [document_text(document["title"], document["text"]) for document in corpus.values()]
+    assert list(ours.corpus_texts) == texts
+    assert (len(ours.corpus_texts), ours.corpus_texts[1:3], ours.corpus_texts[-1]) == (4, texts[1:3], texts[-1])
+    assert isinstance(ours.corpus_texts, list) == (corpus_size == "small")
     assert (ours.name, ours.split) == ("tiny", "test")
 
 
@@ -73,11 +88,42 @@ def test_missing_split_lists_those_present(folder):
         ("qrels/test.tsv", "q7\td1\t1", r"test\.tsv: expected queries of queries\.jsonl, got 1 others, first 'q7'"),
     ],
 )
-def test_malformed_line_is_named(folder, name, line, message):
+def test_malformed_line_is_named(folder, corpus_size, name, line, message):
     with (folder / name).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=message):
         load_beir_folder(folder)
+
+
+def test_a_large_corpus_that_changes_is_read_again_and_one_that_does_not_is_not(folder, monkeypatch, tmp_path):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+    assert len(load_beir_folder(folder).corpus_ids) == 4
+    read, calls = beir_corpus.read_rows, []
+    monkeypatch.setattr(beir_corpus, "read_rows", lambda path: calls.append(path) or read(path))
+    assert len(load_beir_folder(folder).corpus_ids) == 4
+    assert not calls
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d9", "text": "new"}) + "\n")
+    assert load_beir_folder(folder).corpus_texts[[4, 0, 4]] == ["new", "Title Text\u2028of the first.", "new"]
+    assert calls
+
+
+def test_a_large_corpus_without_room_for_its_copy_is_a_user_error(folder, monkeypatch, tmp_path):
+    import datasets
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
+    monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+    with pytest.raises(UserError, match=r"expected room for a copy of .*corpus\.jsonl in .*set HF_DATASETS_CACHE"):
+        load_beir_folder(folder)
+
+
+def test_ids_with_equal_checksums_are_no_repetition(folder, monkeypatch):
+    monkeypatch.setattr(beir_corpus, "_checksum", lambda identifier: 7)
+    assert load_beir_folder(folder).corpus_ids == ["d1", "d2", "d3", "q1"]
 
 
 def test_split_without_judgements_is_refused(folder):

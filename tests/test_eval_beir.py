@@ -197,6 +197,45 @@ def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, mo
     assert third["datasets"]["toy"]["systems"] == second["datasets"]["toy"]["systems"]
 
 
+def test_a_corpus_on_the_disk_is_ranked_as_one_in_memory(evaluate, trained, tmp_path, monkeypatch):
+    import datasets
+
+    from ragcun_hf.data import beir_corpus
+    from ragcun_hf.evaluation import model_evaluation, vector_files
+    from ragcun_hf.features import feature_store
+
+    monkeypatch.setattr(model_evaluation, "_HEAD_ROWS", 2)
+    flags = ["--model_path", trained(documents=[CORPUS["d0"]]), "--use_predictor"]
+    small = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="small")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for module, name in ((beir_corpus, "_LARGEST_IN_MEMORY"), (vector_files, "_LARGEST_IN_MEMORY")):
+        monkeypatch.setattr(module, name, 0)
+    for module in (feature_store, model_evaluation):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)
+    large = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="large")
+    assert large["datasets"] == small["datasets"]
+    assert large["isotropy"] == small["isotropy"]
+    assert large["datasets"]["toy"]["subsets"]["seen_documents"]["num_queries"] == 1
+    runs = [sorted((tmp_path / output / "trained").glob("*.trec")) for output in ("small", "large")]
+    assert [path.read_bytes() for path in runs[0]] == [path.read_bytes() for path in runs[1]]
+    assert not [path.name for path in (tmp_path / "large").iterdir() if path.name.startswith("tmp")]
+
+
+def test_vectors_without_room_are_a_user_error_that_says_how_many(tmp_path):
+    import resource
+
+    from ragcun_hf.evaluation.vector_files import new_matrix
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"expected room for 0\.2 GiB of vectors in .*name another --output_dir"):
+            new_matrix(65_536, 768, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_faiss_reports_what_it_missed(evaluate, trained, capsys):
     pytest.importorskip("faiss")
     folder = trained()
@@ -295,14 +334,14 @@ def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypa
     folder = trained(freeze_base=False)
     plain = evaluate("--model_path", folder, output="a")
     asked = set()
-    features = feature_store.FeatureStore.features
+    read = feature_store.FeatureStore.read
 
     def listen(store, texts, *, prompt="", **options):
         asked.add((texts[0], prompt))
-        return features(store, texts, prompt=prompt, **options)
+        return read(store, texts, prompt=prompt, **options)
 
     monkeypatch.setattr(base_models, "load_untrained_base", load_with_prompts)
-    monkeypatch.setattr(feature_store.FeatureStore, "features", listen)
+    monkeypatch.setattr(feature_store.FeatureStore, "read", listen)
     prompted = evaluate("--model_path", folder, output="b")
     queries, documents = QUERIES["q0"], CORPUS["d0"]
     assert asked == {(queries, ""), (documents, ""), (queries, "query: "), (documents, "document: ")}

@@ -169,6 +169,19 @@ def test_progress_says_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
     assert all(part in shown for part in ("Encoding", f"{len(TEXTS)}/{len(TEXTS)}", "texts/s", "tokens/s", "left"))
 
 
+def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, monkeypatch, capsys):
+    expected = _store(tiny_model, None).features(TEXTS)
+    monkeypatch.setattr(feature_store, "TEXTS_AT_ONCE", 2)
+    store = _store(tiny_model, tmp_path, show_progress=True)
+    store.encode(TEXTS)
+    bars = capsys.readouterr().err
+    assert bars.count(f"{len(TEXTS)}/{len(TEXTS)}") == bars.count("100%") == 1
+    _no_encoder(store)
+    np.testing.assert_allclose(store.read(TEXTS).expanded(), expected.expanded(), atol=1e-6)
+    np.testing.assert_array_equal(store.read(TEXTS[1:3]).expanded(), store.features(TEXTS).expanded()[1:3])
+    assert f"{len(TEXTS)} texts encoded, {len(TEXTS)} known before" in store.summary()
+
+
 def test_an_unknown_backend_is_a_user_error_that_names_the_known_ones(tiny_model):
     with pytest.raises(UserError, match="torch or openvino, got 'onnx'"):
         feature_function(tiny_model, dtype=torch.float32, backend="onnx")

@@ -11,6 +11,7 @@ import torch
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation import faiss_search, first_pass, memory_maps, search
 from ragcun_hf.evaluation.search import exact_search
+from ragcun_hf.evaluation.ties import IdOrder
 
 
 def _random(rows, width, seed):
@@ -158,6 +159,29 @@ def test_a_lower_precision_of_products_is_set_aside_and_comes_back():
 def test_ties_that_name_no_order_are_a_user_error(ties):
     with pytest.raises(UserError, match="different numbers for ties"):
         exact_search(_random(2, 4, 0), _random(50, 4, 1), k=3, ties=ties)
+
+
+@pytest.mark.parametrize("search_", [exact_search, faiss_search.approximate_search])
+def test_ties_by_id_are_looked_up_where_scores_are_equal_only(search_):
+    if search_ is not exact_search:
+        pytest.importorskip("faiss")
+    generator = np.random.default_rng(3)
+    ids = [f"d{number}" for number in generator.permutation(400)]  # d10 before d9
+    documents = _random(20, 8, 1)[generator.integers(0, 20, 400)]
+    documents[:50] = _random(50, 8, 2)  # which no other equals
+    asked = []
+
+    class Listening(IdOrder):
+        def __call__(self, rows):
+            asked.extend(rows.tolist())
+            return super().__call__(rows)
+
+    by_id = search_(_random(5, 8, 0), documents, k=60, ties=Listening(ids))
+    by_number = search_(_random(5, 8, 0), documents, k=60, ties=np.argsort(np.argsort(np.array(ids))))
+    np.testing.assert_array_equal(by_id.indices, by_number.indices)
+    np.testing.assert_array_equal(by_id.scores, by_number.scores)
+    assert asked
+    assert min(asked) >= 50
 
 
 def test_ties_may_be_any_whole_numbers():

@@ -100,6 +100,7 @@ def _evaluate(args: EvaluationArguments, features: FeatureArguments, datasets: l
         k=args.top_k,
         seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
         search=search,
+        folder=args.output_dir,
     )
     say(store.summary())
     return model, store, evaluation

@@ -11,11 +11,13 @@ import logging
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import UserError
-from .documents import document_id, document_text, is_beir_folder
+from .beir_corpus import read_corpus
+from .documents import document_id, is_beir_folder
 from .file_rows import read_lines, read_rows
 from .rows import Row, shorten
 
@@ -33,7 +35,8 @@ class BeirDataset:
         split: Which qrels were read.
         queries: Query id -> text; only queries that have judgements in the split.
         corpus_ids: Document ids in the order of the file.
-        corpus_texts: `document_text(title, text)` of the same documents; may be "".
+        corpus_texts: `document_text(title, text)` of the same documents; may be "". Where the corpus is large, both
+            are read from the disk as they are asked for (`read_corpus`); a slice of them is a list.
         qrels: Query id -> document id -> score (0 = judged not relevant). Documents that are not in the
             corpus stay in, because the official metric counts them as relevant and never found.
     """
@@ -41,8 +44,8 @@ class BeirDataset:
     name: str
     split: str
     queries: dict[str, str]
-    corpus_ids: list[str]
-    corpus_texts: list[str]
+    corpus_ids: Sequence[str]
+    corpus_texts: Sequence[str]
     qrels: dict[str, dict[str, int]]
 
 
@@ -65,10 +68,7 @@ def load_beir_folder(path: str | os.PathLike[str], split: str = "test") -> BeirD
             f"expected a BEIR folder with corpus.jsonl, queries.jsonl and qrels/, got {str(folder)!r}: check the path"
         )
     qrels = _read_qrels(folder / "qrels", split)
-    corpus: dict[str, str] = {}
-    for row in read_rows(folder / "corpus.jsonl"):
-        text = document_text(row.optional_text("title"), row.optional_text("text"))
-        corpus[_new_id(row, corpus)] = text
+    corpus_ids, corpus_texts = read_corpus(folder / "corpus.jsonl")
     all_queries: dict[str, str] = {}
     for row in read_rows(folder / "queries.jsonl"):
         all_queries[_new_id(row, all_queries)] = row.text("text")
@@ -82,8 +82,8 @@ def load_beir_folder(path: str | os.PathLike[str], split: str = "test") -> BeirD
         name=folder.resolve().name,
         split=split,
         queries={query_id: all_queries[query_id] for query_id in qrels},
-        corpus_ids=list(corpus),
-        corpus_texts=list(corpus.values()),
+        corpus_ids=corpus_ids,
+        corpus_texts=corpus_texts,
         qrels=qrels,
     )
 

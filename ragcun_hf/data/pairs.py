@@ -191,7 +191,9 @@ def _without_rows(pairs: tuple[dict[str, Any], ...]) -> Iterator[tuple[None, dic
 
 def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:
     collection = load_beir_folder(folder, split)
-    texts = dict(zip(collection.corpus_ids, collection.corpus_texts, strict=True))
+    judged = {document for judgements in collection.qrels.values() for document in judgements}
+    documents = zip(collection.corpus_ids, collection.corpus_texts, strict=True)
+    texts = {identifier: text for identifier, text in documents if identifier in judged}
     absent = kept = 0
     for query_id, judgements in collection.qrels.items():
         for document, score in judgements.items():

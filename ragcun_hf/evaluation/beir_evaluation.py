@@ -5,7 +5,7 @@ Nothing here knows about models or features: vectors come in, numbers go out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from .ranking import Run, build_run
 from .retrieval_metrics import mean_metrics, per_query_metrics
 from .search import Matrix, SearchResult, exact_search
 from .significance import compare_systems
+from .ties import IdOrder
 
 BASE_SYSTEM = "base"
 
@@ -43,13 +44,13 @@ class RetrievalDataset(Protocol):
         ...
 
     @property
-    def corpus_ids(self) -> list[str]:
-        """Document ids, in the order of the texts."""
+    def corpus_ids(self) -> Sequence[str]:
+        """Document ids, in the order of the texts; a slice is a list."""
         ...
 
     @property
-    def corpus_texts(self) -> list[str]:
-        """Document texts."""
+    def corpus_texts(self) -> Sequence[str]:
+        """Document texts; a slice is a list."""
         ...
 
     @property
@@ -114,7 +115,6 @@ def evaluate_retrieval(
         check_identical_ids(dataset)
     judged = _judged_queries(dataset)
     rows = np.array([row for row, query in enumerate(dataset.queries) if query in judged])
-    ties = np.argsort(np.argsort(np.array(dataset.corpus_ids)))  # of equal scores the lower id comes first
     runs: dict[str, Run] = {}
     per_query: dict[str, PerQuery] = {}
     for system in sorted(vectors_by_system, key=lambda name: name != BASE_SYSTEM):
@@ -127,7 +127,7 @@ def evaluate_retrieval(
             documents,
             k=k + drop_identical_ids,
             similarity=similarity_by_system[system],
-            ties=ties,
+            ties=IdOrder(dataset.corpus_ids),
         )
         query_ids = [query for query in dataset.queries if query in judged]
         runs[system] = build_run(query_ids, dataset.corpus_ids, found, drop_identical_ids=drop_identical_ids, k=k)
@@ -173,7 +173,7 @@ def check_identical_ids(dataset: RetrievalDataset) -> None:
         UserError: If a query's own id is among its relevant documents and in the corpus.
     """
     relevant = [query for query, judgements in dataset.qrels.items() if judgements.get(query, 0) > 0]
-    present = set(dataset.corpus_ids) if relevant else set()
+    present = set(relevant).intersection(dataset.corpus_ids) if relevant else set()
     lost = [query for query in relevant if query in present]
     if lost:
         raise UserError(

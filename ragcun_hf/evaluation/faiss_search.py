@@ -15,6 +15,7 @@ import torch
 
 from ..errors import NotFiniteError, UserError
 from .search import Matrix, SearchResult, check_arguments, exact_search, normalize_rows, rank_candidates
+from .ties import Order
 
 DEFAULT_PROBES = 32
 _POINTS_PER_LIST = 64  # that a centroid is learned from; more move it little
@@ -39,7 +40,7 @@ def approximate_search(
     *,
     k: int,
     similarity: str = "cosine",
-    ties: np.ndarray[Any, Any] | None = None,
+    ties: np.ndarray[Any, Any] | Order | None = None,
     num_probes: int = DEFAULT_PROBES,
 ) -> SearchResult:
     """Find about the k most similar documents of every query.

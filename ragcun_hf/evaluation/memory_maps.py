@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+_ROWS_AT_ONCE = 64
+
 
 def will_need(matrix: Any, rows: slice) -> None:
     """Let the disk fetch some rows while the caller computes; nothing for what is no memory map."""
@@ -27,6 +29,15 @@ def release(matrix: Any) -> None:
     found = _map_of(matrix)
     if found is not None and hasattr(mmap, "MADV_DONTNEED"):
         found.madvise(mmap.MADV_DONTNEED)
+
+
+def read_far_apart(matrix: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Read rows that lie far apart, a few at a time, for the system maps much around each; then release them."""
+    found = np.empty((len(rows), *matrix.shape[1:]), dtype=matrix.dtype)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        found[start : start + _ROWS_AT_ONCE] = matrix[rows[start : start + _ROWS_AT_ONCE]]
+        release(matrix)
+    return found
 
 
 def _map_of(matrix: Any) -> mmap.mmap | None:

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from ..data.documents import text_digest
+from ..data.mapped_column import take
 from ..errors import UserError
+from ..features.feature_store import TEXTS_AT_ONCE
 from ..training_record import DOCUMENTS_FILE
 from .beir_evaluation import (
     BASE_SYSTEM,
@@ -22,11 +24,14 @@ from .beir_evaluation import (
     check_identical_ids,
     evaluate_retrieval,
 )
+from .memory_maps import release
 from .metrics.isotropy.measures import isotropy_report
 from .metrics.isotropy.published import sigreg
 from .results import mean_over_datasets
 from .search import exact_search
-from .shards import Shard, gather_rows_by_number, own_shard, search_shards
+from .shards import Shard, own_shard, search_shards
+from .vector_files import new_matrix
+from .vector_sample import VectorSample
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -37,7 +42,6 @@ logger = logging.getLogger(__name__)
 PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "projection", "predictor"
 
 _HEAD_ROWS = 1_024  # features through the head at once; several processes part a corpus at its multiples
-_ISOTROPY_ROWS = 4_096  # documents the isotropy measures look at
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ def evaluate_model(
     k: int = 100,
     seen_document_digests: Collection[str] = (),
     search: Search = exact_search,
+    folder: str | Path = ".",
 ) -> ModelEvaluation:
     """Search every data set with the frozen base, the projection and, if asked, the predictor's output.
 
@@ -81,6 +86,7 @@ def evaluate_model(
         seen_document_digests: Digests of training documents (hexadecimal); figures then also stand apart
             for queries with and without a relevant document among them.
         search: Finds the documents; called as `exact_search` is.
+        folder: Where the vectors of a large corpus lie meanwhile.
 
     Returns:
         Figures, runs and isotropy, ready for the results file.
@@ -95,10 +101,11 @@ def evaluate_model(
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
     evaluations: list[DatasetEvaluation] = []
-    documents: dict[str, list[np.ndarray]] = {}
     shards = [own_shard(len(dataset.corpus_ids), block=_HEAD_ROWS) for dataset in datasets]
+    sample = VectorSample(shards)
+    encoders = _encoders(model, store, base_store, base_prompts)
     for dataset, shard in zip(datasets, shards, strict=True):
-        vectors = _vectors_by_system(model, dataset, shard, store, base_store, base_prompts, base_only, use_predictor)
+        vectors = _vectors_by_system(model, dataset, shard, encoders, Path(folder), base_only, use_predictor)
         similarity = {
             system: "cosine" if system == BASE_SYSTEM else model.config.similarity_fn_name for system in vectors
         }
@@ -117,9 +124,9 @@ def evaluate_model(
         )
         for system in (BASE_SYSTEM, PROJECTION_SYSTEM):
             if system in vectors:
-                documents.setdefault(system, []).append(vectors[system][1])
+                sample.add(system, vectors[system][1])
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}
-    samples = {system: _sample(parts, shards) for system, parts in documents.items()}
+    samples = sample.vectors()
     # The base's vectors on the scale on which the head sees them, so that both are judged alike.
     samples[BASE_SYSTEM] = samples[BASE_SYSTEM] * float(model.config.feature_scale)
     isotropy = {system: isotropy_report(rows, statistic=_sigreg) for system, rows in samples.items()}
@@ -132,34 +139,78 @@ def load_seen_digests(model_path: str | Path) -> set[str]:
     return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
 
 
+@dataclass(frozen=True)
+class _Encoder:
+    """What gives features, and what it is given before texts."""
+
+    store: FeatureStore
+    query_prompt: str
+    document_prompt: str
+
+    def queries(self, dataset: RetrievalDataset) -> np.ndarray:
+        return self.store.features(list(dataset.queries.values()), prompt=self.query_prompt).expanded()
+
+    def documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self.store.read(texts, prompt=self.document_prompt).expanded()
+
+
+def _encoders(
+    model: IsotropicGaussianModel,
+    store: FeatureStore,
+    base_store: FeatureStore | None,
+    base_prompts: tuple[str, str],
+) -> tuple[_Encoder, _Encoder]:
+    """Return the base's and the model's own, which are one unless training moved the encoder."""
+    own = _Encoder(store, model.config.query_prompt, model.config.document_prompt)
+    return (own if base_store is None else _Encoder(base_store, *base_prompts)), own
+
+
 def _vectors_by_system(
     model: IsotropicGaussianModel,
     dataset: RetrievalDataset,
     shard: Shard,
-    store: FeatureStore,
-    base_store: FeatureStore | None,
-    base_prompts: tuple[str, str],
+    encoders: tuple[_Encoder, _Encoder],
+    folder: Path,
     base_only: bool,
     use_predictor: bool,
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Return each system's vectors of all queries, and of the documents that lie here."""
-    features = _features(dataset, shard, store, (model.config.query_prompt, model.config.document_prompt))
-    base = features if base_store is None else _features(dataset, shard, base_store, base_prompts)
-    vectors = {BASE_SYSTEM: base}
+    base, own = encoders
+    base_documents, documents = _document_vectors(model, dataset, shard, encoders, folder, base_only)
+    base_queries = base.queries(dataset)
+    vectors = {BASE_SYSTEM: (base_queries, base_documents)}
     if not base_only:
-        query_embeddings, query_predictions = apply_head(model, features[0])
-        document_embeddings, _ = apply_head(model, features[1], num_predicted=0)
-        vectors[PROJECTION_SYSTEM] = (query_embeddings, document_embeddings)
-        if use_predictor and query_predictions is not None:
-            vectors[PREDICTOR_SYSTEM] = (query_predictions, document_embeddings)
+        embeddings, predictions = apply_head(model, base_queries if own is base else own.queries(dataset))
+        vectors[PROJECTION_SYSTEM] = (embeddings, documents)
+        if use_predictor and predictions is not None:
+            vectors[PREDICTOR_SYSTEM] = (predictions, documents)
     return vectors
 
 
-def _features(
-    dataset: RetrievalDataset, shard: Shard, store: FeatureStore, prompts: tuple[str, str]
+def _document_vectors(
+    model: IsotropicGaussianModel,
+    dataset: RetrievalDataset,
+    shard: Shard,
+    encoders: tuple[_Encoder, _Encoder],
+    folder: Path,
+    base_only: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    queries = store.features(list(dataset.queries.values()), prompt=prompts[0]).expanded()
-    return queries, store.features(dataset.corpus_texts, prompt=prompts[1], rows=shard.rows).expanded()
+    """Return the base's vectors and the model's embeddings of the documents that lie here, made block by block."""
+    base, own = encoders
+    for encoder in dict.fromkeys(encoders):
+        encoder.store.encode(dataset.corpus_texts, prompt=encoder.document_prompt)
+    features = new_matrix(len(shard), model.config.feature_dim, folder)
+    embeddings = new_matrix(0 if base_only else len(shard), model.config.output_dim, folder)
+    for start in range(0, len(shard), TEXTS_AT_ONCE):
+        rows = slice(start, min(start + TEXTS_AT_ONCE, len(shard)))
+        texts = dataset.corpus_texts[shard.start + rows.start : shard.start + rows.stop]
+        features[rows] = base.documents(texts)
+        if not base_only:
+            own_features = features[rows] if own is base else own.documents(texts)
+            embeddings[rows], _ = apply_head(model, own_features, num_predicted=0)
+        release(features)
+        release(embeddings)
+    return features, embeddings
 
 
 @torch.inference_mode()
@@ -185,31 +236,14 @@ def apply_head(
 
 
 def seen_document_ids(dataset: RetrievalDataset, digests: Collection[str]) -> set[str]:
-    """Return the ids of the documents whose texts have one of these hexadecimal digests."""
+    """Return the ids of the judged documents whose texts have one of these hexadecimal digests."""
     if not digests:
         return set()
     known = set(digests)
-    ids = zip(dataset.corpus_ids, dataset.corpus_texts, strict=True)
-    return {identifier for identifier, text in ids if text_digest(text).hex() in known}
-
-
-def sample_rows(num_documents: int) -> np.ndarray:
-    """Return the rows that the measures of isotropy look at, rising: 4,096 of them, or all where there are fewer."""
-    if num_documents <= _ISOTROPY_ROWS:
-        return np.arange(num_documents)
-    return np.sort(np.random.default_rng(0).permutation(num_documents)[:_ISOTROPY_ROWS])
-
-
-def _sample(parts: list[np.ndarray], shards: list[Shard]) -> np.ndarray:
-    """Draw document vectors from all data sets together, and from all processes."""
-    starts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-    chosen = sample_rows(int(starts[-1]))
-    numbers, rows = [], []
-    for part, shard, start in zip(parts, shards, starts, strict=False):
-        first, last = np.searchsorted(chosen, (start + shard.start, start + shard.stop))
-        numbers.append(chosen[first:last])
-        rows.append(part[numbers[-1] - start - shard.start])
-    return gather_rows_by_number(np.concatenate(numbers), np.concatenate(rows))
+    judged = {document for judgements in dataset.qrels.values() for document in judgements}
+    rows = [row for row, identifier in enumerate(dataset.corpus_ids) if identifier in judged]
+    texts = zip(take(dataset.corpus_ids, rows), take(dataset.corpus_texts, rows), strict=True)
+    return {identifier for identifier, text in texts if text_digest(text).hex() in known}
 
 
 def _sigreg(rows: torch.Tensor) -> float:

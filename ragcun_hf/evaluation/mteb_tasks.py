@@ -125,7 +125,7 @@ def _split_data(dataset: BeirDataset) -> Any:
 
     queries = {"id": list(dataset.queries), "text": list(dataset.queries.values())}
     return {
-        "corpus": Dataset.from_dict({"id": dataset.corpus_ids, "text": dataset.corpus_texts}),
+        "corpus": Dataset.from_dict({"id": list(dataset.corpus_ids), "text": list(dataset.corpus_texts)}),
         "queries": Dataset.from_dict(queries),
         "relevant_docs": {query: dict(judgements) for query, judgements in dataset.qrels.items()},
         "top_ranked": None,

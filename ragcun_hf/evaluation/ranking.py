@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.mapped_column import take
 from ..errors import UserError
 from ..files import write_whole
 from .search import SearchResult
@@ -30,7 +31,7 @@ def build_run(
 
     Args:
         query_ids: Id of each row of the search result, length Q, all different.
-        document_ids: Id of each searched document, length N, all different.
+        document_ids: Id of each searched document, length N, all different (looked at among those that were found).
         search_result: Scores and rows (Q, K). With `drop_identical_ids`, search for k + 1.
         drop_identical_ids: Drop the document whose id equals the query's (ArguAna's queries are in its
             corpus), then cut to k.
@@ -49,16 +50,18 @@ def build_run(
         {'b': {'a': 0.5}}
     """
     _check_ids(query_ids, "query", len(search_result.indices))
-    _check_ids(document_ids, "document", None)
     needed = min(k + drop_identical_ids, len(document_ids))
     if len(query_ids) and search_result.indices.shape[1] < needed:
         raise ValueError(
             f"expected {needed} results per query to keep {k}, got {search_result.indices.shape[1]}: search for k + 1"
         )
-    names = np.array(document_ids, dtype=object)[search_result.indices] if len(query_ids) else []
+    distinct, places = np.unique(search_result.indices, return_inverse=True)
+    names = np.array(take(document_ids, distinct.tolist()), dtype=object)
+    _check_ids(names.tolist(), "document", None)
     run: Run = {}
-    for query_id, found, scores in zip(query_ids, names, search_result.scores, strict=True):
-        ranking = dict(zip(found.tolist(), scores.tolist(), strict=True))
+    found = names[places.reshape(search_result.indices.shape)]
+    for query_id, documents, scores in zip(query_ids, found, search_result.scores, strict=True):
+        ranking = dict(zip(documents.tolist(), scores.tolist(), strict=True))
         if drop_identical_ids:
             ranking.pop(query_id, None)
         run[query_id] = ranking if len(ranking) <= k else dict(islice(ranking.items(), k))

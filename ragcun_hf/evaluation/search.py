@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import NotFiniteError, UserError
 from .first_pass import CandidatePass, DocumentBlock, Pairs, best_of_each, lengths
 from .memory_maps import release, will_need
+from .ties import Order, tie_numbers
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
@@ -47,7 +48,7 @@ def exact_search(
     *,
     k: int,
     similarity: str = "cosine",
-    ties: np.ndarray[Any, Any] | None = None,
+    ties: np.ndarray[Any, Any] | Order | None = None,
     document_block: int = 4_096,
     query_block: int = 1_024,
     device: str | torch.device = "cpu",
@@ -65,7 +66,7 @@ def exact_search(
         similarity: `cosine` (a zero vector has similarity 0 to everything), `dot`, or `euclidean`
             (the score is minus the Euclidean distance, so that larger is always better).
         ties: Shape (N,), all different, whole numbers: of documents with equal scores the one with the
-            lower number comes first. Default: the row.
+            lower number comes first. Or a function that gives such numbers for rows, see `IdOrder`. Default: the row.
         document_block: M, documents compared at once.
         query_block: Queries compared at once.
         device: Where the products of the blocks are computed; scores are refined on the CPU.
@@ -87,8 +88,8 @@ def exact_search(
     check_arguments(queries, documents, k, similarity)
     if document_block < 1 or query_block < 1:
         raise UserError(f"expected blocks of at least one row, got {document_block} and {query_block}: enlarge them")
-    ranks = _tie_ranks(ties, len(documents))
-    search = _Search(documents, similarity, ranks, document_block, query_block, torch.device(device))
+    order = _order(ties, len(documents))
+    search = _Search(documents, similarity, order, document_block, query_block, torch.device(device))
     num_results = min(k, len(documents))
     scores = np.empty((len(queries), num_results), dtype=np.float32)
     indices = np.empty((len(queries), num_results), dtype=np.int64)
@@ -105,7 +106,7 @@ def rank_candidates(
     candidates: np.ndarray[Any, Any],
     *,
     similarity: str,
-    ties: np.ndarray[Any, Any] | None = None,
+    ties: np.ndarray[Any, Any] | Order | None = None,
 ) -> SearchResult:
     """Score candidates that were found by other means, exactly as `exact_search` scores its own.
 
@@ -123,7 +124,7 @@ def rank_candidates(
         UserError: As `exact_search`.
     """
     check_arguments(queries, documents, candidates.shape[1], similarity)
-    search = _Search(documents, similarity, _tie_ranks(ties, len(documents)), 1, 1, torch.device("cpu"))
+    search = _Search(documents, similarity, _order(ties, len(documents)), 1, 1, torch.device("cpu"))
     found_P = torch.from_numpy(candidates.reshape(-1).astype(np.int64))
     queries_P = torch.arange(len(candidates)).repeat_interleave(candidates.shape[1])
     unknown_P = torch.zeros(len(found_P))
@@ -138,7 +139,7 @@ class _Search:
 
     documents: Matrix
     similarity: str
-    ties: Tensor | None  # (N,), places of the documents in the order of ties
+    order: Order | None  # of documents with equal scores
     document_block: int
     query_block: int
     device: torch.device
@@ -152,11 +153,14 @@ class _Search:
     ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Return scores and rows (Q, K) of the best of at least k candidates of each query."""
         scores_P = self._rescored(candidates, queries_QD)
-        places_P = best_of_each(candidates.queries, scores_P, self._ties(candidates.documents), k)
+        places_P = best_of_each(candidates.queries, scores_P, self._ties(candidates, scores_P), k)
         return scores_P[places_P].view(-1, k).numpy(), candidates.documents[places_P].view(-1, k).numpy()
 
-    def _ties(self, documents_P: Tensor) -> Tensor:
-        return documents_P if self.ties is None else self.ties[documents_P]
+    def _ties(self, pairs: Pairs, scores_P: Tensor) -> Tensor:
+        if self.order is None:
+            return pairs.documents
+        queries_P, documents_P = pairs.queries.numpy(), pairs.documents.numpy()
+        return torch.from_numpy(tie_numbers(queries_P, scores_P.numpy(), documents_P, self.order))
 
     def _candidates(self, queries_QD: Tensor, k: int) -> Pairs:
         """Return all pairs that can be among the best, on the CPU."""
@@ -168,7 +172,7 @@ class _Search:
         def choose(pairs: Pairs) -> Tensor:
             on_cpu = pairs.to("cpu")
             scores_P = self._rescored(on_cpu, queries_QD)
-            return best_of_each(on_cpu.queries, scores_P, self._ties(on_cpu.documents), k).to(pairs.queries.device)
+            return best_of_each(on_cpu.queries, scores_P, self._ties(on_cpu, scores_P), k).to(pairs.queries.device)
 
         first_pass = CandidatePass(prepared_QD, errors_Q, k=k, query_block=self.query_block, choose=choose)
         for rows, next_rows in zip(blocks, [*blocks[1:], slice(0, 0)], strict=True):
@@ -240,17 +244,17 @@ def check_arguments(queries: Matrix, documents: Matrix, k: int, similarity: str)
         raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one")
 
 
-def _tie_ranks(ties: np.ndarray[Any, Any] | None, num_documents: int) -> Tensor | None:
-    """Return the place (N,) of each document in the order of ties."""
-    if ties is None:
-        return None
+def _order(ties: np.ndarray[Any, Any] | Order | None, num_documents: int) -> Order | None:
+    """Return what numbers rows in the order of ties."""
+    if ties is None or callable(ties):
+        return ties
     distinct, ranks = np.unique(ties, return_inverse=True)
     if np.shape(ties) != (num_documents,) or len(distinct) != num_documents:
         raise UserError(
             f"expected {num_documents} different numbers for ties, one per document, got {len(distinct)} in shape "
             f"{np.shape(ties)}: number the documents"
         )
-    return torch.from_numpy(ranks)
+    return ranks.__getitem__
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..distributed import gather_objects, rank, world_size
 from .search import Matrix, SearchResult
+from .ties import Order, tie_numbers
 
 
 @dataclass(frozen=True)
@@ -55,30 +56,34 @@ def search_shards(search: Callable[..., SearchResult], shard: Shard) -> Callable
         shard: Which those are.
 
     Returns:
-        A function with the same arguments, `ties` being of all documents; its rows are those of the corpus. The
-        results are merged by score and ties, which is exact where the parts' results are.
+        A function with the same arguments, `ties` being a function of the corpus's rows, as are its results. The
+        parts' results are merged by score and ties, which is exact where they are.
     """
 
     def search_all(
-        queries: Matrix, documents: Matrix, *, k: int, ties: np.ndarray[Any, Any] | None = None, **options: Any
+        queries: Matrix, documents: Matrix, *, k: int, ties: Order = _by_row, **options: Any
     ) -> SearchResult:
-        if ties is None:
-            ties = np.arange(shard.num_documents)
         scores = np.empty((len(queries), 0), dtype=np.float32)
         indices = np.empty((len(queries), 0), dtype=np.int64)
         if len(shard):
-            found = search(queries, documents, k=k, ties=ties[shard.rows], **options)
+            found = search(queries, documents, k=k, ties=lambda rows: ties(rows + shard.start), **options)
             scores, indices = found.scores, found.indices + shard.start
         return _merged([SearchResult(*part) for part in gather_objects((scores, indices))], ties, k)
 
     return search if world_size() == 1 else search_all
 
 
-def _merged(parts: list[SearchResult], ties: np.ndarray[Any, Any], k: int) -> SearchResult:
+def _by_row(rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return rows
+
+
+def _merged(parts: list[SearchResult], ties: Order, k: int) -> SearchResult:
     """Keep the k best of all parts: by score, then by ties."""
     scores = np.concatenate([part.scores for part in parts], axis=1)
     indices = np.concatenate([part.indices for part in parts], axis=1)
-    order = np.lexsort((ties[indices], -scores), axis=1)[:, :k]
+    queries = np.repeat(np.arange(len(scores)), scores.shape[1])
+    numbers = tie_numbers(queries, scores.ravel(), indices.ravel(), ties).reshape(scores.shape)
+    order = np.lexsort((numbers, -scores), axis=1)[:, :k]
     return SearchResult(np.take_along_axis(scores, order, axis=1), np.take_along_axis(indices, order, axis=1))
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Self
-
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..read_ahead import one_ahead
+from .encoding_progress import EncodingProgress, text_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +19,6 @@ _TEXTS_AHEAD = 1_024  # texts tokenized while those before run; sorting inside t
 _LEAST_BLOCKS = 16  # so that several processes can share few texts evenly
 _TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 _PADDING_SHARE = 0.05  # of a batch
-_CHARACTERS_PER_TOKEN = 4  # of English; only the time left goes by it
 
 
 def encode_in_batches(
@@ -30,7 +27,7 @@ def encode_in_batches(
     *,
     compute: ComputeFeatures,
     prompt: str = "",
-    show_progress: bool = False,
+    progress: EncodingProgress | None = None,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run the encoder over texts, longest first, tokenizing the next ones meanwhile.
@@ -43,7 +40,7 @@ def encode_in_batches(
         texts: Any number; equal texts are encoded again, so pass distinct ones.
         compute: Turns token ids and mask, both (rows, T), into features; see `encoder_backends`.
         prompt: Put before every text.
-        show_progress: Show texts and tokens per second with the time left.
+        progress: Told what is encoded.
         share: This process's number and how many there are: each does its part of the tokens.
 
     Yields:
@@ -53,22 +50,24 @@ def encode_in_batches(
     Raises:
         UserError: If a feature is not finite.
     """
-    sizes = _sizes(texts, max_length=model.config.max_length)
+    sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
     blocks = _own_blocks(texts, sizes, *share)
-    own = [position for block in blocks for position in block]
-    with _Progress(sizes, own, is_shown=show_progress) as progress:
-        for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
-            for rows in batches_by_tokens([len(ids) for ids in token_ids]):
-                batch = [positions[row] for row in rows]
-                tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
-                features = compute(tokens["input_ids"], tokens["attention_mask"])
-                if not bool(features.isfinite().all()):
-                    raise UserError(
-                        f"expected finite features, got NaN or infinity for text {batch[0] + 1} or one like it: check "
-                        "the encoder, or try --encoder_dtype float32"
-                    )
-                progress.advance(batch, num_tokens=sum(len(token_ids[row]) for row in rows))
-                yield batch, features
+    if progress is not None:
+        progress.begin([sizes[position] for block in blocks for position in block])
+    for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
+        for rows in batches_by_tokens([len(ids) for ids in token_ids]):
+            batch = [positions[row] for row in rows]
+            tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
+            features = compute(tokens["input_ids"], tokens["attention_mask"])
+            if not bool(features.isfinite().all()):
+                raise UserError(
+                    f"expected finite features, got NaN or infinity for text {batch[0] + 1} or one like it: check "
+                    "the encoder, or try --encoder_dtype float32"
+                )
+            if progress is not None:
+                num_tokens = sum(len(token_ids[row]) for row in rows)
+                progress.advance([sizes[position] for position in batch], num_tokens=num_tokens)
+            yield batch, features
 
 
 def _own_blocks(texts: Sequence[str], sizes: Sequence[int], rank: int, num_processes: int) -> list[list[int]]:
@@ -84,12 +83,6 @@ def _own_blocks(texts: Sequence[str], sizes: Sequence[int], rank: int, num_proce
         if least == rank:
             own.append(block)
     return own
-
-
-def _sizes(texts: Sequence[str], *, max_length: int) -> list[int]:
-    """Estimate what each text costs, in characters; what is cut off costs nothing."""
-    longest = _CHARACTERS_PER_TOKEN * max_length
-    return [1 + min(len(text), longest) for text in texts]
 
 
 def _tokenized_ahead(
@@ -129,34 +122,3 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
         num_tokens += lengths[position]
     if batch:
         yield batch
-
-
-class _Progress:
-    """A bar of texts with tokens per second; long texts come first, so time left goes by the text still to read."""
-
-    def __init__(self, sizes: Sequence[int], own: Sequence[int], *, is_shown: bool) -> None:
-        self._sizes = sizes
-        self._left = sum(sizes[position] for position in own)
-        self._done = self._num_tokens = 0
-        self._started = time.perf_counter()
-        self._bar = tqdm(
-            total=len(own),
-            desc="Encoding",
-            disable=not is_shown,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def advance(self, positions: Sequence[int], *, num_tokens: int) -> None:
-        size = sum(self._sizes[position] for position in positions)
-        self._left, self._done, self._num_tokens = self._left - size, self._done + size, self._num_tokens + num_tokens
-        self._bar.update(len(positions))
-        seconds = time.perf_counter() - self._started
-        left = tqdm.format_interval(seconds * self._left / self._done)
-        speeds = f"{self._bar.n / seconds:,.0f} texts/s, {self._num_tokens / seconds:,.0f} tokens/s, {left} left"
-        self._bar.set_postfix_str(speeds, refresh=False)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import xxhash
 
 from ..data.documents import text_digest
 from ..distributed import gather_objects, rank, world_size
 from ..errors import UserError
 from .encoder_backends import choose_dtype, feature_function
+from .encoder_key import encoder_parts
 from .encoder_loop import encode_in_batches
+from .encoding_progress import EncodingProgress
 from .feature_cache import FeatureCache
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from ..modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
+TEXTS_AT_ONCE = 32_768  # of a large corpus; batches of like length are formed among them
 _TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
 _MOST_READINGS = 3  # of features that others keep removing
 _SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
@@ -67,8 +67,8 @@ class FeatureStore:
         backend: What runs the encoder: `torch` or `openvino`.
         feature_dtype: Of features on disk: `float32`, or `float16` for half the room.
         show_progress: Show a bar while encoding.
-        is_shared: All processes that train together ask for the same texts at the same time; each then encodes its
-            part of them, and reads what the others wrote.
+        is_shared: All processes that train together call `encode` and `features` with the same texts at the same
+            time; each then encodes its part of them, and reads what the others wrote.
 
     Attributes:
         backend: As given.
@@ -116,35 +116,53 @@ class FeatureStore:
             "feature_dtype": self.feature_dtype,
         }
 
-    def features(self, texts: Sequence[str], *, prompt: str = "", rows: slice | None = None) -> FeatureTable:
+    def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
         """Return the features of texts; the encoder runs for those never seen before.
 
         Args:
             texts: Any number, equal ones welcome.
             prompt: Put before every text; part of the cache's key.
-            rows: Only those of these texts are read, where a process needs a part of what all encode.
 
         Returns:
             One row per distinct text, and the row of each text.
         """
-        was_training = self._model.training
-        self._model.eval()
-        try:
-            if self._cache_folder is not None and self._is_shared and world_size() > 1:
-                self._encode_together(list(dict.fromkeys(texts)), prompt)
-            first_rows: dict[str, int] = {}
-            asked = texts if rows is None else texts[rows]
-            numbers = np.array([first_rows.setdefault(text, len(first_rows)) for text in asked], dtype=np.int64)
-            distinct = list(first_rows)
-            # With a cache, of all processes together; without one each encodes what it asks for.
-            self._num_asked += len(distinct) if rows is None or self._cache_folder is None else len(set(texts))
-            if self._cache_folder is None:
-                vectors = self._encode(distinct, prompt)
-            else:
-                vectors = self._read_through(self._cache(prompt), distinct, prompt)
-        finally:
-            self._model.train(was_training)
-        return FeatureTable(vectors=vectors, rows=numbers)
+        self.encode(texts, prompt=prompt)
+        return self.read(texts, prompt=prompt)
+
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> None:
+        """See that the cache holds the features of texts, without reading them; without a cache, do nothing.
+
+        Args:
+            texts: Any number; memory holds 32,768 of them at once. Where the store is shared, all processes have to
+                ask for the same.
+            prompt: As for `features`.
+        """
+        if self._cache_folder is None:
+            return
+        with self._progress() as progress:
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                window = list(dict.fromkeys(texts[start : start + TEXTS_AT_ONCE]))
+                progress.num_later = max(0, len(texts) - start - TEXTS_AT_ONCE) // self._share[1]
+                self._num_asked += len(window)
+                self._encode_window(window, prompt, progress)
+
+    def read(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
+        """Return the features of texts that `encode` has seen; processes may ask for different ones.
+
+        Args:
+            texts: Any number; what the cache does not hold is encoded here.
+            prompt: As for `features`.
+
+        Returns:
+            As `features`.
+        """
+        first_rows: dict[str, int] = {}
+        rows = np.array([first_rows.setdefault(text, len(first_rows)) for text in texts], dtype=np.int64)
+        distinct = list(first_rows)
+        if self._cache_folder is None:
+            self._num_asked += len(distinct)
+            return FeatureTable(vectors=self._encode(distinct, prompt), rows=rows)
+        return FeatureTable(vectors=self._read_through(self._cache(prompt), distinct, prompt), rows=rows)
 
     def summary(self) -> str:
         """Say how many texts were encoded so far, how many were known, and what the cache holds."""
@@ -156,10 +174,24 @@ class FeatureStore:
         mebibytes = sum(cache.num_bytes for cache in self._caches.values()) / 2**20
         return f"{line}; the cache holds {held:,} of this encoder ({mebibytes:,.1f} MiB)."
 
+    def _encode_window(self, texts: list[str], prompt: str, progress: EncodingProgress) -> None:
+        """Encode what is missing of distinct texts; together with other processes, this one's part of it."""
+        cache, share = self._cache(prompt), self._share
+        digests = [text_digest(text) for text in texts]
+        missing = cache.missing(digests) if share[0] == 0 else []
+        if share[1] > 1:
+            missing = gather_objects(missing)[0]  # the first one's word counts: another may have looked later
+        self._write(cache, missing, digests, texts, prompt, progress, share)
+        if share[1] > 1:
+            gather_objects(None)  # wait for the others' shards
+
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
         for _ in range(_MOST_READINGS):
-            self._write(cache, cache.missing(digests), digests, texts, prompt)
+            missing = cache.missing(digests)
+            if missing:  # pruned meanwhile, or another machine's files do not lie here
+                with self._progress() as progress:
+                    self._write(cache, missing, digests, texts, prompt, progress)
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
@@ -169,18 +201,6 @@ class FeatureStore:
             "were read: name another --feature_cache_dir"
         )
 
-    def _encode_together(self, texts: list[str], prompt: str) -> None:
-        """Encode this process's part of what is missing, and wait for the others.
-
-        Where their files do not lie on this machine, what cannot be read is encoded here after all.
-        """
-        cache = self._cache(prompt)
-        digests = [text_digest(text) for text in texts]
-        # The first one's word counts: another may have looked a moment later.
-        missing = gather_objects(cache.missing(digests) if rank() == 0 else None)[0]
-        self._write(cache, missing, digests, texts, prompt, share=(rank(), world_size()))
-        gather_objects(None)
-
     def _write(
         self,
         cache: FeatureCache,
@@ -188,12 +208,13 @@ class FeatureStore:
         digests: list[bytes],
         texts: list[str],
         prompt: str,
+        progress: EncodingProgress,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._num_encoded += len(missing)
         shard = _ShardInProgress(cache)
         try:
-            for batch, features in self._batches([texts[position] for position in missing], prompt, share):
+            for batch, features in self._batches([texts[position] for position in missing], prompt, progress, share):
                 shard.add([digests[missing[position]] for position in batch], features.numpy())
         finally:
             # What was encoded before an interruption is kept.
@@ -202,30 +223,39 @@ class FeatureStore:
     def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
         self._num_encoded += len(texts)
         vectors = np.empty((len(texts), self._model.config.feature_dim), dtype=np.float32)
-        for batch, features in self._batches(texts, prompt):
-            vectors[batch] = features.numpy()
+        with self._progress() as progress:
+            for batch, features in self._batches(texts, prompt, progress):
+                vectors[batch] = features.numpy()
         return vectors
 
+    def _progress(self) -> EncodingProgress:
+        return EncodingProgress(is_shown=self._show_progress and self._share[0] == 0)
+
+    @property
+    def _share(self) -> tuple[int, int]:
+        """This process's number and how many encode together."""
+        return (rank(), world_size()) if self._is_shared else (0, 1)
+
     def _batches(
-        self, texts: list[str], prompt: str, share: tuple[int, int] = (0, 1)
-    ) -> Iterable[tuple[list[int], Tensor]]:
+        self, texts: list[str], prompt: str, progress: EncodingProgress, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[list[int], Tensor]]:
         if not texts:
-            return ()
+            return
         if self._compute is None:
             self._compute = feature_function(self._model, dtype=self._dtype, backend=self.backend)
-        return encode_in_batches(
-            self._model,
-            texts,
-            compute=self._compute,
-            prompt=prompt,
-            show_progress=self._show_progress and share[0] == 0,
-            share=share,
-        )
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            yield from encode_in_batches(
+                self._model, texts, compute=self._compute, prompt=prompt, progress=progress, share=share
+            )
+        finally:
+            self._model.train(was_training)
 
     def _cache(self, prompt: str) -> FeatureCache:
         if prompt not in self._caches:
             if self._encoder_parts is None:
-                self._encoder_parts = _encoder_parts(self._model)
+                self._encoder_parts = encoder_parts(self._model)
             parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
             if self._model.device.type != "cpu":
                 parts["device"] = self._model.device.type
@@ -262,44 +292,3 @@ class _ShardInProgress:
         self._begin()  # first: what cannot be written is not tried again
         if digests:
             self._cache.write(digests, np.concatenate(pieces))
-
-
-def _encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
-    """Name everything about the model that changes a feature; weights and tokenizer by checksum."""
-    config = model.config
-    return {
-        "layout": 2,
-        "encoder": config.encoder_config.model_type,
-        "weights": _weights_checksum(model.encoder),
-        "tokenizer": _tokenizer_checksum(model.tokenizer),
-        "max_length": config.max_length,
-        "pooling": config.pooling,
-        "normalize_features": config.normalize_features,
-    }
-
-
-def _weights_checksum(encoder: Any) -> str:
-    checksum = xxhash.xxh3_128()
-    for name, tensor in sorted(encoder.state_dict().items()):
-        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        checksum.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    # What acts on the weights matters as much as they do: activation, norms, positions.
-    settings = encoder.config.to_diff_dict()
-    for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
-        settings.pop(machine_dependent, None)
-    checksum.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    return checksum.hexdigest()
-
-
-def _tokenizer_checksum(tokenizer: Any) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "special": special}
-    else:
-        description = json.loads(backend.to_str())
-        # Padding and truncation are set anew by every call.
-        description.pop("padding", None)
-        description.pop("truncation", None)
-    description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]
-    return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

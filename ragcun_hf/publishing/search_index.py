@@ -20,9 +20,10 @@ import torch
 from ..data.documents import document_text
 from ..errors import NotFiniteError, UserError
 from ..evaluation.metrics.isotropy.measures import covariance_eigenvalues, isotropy_report
-from ..evaluation.model_evaluation import apply_head, sample_rows
+from ..evaluation.model_evaluation import apply_head
 from ..evaluation.plots import random_pair_cosines
 from ..evaluation.search import normalize_rows
+from ..evaluation.vector_sample import sample_rows
 from ..features.base_models import load_untrained_base
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from comparison import BenchmarkArguments, at_least, at_most, figure, report, set_threads
 
 from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
 
-_WORDS = 997
+NUM_WORDS = 997
 _LARGEST_GIB = 1.0
 
 
@@ -74,7 +75,7 @@ def run_step(args: Arguments, folder: Path) -> None:
 
     dtype = folder.name  # each kind of features has a folder of its name
     store = FeatureStore(one_layer_model(), cache_folder=folder, feature_dtype=dtype, show_progress=False)
-    texts = [f"w{row % _WORDS} w{row // _WORDS} w{row * 7 % _WORDS}" for row in range(args.num_texts)]
+    texts = [f"w{row % NUM_WORDS} w{row // NUM_WORDS} w{row * 7 % NUM_WORDS}" for row in range(args.num_texts)]
     started = time.perf_counter()
     vectors = store.features(texts).vectors
     seconds = time.perf_counter() - started
@@ -84,24 +85,26 @@ def run_step(args: Arguments, folder: Path) -> None:
     print(seconds, int(peak) / 2**20)
 
 
-def one_layer_model() -> object:
-    """Build an encoder of width 768 with a tokenizer of its own."""
+def one_layer_model(width: int = 768, **options: Any) -> Any:
+    """Build a model with a one-layer encoder and a tokenizer of its own."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from ragcun_hf import IsotropicGaussianModel
 
-    vocabulary = {"[PAD]": 0, "[UNK]": 1, **{f"w{row}": row + 2 for row in range(_WORDS)}}
+    vocabulary = {"[PAD]": 0, "[UNK]": 1, **{f"w{row}": row + 2 for row in range(NUM_WORDS)}}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        config = BertConfig(vocab_size=len(vocabulary), num_hidden_layers=1, intermediate_size=768)
+        config = BertConfig(
+            vocab_size=len(vocabulary), num_hidden_layers=1, hidden_size=width, intermediate_size=width
+        )
         BertModel(config).save_pretrained(folder)
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
         tokenizer.save_pretrained(folder)
-        return IsotropicGaussianModel.from_encoder(folder)
+        return IsotropicGaussianModel.from_encoder(folder, **options)
 
 
 if __name__ == "__main__":

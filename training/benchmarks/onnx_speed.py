@@ -156,11 +156,13 @@ def evaluate(model: Any, dataset: Any, contenders: Mapping[str, Callable[..., An
 
     from ragcun_hf.evaluation.beir_evaluation import BASE_SYSTEM, evaluate_retrieval
     from ragcun_hf.features.encoder_loop import encode_in_batches
+    from ragcun_hf.features.encoding_progress import EncodingProgress
 
     def embed(texts: list[str], prompt: str, compute: Callable[..., Any]) -> Any:
         vectors = np.empty((len(texts), model.config.output_dim), dtype=np.float32)
-        for rows, batch in encode_in_batches(model, texts, compute=compute, prompt=prompt, show_progress=True):
-            vectors[rows] = batch.numpy()
+        with EncodingProgress() as progress:
+            for rows, batch in encode_in_batches(model, texts, compute=compute, prompt=prompt, progress=progress):
+                vectors[rows] = batch.numpy()
         return vectors
 
     vectors = {}

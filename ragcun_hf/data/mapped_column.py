@@ -1,0 +1,59 @@
+"""A column of text on disk, mapped into memory only while some of it is being read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+_ROWS_AT_ONCE = 8_192
+
+
+class MappedColumn(Sequence[str]):
+    """Texts of Arrow files; what has been read does not stay in memory, as it does in a table that is kept open.
+
+    Args:
+        files: Arrow files as `datasets` writes them, in order.
+        name: The column.
+    """
+
+    def __init__(self, files: Sequence[str], name: str) -> None:
+        self._files, self._name = tuple(files), name
+        self._length = len(self._column())
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, rows: int) -> str: ...
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int]) -> list[str]: ...
+
+    def __getitem__(self, rows: Any) -> Any:
+        return self._column()[rows]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            yield from self[start : start + _ROWS_AT_ONCE]
+
+    def _column(self) -> Any:
+        import datasets
+
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in self._files])[self._name]
+
+
+def take(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
+    """Look some rows of a column up.
+
+    Args:
+        texts: A list, or a column on disk, which is opened once for all rows.
+        rows: Any, also several times.
+
+    Returns:
+        Their texts, in the order of the rows.
+
+    Example:
+        >>> take(["a", "b", "c"], [2, 0, 2])
+        ['c', 'a', 'c']
+    """
+    return texts[rows] if isinstance(texts, MappedColumn) else [texts[row] for row in rows]
