@@ -391,10 +391,29 @@ def test_a_shard_of_another_width_is_not_read(tmp_path):
 # The index of digests
 
 
+def _index(*shards):
+    index = DigestIndex()
+    for number, digests in enumerate(shards):
+        index.add(number, digests)
+    return index
+
+
+def test_digests_of_many_shards_are_found_where_they_are():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(0, 40, size=60)
+    shards = [[generator.bytes(16) for _ in range(length)] for length in lengths]
+    index = _index(*map(b"".join, shards))
+    found = index.find([digest for digests in shards for digest in digests])
+    assert found[0].tolist() == np.repeat(np.arange(60), lengths).tolist()
+    assert found[1].tolist() == [row for length in lengths for row in range(length)]
+    assert len(index._runs) < 10
+    assert len(index) == lengths.sum()
+
+
 def test_digests_whose_halves_agree_are_told_apart():
     halves = [bytes([number]) * 8 for number in range(3)]
     digests = [first + second for first in halves for second in halves]
-    index = DigestIndex([b"".join(digests[0:7:2]), b"", b"".join(digests[1:7:2])])
+    index = _index(b"".join(digests[0:7:2]), b"", b"".join(digests[1:7:2]))
     shards, rows = index.find([*digests, halves[0] + b"z" * 8])
     assert shards.tolist() == [0, 2, 0, 2, 0, 2, 0, -1, -1, -1]
     assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, -1, -1, -1]
@@ -402,15 +421,15 @@ def test_digests_whose_halves_agree_are_told_apart():
 
 
 def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
-    index = DigestIndex([b"a" * 16, b"b" * 16 + b"a" * 16])
+    index = _index(b"a" * 16, b"b" * 16 + b"a" * 16)
     shards, rows = index.find([b"a" * 16])
     assert (shards[0], rows[0]) in {(0, 0), (1, 1)}
     assert len(index) == 2
 
 
 def test_an_empty_index_finds_nothing():
-    assert [part.tolist() for part in DigestIndex([]).find([b"a" * 16])] == [[-1], [-1]]
-    assert [part.tolist() for part in DigestIndex([b"a" * 16]).find([])] == [[], []]
+    assert [part.tolist() for part in DigestIndex().find([b"a" * 16])] == [[-1], [-1]]
+    assert [part.tolist() for part in _index(b"a" * 16).find([])] == [[], []]
 
 
 # What is kept

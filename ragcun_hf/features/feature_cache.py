@@ -11,6 +11,7 @@ and the features of the one that is being read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -66,11 +67,11 @@ class FeatureCache:
         self._make_folder()
         self._shards: list[_Shard] = []
         self._known_paths: set[Path] = set()
-        self._index: DigestIndex | None = None
+        self._index = DigestIndex()
         self._open_new_shards()
 
     def __len__(self) -> int:
-        return len(self._digests())
+        return len(self._index)
 
     @property
     def num_bytes(self) -> int:
@@ -81,7 +82,7 @@ class FeatureCache:
         """Return the positions of digests that have no whole feature yet; damaged shards are found out here."""
         self._open_new_shards()
         while True:
-            shards, _ = self._digests().find(digests)
+            shards, _ = self._index.find(digests)
             damaged = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._is_whole(number)]
             if not damaged:
                 return np.flatnonzero(shards < 0).tolist()
@@ -102,7 +103,7 @@ class FeatureCache:
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
         if self.missing(digests):
             raise KeyError(f"{len(self.missing(digests))} texts have no feature in {self.folder}: encode them first")
-        shards, rows = self._digests().find(digests)
+        shards, rows = self._index.find(digests)
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
         for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
@@ -148,8 +149,15 @@ class FeatureCache:
         self._open_new_shards()
 
     def _forget(self, shards: list[_Shard]) -> None:
-        self._shards = [shard for shard in self._shards if shard not in shards]
-        self._index = None
+        others = [shard for shard in self._shards if shard not in shards]
+        self._shards, self._index = [], DigestIndex()
+        for shard in others:
+            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
+                self._add(shard)
+
+    def _add(self, shard: _Shard) -> None:
+        self._index.add(len(self._shards), shard.digests())
+        self._shards.append(shard)
 
     def _as_stored(self, features: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -160,11 +168,6 @@ class FeatureCache:
                 f"{np.abs(features).max():.0f}: use --feature_dtype float32"
             )
         return stored
-
-    def _digests(self) -> DigestIndex:
-        if self._index is None:
-            self._index = DigestIndex([shard.digests for shard in self._shards])
-        return self._index
 
     def _make_folder(self) -> None:
         """Make the folder, which may have been pruned, and let its date say that it is in use."""
@@ -187,12 +190,10 @@ class FeatureCache:
         paths = sorted(set(self.folder.glob("*.arrow")) - self._known_paths)
         for path in paths:
             try:
-                self._shards.append(_Shard(path, self.feature_dim, self._dtype))
+                self._add(_Shard(path, self.feature_dim, self._dtype))
             except (OSError, pa.ArrowException, KeyError, ValueError):
                 _warn_of_damage(path)
         self._known_paths.update(paths)
-        if paths:
-            self._index = None
 
     def _is_whole(self, number: int) -> bool:
         shard = self._shards[number]
@@ -202,16 +203,20 @@ class FeatureCache:
 
 
 class _Shard:
-    """One file; only its digests stay in memory. Raises if its frame is not that of a shard."""
+    """One file, of which nothing stays in memory. Raises if its frame is not that of a shard."""
 
     def __init__(self, path: Path, feature_dim: int, dtype: np.dtype) -> None:
         self.path = path
         self._dim, self._dtype = feature_dim, dtype
-        self.digests, features = self._read()
-        if path.stem.split("-")[0] != str(len(features)) or len(self.digests) != 16 * len(features):
+        digests, features = self._read()
+        if path.stem.split("-")[0] != str(len(features)) or len(digests) != 16 * len(features):
             raise ValueError(f"{path}: expected the number of rows that its name says")
         self.num_bytes = path.stat().st_size
         self._is_whole: bool | None = None
+
+    def digests(self) -> bytes:
+        """Read the digests, 16 bytes each, in the order of the rows."""
+        return self._read()[0]
 
     def features(self) -> np.ndarray:
         """Map the features, shape (rows, H); they leave memory when the array does."""
