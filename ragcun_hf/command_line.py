@@ -19,13 +19,20 @@ from typing import Any, NoReturn
 from .errors import UserError
 
 
-def run_script(main: Callable[[], None]) -> NoReturn:
+def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoReturn:
     """Run a script's main function and exit with the code its outcome deserves.
 
     Exit codes: 0 done; 2 the user must change something (one line on standard error, no traceback);
     130 interrupted; 1 a defect (with its traceback).
+
+    Args:
+        main: The function.
+        shares_work: Several processes under `accelerate launch` do the work together; other scripts refuse them,
+            since each would do all of it and write over the others' files.
     """
     try:
+        if not shares_work:
+            _refuse_several_processes()
         main()
     except UserError as error:
         message = " ".join(str(error).split())
@@ -35,6 +42,15 @@ def run_script(main: Callable[[], None]) -> NoReturn:
         print("interrupted: whole checkpoints and features were kept", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(0)
+
+
+def _refuse_several_processes() -> None:
+    number = os.environ.get("WORLD_SIZE", "1")
+    if number == "1":
+        return
+    if os.environ.get("RANK", "0") != "0":
+        sys.exit(2)  # one message is enough
+    raise UserError(f"expected one process, got {number}: this script shares no work, start it with python")
 
 
 def say(text: str) -> None:

@@ -36,7 +36,7 @@ def fail(self, *args, **kwargs):
         raise RuntimeError("this process fails")
     return step(self, *args, **kwargs)
 IsotropicGaussianTrainer.training_step = fail
-run_script(train_contrastive.main)
+run_script(train_contrastive.main, shares_work=True)
 """
 
 
@@ -104,7 +104,9 @@ def _record(output):
 
 
 def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny_encoder_folder):
-    flags = ["--train_data", "pairs.json", "--val_data", "pairs.json"]
+    recipe = {"train_data": ["pairs.json"], "val_data": "pairs.json"}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    flags = ["--config", "recipe.yaml"]
     done, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
     _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
@@ -163,6 +165,36 @@ def test_two_processes_mask_anew_in_each_epoch_as_one_does(folder, tiny_encoder_
     _check_alike(one, two, tiny_encoder_folder)
 
 
+@pytest.mark.parametrize(
+    ("script", "data"),
+    [
+        ("train_xy_masked", {"documents": "texts.json", "lambda_contrastive": 1.0}),
+        ("train_self_supervised", {"documents": "texts.json", "split_method": "half"}),
+    ],
+)
+def test_a_yaml_file_trains_the_same_in_two_processes(folder, tiny_encoder_folder, script, data):
+    recipe = {**data, "val_data": "pairs.json", "disable_tqdm": False, "feature_cache_dir": "features"}
+    (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    done, two = _train(folder, tiny_encoder_folder, script, 2, "--config", "recipe.yaml", "--disable_tqdm", "false")
+    _, one = _train(folder, tiny_encoder_folder, script, 1, "--config", "recipe.yaml")
+    _check_alike(one, two, tiny_encoder_folder)
+    assert done.stdout.count("Features: ") == done.stdout.count("Saved the model") == 1
+    assert done.stderr.count(" 3/3 ") >= 1
+    assert len({line.split("3/3")[0] for line in done.stderr.replace("\r", "\n").splitlines() if " 3/3 " in line}) == 1
+    assert [path.name for path in two.glob("*.safetensors")] == ["model.safetensors"]
+    figures = [_record(output)["validation_ndcg@10"] for output in (one, two)]
+    assert figures[0]
+    assert figures[1] == pytest.approx(figures[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("script", ["sweep", "prepare_data"])
+def test_a_script_that_shares_no_work_refuses_several_processes(folder, script):
+    done = _run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder, timeout=120)
+    assert done.returncode != 0
+    assert done.stderr.count(f"{script}.py: expected one process, got 2: this script shares no work") == 1
+    assert not (folder / "out").exists()
+
+
 def test_two_processes_share_a_stream(folder, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--streaming", "--no_feature_cache", "--max_steps", "3"]
     _, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
@@ -206,7 +238,7 @@ from ragcun_hf.features import feature_store
 model_evaluation._HEAD_ROWS = 3
 feature_store.TEXTS_AT_ONCE = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
 vector_files._LARGEST_IN_MEMORY = beir_corpus._LARGEST_IN_MEMORY = 0  # and on the disk
-run_script(eval_beir.main)
+run_script(eval_beir.main, shares_work=True)
 """
 
 
@@ -229,7 +261,9 @@ def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny
     (folder / "beir" / "toy" / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
     script = folder / "evaluating.py"
     script.write_text(EVALUATING.format(training=str(TRAINING)), encoding="utf-8")
-    flags = ["--model_path", folder / "model", "--datasets", "toy", "--data_dir", folder / "beir", "--use_predictor"]
+    recipe = {"model_path": "model", "datasets": ["toy"], "data_dir": "beir", "use_predictor": True}
+    (folder / "evaluation.yaml").write_text(json.dumps(recipe), encoding="utf-8")
+    flags = ["--config", "evaluation.yaml"]
     written = {}
     for processes in (1, 3):
         output = folder / f"of_{processes}"

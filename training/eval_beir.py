@@ -304,4 +304,4 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str) -> dict[str, 
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, shares_work=True)

@@ -124,4 +124,4 @@ def _validation_of_stream(parsed: Any) -> Any:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, shares_work=True)

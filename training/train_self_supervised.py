@@ -74,4 +74,4 @@ def read_views(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, shares_work=True)

@@ -117,4 +117,4 @@ def _masked_documents(parsed: Any) -> tuple[Any, Any, dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, shares_work=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import xxhash
+from tqdm.auto import tqdm
 
 from ..errors import UserError
 from .documents import document_id, document_text
@@ -65,7 +66,7 @@ def _columns_on_disk(path: Path) -> list[str]:
 
 
 def _rows_on_disk(path: str, **_: int) -> Iterator[dict[str, str]]:
-    yield from _documents(Path(path))
+    yield from tqdm(_documents(Path(path)), desc=f"Copying {Path(path).name}", unit=" documents")
 
 
 def _documents(path: Path) -> Iterator[dict[str, str]]:
