@@ -23,12 +23,20 @@ class _NewEpoch(TrainerCallback):
     accelerate's loaders tell it too, but neither with several processes nor in the epoch of a resume.
     """
 
-    def __init__(self, *listeners: Any) -> None:
-        self._listeners = [each for each in listeners if hasattr(each, "set_epoch")]
+    def __init__(self, data: Any, sampler: Any) -> None:
+        self._listeners = [each for each in (data, sampler) if hasattr(each, "set_epoch")]
+        self._is_stream = not hasattr(data, "__len__")
+        self._epoch = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Of a stream the Trainer knows no length: it begins with epoch 0 after a resume, too.
+        self._epoch = 0 if self._is_stream else int(state.epoch or 0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # Counted here, because the state's epoch of a stream is a share of the steps.
         for each in self._listeners:
-            each.set_epoch(int(state.epoch))
+            each.set_epoch(self._epoch)
+        self._epoch += 1
 
 
 class IsotropicGaussianTrainer(Trainer):

@@ -197,7 +197,9 @@ def _build_trainer(
 ) -> IsotropicGaussianTrainer:
     from transformers import EarlyStoppingCallback, ProgressCallback
 
+    from .data.stream import ShuffledStream
     from .progress import TermsProgressCallback
+    from .stream_position import follow_stream
     from .tracking import TrackedPlots
     from .trainer import IsotropicGaussianTrainer
     from .trainer_inputs import feature_inputs, text_inputs
@@ -227,6 +229,8 @@ def _build_trainer(
         eval_pair_ids=inputs.eval_pair_ids,
         callbacks=callbacks,
     )
+    if isinstance(train_views, ShuffledStream):
+        follow_stream(trainer, train_views)
     if training_args.report_to:
         TrackedPlots(inputs.sample).attach(trainer)
     if not training_args.disable_tqdm:

@@ -202,6 +202,27 @@ def test_two_processes_share_a_stream(folder, tiny_encoder_folder):
     _check_alike(one, two, tiny_encoder_folder)
 
 
+def test_two_processes_go_on_in_a_stream_where_they_stopped(folder, tiny_encoder_folder):
+    flags = [
+        "--train_data",
+        "pairs.json",
+        "--streaming",
+        "--no_feature_cache",
+        "--max_steps",
+        "3",
+        "--batch_size",
+        "2",
+    ]
+    _, whole = _train(
+        folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--save_steps", "1", "--save_total_limit", "9"
+    )
+    assert (whole / "checkpoint-1").is_dir()  # of two steps a pass
+    flags += ["--resume_from_checkpoint", whole / "checkpoint-1", "--output_dir", "resumed"]
+    _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
+    first, second = _weights(whole), _weights(folder / "resumed")
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
 def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
     (folder / "failing.py").write_text(FAILING.format(training=str(TRAINING)), encoding="utf-8")
     flags = [*TRAIN.split(), "--train_data", "pairs.json", "--base_model", tiny_encoder_folder, "--batch_size", "4"]

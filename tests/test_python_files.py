@@ -68,6 +68,7 @@ ALLOWED = {
     "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
     "energy": {"errors"},
     "tracking": {"evaluation"},
+    "stream_position": {"data", "errors"},
     "training_checks": {"errors", "run_arguments", "training_arguments"},
     "training_push": {
         "command_line",

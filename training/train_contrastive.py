@@ -31,6 +31,9 @@ class PairDataArguments:
     streaming: bool = argument(
         False, "Read rows while training, from tokens, shuffled in a buffer; needs --max_steps."
     )
+    shuffle_buffer_size: int = argument(
+        10_000, "With --streaming: rows in memory, among which the next one is drawn; 1 keeps the order of the source."
+    )
     limit: int | None = argument(None, "Use only the first rows of each source.")
 
 
@@ -94,10 +97,14 @@ def _validation_options(parsed: Any) -> dict[str, Any]:
 
 
 def _stream_with_validation(sources: list[Any], parsed: Any) -> tuple[Any, Any]:
+    from ragcun_hf.data.stream import ShuffledStream
     from ragcun_hf.data.validation_split import drop_validation_negatives_of_stream
 
     stream, validation = _stream(sources, parsed), _validation_of_stream(parsed)
-    return stream if validation is None else drop_validation_negatives_of_stream(stream, validation), validation
+    if validation is not None:
+        stream = drop_validation_negatives_of_stream(stream, validation)
+    buffer_size, seed = parsed.data.shuffle_buffer_size, parsed.training.seed
+    return ShuffledStream(stream, buffer_size=buffer_size, seed=seed), validation
 
 
 def _stream(sources: list[Any], parsed: Any) -> Any:
@@ -105,12 +112,17 @@ def _stream(sources: list[Any], parsed: Any) -> Any:
 
     from ragcun_hf.errors import UserError
 
+    if parsed.data.shuffle_buffer_size < 1:
+        raise UserError(
+            f"--shuffle_buffer_size must be at least 1, got {parsed.data.shuffle_buffer_size}: 1 keeps the order"
+        )
+    if parsed.training.dataloader_num_workers > 0:
+        raise UserError("--streaming reads in the process that trains: leave --dataloader_num_workers out")
     if parsed.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps, as the length of a stream is not known: add it")
     if parsed.model.freeze_base and parsed.features.feature_cache:
         raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
-    stream = sources[0] if len(sources) == 1 else interleave_datasets(sources, stopping_strategy="all_exhausted")
-    return stream.shuffle(seed=parsed.training.seed, buffer_size=10_000)
+    return sources[0] if len(sources) == 1 else interleave_datasets(sources, stopping_strategy="all_exhausted")
 
 
 def _validation_of_stream(parsed: Any) -> Any:

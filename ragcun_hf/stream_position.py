@@ -1,0 +1,106 @@
+"""Where a run stands in a stream, kept in each checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+    from .data.stream import ShuffledStream
+
+
+class StreamPosition(TrainerCallback, ExportableState):
+    """Count the rows that were trained on; the Trainer writes them to `trainer_state.json`.
+
+    Args:
+        stream: What is trained on.
+        rows_per_batch: Of all processes together.
+        resume_draws: Called before the first step of a run that goes on in the midst of a pass: the Trainer takes up
+            the draws of a checkpoint before it opens its loader, which draws once itself.
+    """
+
+    def __init__(self, stream: ShuffledStream, rows_per_batch: int, resume_draws: Callable[[], None] | None) -> None:
+        self._stream, self._rows_per_batch = stream, rows_per_batch
+        self._resume_draws = resume_draws
+        self._num_batches = 0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Take up the draws of the run that is resumed, once."""
+        if self._resume_draws is not None and self._stream.num_skipped:
+            self._resume_draws()
+        self._resume_draws = None
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Begin to count a pass."""
+        self._num_batches = 0
+
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch that is not the last of its step."""
+        self._num_batches += 1
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Count the last batch of a step."""
+        self._num_batches += 1
+
+    def state(self) -> dict[str, Any]:
+        """Say where the run stands, in the form that the Trainer writes."""
+        attributes = {
+            "number_of_pass": self._stream.number_of_pass,
+            "num_rows": self._stream.num_skipped + self._num_batches * self._rows_per_batch,
+        }
+        return {"args": {}, "attributes": {**attributes, **_order(self._stream)}}
+
+
+def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
+    """Keep the position in a stream in every checkpoint, and go on from that of the one that is resumed.
+
+    Args:
+        trainer: Its arguments may name a checkpoint to resume; it is told to leave skipping rows to the stream.
+        stream: What is trained on.
+
+    Raises:
+        UserError: If the checkpoint is of no stream, or of one in another order.
+    """
+    args, resume_draws = trainer.args, None
+    rows_per_batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last:  # which the Trainer's loaders of streams do not
+        stream.rows_at_once = rows_per_batch * args.gradient_accumulation_steps
+    if args.resume_from_checkpoint:
+        position = _read_position(Path(args.resume_from_checkpoint), stream)
+        stream.start_at(
+            position["number_of_pass"],
+            position["num_rows"],
+            show_progress=not args.disable_tqdm and args.process_index == 0,
+        )
+        args.ignore_data_skip = True
+        resume_draws = partial(trainer._load_rng_state, args.resume_from_checkpoint)  # noqa: SLF001 (no public way)
+    trainer.add_callback(StreamPosition(stream, rows_per_batch, resume_draws))
+
+
+def _read_position(checkpoint: Path, stream: ShuffledStream) -> dict[str, int]:
+    stored = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state = stored.get("stateful_callbacks", {}).get(StreamPosition.__name__)
+    if state is None:
+        raise UserError(f"expected a checkpoint of a run with --streaming, got {checkpoint}: leave --streaming out")
+    position: dict[str, int] = state["attributes"]
+    for name, value in _order(stream).items():
+        if position[name] != value:
+            raise UserError(
+                f"expected --{name} {position[name]} as in the run of {checkpoint}, got {value}: rows would come in "
+                "another order"
+            )
+    return position
+
+
+def _order(stream: ShuffledStream) -> dict[str, int]:
+    return {"shuffle_buffer_size": stream.buffer_size, "seed": stream.seed}

@@ -1,0 +1,136 @@
+"""Streams: every row once a pass, another order each pass, and the same rows after an interruption as without one."""
+
+import importlib
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from ragcun_hf.data.pairs import read_pairs
+from ragcun_hf.data.stream import ShuffledStream
+from ragcun_hf.errors import UserError
+
+TRAINING = Path(__file__).resolve().parent.parent / "training"
+NUM_ROWS = 30
+
+
+@pytest.fixture
+def file(tmp_path):
+    rows = [{"query": f"query {number}", "positive": f"document {number}"} for number in range(NUM_ROWS)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return tmp_path / "pairs.jsonl"
+
+
+def _stream(file, buffer_size=8, seed=0):
+    return ShuffledStream(read_pairs(file, streaming=True), buffer_size=buffer_size, seed=seed)
+
+
+def _numbers(stream, epoch=0):
+    stream.set_epoch(epoch)
+    return [int(row["query"].split()[1]) for row in stream]
+
+
+def test_every_pass_holds_every_row_once_in_an_order_of_its_own(file):
+    stream = _stream(file)
+    passes = [_numbers(stream, epoch) for epoch in (0, 1, 2)]
+    assert all(sorted(each) == list(range(NUM_ROWS)) for each in passes)
+    assert len({*map(tuple, passes), tuple(range(NUM_ROWS))}) == 4
+    assert [_numbers(_stream(file), epoch) for epoch in (0, 1, 2)] == passes
+    assert _numbers(_stream(file, seed=1)) != passes[0]
+
+
+def test_a_buffer_of_one_row_keeps_the_order_and_of_a_few_mixes_neighbours_only(file):
+    assert _numbers(_stream(file, buffer_size=1), 3) == list(range(NUM_ROWS))
+    assert all(number < place + 4 for place, number in enumerate(_numbers(_stream(file, buffer_size=4))))
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 17, NUM_ROWS - 4])
+def test_a_stream_goes_on_where_it_stopped_and_then_with_the_next_pass(file, num_rows):
+    whole, later = _stream(file), _stream(file)
+    later.start_at(2, num_rows)
+    for _ in range(2):  # whoever looks at it before does not move it
+        assert _numbers(later) == _numbers(whole, 2)[num_rows:]
+    assert (later.number_of_pass, later.num_skipped) == (2, num_rows)
+    assert _numbers(later, 1) == _numbers(whole, 3)
+    assert (later.number_of_pass, later.num_skipped) == (3, 0)
+
+
+def test_a_pass_is_made_of_whole_batches(file):
+    whole, stream = _stream(file), _stream(file)
+    stream.rows_at_once = 7
+    assert _numbers(stream) == _numbers(whole)[:28]
+    stream.rows_at_once = NUM_ROWS + 1
+    with pytest.raises(UserError, match=f"expected a stream of at least {NUM_ROWS + 1} rows.*, got {NUM_ROWS}"):
+        _numbers(stream)
+
+
+@pytest.mark.parametrize("num_rows", [NUM_ROWS - 3, NUM_ROWS])
+def test_a_pass_without_a_whole_batch_left_is_over(file, num_rows):
+    whole, later = _stream(file), _stream(file)
+    whole.rows_at_once = later.rows_at_once = 4
+    later.start_at(0, num_rows)
+    for _ in range(2):
+        assert _numbers(later) == _numbers(whole, 1)
+    assert (later.number_of_pass, later.num_skipped) == (1, 0)
+    assert _numbers(later, 1) == _numbers(whole, 2)
+
+
+def test_only_what_is_used_is_read(file):
+    with file.open("a") as broken:
+        broken.write("\nnot JSON")
+    assert len(list(islice(_stream(file, buffer_size=4), 10))) == 10
+    with pytest.raises(UserError, match=f"line {NUM_ROWS + 1}: expected one JSON object"):
+        list(_stream(file, buffer_size=4))
+
+
+@pytest.fixture
+def train(tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch):
+    """Run train_contrastive.py on a stream of ten pairs in batches of four; gives the model's weights."""
+    monkeypatch.syspath_prepend(str(TRAINING))
+    monkeypatch.chdir(tmp_path)
+    rows = [*tiny_pairs, *({"query": pair["positive"], "positive": pair["query"]} for pair in tiny_pairs[:2])]
+    (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
+
+    def start(output, *flags):
+        from safetensors.torch import load_file
+
+        common = "--train_data train.json --streaming --no_feature_cache --batch_size 4 --max_steps 5 --use_predictor"
+        common += " --use_cpu --disable_tqdm true --shuffle_buffer_size 6"
+        common += " --save_strategy steps --save_steps 1 --save_total_limit 9"
+        arguments = [*common.split(), "--base_model", tiny_encoder_folder, "--output_dir", output, *flags]
+        importlib.import_module("train_contrastive").main([str(argument) for argument in arguments])
+        return load_file(tmp_path / output / "model.safetensors")
+
+    return start
+
+
+@pytest.mark.parametrize("flags", [[], ["--dataloader_drop_last", "false"], ["--gradient_accumulation_steps", "2"]])
+def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
+    whole = train("whole", *flags)
+    for step in range(1, 5):  # of two or three batches a pass
+        resumed = train("resumed", *flags, "--resume_from_checkpoint", f"whole/checkpoint-{step}", "--overwrite")
+        assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items()), step
+
+
+def test_a_checkpoint_of_another_order_is_refused(train):
+    train("whole", "--max_steps", "2")
+    resume = ["--resume_from_checkpoint", "whole/checkpoint-1"]
+    with pytest.raises(UserError, match="expected --shuffle_buffer_size 6 as in the run of .*, got 7"):
+        train("resumed", *resume, "--shuffle_buffer_size", "7")
+    with pytest.raises(UserError, match="expected --seed 42 as in the run of .*, got 7"):
+        train("resumed", *resume, "--seed", "7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--shuffle_buffer_size", "0"], "--shuffle_buffer_size must be at least 1, got 0"),
+        (["--dataloader_num_workers", "1"], "leave --dataloader_num_workers out"),
+        (["--max_steps", "-1"], "--streaming needs --max_steps"),
+    ],
+)
+def test_flags_that_do_not_go_with_a_stream_are_user_errors(train, flags, message):
+    with pytest.raises(UserError, match=message):
+        train("out", *flags)
