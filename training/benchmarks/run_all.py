@@ -20,7 +20,16 @@ from ragcun_hf.command_line import argument, parse_arguments, run_script, say
 from ragcun_hf.errors import UserError
 
 HERE = Path(__file__).resolve().parent
-ALL = ("start_up", "encoding", "feature_store", "head_training", "many_heads", "exact_search", "end_to_end")
+ALL = (
+    "start_up",
+    "encoding",
+    "feature_store",
+    "head_training",
+    "many_heads",
+    "exact_search",
+    "corpus_memory",
+    "end_to_end",
+)
 _WITH_DATA = ("encoding", "end_to_end")
 
 

@@ -1,8 +1,8 @@
 """What a million documents and a million pairs cost here, and what MS MARCO, 100 million and a billion then would.
 
-    python training/benchmarks/scale.py --passages pairs/msmarco_small/train.jsonl --encoder embedded
+    python training/benchmarks/scale.py --pairs pairs/msmarco_small/train.jsonl --encoder embedded
 
-Time of encoding, of reading from the feature cache, of training a head, and of exact search; bytes on disk. `--encoder
+Time of encoding, of training a head on features, and of exact search; bytes on disk and in memory. `--encoder
 mpnet` measures the architecture of all-mpnet-base-v2 with random weights, which take as long as trained ones.
 """
 
@@ -24,15 +24,16 @@ _MILLION = 1_000_000
 _DAY = 24.0  # hours
 _COLLECTIONS = {"MS MARCO": 8.8e6, "100 million": 1e8, "a billion": 1e9}
 _NUM_QUERIES = 1_000
+_PAIRS, _EPOCHS = 500_000, 3  # MS MARCO's training pairs
 
 
 @dataclass
 class Arguments(BenchmarkArguments):
     """What is encoded, and by what."""
 
-    passages: str | None = argument(None, "Pairs whose positives are the passages. Default: documentation strings.")
+    pairs: str = argument("pairs/msmarco_small/train.jsonl", "Pairs whose passages and queries are encoded.")
     encoder: Literal["embedded", "mpnet"] = argument("embedded", "What encodes them.")
-    num_passages: int = argument(1_500, "Passages encoded.")
+    num_texts: int = argument(1_500, "Passages encoded, and queries.")
     num_vectors: int = argument(250_000, "Vectors searched.")
     num_pairs: int = argument(10_000, "Pairs trained on, one epoch.")
     batch_size: int = argument(128, "Of them per step.")
@@ -46,53 +47,47 @@ def main(arguments: list[str] | None = None) -> None:
     unit = {**measure_encoding(args), **measure_training(args)}
     unit |= measure_search(args.num_vectors, int(unit["width"]))
     claims = [figure(name, value, "") for name, value in unit.items()]
-    details = {"passages": args.num_passages, "vectors": args.num_vectors, "pairs": args.num_pairs}
+    details = {"texts": args.num_texts, "vectors": args.num_vectors, "pairs": args.num_pairs}
     path = report(args, f"scale_{args.encoder}", claims, details=details)
+    say(f"\n{_PAIRS:,} pairs, encoded and trained on for {_EPOCHS} epochs: {hours_of_training(unit):.1f} hours")
     say("\n" + "\n".join(table(unit)) + f"\n\nComputed from the figures above, which {path} holds.")
 
 
 def measure_encoding(args: Arguments) -> dict[str, float]:
-    """Encode passages into an empty cache, and read them from there."""
+    """Encode passages and queries into an empty cache."""
     from ragcun_hf.features.feature_store import FeatureStore
 
-    texts = read_passages(args)[: args.num_passages]
+    passages, queries = (texts[: args.num_texts] for texts in read_texts(args.pairs))
     model = build_model(args.encoder)
-    num_tokens = sum(
-        map(len, model.tokenizer(texts, truncation=True, max_length=model.config.max_length)["input_ids"])
-    )
+    tokens = model.tokenizer(passages, truncation=True, max_length=model.config.max_length)["input_ids"]
     with tempfile.TemporaryDirectory() as folder:
         store = FeatureStore(model, cache_folder=folder)
-        store.features([f"warm up {number}" for number in range(64)], prompt="other: ")
-        started = time.perf_counter()
-        store.encode(texts)
-        encoding = time.perf_counter() - started
-        store.encode(texts)
-        started = time.perf_counter()
-        store.read(texts)
-        reading = time.perf_counter() - started
+        store.encode([f"warm up {number}" for number in range(64)], prompt="other: ")
+        seconds = []
+        for texts in (passages, queries):
+            started = time.perf_counter()
+            store.encode(texts)
+            seconds.append(time.perf_counter() - started)
         num_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*.arrow"))
-    count = len(texts)
     return {
         "width": float(model.config.feature_dim),
-        "tokens per passage": num_tokens / count,
-        "tokens encoded per second": num_tokens / encoding,
-        "hours to encode a million passages": encoding / count * _MILLION / 3600,
-        "minutes to read a million features": reading / count * _MILLION / 60,
-        "GB of features in float32 per million": num_bytes / (count + 64) * _MILLION / 1e9,
-        "GB of text per million": sum(len(text.encode()) for text in texts) / count * _MILLION / 1e9,
+        "tokens per passage": sum(map(len, tokens)) / len(passages),
+        "tokens of passages encoded per second": sum(map(len, tokens)) / seconds[0],
+        "hours to encode a million passages": seconds[0] / len(passages) * _MILLION / 3600,
+        "hours to encode a million queries": seconds[1] / len(queries) * _MILLION / 3600,
+        "GB of features in float32 per million": num_bytes / (len(passages) + len(queries) + 64) * _MILLION / 1e9,
+        "GB of text per million": sum(len(text.encode()) for text in passages) / len(passages) * _MILLION / 1e9,
     }
 
 
-def read_passages(args: Arguments) -> list[str]:
-    """Return distinct passages, in a random order."""
+def read_texts(pairs: str) -> tuple[list[str], list[str]]:
+    """Return distinct passages and distinct queries, in a random order."""
     from ragcun_hf.data.pairs import read_pairs
-    from ragcun_hf.data.python_docs import build_python_docs
 
-    texts = [entry.document for entry in build_python_docs()] if args.passages is None else read_pairs(args.passages)
-    if args.passages is not None:
-        texts = [row["positive"] for row in texts]
-    distinct = list(dict.fromkeys(texts))
-    return [distinct[row] for row in np.random.default_rng(0).permutation(len(distinct))]
+    rows = read_pairs(pairs)
+    columns = (list(dict.fromkeys(rows[name])) for name in ("positive", "query"))
+    passages, queries = ([texts[row] for row in np.random.default_rng(0).permutation(len(texts))] for texts in columns)
+    return passages, queries
 
 
 def build_model(encoder: str) -> Any:
@@ -120,7 +115,12 @@ def measure_training(args: Arguments) -> dict[str, float]:
     train()
     started = time.perf_counter()
     train()
-    return {"minutes per epoch of a million pairs": (time.perf_counter() - started) / args.num_pairs * _MILLION / 60}
+    return {
+        "minutes per epoch of a million pairs, width 384": (time.perf_counter() - started)
+        / args.num_pairs
+        * _MILLION
+        / 60
+    }
 
 
 def measure_search(num_vectors: int, width: int) -> dict[str, float]:
@@ -141,9 +141,16 @@ def measure_search(num_vectors: int, width: int) -> dict[str, float]:
     return {f"seconds for {_NUM_QUERIES:,} queries against a million vectors": seconds / num_vectors * _MILLION}
 
 
+def hours_of_training(unit: dict[str, float]) -> float:
+    """Add up encoding and training."""
+    encoding = unit["hours to encode a million passages"] + unit["hours to encode a million queries"]
+    epoch = unit["minutes per epoch of a million pairs, width 384"] / 60
+    return (encoding + _EPOCHS * epoch) * _PAIRS / _MILLION
+
+
 def table(unit: dict[str, float]) -> list[str]:
     """Multiply."""
-    encode, read = unit["hours to encode a million passages"], unit["minutes to read a million features"] / 60
+    encode = unit["hours to encode a million passages"]
     search = unit[f"seconds for {_NUM_QUERIES:,} queries against a million vectors"] / 3600
     width, features = unit["width"], unit["GB of features in float32 per million"]
     lines = [
@@ -153,7 +160,6 @@ def table(unit: dict[str, float]) -> list[str]:
     rows = {
         "hours to encode, one process": lambda millions: f"{encode * millions:,.1f}",
         "processes to encode in a day": lambda millions: f"{max(1, np.ceil(encode * millions / _DAY)):,.0f}",
-        "hours to read the features again, one process": lambda millions: f"{read * millions:,.2f}",
         f"hours of exact search, {_NUM_QUERIES:,} queries, one process": lambda millions: f"{search * millions:,.2f}",
         "GB of text": lambda millions: f"{unit['GB of text per million'] * millions:,.1f}",
         "GB of features, float32 / float16": lambda millions: (
