@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
+from .sharding import check_sharding
 
 if TYPE_CHECKING:
     from .run_arguments import ModelArguments, ParsedArguments
@@ -31,6 +32,7 @@ def check_run(parsed: ParsedArguments, train_views: Any, validation_views: Any) 
         )
     _check_arguments(train_views, validation_views, parsed.model, parsed.training)
     _check_blend(parsed)
+    check_sharding(parsed)
 
 
 def _check_arguments(

@@ -40,17 +40,35 @@ run_script(train_contrastive.main, shares_work=True)
 """
 
 
+# Runs train_contrastive.py; accelerate shards on what it takes for GPUs only, and gloo shards as well.
+SHARDING = """
+import sys
+sys.path.insert(0, {training!r})
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
+prepare = AcceleratorState.__init__
+def pretend(self, *args, **kwargs):
+    if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    prepare(self, *args, **kwargs)
+AcceleratorState.__init__ = pretend
+import train_contrastive
+from ragcun_hf.command_line import run_script
+run_script(train_contrastive.main, shares_work=True)
+"""
+
+
 def _free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
 
 
-def _run(processes, script, *flags, cwd, timeout=180):
+def _run(processes, script, *flags, cwd, timeout=180, config="two_cpu_processes", launch=()):
     command = [sys.executable]
     if processes > 1:
-        config = TRAINING / "accelerate" / "two_cpu_processes.yaml"
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(config)]
+        path = TRAINING / "accelerate" / f"{config}.yaml"
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(path), *launch]
         command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
@@ -74,11 +92,12 @@ def folder(tmp_path, tiny_pairs):
     return tmp_path
 
 
-def _train(folder, encoder, script, processes, *flags):
+def _train(folder, encoder, script, processes, *flags, **options):
     """Train with all eight rows in each step; gives the finished process and the model's folder."""
     output = folder / f"of_{processes}"
     common = [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, "--batch_size", 8 // processes]
-    done = _run(processes, TRAINING / f"{script}.py", *common, "--output_dir", output, *flags, cwd=folder)
+    path = script if isinstance(script, Path) else TRAINING / f"{script}.py"
+    done = _run(processes, path, *common, "--output_dir", output, *flags, cwd=folder, **options)
     assert done.returncode == 0, done.stderr
     return done, output
 
@@ -132,10 +151,7 @@ def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does
     texts = [pair["positive"] for pair in tiny_pairs]
     pairs = [{"query": query, "positive": text} for query, text in itertools.product([*texts[:4]], texts)]
     (folder / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
-    encoder = shutil.copytree(tiny_encoder_folder, folder / "without_dropout")
-    config = json.loads((encoder / "config.json").read_text(encoding="utf-8"))
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (encoder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    encoder = _without_dropout(tiny_encoder_folder, folder)
     # Tokens, not features, and four batches in each of twenty steps.
     flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "20"]
     flags += ["--encoder_learning_rate", "0.01"]
@@ -146,6 +162,52 @@ def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does
     name = "encoder.encoder.layer.0.attention.self.query.weight"
     start = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).state_dict()[name]
     assert float((_weights(one)[name] - start).abs().max()) > 1e-3
+
+
+def _without_dropout(encoder, folder):
+    copy = shutil.copytree(encoder, folder / "without_dropout")
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return copy
+
+
+def test_a_sharded_encoder_trains_to_the_weights_of_one_process_and_in_bfloat16_to_like_figures(
+    folder, tiny_encoder_folder
+):
+    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    encoder = _without_dropout(tiny_encoder_folder, folder)
+    flags = ["--train_data", "pairs.json", "--no_freeze_base", "--no_feature_cache"]
+    flags += ["--encoder_learning_rate", "0.01", "--overwrite", "--epochs", "6"]
+    options = {"config": "fsdp2_trainable_encoder"}
+    _, one = _train(folder, encoder, "train_contrastive", 1, *flags)
+    launch = ["--mixed_precision", "no"]
+    _, two = _train(folder, encoder, folder / "sharding.py", 2, *flags, **options, launch=launch)
+    _check_alike(one, two, encoder)
+    name = "encoder.encoder.layer.0.attention.self.query.weight"
+    assert (
+        float((_weights(two)[name] - IsotropicGaussianModel.from_encoder(str(encoder)).state_dict()[name]).norm()) > 0
+    )
+    exact = _losses(two)
+    assert exact == pytest.approx(_losses(one), rel=1e-4)
+    flags += ["--val_data", "pairs.json"]  # and the best checkpoint, which is sharded again
+    _, two = _train(folder, encoder, folder / "sharding.py", 2, *flags, **options)
+    assert _record(two)["validation_ndcg@10"]
+    assert _losses(two) != exact
+    assert _losses(two) == pytest.approx(exact, rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in _weights(two).values())
+
+
+def _losses(output):
+    return [entry["loss"] for entry in _record(output)["log_history"] if "loss" in entry]
+
+
+def test_a_frozen_encoder_is_not_sharded(folder, tiny_encoder_folder):
+    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    flags = ["--use_cpu", "--train_data", "pairs.json", "--base_model", tiny_encoder_folder]
+    done = _run(2, folder / "sharding.py", *flags, cwd=folder, config="fsdp2_trainable_encoder")
+    assert done.returncode != 0
+    assert "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base" in done.stderr
 
 
 def test_two_processes_take_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
