@@ -45,10 +45,10 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
 
 
 def _refuse_several_processes() -> None:
-    number = os.environ.get("WORLD_SIZE", "1")
-    if number == "1":
+    number, own = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK")
+    if number == "1" or own is None:
         return
-    if os.environ.get("RANK", "0") != "0":
+    if own != "0":
         sys.exit(2)  # one message is enough
     raise UserError(f"expected one process, got {number}: this script shares no work, start it with python")
 

@@ -100,31 +100,28 @@ def evaluate_model(
         )
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
-    evaluations: list[DatasetEvaluation] = []
     shards = [own_shard(len(dataset.corpus_ids), block=_HEAD_ROWS) for dataset in datasets]
     sample = VectorSample(shards)
     encoders = _encoders(model, store, base_store, base_prompts)
-    for dataset, shard in zip(datasets, shards, strict=True):
+
+    def evaluate(dataset: RetrievalDataset, shard: Shard) -> DatasetEvaluation:
         vectors = _vectors_by_system(model, dataset, shard, encoders, Path(folder), base_only, use_predictor)
-        similarity = {
-            system: "cosine" if system == BASE_SYSTEM else model.config.similarity_fn_name for system in vectors
-        }
-        seen = seen_document_ids(dataset, seen_document_digests)
-        evaluations.append(
-            evaluate_retrieval(
-                dataset,
-                vectors,
-                similarity_by_system=similarity,
-                k=k,
-                drop_identical_ids=drop_identical_ids,
-                seen_document_ids=seen or None,
-                search=search_shards(search, shard),
-                num_vectors=len(shard),
-            )
-        )
         for system in (BASE_SYSTEM, PROJECTION_SYSTEM):
             if system in vectors:
                 sample.add(system, vectors[system][1])
+        own_similarity = dict.fromkeys(vectors, model.config.similarity_fn_name)
+        return evaluate_retrieval(
+            dataset,
+            vectors,
+            similarity_by_system={**own_similarity, BASE_SYSTEM: "cosine"},
+            k=k,
+            drop_identical_ids=drop_identical_ids,
+            seen_document_ids=seen_document_ids(dataset, seen_document_digests) or None,
+            search=search_shards(search, shard),
+            num_vectors=len(shard),
+        )
+
+    evaluations = [evaluate(dataset, shard) for dataset, shard in zip(datasets, shards, strict=True)]
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}
     samples = sample.vectors()
     # The base's vectors on the scale on which the head sees them, so that both are judged alike.
