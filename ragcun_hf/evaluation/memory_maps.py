@@ -32,7 +32,9 @@ def release(matrix: Any) -> None:
 
 
 def read_far_apart(matrix: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Read rows that lie far apart, a few at a time, for the system maps much around each; then release them."""
+    """Read rows that lie far apart; of a memory map a few at a time, for the system maps much around each."""
+    if _map_of(matrix) is None:
+        return matrix[rows]
     found = np.empty((len(rows), *matrix.shape[1:]), dtype=matrix.dtype)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         found[start : start + _ROWS_AT_ONCE] = matrix[rows[start : start + _ROWS_AT_ONCE]]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import NotFiniteError, UserError
 from .first_pass import CandidatePass, DocumentBlock, Pairs, best_of_each, lengths
-from .memory_maps import release, will_need
+from .memory_maps import read_far_apart, release, will_need
 from .ties import Order, tie_numbers
 
 SIMILARITIES = ("cosine", "dot", "euclidean")
@@ -223,7 +223,6 @@ class _Search:
             documents_PD = _read_rows(self.documents, distinct.numpy(), "document").cpu()[places].double()
             queries_PD = queries_QD[pairs.queries[part]].double()
             scores_P[part] = _similarity_of_rows(queries_PD, documents_PD, self.similarity)
-            release(self.documents)
         if not bool(scores_P.isfinite().all()):
             raise NotFiniteError("expected similarities within float32, got an overflow: scale the vectors down")
         return torch.empty_like(scores_P).scatter_(0, order_P, scores_P)
@@ -279,7 +278,8 @@ def _read_rows(matrix: Matrix, rows: slice | np.ndarray[Any, Any], what: str) ->
         block = matrix[rows if isinstance(rows, slice) else torch.from_numpy(rows).to(matrix.device)]
         block = block.detach().float()
     else:
-        array = np.ascontiguousarray(matrix[rows], dtype=np.float32)
+        read = matrix[rows] if isinstance(rows, slice) else read_far_apart(matrix, rows)
+        array = np.ascontiguousarray(read, dtype=np.float32)
         # torch warns about read-only memory maps; other arrays are shared, so nothing here works in place.
         block = torch.from_numpy(array if array.flags.writeable else array.copy())
     # The sum of a block shows NaN and infinity five times faster; only a sum that overflowed is a false alarm.
