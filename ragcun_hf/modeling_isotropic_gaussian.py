@@ -208,7 +208,7 @@ class IsotropicGaussianModel(PreTrainedModel):
             return []
         # BERT-like encoders have positions, norm and dropout beside the token embeddings: all are fixed together.
         embeddings = getattr(self.encoder, "embeddings", None) or self.encoder.get_input_embeddings()
-        return [embeddings, *_layers(self.encoder)[: self.config.freeze_layers]]
+        return [embeddings, *encoder_layers(self.encoder)[: self.config.freeze_layers]]
 
     @torch.no_grad()
     def start_from_features(self, features: Tensor, *, whitening: float = 0.0) -> None:
@@ -430,14 +430,15 @@ def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     return states[torch.arange(states.shape[0], device=states.device), chosen]
 
 
-def _layers(encoder: nn.Module) -> nn.ModuleList:
+def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
     """Find the stack of layers, whatever the architecture calls it."""
     num_layers = encoder.config.get_text_config().num_hidden_layers
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
     raise ValueError(
-        f"`freeze_layers` found no stack of {num_layers} layers in {type(encoder).__name__}; set it to 0."
+        f"Found no stack of {num_layers} layers in {type(encoder).__name__}: set `freeze_layers` to 0, and under FSDP "
+        "name the class of its layers."
     )
 
 

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 from .command_line import say
 from .data.documents import text_digest
 from .errors import UserError
+from .sharding import under_its_own_class
 from .training_record import DOCUMENTS_FILE, RECORD_FILE
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .trainer import IsotropicGaussianTrainer
     from .training_arguments import IsotropicGaussianTrainingArguments
 
@@ -205,14 +208,25 @@ def _is_changed(value: Any, default: Any) -> bool:
     return value != default and not (value in empty and (default in empty or default is MISSING))
 
 
-def save_run(trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any) -> None:
-    """Write the model and its record beside the output folder's final place, then move file by file."""
+def save_run(
+    trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any, weights: dict[str, Tensor] | None
+) -> None:
+    """Write the model and its record beside the output folder's final place, then move file by file.
+
+    Args:
+        trainer: After training.
+        facts: What the record says, beside the Trainer's log.
+        train_views: What was trained on.
+        weights: As from `sharding.whole_weights`.
+    """
     folder = Path(str(trainer.args.output_dir))
     unfinished = folder / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         with disk_errors_explained(folder):
-            trainer.accelerator.unwrap_model(trainer.model).save_pretrained(unfinished)
+            model = trainer.accelerator.unwrap_model(trainer.model)
+            with under_its_own_class(trainer.accelerator, model):
+                model.save_pretrained(unfinished, state_dict=weights)
             record = {**facts, "log_history": trainer.state.log_history}
             (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
             digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})

@@ -14,6 +14,7 @@ from .evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from .known_pairs import KnownPairs, PairIds, QueryBalancedSampler
 from .losses import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from .objective import Objective, resolve_weights
+from .sharding import prepare_sharding, under_its_own_class
 from .training_arguments import IsotropicGaussianTrainingArguments
 
 
@@ -62,6 +63,7 @@ class IsotropicGaussianTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        prepare_sharding(self.accelerator, self.model)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
         self.validation = validation
@@ -151,6 +153,10 @@ class IsotropicGaussianTrainer(Trainer):
                         {"params": of_encoder, **settings, "lr": self.args.encoder_learning_rate}
                     )
         return self.optimizer
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        with under_its_own_class(self.accelerator, self.model):
+            super()._save(output_dir, state_dict)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """Keep the last, smaller batch, which training drops: evaluation counts every row."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from .blending import blended, head_weights
 from .command_line import say
 from .errors import UserError
+from .sharding import whole_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,8 +56,8 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
 
 
 def _check_finite(model: nn.Module) -> None:
-    parameters = model.named_parameters()
-    broken = [name for name, parameter in parameters if parameter.requires_grad and not parameter.isfinite().all()]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    broken = [name for name, parameter in trained.items() if not whole_tensor(parameter.detach()).isfinite().all()]
     if broken:
         raise UserError(
             f"expected finite weights after training, got NaN or infinity in {broken[0]}: nothing was saved, lower "

@@ -24,6 +24,7 @@ from .run_output import (
     save_run,
     source_name,
 )
+from .sharding import whole_weights
 from .training_checks import check_run
 from .training_outcome import finish_training
 from .training_push import plan_push
@@ -148,10 +149,11 @@ def run_training(
         if store is not None:
             say(store.summary())
         validation_figures = _train(trainer, parsed)
+    weights = whole_weights(trainer.accelerator, trainer.model)
     if trainer.is_world_process_zero():
         measured = {"data": data_facts, "energy": energy or None, "validation_ndcg@10": validation_figures}
         facts = _facts(trainer, parsed, store, feature_seconds)
-        save_run(trainer, {**facts, **measured}, train_views)
+        save_run(trainer, {**facts, **measured}, train_views, weights)
     if push is not None:
         push.send(Path(str(training_args.output_dir)))
     trainer.accelerator.wait_for_everyone()
@@ -227,7 +229,8 @@ def _build_trainer(
         eval_pair_ids=inputs.eval_pair_ids,
         callbacks=callbacks,
     )
-    if training_args.report_to:
+    # The plots run the model in the main process alone, where a sharded one would wait for the others.
+    if training_args.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
