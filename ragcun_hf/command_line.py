@@ -34,6 +34,7 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
         if not shares_work:
             _refuse_several_processes()
         main()
+        _leave_other_processes()
     except UserError as error:
         message = " ".join(str(error).split())
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (the script's own voice)
@@ -51,6 +52,13 @@ def _refuse_several_processes() -> None:
     if own != "0":
         sys.exit(2)  # one message is enough
     raise UserError(f"expected one process, got {number}: this script shares no work, start it with python")
+
+
+def _leave_other_processes() -> None:
+    """Close what connects processes: its threads, left to the end of the interpreter, can end it by a signal."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def say(text: str) -> None:

@@ -437,7 +437,8 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return module
     raise ValueError(
-        f"`freeze_layers` found no stack of {num_layers} layers in {type(encoder).__name__}; set it to 0."
+        f"Found no stack of {num_layers} layers in {type(encoder).__name__}: set `freeze_layers` to 0, and under FSDP "
+        "name the class of its layers."
     )
 
 

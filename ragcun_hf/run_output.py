@@ -225,7 +225,7 @@ def save_run(
     try:
         with disk_errors_explained(folder):
             model = trainer.accelerator.unwrap_model(trainer.model)
-            with under_its_own_class(model):
+            with under_its_own_class(trainer.accelerator, model):
                 model.save_pretrained(unfinished, state_dict=weights)
             record = {**facts, "log_history": trainer.state.log_history}
             (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")

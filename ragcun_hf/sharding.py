@@ -1,53 +1,13 @@
-"""What FSDP2 (torch's `fully_shard`, through accelerate) needs of a run: settings, refusals, whole weights again."""
+"""What FSDP2 (torch's `fully_shard`, through accelerate) needs of a run: units to shard, and whole weights again."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .errors import UserError
-
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from .run_arguments import ParsedArguments
-
-_FILE = "training/accelerate/fsdp2_trainable_encoder.yaml"
-
-
-def check_sharding(parsed: ParsedArguments) -> None:
-    """Refuse what does not go together with FSDP, where accelerate or `--fsdp` asks for it.
-
-    Args:
-        parsed: All arguments.
-
-    Raises:
-        UserError: On a frozen encoder, or settings of FSDP that a run would only fail with at its end.
-    """
-    plugin_args = parsed.training.fsdp_plugin_args
-    if plugin_args is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
-        return
-    from accelerate.utils import FullyShardedDataParallelPlugin
-
-    plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
-    if parsed.model.freeze_base:
-        raise UserError(
-            "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
-            "training/accelerate/one_machine_gpus.yaml"
-        )
-    # Checkpoints need the config beside whole weights, which only the full state dict puts there.
-    wanted = {
-        "fsdp_version": (plugin.fsdp_version, 2),
-        "fsdp_state_dict_type": (plugin.state_dict_type.name, "FULL_STATE_DICT"),
-        "fsdp_cpu_ram_efficient_loading": (plugin.cpu_ram_efficient_loading, False),
-    }
-    for name, (value, expected) in wanted.items():
-        if value != expected:
-            raise UserError(f"expected {name} {expected}, got {value}: launch with {_FILE}")
-    if parsed.training.torch_compile:
-        raise UserError("--torch_compile and FSDP are not tried together: leave one out")
+    from torch import Tensor
 
 
 def prepare_sharding(accelerator: Any, model: Any) -> None:
@@ -68,8 +28,9 @@ def prepare_sharding(accelerator: Any, model: Any) -> None:
     if plugin.transformer_cls_names_to_wrap is None:
         # transformers' own list lacks the layers of MPNet, and has an embedding module of BERT inside which accelerate
         # would shard a second time.
-        layers = encoder_layers(model.encoder)
-        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
+        plugin.transformer_cls_names_to_wrap = sorted(
+            {type(layer).__name__ for layer in encoder_layers(model.encoder)}
+        )
     if accelerator.mixed_precision == "bf16":
         # accelerate would add up the processes' gradients in bfloat16, too.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -83,29 +44,33 @@ def whole_weights(accelerator: Any, model: Any) -> dict[str, Tensor] | None:
         model: The Trainer's.
 
     Returns:
-        Name -> whole tensor, on the main process only; None where nothing is sharded.
+        Name -> whole tensor on the main process, nothing in it on the others; None where nothing is sharded.
     """
     return accelerator.get_state_dict(model) if accelerator.is_fsdp2 else None
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
+def whole_tensor(tensor: Any) -> Tensor:
     """Return a tensor as it is, or gathered where it is sharded, for which every process has to call it."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @contextmanager
-def under_its_own_class(model: nn.Module) -> Iterator[None]:
+def under_its_own_class(accelerator: Any, model: Any) -> Iterator[None]:
     """Give a sharded model its own class back for a while; torch puts one of its own in front.
 
     Saving writes the name of the class, and copies the file that it is defined in.
+
+    Args:
+        accelerator: The Trainer's; nothing happens where it does not shard.
+        model: The Trainer's.
     """
+    if not accelerator.is_fsdp2:
+        yield
+        return
     from torch.distributed.fsdp import FSDPModule
 
     current = type(model)
-    own: Any = next(each for each in current.__mro__ if not issubclass(each, FSDPModule))
-    model.__class__ = own
+    model.__class__ = next(each for each in current.__mro__ if not issubclass(each, FSDPModule))
     try:
         yield
     finally:

@@ -163,7 +163,7 @@ class IsotropicGaussianTrainer(Trainer):
         return self.optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        with under_its_own_class(self.model):
+        with under_its_own_class(self.accelerator, self.model):
             super()._save(output_dir, state_dict)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:

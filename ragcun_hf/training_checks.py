@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from .errors import UserError
-from .sharding import check_sharding
 
 if TYPE_CHECKING:
     from .run_arguments import ModelArguments, ParsedArguments
@@ -32,7 +32,7 @@ def check_run(parsed: ParsedArguments, train_views: Any, validation_views: Any) 
         )
     _check_arguments(train_views, validation_views, parsed.model, parsed.training)
     _check_blend(parsed)
-    check_sharding(parsed)
+    _check_sharding(parsed)
 
 
 def _check_arguments(
@@ -95,6 +95,31 @@ def _check_blend(parsed: ParsedArguments) -> None:
         )
     # For the same reason the last weights are blended, not those that alone were best.
     parsed.training.load_best_model_at_end = parsed.training.load_best_model_at_end and blend == 1
+
+
+def _check_sharding(parsed: ParsedArguments) -> None:
+    plugin_args = parsed.training.fsdp_plugin_args  # of --fsdp; a file of accelerate speaks through the environment
+    if plugin_args is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
+    if parsed.model.freeze_base:
+        raise UserError(
+            "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
+            "training/accelerate/one_machine_gpus.yaml"
+        )
+    # Only the full state dict puts the config beside a checkpoint's weights, which a resume compares.
+    wanted = {
+        "fsdp_version": (plugin.fsdp_version, 2),
+        "fsdp_state_dict_type": (plugin.state_dict_type.name, "FULL_STATE_DICT"),
+    }
+    for name, (value, expected) in wanted.items():
+        if value != expected:
+            raise UserError(
+                f"expected {name} {expected}, got {value}: launch with "
+                "training/accelerate/fsdp2_trainable_encoder.yaml"
+            )
 
 
 def _check_loggers(report_to: Any) -> None:

@@ -233,7 +233,8 @@ def _build_trainer(
     )
     if isinstance(train_views, ShuffledStream):
         follow_stream(trainer, train_views)
-    if training_args.report_to:
+    # The plots run the model in the main process alone, where a sharded one would wait for the others.
+    if training_args.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)
     if not training_args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)

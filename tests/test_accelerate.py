@@ -40,21 +40,61 @@ run_script(train_contrastive.main, shares_work=True)
 """
 
 
-# Runs train_contrastive.py; accelerate shards on what it takes for GPUs only, and gloo shards as well.
+# Runs train_contrastive.py sharded on CPUs, for which accelerate has to take them for GPUs when it decides: everything
+# after that is its own. Writes down what was sharded, how, and what reached and left the losses.
 SHARDING = """
-import sys
+import json, os, sys
 sys.path.insert(0, {training!r})
+import train_contrastive
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
-prepare = AcceleratorState.__init__
-def pretend(self, *args, **kwargs):
+from torch.distributed.fsdp import FSDPModule
+from ragcun_hf.command_line import run_script
+from ragcun_hf.objective import Objective
+from ragcun_hf.trainer import IsotropicGaussianTrainer
+decide, step, measure = AcceleratorState.__init__, IsotropicGaussianTrainer.training_step, Objective.terms
+seen = {{"dtypes": []}}
+def decide_as_for_gpus(self, *args, **kwargs):
     if PartialState._shared_state.get("distributed_type") == DistributedType.MULTI_CPU:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    prepare(self, *args, **kwargs)
-AcceleratorState.__init__ = pretend
-import train_contrastive
-from ragcun_hf.command_line import run_script
-run_script(train_contrastive.main, shares_work=True)
+    decide(self, *args, **kwargs)
+def note_units(self, model, *args, **kwargs):
+    policy = self.accelerator.state.fsdp_plugin.mixed_precision_policy
+    seen["units"] = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+    trained = [each for group in self.optimizer.param_groups for each in group["params"]]
+    seen["own_share"] = sum(each.to_local().numel() for each in trained)  # what is not sharded has no such method
+    seen["reduced_in"] = str(policy and policy.reduce_dtype)
+    seen["rates"] = [[group["lr"], len(group["params"])] for group in self.optimizer.param_groups]
+    return step(self, model, *args, **kwargs)
+def note_dtypes(self, outputs, *args, **kwargs):
+    terms = measure(self, outputs, *args, **kwargs)
+    seen["dtypes"] = sorted({{*seen["dtypes"], *(str(each.dtype) for each in terms.values())}})
+    seen["embeddings"] = str(outputs.embeddings.dtype)
+    return terms
+AcceleratorState.__init__ = decide_as_for_gpus
+IsotropicGaussianTrainer.training_step, Objective.terms = note_units, note_dtypes
+def main():
+    train_contrastive.main()
+    with open(f"seen_{{os.environ['RANK']}}.json", "w") as file:
+        json.dump(seen, file)
+run_script(main, shares_work=True)
+"""
+
+# Looks for what is not finite in a sharded model; only the second process has such a number.
+NOT_FINITE = """
+import os, torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+from ragcun_hf.errors import UserError
+from ragcun_hf.training_outcome import _check_finite
+dist.init_process_group("gloo")
+model = torch.nn.Linear(3, 4)
+model.weight.data[3, 0] = float("nan")
+fully_shard(model)
+try:
+    _check_finite(model)
+except UserError as error:
+    open(f"said_{os.environ['RANK']}", "w").write(str(error))
 """
 
 
@@ -64,11 +104,11 @@ def _free_port():
         return taken.getsockname()[1]
 
 
-def _run(processes, script, *flags, cwd, timeout=180, config="two_cpu_processes", launch=()):
+def _run(processes, script, *flags, cwd, timeout=180, launch=("two_cpu_processes",)):
     command = [sys.executable]
     if processes > 1:
-        path = TRAINING / "accelerate" / f"{config}.yaml"
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(path), *launch]
+        config = TRAINING / "accelerate" / f"{launch[0]}.yaml"
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
         command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
     environment = {
         **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
@@ -92,14 +132,42 @@ def folder(tmp_path, tiny_pairs):
     return tmp_path
 
 
-def _train(folder, encoder, script, processes, *flags, **options):
+def _train(folder, encoder, script, processes, *flags):
     """Train with all eight rows in each step; gives the finished process and the model's folder."""
     output = folder / f"of_{processes}"
-    common = [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, "--batch_size", 8 // processes]
-    path = script if isinstance(script, Path) else TRAINING / f"{script}.py"
-    done = _run(processes, path, *common, "--output_dir", output, *flags, cwd=folder, **options)
+    done = _run(processes, TRAINING / f"{script}.py", *_common(encoder, output, processes), *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
     return done, output
+
+
+def _common(encoder, output, processes):
+    size = ["--batch_size", 8 // processes]
+    return [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, *size, "--output_dir", output]
+
+
+def _train_sharded(folder, encoder, *flags, precision="no", output="sharded"):
+    """Train contrastively on two processes with FSDP2; gives the model's folder and what each process has noted."""
+    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    launch = ("fsdp2_trainable_encoder", "--mixed_precision", precision)
+    common = [*_common(encoder, folder / output, 2), "--no_freeze_base"]
+    done = _run(2, folder / "sharding.py", *common, *flags, cwd=folder, launch=launch)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Saved the model") == 1
+    return folder / output, [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
+
+
+def _without_dropout(encoder, folder):
+    copy = shutil.copytree(encoder, folder / "without_dropout")
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return copy
+
+
+def _write_many_pairs(folder, tiny_pairs):
+    texts = [pair["positive"] for pair in tiny_pairs]
+    pairs = [{"query": query, "positive": text} for query, text in itertools.product([*texts[:4]], texts)]
+    (folder / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
 
 
 def _weights(output):
@@ -148,9 +216,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
 def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does(
     folder, tiny_pairs, tiny_encoder_folder
 ):
-    texts = [pair["positive"] for pair in tiny_pairs]
-    pairs = [{"query": query, "positive": text} for query, text in itertools.product([*texts[:4]], texts)]
-    (folder / "many.json").write_text(json.dumps(pairs), encoding="utf-8")
+    _write_many_pairs(folder, tiny_pairs)
     encoder = _without_dropout(tiny_encoder_folder, folder)
     # Tokens, not features, and four batches in each of twenty steps.
     flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "20"]
@@ -162,52 +228,6 @@ def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does
     name = "encoder.encoder.layer.0.attention.self.query.weight"
     start = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).state_dict()[name]
     assert float((_weights(one)[name] - start).abs().max()) > 1e-3
-
-
-def _without_dropout(encoder, folder):
-    copy = shutil.copytree(encoder, folder / "without_dropout")
-    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
-    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return copy
-
-
-def test_a_sharded_encoder_trains_to_the_weights_of_one_process_and_in_bfloat16_to_like_figures(
-    folder, tiny_encoder_folder
-):
-    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
-    encoder = _without_dropout(tiny_encoder_folder, folder)
-    flags = ["--train_data", "pairs.json", "--no_freeze_base", "--no_feature_cache"]
-    flags += ["--encoder_learning_rate", "0.01", "--overwrite", "--epochs", "6"]
-    options = {"config": "fsdp2_trainable_encoder"}
-    _, one = _train(folder, encoder, "train_contrastive", 1, *flags)
-    launch = ["--mixed_precision", "no"]
-    _, two = _train(folder, encoder, folder / "sharding.py", 2, *flags, **options, launch=launch)
-    _check_alike(one, two, encoder)
-    name = "encoder.encoder.layer.0.attention.self.query.weight"
-    assert (
-        float((_weights(two)[name] - IsotropicGaussianModel.from_encoder(str(encoder)).state_dict()[name]).norm()) > 0
-    )
-    exact = _losses(two)
-    assert exact == pytest.approx(_losses(one), rel=1e-4)
-    flags += ["--val_data", "pairs.json"]  # and the best checkpoint, which is sharded again
-    _, two = _train(folder, encoder, folder / "sharding.py", 2, *flags, **options)
-    assert _record(two)["validation_ndcg@10"]
-    assert _losses(two) != exact
-    assert _losses(two) == pytest.approx(exact, rel=0.05)
-    assert all(tensor.dtype == torch.float32 for tensor in _weights(two).values())
-
-
-def _losses(output):
-    return [entry["loss"] for entry in _record(output)["log_history"] if "loss" in entry]
-
-
-def test_a_frozen_encoder_is_not_sharded(folder, tiny_encoder_folder):
-    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
-    flags = ["--use_cpu", "--train_data", "pairs.json", "--base_model", tiny_encoder_folder]
-    done = _run(2, folder / "sharding.py", *flags, cwd=folder, config="fsdp2_trainable_encoder")
-    assert done.returncode != 0
-    assert "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base" in done.stderr
 
 
 def test_two_processes_take_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
@@ -345,10 +365,123 @@ def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny
     assert written[3] == written[1]
 
 
-@pytest.mark.parametrize("path", sorted((TRAINING / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_ready_files_are_what_accelerate_reads_and_say_how_to_use_them(path):
-    from accelerate.commands.config.config_args import load_config_from_file
+RECORDS = {"training_record.json", "training_documents.txt"}
 
-    config = load_config_from_file(str(path))  # refuses unknown keys
+
+def _logged(output, name):
+    return [entry[name] for entry in _record(output)["log_history"] if name in entry]
+
+
+def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, tiny_pairs, tiny_encoder_folder):
+    _write_many_pairs(folder, tiny_pairs)
+    encoder = _without_dropout(tiny_encoder_folder, folder)
+    # Four batches a step, gradients clipped, held-out pairs that choose the checkpoint, a first layer that is fixed.
+    flags = ["--train_data", "many.json", "--gradient_accumulation_steps", "4", "--epochs", "5"]
+    flags += ["--freeze_layers", "1", "--val_data", "pairs.json", "--encoder_learning_rate", "0.02"]
+    two, seen = _train_sharded(folder, encoder, *flags)
+    _, one = _train(folder, encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
+    _check_alike(one, two, encoder)
+    assert _logged(two, "grad_norm") == pytest.approx(_logged(one, "grad_norm"), rel=1e-4)
+    assert _logged(two, "eval_ndcg@10") == pytest.approx(_logged(one, "eval_ndcg@10"))
+    weights = _saved_weights(two)
+    start = IsotropicGaussianModel.from_encoder(str(encoder)).state_dict()
+    moved = {name for name, weight in start.items() if float((weights[name] - weight).abs().max()) > 1e-3}
+    assert "encoder.encoder.layer.1.attention.self.value.weight" in moved
+    fixed = ("encoder.embeddings", "encoder.encoder.layer.0")
+    assert not any(name.startswith(fixed) for name in moved)
+    # Whole files, of the model's own class; what is there beside them does not differ either.
+    of_two, of_one = ({path.name for path in output.iterdir() if path.is_file()} for output in (two, one))
+    assert of_two == of_one
+    assert all(of_one - {path.name for path in each.iterdir()} == RECORDS for each in two.glob("checkpoint-*"))
+    assert (two / "config.json").read_text() == (one / "config.json").read_text()
+    # It was sharded, not only copied to both.
+    units = ["", "encoder.embeddings.word_embeddings", "encoder.encoder.layer.0", "encoder.encoder.layer.1"]
+    assert all(each["units"] == units for each in seen)
+    trained = sum(weight.numel() for name, weight in weights.items() if not name.startswith(fixed))
+    assert sum(each["own_share"] for each in seen) == trained
+
+
+def test_all_processes_refuse_what_is_not_finite_in_the_share_of_one(folder):
+    (folder / "not_finite.py").write_text(NOT_FINITE, encoding="utf-8")
+    done = _run(2, folder / "not_finite.py", cwd=folder, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert all("infinity in weight" in (folder / f"said_{rank}").read_text() for rank in range(2))
+
+
+def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encoder(folder, tiny_mpnet_folder):
+    # MPNet's layers are sharded although transformers does not name their class.
+    flags = ["--train_data", "pairs.json", "--epochs", "2", "--save_strategy", "epoch", "--optim", "adamw_torch"]
+    flags += ["--lr_scheduler_type", "constant", "--learning_rate", "0.003", "--encoder_learning_rate", "0.0001"]
+    whole, seen = _train_sharded(folder, tiny_mpnet_folder, *flags)
+    for path in whole.iterdir():
+        if path.is_file():
+            path.rename(folder / path.name)
+    shutil.rmtree(whole / "checkpoint-2")
+    resumed, _ = _train_sharded(folder, tiny_mpnet_folder, *flags, "--resume_from_checkpoint", "last")
+    assert _record(resumed)["steps"] == 2
+    first, again = _saved_weights(folder), _saved_weights(resumed)
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    model = IsotropicGaussianModel.from_encoder(str(tiny_mpnet_folder), use_predictor=True, freeze_base=False)
+    of_encoder = len(list(model.encoder.parameters()))
+    rates = {rate: sum(count for other, count in seen[0]["rates"] if other == rate) for rate, _ in seen[0]["rates"]}
+    assert rates == {0.003: len(list(model.parameters())) - of_encoder, 0.0001: of_encoder}
+    assert {"encoder.encoder.layer.0", "encoder.encoder.layer.1"} < set(seen[0]["units"])
+
+
+def _saved_weights(output):
+    from safetensors.torch import load_file
+
+    return load_file(output / "model.safetensors")
+
+
+def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(folder, tiny_encoder_folder):
+    encoder = _without_dropout(tiny_encoder_folder, folder)
+    flags = ["--train_data", "pairs.json", "--epochs", "5", "--encoder_learning_rate", "0.01"]
+    two, seen = _train_sharded(folder, encoder, *flags, precision="bf16")
+    _, one = _train(folder, encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
+    assert {weight.dtype for weight in _saved_weights(two).values()} == {torch.float32}
+    for each in seen:
+        assert (each["embeddings"], each["dtypes"]) == ("torch.bfloat16", ["torch.float32"])
+        assert each["reduced_in"] == "torch.float32"
+    assert _logged(two, "loss") == pytest.approx(_logged(one, "loss"), rel=0.04)
+    assert _logged(two, "loss")[-1] < 0.9 * _logged(two, "loss")[0]
+
+
+FILES = sorted((TRAINING / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_ready_files_are_what_accelerate_reads_and_say_how_to_use_them(path, tmp_path):
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    config = load_config_from_file(str(path))
     assert config.num_processes >= 2
     assert f"accelerate launch --config_file training/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+    known = vars(launch_command_parser().parse_args(["script.py"]))
+    assert config.fsdp_config.keys() <= known.keys()  # which accelerate does not check
+    (tmp_path / "wrong.yaml").write_text(path.read_text(encoding="utf-8") + "mixed_precison: bf16\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="mixed_precison"):
+        load_config_from_file(str(tmp_path / "wrong.yaml"))
+
+
+def test_the_file_for_a_trainable_encoder_asks_for_fsdp2_in_bfloat16(monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils import FullyShardedDataParallelPlugin
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    path = TRAINING / "accelerate" / "fsdp2_trainable_encoder.yaml"
+    arguments = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    environment = prepare_multi_gpu_env(arguments)
+    assert environment["ACCELERATE_USE_FSDP"] == "true"
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    for name in (each for each in environment if each.startswith("FSDP_")):
+        monkeypatch.setenv(name, environment[name])
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2
+    assert plugin.reshard_after_forward is True
+    assert plugin.state_dict_type.name == "FULL_STATE_DICT"
+    assert plugin.auto_wrap_policy.__name__ == "transformer_auto_wrap_policy"
+    assert not plugin.cpu_ram_efficient_loading

@@ -387,6 +387,26 @@ def test_another_error_while_training_is_not_called_a_full_disk(end, monkeypatch
         end(CONTRASTIVE, *_train("--output_dir", "out"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "settings", "words"),
+    [
+        ([], {}, ["FSDP shards an encoder that trains", "--no_freeze_base"]),
+        (["--no_freeze_base"], {"FSDP_VERSION": "1"}, ["expected fsdp_version 2, got 1"]),
+        (
+            ["--no_freeze_base"],
+            {"FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+            ["fsdp_state_dict_type FULL_STATE_DICT", "got SHARDED_STATE_DICT", "fsdp2_trainable_encoder.yaml"],
+        ),
+    ],
+    ids=["frozen encoder", "first version", "checkpoints in shards"],
+)
+def test_fsdp_of_what_it_cannot_shard_or_save(end, monkeypatch, flags, settings, words):
+    right = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}
+    for name, value in {**right, **settings}.items():
+        monkeypatch.setenv(name, value)
+    _check(end(CONTRASTIVE, *_train(*flags)), script=CONTRASTIVE, words=words)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["missing field", "unreachable encoder", "no model"])
 def test_a_real_process_says_it_in_one_line_too(folder, name):

@@ -76,8 +76,8 @@ ALLOWED = {
     "energy": {"errors"},
     "tracking": {"evaluation"},
     "stream_position": {"data", "errors"},
-    "sharding": {"errors", "modeling_isotropic_gaussian", "run_arguments"},
-    "training_checks": {"errors", "run_arguments", "sharding", "training_arguments"},
+    "sharding": {"modeling_isotropic_gaussian"},
+    "training_checks": {"errors", "run_arguments", "training_arguments"},
     "training_push": {
         "command_line",
         "errors",
