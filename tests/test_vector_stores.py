@@ -130,6 +130,20 @@ def test_an_index_of_something_else_is_refused_until_overwritten(run, models, fo
     assert run(example, models["dot"], *flags, "--overwrite", corpus="more.jsonl").keys() == {"a", "b"}
 
 
+def test_a_chroma_store_by_the_dot_product_loses_no_document(models, folder, documents):
+    # With Chroma's own settings of the graph this fails: some of the lists lack documents.
+    pytest.importorskip("chromadb")
+    store = importlib.import_module("chroma_store")
+    model = IsotropicGaussianModel.from_pretrained(models["dot"])
+    names, texts = list(documents), list(documents.values())
+    embed = store.embedding_function(model)
+    collection = store.open_collection(folder / "store", embed, {"similarity": "dot"}, names, texts, overwrite=False)
+    found = collection.query(query_texts=texts, n_results=10)["ids"]
+    scores = model.encode_query(texts).astype(np.float64) @ model.encode_document(texts).astype(np.float64).T
+    expected = [{names[row] for row in best} for best in np.argsort(-scores)[:, :10]]
+    assert [set(row) for row in found] == expected
+
+
 def test_an_unfinished_chroma_store_is_filled_again(run, models, documents, monkeypatch):
     collection = pytest.importorskip("chromadb.api.models.Collection").Collection
     add = collection.add
