@@ -321,7 +321,8 @@ from ragcun_hf.data import beir_corpus
 from ragcun_hf.evaluation import model_evaluation, vector_files
 from ragcun_hf.features import feature_store
 model_evaluation._HEAD_ROWS = 3
-feature_store.TEXTS_AT_ONCE = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
+feature_store.TEXTS_AT_ONCE = 3
+feature_store._TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
 vector_files._LARGEST_IN_MEMORY = beir_corpus._LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """

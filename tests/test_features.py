@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -14,12 +15,12 @@ import torch
 
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
-from ragcun_hf.features import encoder_loop, feature_store
+from ragcun_hf.features import encoder_loop, feature_store, growing_shard
 from ragcun_hf.features.base_models import load_base_model, load_trained_model
 from ragcun_hf.features.cached_encoders import list_cached_encoders, remove_cached_encoder
-from ragcun_hf.features.digest_index import DigestIndex
+from ragcun_hf.features.digest_index import DigestIndex, first_rows
 from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
-from ragcun_hf.features.encoder_loop import batches_by_tokens, encode_in_batches
+from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, encode_in_batches
 from ragcun_hf.features.feature_cache import FeatureCache
 from ragcun_hf.features.feature_pairs import FeaturePairs
 from ragcun_hf.features.feature_store import FeatureStore
@@ -152,10 +153,11 @@ def test_no_batch_is_more_than_a_few_percent_padding():
     assert len(batches) < len(lengths) / 5
 
 
-@pytest.mark.parametrize(("ahead", "budget"), [(2, 8_192), (4, 12), (100, 1)])
-def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, ahead, budget):
+@pytest.mark.parametrize(("size", "budget"), [(1, 8_192), (40, 12), (10_000, 1)])
+def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, size, budget):
     expected = _store(tiny_model, None).features(TEXTS).vectors
-    monkeypatch.setattr(encoder_loop, "_TEXTS_AHEAD", ahead)
+    monkeypatch.setattr(encoder_loop, "_BLOCK_SIZE", size)
+    monkeypatch.setattr(encoder_loop, "_LEAST_BLOCK_SIZE", 1)
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", budget)
     compute = feature_function(tiny_model, dtype=torch.float32)
     seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute) for position in rows]
@@ -180,6 +182,13 @@ def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, mon
     np.testing.assert_allclose(store.read(TEXTS).expanded(), expected.expanded(), atol=1e-6)
     np.testing.assert_array_equal(store.read(TEXTS[1:3]).expanded(), store.features(TEXTS).expanded()[1:3])
     assert f"{len(TEXTS)} texts encoded, {len(TEXTS)} known before" in store.summary()
+
+
+def test_the_bar_ends_full_where_later_rounds_had_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feature_store, "_TEXTS_PER_ROUND", 2)
+    _store(tiny_model, tmp_path).encode(TEXTS[2:])
+    _store(tiny_model, tmp_path, show_progress=True).encode(TEXTS)
+    assert "2/2" in capsys.readouterr().err.split("\r")[-1]
 
 
 def test_an_unknown_backend_is_a_user_error_that_names_the_known_ones(tiny_model):
@@ -427,6 +436,39 @@ def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
     assert len(index) == 2
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_of_copies_the_same_one_is_found_in_whatever_order_they_came(order):
+    generator = np.random.default_rng(0)
+    copied, other = generator.bytes(16), [generator.bytes(16 * 50) for _ in range(3)]
+    index = DigestIndex()
+    for number in order:
+        index.add(number, other[number] + copied, precedence=[7, 5, 6][number])
+        index.add(10 + number, generator.bytes(16 * 200))
+    assert [part.tolist() for part in index.find([copied])] == [[1], [50]]
+    assert len(index) == 751
+
+
+def test_an_index_takes_little_more_than_24_bytes_a_digest_also_while_it_grows():
+    generator = np.random.default_rng(0)
+    shards = [generator.bytes(16 * 4_096) for _ in range(128)]
+    index = DigestIndex()
+    tracemalloc.start()
+    try:
+        for number, digests in enumerate(shards):
+            index.add(number, digests)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 128 * 4_096
+    assert kept < 25 * len(index)
+    assert most < 40 * len(index)
+
+
+def test_the_first_rows_are_those_of_the_first_copies():
+    assert first_rows([b"b" * 16, b"a" * 16, b"b" * 16, b"c" * 16, b"a" * 16]).tolist() == [0, 1, 3]
+    assert first_rows([]).tolist() == []
+
+
 def test_an_empty_index_finds_nothing():
     assert [part.tolist() for part in DigestIndex().find([b"a" * 16])] == [[-1], [-1]]
     assert [part.tolist() for part in _index(b"a" * 16).find([])] == [[], []]
@@ -547,7 +589,7 @@ def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(t
 
 def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
-    monkeypatch.setattr(feature_store, "_SECONDS_PER_SHARD", 0.0)
+    monkeypatch.setattr(growing_shard, "_SECONDS_PER_SHARD", 0.0)
     _store(tiny_model, tmp_path).features(TEXTS)
     assert len(_shards(tmp_path)) == len(TEXTS)
 
@@ -579,8 +621,45 @@ def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_p
     assert not list(tmp_path.glob("*/.*.tmp"))
 
 
+def test_features_pruned_meanwhile_are_encoded_again_when_asked_for(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.encode(TEXTS)
+    for path in _shards(tmp_path):
+        path.unlink()
+    store.encode(TEXTS)
+    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    np.testing.assert_array_equal(fresh.features(TEXTS).vectors, store.features(TEXTS).vectors)
+
+
+def test_a_shard_that_another_process_wrote_again_under_the_same_name_is_read(tmp_path):
+    digests, features = [b"a" * 16, b"b" * 16], np.ones((2, 4), np.float32)
+    mine, other = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
+    other.write(digests, features)
+    assert mine.read(digests).tolist() == features.tolist()
+    (shard,) = _shards(tmp_path)
+    shard.unlink()
+    assert mine.missing(digests) == [0, 1]
+    other.write(digests, features)
+    assert mine.missing(digests) == []
+    assert mine.read(digests).tolist() == features.tolist()
+    assert mine.num_bytes == shard.stat().st_size
+
+
+def test_of_copies_in_one_cache_every_process_reads_the_same(tmp_path):
+    digests = [b"a" * 16]
+    first, second = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
+    for number, cache in enumerate((first, second)):
+        cache.write(digests, np.full((1, 4), number, np.float32))
+    for cache in (first, second):
+        cache.missing([b"x" * 16])  # looks for what the other wrote
+    read = first.read(digests).tolist()
+    first.write([bytes([number]) * 16 for number in range(60)], np.zeros((60, 4), np.float32))
+    assert read == first.read(digests).tolist() == second.read(digests).tolist()
+    assert read == FeatureCache(tmp_path, {"a": 1}, feature_dim=4).read(digests).tolist()
+
+
 def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 12)
     stores = [_store(copy.deepcopy(tiny_model), tmp_path) for _ in range(2)]
     start, results = threading.Barrier(2, timeout=60), {}
@@ -629,7 +708,7 @@ def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, interruption):
-    monkeypatch.setattr(feature_store, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
     monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
     expected = _store(tiny_model, None).features(TEXTS).expanded()
     store = _store(copy.deepcopy(tiny_model), tmp_path)
@@ -745,7 +824,10 @@ def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(e
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 7])
-def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(tiny_model, num_processes):
+def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(
+    tiny_model, num_processes, monkeypatch
+):
+    monkeypatch.setattr(encoder_loop, "_LEAST_BLOCK_SIZE", 1)
     generator = np.random.default_rng(0)
     words = np.array("bread is food and music on the river of stone".split())
     texts = [" ".join(generator.choice(words, size=length)) for length in generator.integers(1, 28, size=300)]
@@ -755,11 +837,28 @@ def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_b
         batches = list(encode_in_batches(tiny_model, texts, compute=compute, share=share))
         return [row for rows, _ in batches for row in rows], torch.cat([features for _, features in batches])
 
-    order, expected = encode((0, 1))
-    parts = [encode((number, num_processes)) for number in range(num_processes)]
+    order, expected = encode(None)
+    parts = [encode(WorkShare(number, num_processes)) for number in range(num_processes)]
     positions = [row for rows, _ in parts for row in rows]
     assert sorted(positions) == sorted(order) == list(range(len(texts)))
     together = torch.cat([features for _, features in parts])
     assert torch.equal(together[np.argsort(positions)], expected[np.argsort(order)])
     loads = [sum(len(texts[row]) for row in rows) for rows, _ in parts]
     assert max(loads) < 1.35 * min(loads)
+
+
+@pytest.mark.parametrize("num_processes", [5, 48, 237])
+def test_hundreds_of_processes_share_a_round_evenly(num_processes):
+    # Lengths of a round like those of real passages; what the busiest has to do decides how long all take.
+    generator = np.random.default_rng(0)
+    lengths = np.exp(generator.normal(5.7, 0.5, size=feature_store._TEXTS_PER_ROUND)).astype(int)
+    share, loads = WorkShare(0, num_processes), [0] * num_processes
+    texts = ["x" * length for length in range(lengths.max() + 1)]
+    for start in range(0, len(lengths), feature_store.TEXTS_AT_ONCE):
+        window = [texts[length] for length in lengths[start : start + feature_store.TEXTS_AT_ONCE]]
+        for block in encoder_loop._blocks(window, [len(text) for text in window]):
+            size = sum(len(window[position]) for position in block)
+            loads[share._loads[0][1]] += size
+            share.is_own(size)
+    assert sum(loads) == lengths.sum()
+    assert max(loads) < 1.07 * np.mean(loads)

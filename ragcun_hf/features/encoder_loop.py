@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,30 @@ if TYPE_CHECKING:
     from ..modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
-_TEXTS_AHEAD = 1_024  # texts tokenized while those before run; sorting inside them leaves little padding
-_LEAST_BLOCKS = 16  # so that several processes can share few texts evenly
+_BLOCK_SIZE = 65_536  # as `text_size` counts; tokenized while the block before runs, and dealt out as one
+_LEAST_BLOCK_SIZE = 16_384  # about one full batch
+_LEAST_BLOCKS = 32  # of few texts, so that several processes can share them evenly
 _TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 _PADDING_SHARE = 0.05  # of a batch
+
+
+class WorkShare:
+    """Deals out blocks of texts: each goes to the process that has least to do so far.
+
+    Args:
+        number: This process's, from 0.
+        num_processes: How many share the work; all have to be asked about the same blocks in the same order.
+    """
+
+    def __init__(self, number: int = 0, num_processes: int = 1) -> None:
+        self.number, self.num_processes = number, num_processes
+        self._loads = [(0, process) for process in range(num_processes)]  # a heap
+
+    def is_own(self, size: int) -> bool:
+        """Deal out the next block, and tell whether it goes to this process."""
+        load, process = self._loads[0]
+        heapq.heapreplace(self._loads, (load + size, process))
+        return process == self.number
 
 
 def encode_in_batches(
@@ -28,7 +49,7 @@ def encode_in_batches(
     compute: ComputeFeatures,
     prompt: str = "",
     progress: EncodingProgress | None = None,
-    share: tuple[int, int] = (0, 1),
+    share: WorkShare | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run the encoder over texts, longest first, tokenizing the next ones meanwhile.
 
@@ -41,7 +62,7 @@ def encode_in_batches(
         compute: Turns token ids and mask, both (rows, T), into features; see `encoder_backends`.
         prompt: Put before every text.
         progress: Told what is encoded.
-        share: This process's number and how many there are: each does its part of the tokens.
+        share: Which blocks of the texts are encoded by this process; None encodes all.
 
     Yields:
         tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU.
@@ -51,7 +72,8 @@ def encode_in_batches(
         UserError: If a feature is not finite.
     """
     sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
-    blocks = _own_blocks(texts, sizes, *share)
+    share = share or WorkShare()
+    blocks = [block for block in _blocks(texts, sizes) if share.is_own(sum(sizes[position] for position in block))]
     if progress is not None:
         progress.begin([sizes[position] for block in blocks for position in block])
     for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
@@ -70,19 +92,20 @@ def encode_in_batches(
             yield batch, features
 
 
-def _own_blocks(texts: Sequence[str], sizes: Sequence[int], rank: int, num_processes: int) -> list[list[int]]:
-    """Part positions into blocks of like length, and return this process's: each goes to whoever has least to do."""
+def _blocks(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[int]]:
+    """Part positions into blocks of like length, the longest first, that cost about the same."""
+    enough = max(_LEAST_BLOCK_SIZE, min(_BLOCK_SIZE, sum(sizes) // _LEAST_BLOCKS))
+    block: list[int] = []
+    size = 0
     # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
-    order = sorted(range(len(texts)), key=lambda position: -len(texts[position]))
-    step = min(_TEXTS_AHEAD, max(1, -(-len(order) // _LEAST_BLOCKS)))
-    loads, own = [0] * num_processes, []
-    for start in range(0, len(order), step):
-        block = order[start : start + step]
-        least = loads.index(min(loads))
-        loads[least] += sum(sizes[position] for position in block)
-        if least == rank:
-            own.append(block)
-    return own
+    for position in sorted(range(len(texts)), key=lambda position: -len(texts[position])):
+        block.append(position)
+        size += sizes[position]
+        if size >= enough:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _tokenized_ahead(

@@ -37,8 +37,11 @@ class EncodingProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._bar is not None:
-            self._bar.close()
+        if self._bar is None:
+            return
+        if error is None:
+            self._bar.total = self._bar.n  # later rounds may have had nothing to encode
+        self._bar.close()
 
     def begin(self, sizes: Sequence[int]) -> None:
         """Take in what the next round will encode: the size of each text."""

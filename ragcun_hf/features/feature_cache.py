@@ -11,7 +11,6 @@ and the features of the one that is being read.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -66,9 +65,9 @@ class FeatureCache:
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
         self._make_folder()
         self._shards: list[_Shard] = []
-        self._known_paths: set[Path] = set()
+        self._known_names: set[str] = set()  # of files that were opened, also of the damaged ones
         self._index = DigestIndex()
-        self._open_new_shards()
+        self._look()
 
     def __len__(self) -> int:
         return len(self._index)
@@ -80,13 +79,17 @@ class FeatureCache:
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
         """Return the positions of digests that have no whole feature yet; damaged shards are found out here."""
-        self._open_new_shards()
+        has_looked = False
         while True:
             shards, _ = self._index.find(digests)
-            damaged = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._is_whole(number)]
-            if not damaged:
+            unusable = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._usable(number)]
+            if unusable:
+                self._forget(unusable)
+            elif has_looked or (shards >= 0).all():
                 return np.flatnonzero(shards < 0).tolist()
-            self._forget(damaged)
+            else:
+                self._look()
+                has_looked = True
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
         """Look features up.
@@ -101,8 +104,8 @@ class FeatureCache:
             KeyError: If not every digest is present, or a shard was removed or damaged since.
         """
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
-        if self.missing(digests):
-            raise KeyError(f"{len(self.missing(digests))} texts have no feature in {self.folder}: encode them first")
+        if missing := self.missing(digests):
+            raise KeyError(f"{len(missing)} texts have no feature in {self.folder}: encode them first")
         shards, rows = self._index.find(digests)
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
@@ -145,18 +148,44 @@ class FeatureCache:
             ) from error
         finally:
             temporary.unlink(missing_ok=True)
-        self._known_paths.discard(self.folder / name)  # what was damaged under this name is whole now
-        self._open_new_shards()
+        if name not in self._known_names or all(shard.path.name != name for shard in self._shards):
+            self._open(name)  # what was damaged under this name is whole now
+
+    def _look(self) -> None:
+        """Take in what this and other processes wrote and removed since the last look."""
+        try:
+            with os.scandir(self.folder) as entries:
+                present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
+        except FileNotFoundError:  # pruned
+            present = set()
+        if gone := [shard for shard in self._shards if shard.path.name not in present]:
+            self._forget(gone)
+        self._known_names &= present  # under the name of what is gone there may be a new file later
+        for name in sorted(present - self._known_names):
+            self._open(name)
+
+    def _open(self, name: str) -> None:
+        try:
+            self._add(_Shard(self.folder / name, self.feature_dim, self._dtype))
+        except FileNotFoundError:  # removed in this moment
+            return
+        except (OSError, pa.ArrowException, KeyError, ValueError):
+            _warn_of_damage(self.folder / name)
+        self._known_names.add(name)
 
     def _forget(self, shards: list[_Shard]) -> None:
         others = [shard for shard in self._shards if shard not in shards]
+        self._known_names -= {shard.path.name for shard in shards if not shard.path.exists()}
         self._shards, self._index = [], DigestIndex()
         for shard in others:
-            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
+            try:
                 self._add(shard)
+            except (OSError, pa.ArrowException):  # removed too
+                self._known_names.discard(shard.path.name)
 
     def _add(self, shard: _Shard) -> None:
-        self._index.add(len(self._shards), shard.digests())
+        # Of copies that several writers left, every process reads the same one.
+        self._index.add(len(self._shards), shard.digests(), precedence=shard.checksum)
         self._shards.append(shard)
 
     def _as_stored(self, features: np.ndarray) -> np.ndarray:
@@ -185,21 +214,13 @@ class FeatureCache:
                 "--feature_cache_dir, or use --no_feature_cache"
             ) from error
 
-    def _open_new_shards(self) -> None:
-        """Take in what this and other processes wrote since the last look."""
-        paths = sorted(set(self.folder.glob("*.arrow")) - self._known_paths)
-        for path in paths:
-            try:
-                self._add(_Shard(path, self.feature_dim, self._dtype))
-            except (OSError, pa.ArrowException, KeyError, ValueError):
-                _warn_of_damage(path)
-        self._known_paths.update(paths)
-
-    def _is_whole(self, number: int) -> bool:
+    def _usable(self, number: int) -> bool:
+        """Tell whether a shard is still there and whole, and say so if it is damaged."""
         shard = self._shards[number]
-        if not shard.is_whole():
+        is_there = shard.path.exists()
+        if is_there and not shard.is_whole():
             _warn_of_damage(shard.path)
-        return shard.is_whole()
+        return is_there and shard.is_whole()
 
 
 class _Shard:
@@ -211,6 +232,7 @@ class _Shard:
         digests, features = self._read()
         if path.stem.split("-")[0] != str(len(features)) or len(digests) != 16 * len(features):
             raise ValueError(f"{path}: expected the number of rows that its name says")
+        self.checksum = int(path.stem.split("-")[1], 16)
         self.num_bytes = path.stat().st_size
         self._is_whole: bool | None = None
 

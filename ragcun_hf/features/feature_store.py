@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.documents import text_digest
+from ..data.mapped_column import take
 from ..distributed import gather_objects, rank, world_size
 from ..errors import UserError
+from .digest_index import first_rows
 from .encoder_backends import choose_dtype, feature_function
 from .encoder_key import encoder_parts
-from .encoder_loop import encode_in_batches
+from .encoder_loop import WorkShare, encode_in_batches
 from .encoding_progress import EncodingProgress
 from .feature_cache import FeatureCache
+from .growing_shard import GrowingShard
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,10 +27,9 @@ if TYPE_CHECKING:
     from ..modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
-TEXTS_AT_ONCE = 32_768  # of a large corpus; batches of like length are formed among them
-_TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
+TEXTS_AT_ONCE = 32_768  # of a large corpus, in memory; batches of like length are formed among them
+_TEXTS_PER_ROUND = 262_144  # after which processes wait for each other; so many that none waits long
 _MOST_READINGS = 3  # of features that others keep removing
-_SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
 
 
 def default_cache_folder() -> Path:
@@ -140,11 +141,8 @@ class FeatureStore:
         if self._cache_folder is None:
             return
         with self._progress() as progress:
-            for start in range(0, len(texts), TEXTS_AT_ONCE):
-                window = list(dict.fromkeys(texts[start : start + TEXTS_AT_ONCE]))
-                progress.num_later = max(0, len(texts) - start - TEXTS_AT_ONCE) // self._share[1]
-                self._num_asked += len(window)
-                self._encode_window(window, prompt, progress)
+            for start in range(0, len(texts), _TEXTS_PER_ROUND):
+                self._encode_round(texts, range(start, min(start + _TEXTS_PER_ROUND, len(texts))), prompt, progress)
 
     def read(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
         """Return the features of texts that `encode` has seen; processes may ask for different ones.
@@ -174,24 +172,38 @@ class FeatureStore:
         mebibytes = sum(cache.num_bytes for cache in self._caches.values()) / 2**20
         return f"{line}; the cache holds {held:,} of this encoder ({mebibytes:,.1f} MiB)."
 
-    def _encode_window(self, texts: list[str], prompt: str, progress: EncodingProgress) -> None:
-        """Encode what is missing of distinct texts; together with other processes, this one's part of it."""
-        cache, share = self._cache(prompt), self._share
-        digests = [text_digest(text) for text in texts]
-        missing = cache.missing(digests) if share[0] == 0 else []
-        if share[1] > 1:
-            missing = gather_objects(missing)[0]  # the first one's word counts: another may have looked later
-        self._write(cache, missing, digests, texts, prompt, progress, share)
-        if share[1] > 1:
+    def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
+        """Encode what is missing of some of the texts; together with other processes, this one's part of it."""
+        cache, share = self._cache(prompt), self._share()
+        # The first one's word counts: another may look later.
+        found = [self._missing(texts, rows, cache)] if share.number == 0 else []
+        num_distinct, missing = (gather_objects(found)[0] if self._is_shared else found)[0]
+        self._num_asked += num_distinct
+        with GrowingShard(cache) as shard:
+            for start in range(0, len(missing), TEXTS_AT_ONCE):
+                window = missing[start : start + TEXTS_AT_ONCE].tolist()
+                num_later = len(missing) - start - len(window) + len(texts) - rows.stop
+                progress.num_later = num_later // share.num_processes
+                self._encode_into(shard, take(texts, window), prompt, progress, share)
+        if self._is_shared:
             gather_objects(None)  # wait for the others' shards
+
+    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, np.ndarray]:
+        """Return how many of some rows are distinct, and the first row of every text that the cache lacks."""
+        digests: list[bytes] = []
+        for start in range(rows.start, rows.stop, TEXTS_AT_ONCE):
+            digests += [text_digest(text) for text in texts[start : min(start + TEXTS_AT_ONCE, rows.stop)]]
+        distinct = first_rows(digests)
+        missing = distinct[cache.missing([digests[row] for row in distinct])]
+        return len(distinct), rows.start + missing.astype(np.int64)
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
         for _ in range(_MOST_READINGS):
             missing = cache.missing(digests)
             if missing:  # pruned meanwhile, or another machine's files do not lie here
-                with self._progress() as progress:
-                    self._write(cache, missing, digests, texts, prompt, progress)
+                with self._progress() as progress, GrowingShard(cache) as shard:
+                    self._encode_into(shard, take(texts, missing), prompt, progress)
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
@@ -201,24 +213,17 @@ class FeatureStore:
             "were read: name another --feature_cache_dir"
         )
 
-    def _write(
+    def _encode_into(
         self,
-        cache: FeatureCache,
-        missing: list[int],
-        digests: list[bytes],
+        shard: GrowingShard,
         texts: list[str],
         prompt: str,
         progress: EncodingProgress,
-        share: tuple[int, int] = (0, 1),
+        share: WorkShare | None = None,
     ) -> None:
-        self._num_encoded += len(missing)
-        shard = _ShardInProgress(cache)
-        try:
-            for batch, features in self._batches([texts[position] for position in missing], prompt, progress, share):
-                shard.add([digests[missing[position]] for position in batch], features.numpy())
-        finally:
-            # What was encoded before an interruption is kept.
-            shard.write()
+        self._num_encoded += len(texts)
+        for batch, features in self._batches(texts, prompt, progress, share):
+            shard.add([text_digest(texts[position]) for position in batch], features.numpy())
 
     def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
         self._num_encoded += len(texts)
@@ -229,15 +234,14 @@ class FeatureStore:
         return vectors
 
     def _progress(self) -> EncodingProgress:
-        return EncodingProgress(is_shown=self._show_progress and self._share[0] == 0)
+        return EncodingProgress(is_shown=self._show_progress and self._share().number == 0)
 
-    @property
-    def _share(self) -> tuple[int, int]:
-        """This process's number and how many encode together."""
-        return (rank(), world_size()) if self._is_shared else (0, 1)
+    def _share(self) -> WorkShare:
+        """Begin to share work with those that encode together."""
+        return WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
 
     def _batches(
-        self, texts: list[str], prompt: str, progress: EncodingProgress, share: tuple[int, int] = (0, 1)
+        self, texts: list[str], prompt: str, progress: EncodingProgress, share: WorkShare | None = None
     ) -> Iterator[tuple[list[int], Tensor]]:
         if not texts:
             return
@@ -267,28 +271,3 @@ class FeatureStore:
                 name=self._model.config.base_model_name,
             )
         return self._caches[prompt]
-
-
-class _ShardInProgress:
-    """Features that are not on disk yet; written when they are many or old enough."""
-
-    def __init__(self, cache: FeatureCache) -> None:
-        self._cache = cache
-        self._begin()
-
-    def _begin(self) -> None:
-        self._digests: list[bytes] = []
-        self._pieces: list[np.ndarray] = []
-        self._started = time.monotonic()
-
-    def add(self, digests: list[bytes], features: np.ndarray) -> None:
-        self._digests.extend(digests)
-        self._pieces.append(features)
-        if len(self._digests) >= _TEXTS_PER_SHARD or time.monotonic() - self._started > _SECONDS_PER_SHARD:
-            self.write()
-
-    def write(self) -> None:
-        digests, pieces = self._digests, self._pieces
-        self._begin()  # first: what cannot be written is not tried again
-        if digests:
-            self._cache.write(digests, np.concatenate(pieces))
