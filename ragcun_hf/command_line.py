@@ -11,12 +11,15 @@ import json
 import os
 import shlex
 import sys
+import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .errors import UserError
+
+_SECONDS_TO_SPEAK = 5.0
 
 
 def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoReturn:
@@ -49,8 +52,9 @@ def _refuse_several_processes() -> None:
     number, own = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK")
     if number == "1" or own is None:
         return
-    if own != "0":
-        sys.exit(2)  # one message is enough
+    if os.environ.get("LOCAL_RANK", own) != "0":
+        time.sleep(_SECONDS_TO_SPEAK)  # for whoever ends first is seen to have failed, and the others are stopped
+        sys.exit(2)  # one message a machine is enough
     raise UserError(f"expected one process, got {number}: this script shares no work, start it with python")
 
 

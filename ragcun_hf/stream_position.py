@@ -64,6 +64,9 @@ class StreamPosition(TrainerCallback, ExportableState):
 def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
     """Keep the position in a stream in every checkpoint, and go on from that of the one that is resumed.
 
+    A pass ends where fewer rows are left than a step takes: of a smaller last batch, accelerate would fill up the
+    processes with other rows, and the Trainer would not count its gradient with those of its step.
+
     Args:
         trainer: Its arguments may name a checkpoint to resume; it is told to leave skipping rows to the stream.
         stream: What is trained on.
@@ -73,10 +76,12 @@ def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
     """
     args, resume_draws = trainer.args, None
     rows_per_batch = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last:  # which the Trainer's loaders of streams do not
-        stream.rows_at_once = rows_per_batch * args.gradient_accumulation_steps
+    args.dataloader_drop_last = True
+    stream.rows_at_once = rows_per_batch * args.gradient_accumulation_steps
     if args.resume_from_checkpoint:
-        position = _read_position(Path(args.resume_from_checkpoint), stream)
+        state = _read_state(args.resume_from_checkpoint)
+        position = _position(state, stream, args.resume_from_checkpoint)
+        stream.is_over = state["global_step"] >= args.max_steps
         stream.start_at(
             position["number_of_pass"],
             position["num_rows"],
@@ -87,12 +92,29 @@ def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
     trainer.add_callback(StreamPosition(stream, rows_per_batch, resume_draws))
 
 
-def _read_position(checkpoint: Path, stream: ShuffledStream) -> dict[str, int]:
-    stored = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    state = stored.get("stateful_callbacks", {}).get(StreamPosition.__name__)
-    if state is None:
+def refuse_streamed_checkpoint(checkpoint: str | None) -> None:
+    """Refuse to go on with rows that are all known where a stream was trained on.
+
+    Args:
+        checkpoint: What is resumed, if anything.
+
+    Raises:
+        UserError: If it is of a stream.
+    """
+    if checkpoint and StreamPosition.__name__ in _read_state(checkpoint)["stateful_callbacks"]:
+        raise UserError(f"expected a checkpoint of a run without --streaming, got {checkpoint}: add --streaming")
+
+
+def _read_state(checkpoint: str) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
+    return {"stateful_callbacks": {}, **state}
+
+
+def _position(state: dict[str, Any], stream: ShuffledStream, checkpoint: str) -> dict[str, int]:
+    stored = state["stateful_callbacks"].get(StreamPosition.__name__)
+    if stored is None:
         raise UserError(f"expected a checkpoint of a run with --streaming, got {checkpoint}: leave --streaming out")
-    position: dict[str, int] = state["attributes"]
+    position: dict[str, int] = stored["attributes"]
     for name, value in _order(stream).items():
         if position[name] != value:
             raise UserError(

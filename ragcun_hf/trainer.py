@@ -167,7 +167,7 @@ class IsotropicGaussianTrainer(Trainer):
             super()._save(output_dir, state_dict)
 
     def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Keep the last, smaller batch, which training drops: evaluation counts every row."""
+        """Keep the last, smaller batch, which training drops; several processes fill it up with the first rows."""
         drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(*args, **kwargs)

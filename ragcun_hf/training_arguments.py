@@ -92,6 +92,8 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         # process reads a stream itself instead.
         accelerator_config: Any = self.accelerator_config
         accelerator_config.dispatch_batches = accelerator_config.split_batches = False
+        # A process without a last batch would leave the others waiting for its rows.
+        accelerator_config.even_batches = True
         # Pinning memory without an accelerator only warns, at every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 

@@ -30,6 +30,11 @@ def check_run(parsed: ParsedArguments, train_views: Any, validation_views: Any) 
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
             "from tokens: leave them out (--bf16 sets the arithmetic)"
         )
+    if parsed.training.n_gpu > 1:
+        raise UserError(
+            f"expected one GPU a process, got {parsed.training.n_gpu}: start with accelerate launch --config_file "
+            "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
+        )
     _check_arguments(train_views, validation_views, parsed.model, parsed.training)
     _check_blend(parsed)
     _check_sharding(parsed)
@@ -73,8 +78,8 @@ def _check_arguments(
     training_args.load_best_model_at_end = training_args.save_strategy != "no"
     if training_args.metric_for_best_model is None:
         training_args.metric_for_best_model, training_args.greater_is_better = "eval_ndcg@10", True
-    # The start is no checkpoint, but what training has to beat.
-    training_args.eval_on_start = True
+    # The start is no checkpoint, but what training has to beat. A checkpoint was evaluated before it was saved.
+    training_args.eval_on_start = not training_args.resume_from_checkpoint
 
 
 def _check_blend(parsed: ParsedArguments) -> None:

@@ -37,7 +37,7 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     _check_finite(model)
-    measured = [entry[_METRIC] for entry in trainer.state.log_history if _METRIC in entry]
+    measured = [entry[_METRIC] for entry in trainer.state.log_history if _METRIC in entry and entry["step"] == 0]
     figures = {"start": measured[0]} if measured else {}
     if blend < 1:
         model.load_state_dict(blended(start, head_weights(model), blend), strict=False)

@@ -197,11 +197,12 @@ def _build_trainer(
     store: FeatureStore | None,
     parsed: ParsedArguments,
 ) -> IsotropicGaussianTrainer:
-    from transformers import EarlyStoppingCallback, ProgressCallback
+    from transformers import ProgressCallback
 
     from .data.stream import ShuffledStream
+    from .early_stopping import early_stopping
     from .progress import TermsProgressCallback
-    from .stream_position import follow_stream
+    from .stream_position import follow_stream, refuse_streamed_checkpoint
     from .tracking import TrackedPlots
     from .trainer import IsotropicGaussianTrainer
     from .trainer_inputs import feature_inputs, text_inputs
@@ -217,9 +218,6 @@ def _build_trainer(
         model.start_from_features(inputs.sample(), whitening=parsed.model.whitening)
     _check_balance(inputs.pair_ids, training_args)
     _keep_small_sets(inputs, training_args)
-    callbacks = []
-    if training_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     trainer = IsotropicGaussianTrainer(
         model=model,
         args=training_args,
@@ -229,10 +227,12 @@ def _build_trainer(
         validation=validation,
         pair_ids=inputs.pair_ids,
         eval_pair_ids=inputs.eval_pair_ids,
-        callbacks=callbacks,
+        callbacks=early_stopping(training_args),
     )
     if isinstance(train_views, ShuffledStream):
         follow_stream(trainer, train_views)
+    else:
+        refuse_streamed_checkpoint(training_args.resume_from_checkpoint)
     # The plots run the model in the main process alone, where a sharded one would wait for the others.
     if training_args.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)

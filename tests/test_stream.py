@@ -106,12 +106,50 @@ def train(tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch):
     return start
 
 
-@pytest.mark.parametrize("flags", [[], ["--dataloader_drop_last", "false"], ["--gradient_accumulation_steps", "2"]])
+@pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
 def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
     whole = train("whole", *flags)
     for step in range(1, 5):  # of two or three batches a pass
         resumed = train("resumed", *flags, "--resume_from_checkpoint", f"whole/checkpoint-{step}", "--overwrite")
         assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items()), step
+
+
+@pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
+def test_a_pass_ends_before_a_smaller_step_whatever_the_flag_of_smaller_batches_says(train, flags):
+    weights = [train(value, *flags, "--dataloader_drop_last", value) for value in ("true", "false")]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("steps", ["5", "3"])
+def test_a_finished_run_that_is_resumed_trains_no_step_more(train, tmp_path, steps):
+    schedule = ("--lr_scheduler_type", "constant", "--warmup_steps", "0")
+    whole = train("whole", *schedule)
+    last = ("--resume_from_checkpoint", "whole/checkpoint-5", "--max_steps", steps)
+    resumed = train("resumed", *schedule, *last)
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items())
+    record = json.loads((tmp_path / "resumed" / "training_record.json").read_text(encoding="utf-8"))
+    assert record["steps"] == 5
+
+
+def test_several_sources_take_turns_and_each_row_comes_once_a_pass(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(TRAINING))
+    for name, count in (("long", 9), ("short", 2)):
+        rows = [{"query": f"{name} {row}", "positive": "a document"} for row in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sources = [read_pairs(tmp_path / f"{name}.jsonl", streaming=True) for name in ("long", "short")]
+    rows = importlib.import_module("train_contrastive")._interleaved(sources)
+    found = [row["query"] for row in ShuffledStream(rows, buffer_size=1, seed=0)]
+    assert found[:4] == ["long 0", "short 0", "long 1", "short 1"]
+    assert found[4:] == [f"long {row}" for row in range(2, 9)]
+    assert sorted(row["query"] for row in ShuffledStream(rows, buffer_size=4, seed=0)) == sorted(found)
+
+
+def test_a_streamed_checkpoint_is_not_resumed_without_streaming(train, tiny_encoder_folder):
+    train("whole", "--max_steps", "2")
+    flags = "--train_data train.json --no_feature_cache --use_predictor --use_cpu --disable_tqdm true".split()
+    flags += ["--resume_from_checkpoint", "whole/checkpoint-1", "--output_dir", "resumed"]
+    with pytest.raises(UserError, match="expected a checkpoint of a run without --streaming.*: add --streaming"):
+        importlib.import_module("train_contrastive").main([*flags, "--base_model", str(tiny_encoder_folder)])
 
 
 def test_a_checkpoint_of_another_order_is_refused(train):
@@ -128,6 +166,8 @@ def test_a_checkpoint_of_another_order_is_refused(train):
     [
         (["--shuffle_buffer_size", "0"], "--shuffle_buffer_size must be at least 1, got 0"),
         (["--dataloader_num_workers", "1"], "leave --dataloader_num_workers out"),
+        (["--auto_find_batch_size"], "leave --auto_find_batch_size out"),
+        (["--restore_callback_states_from_checkpoint"], "leave --restore_callback_states_from_checkpoint out"),
         (["--max_steps", "-1"], "--streaming needs --max_steps"),
     ],
 )

@@ -410,10 +410,32 @@ def test_a_trained_model_is_no_base_model(run, pairs_file):
         run("train_contrastive", "--train_data", pairs_file, "--base_model", folder, output="again")
 
 
+def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
+    from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
+
+    # torch's DataParallel would split the rows of a batch and tell each half that it is the whole.
+    monkeypatch.setattr(IsotropicGaussianTrainingArguments, "n_gpu", 2)
+    with pytest.raises(UserError, match="expected one GPU a process, got 2: start with accelerate launch"):
+        run("train_contrastive", "--train_data", pairs_file)
+
+
 def test_early_stopping_ends_training(run, pairs_file):
     flags = ["--val_data", pairs_file, "--early_stopping_patience", "1", "--learning_rate", "1e-9", "--epochs", "5"]
     folder = run("train_contrastive", "--train_data", pairs_file, *flags)
     assert _record(folder)["steps"] == 2  # nothing is learnt at this rate
+
+
+def test_a_resumed_run_stops_early_where_the_uninterrupted_one_did(run, pairs_file):
+    flags = ["--train_data", pairs_file, "--val_data", pairs_file, "--learning_rate", "1e-9", "--epochs", "9"]
+    flags += ["--early_stopping_patience", "3", "--save_total_limit", "9"]
+    whole = run("train_contrastive", *flags, output="whole")
+    record = _record(whole)
+    assert record["steps"] == 4
+    for step in (1, 2, 3):
+        resume = ("--resume_from_checkpoint", whole / f"checkpoint-{step}", "--overwrite")
+        resumed = _record(run("train_contrastive", *flags, *resume, output="resumed"))
+        assert resumed["steps"] == 4
+        assert resumed["validation_ndcg@10"]["start"] == record["validation_ndcg@10"]["start"]
 
 
 # Streams, recipes, folders

@@ -29,7 +29,9 @@ class PairDataArguments:
     positive_column: str = argument("positive", "Column with its document.")
     negative_column: str = argument("negative", "Column with one hard negative or a list of them; may be absent.")
     streaming: bool = argument(
-        False, "Read rows while training, from tokens, shuffled in a buffer; needs --max_steps."
+        False,
+        "Read rows while training, from tokens, shuffled in a buffer; needs --max_steps. A pass ends where fewer rows "
+        "are left than a step takes. JSON arrays and BEIR folders are read whole all the same.",
     )
     shuffle_buffer_size: int = argument(
         10_000, "With --streaming: rows in memory, among which the next one is drawn; 1 keeps the order of the source."
@@ -108,21 +110,29 @@ def _stream_with_validation(sources: list[Any], parsed: Any) -> tuple[Any, Any]:
 
 
 def _stream(sources: list[Any], parsed: Any) -> Any:
-    from datasets import interleave_datasets
-
     from ragcun_hf.errors import UserError
 
     if parsed.data.shuffle_buffer_size < 1:
         raise UserError(
             f"--shuffle_buffer_size must be at least 1, got {parsed.data.shuffle_buffer_size}: 1 keeps the order"
         )
-    if parsed.training.dataloader_num_workers > 0:
-        raise UserError("--streaming reads in the process that trains: leave --dataloader_num_workers out")
+    for name in ("dataloader_num_workers", "auto_find_batch_size", "restore_callback_states_from_checkpoint"):
+        if getattr(parsed.training, name):
+            raise UserError(f"--streaming reads in the process that trains and counts its rows: leave --{name} out")
     if parsed.training.max_steps <= 0:
         raise UserError("--streaming needs --max_steps, as the length of a stream is not known: add it")
     if parsed.model.freeze_base and parsed.features.feature_cache:
         raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
-    return sources[0] if len(sources) == 1 else interleave_datasets(sources, stopping_strategy="all_exhausted")
+    return _interleaved(sources)
+
+
+def _interleaved(sources: list[Any]) -> Any:
+    """Let sources take turns, each row once: of a short one nothing comes again while a long one goes on."""
+    from datasets import interleave_datasets
+
+    if len(sources) == 1:
+        return sources[0]
+    return interleave_datasets(sources, stopping_strategy="all_exhausted_without_replacement")
 
 
 def _validation_of_stream(parsed: Any) -> Any:

@@ -24,11 +24,6 @@ class Shard:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    @property
-    def rows(self) -> slice:
-        """The rows of the corpus that lie here."""
-        return slice(self.start, self.stop)
-
 
 def own_shard(num_documents: int, *, block: int) -> Shard:
     """Part a corpus evenly, at multiples of a block.

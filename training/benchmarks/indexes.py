@@ -3,7 +3,7 @@
     python training/benchmarks/indexes.py --data_dir data/beir
 
 All documents of SciFact, NFCorpus and ArguAna and all their sentences, which nobody has judged and which make it hard:
-about 180,000 real vectors of the embedded encoder, and the sets' own queries.
+about 160,000 real vectors of the embedded encoder, and the sets' own queries.
 """
 
 from __future__ import annotations
@@ -163,6 +163,8 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
 
     def search() -> Any:
         scores, rows = index.search(collection.queries, _RERANKED if is_reranked else _K + 1)
+        if (rows < 0).any():
+            raise UserError("expected every query to find enough vectors, got too few: look into more lists")
         if not is_reranked:
             return SearchResult(scores, rows)
         found = rank_candidates(collection.queries, collection.documents, rows, similarity="cosine")
