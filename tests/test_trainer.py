@@ -721,7 +721,7 @@ def test_the_saved_weights_are_those_that_are_judged(
     model = make_model(dropout=0.0)
     options = {"eval_dataset": tiny_pairs, "eval_strategy": "epoch", "metric_for_best_model": "eval_ndcg@10"}
     trainer = make_trainer(model, validation=lambda model: {"ndcg@10": measured}, **options)
-    trainer.state.log_history = [{"eval_ndcg@10": 0.5}, {"eval_ndcg@10": 0.45}]
+    trainer.state.log_history = [{"eval_ndcg@10": 0.5, "step": 0}, {"eval_ndcg@10": 0.45, "step": 2}]
     trainer.state.best_metric = 0.45
     start = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
     trained = _weights(model)
