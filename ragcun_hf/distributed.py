@@ -9,12 +9,15 @@ each process, and averaging divides by W.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 # torch's own differentiable collectives are deprecated in one module and private in the other, so the two that are
 # needed stand here.
@@ -69,6 +72,16 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * world_size()
     dist.all_gather_object(gathered, value, group=_patient_group())
     return gathered
+
+
+def made_by_first(make: Callable[[], T]) -> T:
+    """Let the first process make something picklable, and give it to all; waits as `gather_objects` does."""
+    if world_size() == 1:
+        return make()
+    values: list[Any] = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(values, src=0, group=_patient_group())
+    made: T = values[0]
+    return made
 
 
 @functools.cache

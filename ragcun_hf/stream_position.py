@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,9 +17,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
     from .data.stream import ShuffledStream
-
-
-logger = logging.getLogger(__name__)
 
 
 class StreamPosition(TrainerCallback, ExportableState):
@@ -85,9 +81,6 @@ def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
     if args.resume_from_checkpoint:
         state = _read_state(args.resume_from_checkpoint)
         position = _position(state, stream, args.resume_from_checkpoint)
-        stream.is_over = state["global_step"] >= args.max_steps
-        if stream.is_over:
-            logger.warning("%s is of the last step: its model is saved as it is.", args.resume_from_checkpoint)
         stream.start_at(
             position["number_of_pass"],
             position["num_rows"],

@@ -162,6 +162,11 @@ class IsotropicGaussianTrainer(Trainer):
                     )
         return self.optimizer
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Train a pass, but nothing where a callback stopped the run before; transformers would take one more step."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         with under_its_own_class(self.accelerator, self.model):
             super()._save(output_dir, state_dict)

@@ -200,7 +200,7 @@ def _build_trainer(
     from transformers import ProgressCallback
 
     from .data.stream import ShuffledStream
-    from .early_stopping import early_stopping
+    from .ending import ending_callbacks
     from .progress import TermsProgressCallback
     from .stream_position import follow_stream, refuse_streamed_checkpoint
     from .tracking import TrackedPlots
@@ -227,7 +227,7 @@ def _build_trainer(
         validation=validation,
         pair_ids=inputs.pair_ids,
         eval_pair_ids=inputs.eval_pair_ids,
-        callbacks=early_stopping(training_args),
+        callbacks=ending_callbacks(training_args),
     )
     if isinstance(train_views, ShuffledStream):
         follow_stream(trainer, train_views)

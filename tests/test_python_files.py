@@ -75,7 +75,7 @@ ALLOWED = {
     "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
     "energy": {"errors"},
     "tracking": {"evaluation"},
-    "early_stopping": {"training_arguments"},
+    "ending": {"training_arguments"},
     "stream_position": {"data", "errors"},
     "sharding": {"modeling_isotropic_gaussian"},
     "training_checks": {"errors", "run_arguments", "training_arguments"},

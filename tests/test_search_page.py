@@ -602,7 +602,9 @@ def _requested(driver):
 def test_the_page_shows_both_rankings_in_a_browser_and_fetches_nothing_from_elsewhere(tiny_model, tmp_path, browser):
     _train(tiny_model, "euclidean").save_pretrained(tmp_path / "mine")
     model = load_trained_model(str(tmp_path / "mine"))
-    rows = [*_documents(), *({"title": "", "text": f"fish bread red {text}"} for text in HOSTILE[:4])]
+    # Words of their own before what the tiny encoder does not know, or their ranks would hang on the last bits.
+    hostile = [f"{word} bread red {text}" for word, text in zip(WORDS[20:24], HOSTILE[:4], strict=True)]
+    rows = [*_documents(), *({"title": "", "text": text} for text in hostile)]
     queries = ["moon and sun", rows[61]["text"], *(f"{QUERY} and more than that, number {row}" for row in range(9))]
     flags = {
         "--model_path": tmp_path / "mine",
@@ -625,7 +627,7 @@ def test_the_page_shows_both_rankings_in_a_browser_and_fetches_nothing_from_else
         _wait_for(browser, expected)
         # So does an example, and hostile texts are shown as they are.
         expected = _expected(model, rows, rows[61]["text"], use_predictor=True)
-        assert expected[0][0][0] == f"fish bread red {HOSTILE[1]}"
+        assert expected[0][0][0] == hostile[1]
         _wait(browser, "document.querySelectorAll('.gallery-item').length === 8")
         _wait(browser, "document.querySelectorAll('.gallery-item')[1]").click()
         _wait_for(browser, expected)

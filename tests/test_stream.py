@@ -131,6 +131,26 @@ def test_a_finished_run_that_is_resumed_trains_no_step_more(train, tmp_path, ste
     assert record["steps"] == 5
 
 
+def test_a_finished_run_that_is_resumed_leaves_its_checkpoint_as_it_is(train, tmp_path, tiny_pairs):
+    (tmp_path / "val.json").write_text(json.dumps(tiny_pairs), encoding="utf-8")
+    flags = (
+        "--val_data",
+        "val.json",
+        "--early_stopping_patience",
+        "9",
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        "1",
+    )
+    train("whole", *flags)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "whole" / "checkpoint-5").iterdir()}
+    saved = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    train("whole", *flags, "--resume_from_checkpoint", "last", "--overwrite")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "whole" / "checkpoint-5").iterdir()} == before
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == saved
+
+
 def test_several_sources_take_turns_and_each_row_comes_once_a_pass(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TRAINING))
     for name, count in (("long", 9), ("short", 2)):

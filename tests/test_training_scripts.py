@@ -410,6 +410,15 @@ def test_a_trained_model_is_no_base_model(run, pairs_file):
         run("train_contrastive", "--train_data", pairs_file, "--base_model", folder, output="again")
 
 
+def test_a_finished_run_that_is_resumed_trains_no_step_more(run, pairs_file):
+    flags = ["--train_data", pairs_file, "--batch_size", "4", "--max_steps", "3", "--save_steps", "1"]  # of two a pass
+    flags += ["--lr_scheduler_type", "constant", "--warmup_steps", "0", "--use_predictor"]
+    whole = run("train_contrastive", *flags, output="whole")
+    resumed = run("train_contrastive", *flags, "--resume_from_checkpoint", whole / "checkpoint-3", output="resumed")
+    assert _record(resumed)["steps"] == 3
+    assert _difference(whole, resumed) == 0
+
+
 def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
     from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
 
@@ -431,7 +440,7 @@ def test_a_resumed_run_stops_early_where_the_uninterrupted_one_did(run, pairs_fi
     whole = run("train_contrastive", *flags, output="whole")
     record = _record(whole)
     assert record["steps"] == 4
-    for step in (1, 2, 3):
+    for step in (1, 2, 3, 4):
         resume = ("--resume_from_checkpoint", whole / f"checkpoint-{step}", "--overwrite")
         resumed = _record(run("train_contrastive", *flags, *resume, output="resumed"))
         assert resumed["steps"] == 4

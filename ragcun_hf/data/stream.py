@@ -30,13 +30,12 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         buffer_size: As given.
         seed: As given.
         rows_at_once: Rows that are trained on together; a pass ends where fewer are left.
-        is_over: Nothing is left to train on, so that no row comes.
     """
 
     def __init__(self, rows: datasets.IterableDataset, *, buffer_size: int, seed: int) -> None:
         self.buffer_size, self.seed = buffer_size, seed
         self._rows = rows.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else rows
-        self.rows_at_once, self.is_over = 1, False
+        self.rows_at_once = 1
         self._epoch = self._first_pass = self._num_skipped = 0
         self._shows_skipping = False
 
@@ -66,8 +65,6 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         return self._num_skipped if self._epoch == 0 else 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        if self.is_over:
-            return
         rows, num_skipped = self._pass(), self.num_skipped
         for _ in tqdm(range(num_skipped), desc="Reading on", disable=not (num_skipped and self._shows_skipping)):
             next(rows, None)

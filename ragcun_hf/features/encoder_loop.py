@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .encoder_backends import ComputeFeatures
 
 _BLOCK_SIZE = 65_536  # as `text_size` counts; tokenized while the block before runs, and dealt out as one
-_LEAST_BLOCK_SIZE = 16_384  # about one full batch
-_LEAST_BLOCKS = 32  # of few texts, so that several processes can share them evenly
+_LAST_BLOCK_SIZE = 16_384  # of the last texts: about one batch, with which processes come to end together
+_LAST_SHARE = 0.25
 _TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 _PADDING_SHARE = 0.05  # of a batch
 
@@ -35,11 +35,11 @@ class WorkShare:
         self.number, self.num_processes = number, num_processes
         self._loads = [(0, process) for process in range(num_processes)]  # a heap
 
-    def is_own(self, size: int) -> bool:
-        """Deal out the next block, and tell whether it goes to this process."""
+    def deal(self, size: int) -> int:
+        """Deal out the next block, and return the number of the process that gets it."""
         load, process = self._loads[0]
         heapq.heapreplace(self._loads, (load + size, process))
-        return process == self.number
+        return process
 
 
 def encode_in_batches(
@@ -73,7 +73,7 @@ def encode_in_batches(
     """
     sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
     share = share or WorkShare()
-    blocks = [block for block in _blocks(texts, sizes) if share.is_own(sum(sizes[position] for position in block))]
+    blocks = [block for block, size in _blocks(texts, sizes) if share.deal(size) == share.number]
     if progress is not None:
         progress.begin([sizes[position] for block in blocks for position in block])
     for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
@@ -92,20 +92,21 @@ def encode_in_batches(
             yield batch, features
 
 
-def _blocks(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[list[int]]:
-    """Part positions into blocks of like length, the longest first, that cost about the same."""
-    enough = max(_LEAST_BLOCK_SIZE, min(_BLOCK_SIZE, sum(sizes) // _LEAST_BLOCKS))
+def _blocks(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+    """Part positions into blocks of like length and cost, the longest texts first; yield each one's cost, too."""
     block: list[int] = []
-    size = 0
+    size, size_left = 0, sum(sizes)
+    size_of_last = _LAST_SHARE * size_left
     # Characters foretell tokens well enough to bring like lengths together before anything is tokenized.
     for position in sorted(range(len(texts)), key=lambda position: -len(texts[position])):
         block.append(position)
         size += sizes[position]
-        if size >= enough:
-            yield block
+        size_left -= sizes[position]
+        if size >= (_BLOCK_SIZE if size_left > size_of_last else _LAST_BLOCK_SIZE):
+            yield block, size
             block, size = [], 0
     if block:
-        yield block
+        yield block, size
 
 
 def _tokenized_ahead(

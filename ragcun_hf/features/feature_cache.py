@@ -11,21 +11,22 @@ and the features of the one that is being read.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import xxhash
 
 from ..errors import UserError
 from .digest_index import DigestIndex
+from .shard_file import ShardFile, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +65,9 @@ class FeatureCache:
         self._dtype = np.dtype(dtype)
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
         self._make_folder()
-        self._shards: list[_Shard] = []
-        self._known_names: set[str] = set()  # of files that were opened, also of the damaged ones
+        self._shards: list[ShardFile] = []
+        self._names: set[str] = set()  # of the shards' files
+        self._damaged: dict[str, int] = {}  # names of other files, and when they were written
         self._index = DigestIndex()
         self._look()
 
@@ -82,8 +84,8 @@ class FeatureCache:
         has_looked = False
         while True:
             shards, _ = self._index.find(digests)
-            unusable = [self._shards[number] for number in np.unique(shards[shards >= 0]) if not self._usable(number)]
-            if unusable:
+            used = [self._shards[number] for number in np.unique(shards[shards >= 0])]
+            if unusable := {shard.path.name for shard in used if not self._is_usable(shard)}:
                 self._forget(unusable)
             elif has_looked or (shards >= 0).all():
                 return np.flatnonzero(shards < 0).tolist()
@@ -114,42 +116,44 @@ class FeatureCache:
             try:
                 features[places] = self._shards[number].features()[rows[places]]
             except OSError as error:
-                self._forget([self._shards[number]])
+                self._forget({self._shards[number].path.name})
                 raise KeyError(f"features were removed from {self.folder}: encode them again") from error
         return features
 
-    def write(self, digests: Sequence[bytes], features: np.ndarray) -> None:
+    def write(self, digests: Sequence[bytes], features: np.ndarray) -> str:
         """Add one shard, whole or not at all.
 
         Args:
             digests: What `text_digest` gives for each text.
             features: Shape (len(digests), H).
 
+        Returns:
+            The name of its file.
+
         Raises:
             UserError: If the disk has no room or refuses (nothing half-written stays), or float16 is too small.
         """
-        from datasets import Features, List, Value
-        from datasets.arrow_writer import ArrowWriter
-
         features = self._as_stored(features)
         self._make_folder()
-        name = f"{len(digests)}-{_checksum(b''.join(digests), features)}.arrow"
-        schema = Features({"text": Value("binary"), "feature": List(Value(self._dtype.name), length=self.feature_dim)})
-        temporary = self.folder / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
-            with ArrowWriter(path=str(temporary), features=schema, writer_batch_size=len(digests)) as writer:
-                writer.write_table(_as_table(digests, features, schema.arrow_schema))
-                writer.finalize()
-            temporary.replace(self.folder / name)
+            try:
+                name = write_shard(self.folder, digests, features)
+            except FileNotFoundError:  # pruned in this moment
+                self._make_folder()
+                name = write_shard(self.folder, digests, features)
         except OSError as error:
             raise UserError(
                 f"expected room for {features.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
                 "some space, name another --feature_cache_dir, or use --no_feature_cache"
             ) from error
-        finally:
-            temporary.unlink(missing_ok=True)
-        if name not in self._known_names or all(shard.path.name != name for shard in self._shards):
-            self._open(name)  # what was damaged under this name is whole now
+        self.open_shards([name])
+        return name
+
+    def open_shards(self, names: Iterable[str]) -> None:
+        """Take in shards that were written, here or by other processes."""
+        for name in names:
+            if name not in self._names:
+                self._open(name)
 
     def _look(self) -> None:
         """Take in what this and other processes wrote and removed since the last look."""
@@ -158,35 +162,45 @@ class FeatureCache:
                 present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
         except FileNotFoundError:  # pruned
             present = set()
-        if gone := [shard for shard in self._shards if shard.path.name not in present]:
+        if gone := self._names - present:
             self._forget(gone)
-        self._known_names &= present  # under the name of what is gone there may be a new file later
-        for name in sorted(present - self._known_names):
-            self._open(name)
+        for name in sorted(present - self._names):
+            if name not in self._damaged or self._damaged[name] != _written_at(self.folder / name):
+                self._open(name)
 
     def _open(self, name: str) -> None:
+        path = self.folder / name
         try:
-            self._add(_Shard(self.folder / name, self.feature_dim, self._dtype))
+            self._add(ShardFile(path, self.feature_dim, self._dtype))
         except FileNotFoundError:  # removed in this moment
             return
         except (OSError, pa.ArrowException, KeyError, ValueError):
-            _warn_of_damage(self.folder / name)
-        self._known_names.add(name)
+            self._note_damage(path)
 
-    def _forget(self, shards: list[_Shard]) -> None:
-        others = [shard for shard in self._shards if shard not in shards]
-        self._known_names -= {shard.path.name for shard in shards if not shard.path.exists()}
-        self._shards, self._index = [], DigestIndex()
+    def _is_usable(self, shard: ShardFile) -> bool:
+        """Tell whether a shard is still there and whole, and say so if it is damaged."""
+        if not shard.path.exists():
+            return False
+        if not shard.is_whole():
+            self._note_damage(shard.path)
+        return shard.is_whole()
+
+    def _note_damage(self, path: Path) -> None:
+        self._damaged[path.name] = _written_at(path)
+        logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
+
+    def _forget(self, names: set[str]) -> None:
+        others = [shard for shard in self._shards if shard.path.name not in names]
+        self._shards, self._names, self._index = [], set(), DigestIndex()
         for shard in others:
-            try:
+            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
                 self._add(shard)
-            except (OSError, pa.ArrowException):  # removed too
-                self._known_names.discard(shard.path.name)
 
-    def _add(self, shard: _Shard) -> None:
+    def _add(self, shard: ShardFile) -> None:
         # Of copies that several writers left, every process reads the same one.
         self._index.add(len(self._shards), shard.digests(), precedence=shard.checksum)
         self._shards.append(shard)
+        self._names.add(shard.path.name)
 
     def _as_stored(self, features: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
@@ -214,69 +228,10 @@ class FeatureCache:
                 "--feature_cache_dir, or use --no_feature_cache"
             ) from error
 
-    def _usable(self, number: int) -> bool:
-        """Tell whether a shard is still there and whole, and say so if it is damaged."""
-        shard = self._shards[number]
-        is_there = shard.path.exists()
-        if is_there and not shard.is_whole():
-            _warn_of_damage(shard.path)
-        return is_there and shard.is_whole()
 
-
-class _Shard:
-    """One file, of which nothing stays in memory. Raises if its frame is not that of a shard."""
-
-    def __init__(self, path: Path, feature_dim: int, dtype: np.dtype) -> None:
-        self.path = path
-        self._dim, self._dtype = feature_dim, dtype
-        digests, features = self._read()
-        if path.stem.split("-")[0] != str(len(features)) or len(digests) != 16 * len(features):
-            raise ValueError(f"{path}: expected the number of rows that its name says")
-        self.checksum = int(path.stem.split("-")[1], 16)
-        self.num_bytes = path.stat().st_size
-        self._is_whole: bool | None = None
-
-    def digests(self) -> bytes:
-        """Read the digests, 16 bytes each, in the order of the rows."""
-        return self._read()[0]
-
-    def features(self) -> np.ndarray:
-        """Map the features, shape (rows, H); they leave memory when the array does."""
-        return self._read()[1]
-
-    def is_whole(self) -> bool:
-        """Tell whether the content is exactly what the name promises; looked at once."""
-        if self._is_whole is None:
-            try:
-                digests, features = self._read()
-            except (OSError, pa.ArrowException):  # removed or cut since it was opened
-                self._is_whole = False
-            else:
-                self._is_whole = self.path.stem == f"{len(features)}-{_checksum(digests, features)}"
-        return self._is_whole
-
-    def _read(self) -> tuple[bytes, np.ndarray]:
-        with pa.memory_map(str(self.path)) as source:
-            table = pa.ipc.open_stream(source).read_all()
-        column = table.column("feature")
-        if column.type.value_type != pa.from_numpy_dtype(self._dtype):
-            raise ValueError(f"{self.path}: expected {self._dtype} features")
-        digests = b"".join(table.column("text").to_pylist())
-        blocks = [chunk.flatten().to_numpy().reshape(-1, self._dim) for chunk in column.chunks]
-        return digests, blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
-def _warn_of_damage(path: Path) -> None:
-    logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
-
-
-def _as_table(digests: Sequence[bytes], features: np.ndarray, schema: pa.Schema) -> pa.Table:
-    values = pa.array(features.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(values, features.shape[1])
-    return pa.table({"text": pa.array(list(digests), pa.binary()), "feature": column}).cast(schema)
-
-
-def _checksum(digests: bytes, features: np.ndarray) -> str:
-    checksum = xxhash.xxh3_64(digests)
-    checksum.update(np.ascontiguousarray(features).reshape(-1).view(np.uint8).data)
-    return checksum.hexdigest()
+def _written_at(path: Path) -> int:
+    """Return when a file was written, in nanoseconds; 0 where it is no more."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from ..data.documents import text_digest
 from ..data.mapped_column import take
-from ..distributed import gather_objects, rank, world_size
+from ..distributed import gather_objects, made_by_first, rank, world_size
 from ..errors import UserError
 from .digest_index import first_rows
 from .encoder_backends import choose_dtype, feature_function
@@ -175,27 +176,28 @@ class FeatureStore:
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode what is missing of some of the texts; together with other processes, this one's part of it."""
         cache, share = self._cache(prompt), self._share()
+        look = partial(self._missing, texts, rows, cache)
         # The first one's word counts: another may look later.
-        found = [self._missing(texts, rows, cache)] if share.number == 0 else []
-        num_distinct, missing = (gather_objects(found)[0] if self._is_shared else found)[0]
+        num_distinct, missing = made_by_first(look) if self._is_shared else look()
         self._num_asked += num_distinct
         with GrowingShard(cache) as shard:
             for start in range(0, len(missing), TEXTS_AT_ONCE):
-                window = missing[start : start + TEXTS_AT_ONCE].tolist()
+                window = [rows.start + place for place in missing[start : start + TEXTS_AT_ONCE].tolist()]
                 num_later = len(missing) - start - len(window) + len(texts) - rows.stop
                 progress.num_later = num_later // share.num_processes
                 self._encode_into(shard, take(texts, window), prompt, progress, share)
         if self._is_shared:
-            gather_objects(None)  # wait for the others' shards
+            # Wait for the others, and open what they wrote by name: a folder on another machine may be listed late.
+            cache.open_shards(name for names in gather_objects(shard.names) for name in names)
 
     def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, np.ndarray]:
-        """Return how many of some rows are distinct, and the first row of every text that the cache lacks."""
+        """Return how many of some rows are distinct, and the places among them of each text that the cache lacks."""
         digests: list[bytes] = []
         for start in range(rows.start, rows.stop, TEXTS_AT_ONCE):
             digests += [text_digest(text) for text in texts[start : min(start + TEXTS_AT_ONCE, rows.stop)]]
         distinct = first_rows(digests)
         missing = distinct[cache.missing([digests[row] for row in distinct])]
-        return len(distinct), rows.start + missing.astype(np.int64)
+        return len(distinct), missing
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]

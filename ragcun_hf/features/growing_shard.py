@@ -21,9 +21,13 @@ class GrowingShard:
 
     Args:
         cache: Where they are written.
+
+    Attributes:
+        names: Of the files that were written.
     """
 
     def __init__(self, cache: FeatureCache) -> None:
+        self.names: list[str] = []
         self._cache = cache
         self._begin()
 
@@ -49,4 +53,4 @@ class GrowingShard:
         digests, pieces = self._digests, self._pieces
         self._begin()  # first: what cannot be written is not tried again
         if digests:
-            self._cache.write(digests, np.concatenate(pieces))
+            self.names.append(self._cache.write(digests, np.concatenate(pieces)))

@@ -159,7 +159,13 @@ def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -
     from ragcun_hf.files import weights_digest
 
     weights = weights_digest(Path(model_path)) or model_path
-    return {"weights": weights, "similarity": similarity, "documents": text_digest(*ids, *texts).hex()}
+    graph = " ".join(f"{name} {number}" for name, number in _GRAPH.items())
+    return {
+        "weights": weights,
+        "similarity": similarity,
+        "documents": text_digest(*ids, *texts).hex(),
+        "graph": graph,
+    }
 
 
 def _checked_folder(args: ExampleArguments) -> Path:
