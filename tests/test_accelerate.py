@@ -95,6 +95,7 @@ try:
     _check_finite(model)
 except UserError as error:
     open(f"said_{os.environ['RANK']}", "w").write(str(error))
+dist.destroy_process_group()  # as scripts do: its threads, left to the end of the interpreter, can end it by a signal
 """
 
 
