@@ -7,6 +7,7 @@ file. Nothing heavy is imported until the arguments are known to be right.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import shlex
@@ -59,9 +60,13 @@ def _refuse_several_processes() -> None:
 
 
 def _leave_other_processes() -> None:
-    """Close what connects processes: its threads, left to the end of the interpreter, can end it by a signal."""
+    """Close what connects processes: its threads, left to the end of the interpreter, can end it by a signal.
+
+    A sharded model holds connections of its own, and goes with the cycles that hold it.
+    """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
         distributed.destroy_process_group()
 
 

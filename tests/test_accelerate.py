@@ -85,17 +85,19 @@ NOT_FINITE = """
 import os, torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from ragcun_hf.command_line import run_script
 from ragcun_hf.errors import UserError
 from ragcun_hf.training_outcome import _check_finite
-dist.init_process_group("gloo")
-model = torch.nn.Linear(3, 4)
-model.weight.data[3, 0] = float("nan")
-fully_shard(model)
-try:
-    _check_finite(model)
-except UserError as error:
-    open(f"said_{os.environ['RANK']}", "w").write(str(error))
-dist.destroy_process_group()  # as scripts do: its threads, left to the end of the interpreter, can end it by a signal
+def main():
+    dist.init_process_group("gloo")
+    model = torch.nn.Linear(3, 4)
+    model.weight.data[3, 0] = float("nan")
+    fully_shard(model)
+    try:
+        _check_finite(model)
+    except UserError as error:
+        open(f"said_{os.environ['RANK']}", "w").write(str(error))
+run_script(main, shares_work=True)
 """
 
 
