@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 if TYPE_CHECKING:
     from transformers import TrainerControl
@@ -34,7 +35,7 @@ def ending_callbacks(args: IsotropicGaussianTrainingArguments) -> list[TrainerCa
 def _early_stopping(patience: int, checkpoint: str | None) -> EarlyStoppingCallback:
     callback = EarlyStoppingCallback(patience)
     if checkpoint:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
         stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, callback.state())
         callback.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
     return callback

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 
 from .errors import UserError
@@ -79,8 +79,7 @@ def follow_stream(trainer: Trainer, stream: ShuffledStream) -> None:
     args.dataloader_drop_last = True
     stream.rows_at_once = rows_per_batch * args.gradient_accumulation_steps
     if args.resume_from_checkpoint:
-        state = _read_state(args.resume_from_checkpoint)
-        position = _position(state, stream, args.resume_from_checkpoint)
+        position = _position(args.resume_from_checkpoint, stream)
         stream.start_at(
             position["number_of_pass"],
             position["num_rows"],
@@ -100,20 +99,21 @@ def refuse_streamed_checkpoint(checkpoint: str | None) -> None:
     Raises:
         UserError: If it is of a stream.
     """
-    if checkpoint and StreamPosition.__name__ in _read_state(checkpoint)["stateful_callbacks"]:
+    if checkpoint and _read_position(checkpoint) is not None:
         raise UserError(f"expected a checkpoint of a run without --streaming, got {checkpoint}: add --streaming")
 
 
-def _read_state(checkpoint: str) -> dict[str, Any]:
-    state: dict[str, Any] = json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))
-    return {"stateful_callbacks": {}, **state}
+def _read_position(checkpoint: str) -> dict[str, int] | None:
+    """Read where the checkpoint's run stood; None where it was of no stream."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    stored = state.stateful_callbacks.get(StreamPosition.__name__)
+    return None if stored is None else stored["attributes"]
 
 
-def _position(state: dict[str, Any], stream: ShuffledStream, checkpoint: str) -> dict[str, int]:
-    stored = state["stateful_callbacks"].get(StreamPosition.__name__)
-    if stored is None:
+def _position(checkpoint: str, stream: ShuffledStream) -> dict[str, int]:
+    position = _read_position(checkpoint)
+    if position is None:
         raise UserError(f"expected a checkpoint of a run with --streaming, got {checkpoint}: leave --streaming out")
-    position: dict[str, int] = stored["attributes"]
     for name, value in _order(stream).items():
         if position[name] != value:
             raise UserError(

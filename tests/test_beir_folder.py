@@ -3,6 +3,7 @@
 import json
 import zipfile
 
+import datasets
 import pytest
 import requests
 from beir import util
@@ -11,6 +12,7 @@ from beir.datasets.data_loader import GenericDataLoader
 from ragcun_hf.data import beir_corpus
 from ragcun_hf.data.beir_folder import find_beir_dataset, load_beir_folder
 from ragcun_hf.data.documents import document_text
+from ragcun_hf.data.mapped_column import MappedColumn, take
 from ragcun_hf.errors import UserError
 
 CORPUS = [
@@ -178,3 +180,13 @@ def test_failed_download_says_what_was_looked_for_where_and_leaves_nothing(tmp_p
 def test_name_that_leaves_the_data_folder_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="expected the name of a BEIR collection"):
         find_beir_dataset(name, tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[], [0], [11], [2, 3, 4], [4, 3, 2], [2, 4, 6], [5, 5, 6], [0, 11], [10, 11]])
+def test_rows_of_a_column_on_disk_are_those_of_a_list(tmp_path, rows):
+    texts = [f"text {number}" for number in range(12)]
+    table = datasets.Dataset.from_generator(
+        lambda texts: ({"text": text} for text in texts), gen_kwargs={"texts": texts}, cache_dir=str(tmp_path)
+    )
+    column = MappedColumn([file["filename"] for file in table.cache_files], "text")
+    assert take(column, rows) == take(texts, rows) == [texts[row] for row in rows]

@@ -103,9 +103,10 @@ def evaluate_model(
     shards = [own_shard(len(dataset.corpus_ids), block=_HEAD_ROWS) for dataset in datasets]
     sample = VectorSample(shards)
     encoders = _encoders(model, store, base_store, base_prompts)
+    systems = _Systems(model, *encoders, Path(folder), base_only, use_predictor)
 
     def evaluate(dataset: RetrievalDataset, shard: Shard) -> DatasetEvaluation:
-        vectors = _vectors_by_system(model, dataset, shard, encoders, Path(folder), base_only, use_predictor)
+        vectors = systems.vectors(dataset, shard)
         for system in (BASE_SYSTEM, PROJECTION_SYSTEM):
             if system in vectors:
                 sample.add(system, vectors[system][1])
@@ -162,52 +163,46 @@ def _encoders(
     return (own if base_store is None else _Encoder(base_store, *base_prompts)), own
 
 
-def _vectors_by_system(
-    model: IsotropicGaussianModel,
-    dataset: RetrievalDataset,
-    shard: Shard,
-    encoders: tuple[_Encoder, _Encoder],
-    folder: Path,
-    base_only: bool,
-    use_predictor: bool,
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Return each system's vectors of all queries, and of the documents that lie here."""
-    base, own = encoders
-    base_documents, documents = _document_vectors(model, dataset, shard, encoders, folder, base_only)
-    base_queries = base.queries(dataset)
-    vectors = {BASE_SYSTEM: (base_queries, base_documents)}
-    if not base_only:
-        embeddings, predictions = apply_head(model, base_queries if own is base else own.queries(dataset))
-        vectors[PROJECTION_SYSTEM] = (embeddings, documents)
-        if use_predictor and predictions is not None:
-            vectors[PREDICTOR_SYSTEM] = (predictions, documents)
-    return vectors
+@dataclass(frozen=True)
+class _Systems:
+    """What turns a data set into each system's vectors."""
 
+    model: IsotropicGaussianModel
+    base: _Encoder
+    own: _Encoder
+    folder: Path
+    base_only: bool
+    use_predictor: bool
 
-def _document_vectors(
-    model: IsotropicGaussianModel,
-    dataset: RetrievalDataset,
-    shard: Shard,
-    encoders: tuple[_Encoder, _Encoder],
-    folder: Path,
-    base_only: bool,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the base's vectors and the model's embeddings of the documents that lie here, made block by block."""
-    base, own = encoders
-    for encoder in dict.fromkeys(encoders):
-        encoder.store.encode(dataset.corpus_texts, prompt=encoder.document_prompt)
-    features = new_matrix(len(shard), model.config.feature_dim, folder)
-    embeddings = new_matrix(0 if base_only else len(shard), model.config.output_dim, folder)
-    for start in range(0, len(shard), TEXTS_AT_ONCE):
-        rows = slice(start, min(start + TEXTS_AT_ONCE, len(shard)))
-        texts = dataset.corpus_texts[shard.start + rows.start : shard.start + rows.stop]
-        features[rows] = base.documents(texts)
-        if not base_only:
-            own_features = features[rows] if own is base else own.documents(texts)
-            embeddings[rows], _ = apply_head(model, own_features, num_predicted=0)
-        release(features)
-        release(embeddings)
-    return features, embeddings
+    def vectors(self, dataset: RetrievalDataset, shard: Shard) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Return each system's vectors of all queries, and of the documents that lie here."""
+        base_documents, documents = self._documents(dataset, shard)
+        base_queries = self.base.queries(dataset)
+        vectors = {BASE_SYSTEM: (base_queries, base_documents)}
+        if not self.base_only:
+            queries = base_queries if self.own is self.base else self.own.queries(dataset)
+            embeddings, predictions = apply_head(self.model, queries)
+            vectors[PROJECTION_SYSTEM] = (embeddings, documents)
+            if self.use_predictor and predictions is not None:
+                vectors[PREDICTOR_SYSTEM] = (predictions, documents)
+        return vectors
+
+    def _documents(self, dataset: RetrievalDataset, shard: Shard) -> tuple[np.ndarray, np.ndarray]:
+        """Return the base's vectors and the model's embeddings, made block by block."""
+        for encoder in dict.fromkeys([self.base] if self.base_only else [self.base, self.own]):
+            encoder.store.encode(dataset.corpus_texts, prompt=encoder.document_prompt)
+        features = new_matrix(len(shard), self.model.config.feature_dim, self.folder)
+        embeddings = new_matrix(0 if self.base_only else len(shard), self.model.config.output_dim, self.folder)
+        for start in range(0, len(shard), TEXTS_AT_ONCE):
+            rows = slice(start, min(start + TEXTS_AT_ONCE, len(shard)))
+            texts = dataset.corpus_texts[shard.start + rows.start : shard.start + rows.stop]
+            features[rows] = self.base.documents(texts)
+            if not self.base_only:
+                own_features = features[rows] if self.own is self.base else self.own.documents(texts)
+                embeddings[rows], _ = apply_head(self.model, own_features, num_predicted=0)
+            release(features)
+            release(embeddings)
+        return features, embeddings
 
 
 @torch.inference_mode()

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     set_threads(args.threads)
     unit = {**measure_encoding(args), **measure_training(args)}
-    unit |= measure_search(args.num_vectors, int(unit["width"]))
+    unit |= measure_search(args.num_vectors, int(unit["width"])) | measure_what_is_not_shared(args)
     claims = [figure(name, value, "") for name, value in unit.items()]
     details = {"texts": args.num_texts, "vectors": args.num_vectors, "pairs": args.num_pairs}
     path = report(args, f"scale_{args.encoder}", claims, details=details)
@@ -78,6 +78,47 @@ def measure_encoding(args: Arguments) -> dict[str, float]:
         "GB of features in float32 per million": num_bytes / (len(passages) + len(queries) + 64) * _MILLION / 1e9,
         "GB of text per million": sum(len(text.encode()) for text in passages) / len(passages) * _MILLION / 1e9,
     }
+
+
+def measure_what_is_not_shared(args: Arguments) -> dict[str, float]:
+    """Time what several processes do each for itself with texts on disk, all of them in the cache."""
+    import datasets
+
+    from ragcun_hf.data.mapped_column import MappedColumn, take
+    from ragcun_hf.features.encoder_loop import WorkShare, encode_in_batches
+    from ragcun_hf.features.feature_store import TEXTS_AT_ONCE, FeatureStore
+
+    passages, _ = (texts[: args.num_texts] for texts in read_texts(args.pairs))
+    model = build_model(args.encoder)
+    num_texts = 8 * TEXTS_AT_ONCE
+    rows = {"texts": [passages[row % len(passages)] for row in range(num_texts)]}
+    with tempfile.TemporaryDirectory() as folder:
+        table = datasets.Dataset.from_generator(_rows, gen_kwargs=rows, cache_dir=folder)
+        column = MappedColumn([file["filename"] for file in table.cache_files], "text")
+        store = FeatureStore(model, cache_folder=folder, show_progress=False)
+        store.encode(column)
+        started = time.perf_counter()
+        store.encode(column)
+        seconds_of_first = time.perf_counter() - started
+        share = WorkShare(TEXTS_AT_ONCE - 1, TEXTS_AT_ONCE)  # the last of so many, to whom no block goes
+        started = time.perf_counter()
+        for start in range(0, num_texts, TEXTS_AT_ONCE):
+            texts = take(column, list(range(start, start + TEXTS_AT_ONCE)))
+            list(encode_in_batches(model, texts, compute=_nothing, share=share))
+        seconds_of_all = time.perf_counter() - started
+    return {
+        "seconds in which the first process looks a million texts up": seconds_of_first / num_texts * _MILLION,
+        "seconds in which every process finds its part of a million texts": seconds_of_all / num_texts * _MILLION,
+    }
+
+
+def _rows(texts: list[str]) -> Any:
+    for text in texts:
+        yield {"text": text}
+
+
+def _nothing(*_: Any) -> Any:
+    raise AssertionError("a process without a block has nothing to encode")
 
 
 def read_texts(pairs: str) -> tuple[list[str], list[str]]:
