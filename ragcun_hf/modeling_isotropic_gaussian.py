@@ -26,6 +26,9 @@ from transformers.utils import ModelOutput
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .folders_isotropic_gaussian import encoder_settings, sentence_transformers_files
 
+# Of `push_to_hub`: `PreTrainedModel.save_pretrained` would take them without a word, and a private model went public.
+_HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
 
 @dataclass
 class IsotropicGaussianOutput(ModelOutput):
@@ -381,11 +384,13 @@ class IsotropicGaussianModel(PreTrainedModel):
         Args:
             save_directory: The folder to write.
             is_main_process: False on all but one of several processes.
-            push_to_hub: Upload the folder afterwards, as `repo_id` or under the folder's name.
-            **kwargs: As for `PreTrainedModel.save_pretrained`.
+            push_to_hub: Upload the model afterwards, as `repo_id` or under the folder's name.
+            **kwargs: As for `PreTrainedModel.save_pretrained`, and what `push_to_hub` takes (`private`, `token`,
+                `revision`, `commit_message`, `create_pr`, ...), which is passed on to it.
         """
         folder = Path(save_directory)
         repo_id = kwargs.pop("repo_id", folder.name)
+        hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
         super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
@@ -396,7 +401,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         for name, content in sentence_transformers_files(self.config).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if push_to_hub:
-            self.push_to_hub(repo_id)
+            self.push_to_hub(repo_id, **hub_options)
 
     def get_input_embeddings(self) -> nn.Module:
         """The encoder's token embeddings."""

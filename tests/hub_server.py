@@ -28,6 +28,7 @@ class Repository:
     branches: dict = field(default_factory=dict)  # name -> commit
     commits: dict = field(default_factory=dict)  # commit -> {path: content or LFS id as str}
     history: list = field(default_factory=list)  # commits of users, oldest first
+    messages: dict = field(default_factory=dict)  # commit -> (summary, description)
 
 
 class HubServer:
@@ -207,9 +208,15 @@ class HubServer:
                 files[value["path"]] = value["oid"]
             else:
                 raise HTTPException(400, f"Cannot commit {line['key']} {value.get('path')}")
-        oid = _add_commit(repository, request.path_params["revision"], files)
+        branch, answer = request.path_params["revision"], {}
+        if request.query_params.get("create_pr") == "1":
+            number = sum(known.startswith("refs/pr/") for known in repository.branches) + 1
+            branch = f"refs/pr/{number}"
+            answer["pullRequestUrl"] = f"{self.endpoint}/{name}/discussions/{number}"
+        oid = _add_commit(repository, branch, files)
         repository.history.append(oid)
-        return JSONResponse({"commitUrl": f"{self.endpoint}/{name}/commit/{oid}", "commitOid": oid})
+        repository.messages[oid] = (lines[0]["value"]["summary"], lines[0]["value"]["description"])
+        return JSONResponse({"commitUrl": f"{self.endpoint}/{name}/commit/{oid}", "commitOid": oid, **answer})
 
     async def resolve(self, request):
         _, repository, commit = self._commit_of(request)

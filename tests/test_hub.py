@@ -40,6 +40,8 @@ def hub(server, monkeypatch):
     """The server, empty, and this process's client turned to it."""
     server.reset()
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks LFS
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)  # between retries
@@ -405,6 +407,32 @@ def test_training_without_an_id_pushes_under_the_folders_name(hub, train, monkey
     monkeypatch.setattr("ragcun_hf.publishing.upload_plan.check_clean_load", lambda folder: None)  # tested above
     train("--push_to_hub")
     assert set(hub.repositories) == {"me/trained"}
+
+
+@pytest.mark.parametrize("is_private", [True, False, None])
+def test_saving_with_a_push_makes_the_repository_that_was_asked_for(hub, tiny_encoder_folder, tmp_path, is_private):
+    model = _save_model(tiny_encoder_folder, tmp_path / "tiny", seed=1)
+    options = {} if is_private is None else {"private": is_private}
+    model.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id=REPO, **options)
+    repository = hub.repositories[REPO]
+    assert repository.private is bool(is_private)
+    assert set(repository.commits[repository.branches["main"]]) >= {"model.safetensors", "modules.json"}
+
+
+def test_saving_with_a_push_passes_every_option_of_the_hub_on(hub, tiny_encoder_folder, tmp_path, monkeypatch):
+    model = _save_model(tiny_encoder_folder, tmp_path / "tiny", seed=1)
+    monkeypatch.setenv("HF_TOKEN", READER_TOKEN)  # so that only the token that is passed may write
+    options = {"push_to_hub": True, "repo_id": REPO, "token": OWNER_TOKEN, "private": True}
+    model.save_pretrained(
+        tmp_path / "again", **options, revision="v2", commit_message="second", commit_description="of two"
+    )
+    repository = hub.repositories[REPO]
+    assert repository.private
+    assert repository.messages == {repository.branches["v2"]: ("second", "of two")}
+    before = dict(repository.branches)
+    model.save_pretrained(tmp_path / "again", **options, create_pr=True)
+    assert {name: repository.branches[name] for name in before} == before
+    assert "model.safetensors" in repository.commits[repository.branches["refs/pr/1"]]
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])

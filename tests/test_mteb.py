@@ -3,6 +3,8 @@
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,6 +169,77 @@ def test_what_is_no_model_is_refused(scripts, tiny_folder, tiny_encoder_folder, 
         by_mteb("--model_path", tiny_folder, "--beir_folders", folder, "--language", "klingon")
     with pytest.raises(UserError, match="'toy' twice"):
         by_mteb("--model_path", tiny_folder, "--beir_folders", folder, folder.parent / ".." / "beir" / "toy")
+
+
+PLANTED = """
+from pathlib import Path
+Path({witness!r}).write_text("ran", encoding="utf-8")
+"""
+
+
+def _plant(folder, place, witness):
+    """Put code into a model folder that leaves a file behind if it runs."""
+    code = PLANTED.format(witness=str(witness))
+    if place == "model code":
+        with (folder / "modeling_isotropic_gaussian.py").open("a", encoding="utf-8") as file:
+            file.write(code)
+        return
+    if place == "tokenizer":
+        (folder / "planted.py").write_text(
+            f"from transformers import PreTrainedTokenizerFast\n{code}\nclass Planted(PreTrainedTokenizerFast): pass\n",
+            encoding="utf-8",
+        )
+        path, change = folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [None, "planted.Planted"]}}
+        settings = json.loads(path.read_text(encoding="utf-8")) | change | {"tokenizer_class": "Planted"}
+    else:
+        (folder / "planted.py").write_text(
+            "from sentence_transformers.base.modules.transformer import Transformer\n"
+            f"{code}\nclass Planted(Transformer): pass\n",
+            encoding="utf-8",
+        )
+        path = folder / "modules.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings[0]["type"] = "planted.Planted"
+    path.write_text(json.dumps(settings), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--trust_remote_code",)], ids=["without the flag", "with it"])
+@pytest.mark.parametrize("place", ["model code", "tokenizer", "module list"])
+def test_code_that_lies_in_a_folder_of_our_own_type_never_runs(scripts, tiny_folder, tmp_path, place, flags):
+    pytest.importorskip("mteb")
+    by_mteb, _ = scripts
+    witness = tmp_path / "witness"
+    task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
+    unchanged = by_mteb("--model_path", tiny_folder, *task)["tasks"][0]["scores"]
+    _plant(tiny_folder, place, witness)
+    if place == "model code":  # the installed classes stand in for it, as a process shows that has loaded no other
+        command = [sys.executable, TRAINING / "eval_mteb.py", "--model_path", tiny_folder, *task, *flags]
+        subprocess.run([*map(str, command), "--run_name", "again"], check=True, capture_output=True)
+        again = json.loads(Path("results/mteb/again.json").read_text(encoding="utf-8"))
+        assert again["tasks"][0]["scores"] == unchanged
+    else:
+        with pytest.raises(UserError, match="--model_path expects"):
+            by_mteb("--model_path", tiny_folder, *task, *flags)
+    assert not witness.exists()
+
+
+@pytest.mark.slow
+def test_code_of_another_type_runs_only_where_the_user_says_so(scripts, tiny_encoder_folder, tmp_path):
+    pytest.importorskip("mteb")
+    by_mteb, _ = scripts
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(tiny_encoder_folder), device="cpu").save("foreign")
+    witness = tmp_path / "witness"
+    task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
+    by_mteb("--model_path", "foreign", *task)  # as it is, it needs no code of its own
+    _plant(Path("foreign"), "module list", witness)
+    with pytest.raises(UserError, match="--trust_remote_code"):
+        by_mteb("--model_path", "foreign", *task)
+    assert not witness.exists()
+    by_mteb("--model_path", "foreign", *task, "--trust_remote_code")
+    assert witness.read_text(encoding="utf-8") == "ran"
 
 
 def test_flags_that_cannot_work_are_refused_at_once(scripts, monkeypatch, tmp_path):

@@ -32,6 +32,10 @@ class MtebArguments:
         False, "Keep a document of --beir_folders that has the query's own id in its ranking; BEIR drops it."
     )
     tasks: list[str] = argument([], "Names of MTEB's own tasks; their data comes from the Hub.")
+    trust_remote_code: bool = argument(
+        False,
+        "Run the code that lies beside a model of another type; models of this package always run the installed code.",
+    )
     output_dir: str = argument("results/mteb", "Folder for the scores.")
     run_name: str | None = argument(None, "Name of the scores' file. Default: the model folder's name.")
     batch_size: int = argument(32, "Texts per batch.")
@@ -49,7 +53,12 @@ def main(arguments: list[str] | None = None) -> None:
     from ragcun_hf.run_output import disk_errors_explained
 
     tasks = _tasks(args)
-    model = load_sentence_transformer(args.model_path, revision=args.revision, device=str(PartialState().device))
+    model = load_sentence_transformer(
+        args.model_path,
+        revision=args.revision,
+        device=str(PartialState().device),
+        trust_remote_code=args.trust_remote_code,
+    )
     path = Path(args.output_dir) / f"{args.run_name or _name(args.model_path)}.json"
     facts = _facts(args, model, arguments)
     entries: list[dict[str, Any]] = []

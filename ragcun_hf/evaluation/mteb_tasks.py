@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .. import register_auto_classes
 from ..data.beir_folder import BeirDataset, load_beir_folder
 from ..data.documents import text_digest
 from ..errors import UserError
@@ -157,17 +158,18 @@ def tasks_by_name(names: Sequence[str]) -> list[Any]:
 
 
 def load_sentence_transformer(
-    path: str, *, revision: str | None = None, device: str | None = None
+    path: str, *, revision: str | None = None, device: str | None = None, trust_remote_code: bool = False
 ) -> SentenceTransformer:
-    """Load a model as MTEB loads it: by sentence-transformers, with the code that lies beside the weights.
+    """Load a model as MTEB loads it, by sentence-transformers.
 
-    In a process that has called `ragcun_hf.register_auto_classes` the installed code runs instead.
+    A model of this package's type always runs the installed classes, never the code that lies beside its weights:
+    what a config claims to be is no reason to trust the folder.
 
     Args:
-        path: A folder or a Hub id. Code is run only of models that this package made, which need theirs; any other
-            model of sentence-transformers, such as the base, can be loaded to compare.
+        path: A folder or a Hub id of any sentence-transformers model, such as the base to compare with.
         revision: Branch, tag or commit on the Hub.
         device: Where it runs; None takes a GPU if there is one.
+        trust_remote_code: Run the code that lies beside a model of another type.
 
     Returns:
         The model in evaluation mode.
@@ -181,19 +183,29 @@ def load_sentence_transformer(
     from transformers import PretrainedConfig
     from transformers.utils import cached_file
 
+    register_auto_classes()
     options = {"revision": revision} if revision else {}
     try:
         config, _ = PretrainedConfig.get_config_dict(path, **options)
         # Without this file sentence-transformers makes up a pooling of its own.
         cached_file(path, "modules.json", **options)
-        is_ours = config.get("model_type") == _MODEL_TYPE
-        model = SentenceTransformer(path, revision=revision, trust_remote_code=is_ours, device=device)
+        runs_code = trust_remote_code and config.get("model_type") != _MODEL_TYPE
+        model = SentenceTransformer(path, revision=revision, trust_remote_code=runs_code, device=device)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"--model_path expects a folder written by save_pretrained or the Hub id of a sentence-transformers "
-            f"model, got {path!r} ({_first_line(error)}): check the path, the id and the network"
-        ) from error
+        raise UserError(_load_advice(path, error)) from error
     return model.eval()
+
+
+def _load_advice(path: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"--model_path expects a model that needs no code of its own, got {path!r}, which brings some: read it, and "
+            "add --trust_remote_code to run it; models of type isotropic_gaussian need none"
+        )
+    return (
+        f"--model_path expects a folder written by save_pretrained or the Hub id of a sentence-transformers model, got "
+        f"{path!r} ({_first_line(error)}): check the path, the id and the network"
+    )
 
 
 def run_task(
