@@ -4,21 +4,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration_isotropic_gaussian import IsotropicGaussianConfig
     from .errors import UserError
-    from .modeling_isotropic_gaussian import IsotropicGaussianModel, IsotropicGaussianOutput
-    from .trainer import IsotropicGaussianTrainer
-    from .training_arguments import IsotropicGaussianTrainingArguments
+    from .model.base_models import register_auto_classes
+    from .model.configuration_isotropic_gaussian import IsotropicGaussianConfig
+    from .model.modeling_isotropic_gaussian import IsotropicGaussianModel, IsotropicGaussianOutput
+    from .trainer.arguments import IsotropicGaussianTrainingArguments
+    from .trainer.trainer import IsotropicGaussianTrainer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "IsotropicGaussianConfig": "configuration_isotropic_gaussian",
-    "IsotropicGaussianModel": "modeling_isotropic_gaussian",
-    "IsotropicGaussianOutput": "modeling_isotropic_gaussian",
-    "IsotropicGaussianTrainer": "trainer",
-    "IsotropicGaussianTrainingArguments": "training_arguments",
+    "IsotropicGaussianConfig": "model.configuration_isotropic_gaussian",
+    "IsotropicGaussianModel": "model.modeling_isotropic_gaussian",
+    "IsotropicGaussianOutput": "model.modeling_isotropic_gaussian",
+    "IsotropicGaussianTrainer": "trainer.trainer",
+    "IsotropicGaussianTrainingArguments": "trainer.arguments",
     "UserError": "errors",
+    "register_auto_classes": "model.base_models",
 }
 __all__ = [
     "IsotropicGaussianConfig",
@@ -27,6 +29,7 @@ __all__ = [
     "IsotropicGaussianTrainer",
     "IsotropicGaussianTrainingArguments",
     "UserError",
+    "register_auto_classes",
 ]
 
 
@@ -35,18 +38,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in ("IsotropicGaussianConfig", "IsotropicGaussianModel"):
-        register_auto_classes()
+        importlib.import_module(".model.base_models", __name__).register_auto_classes()
     value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     globals()[name] = value
     return value
-
-
-def register_auto_classes() -> None:
-    """Make AutoConfig and AutoModel know `isotropic_gaussian` without remote code."""
-    from transformers import AutoConfig, AutoModel
-
-    from .configuration_isotropic_gaussian import IsotropicGaussianConfig
-    from .modeling_isotropic_gaussian import IsotropicGaussianModel
-
-    AutoConfig.register(IsotropicGaussianConfig.model_type, IsotropicGaussianConfig, exist_ok=True)
-    AutoModel.register(IsotropicGaussianConfig, IsotropicGaussianModel, exist_ok=True)

@@ -1,4 +1,4 @@
-"""One way to read arguments and to end, shared by every script in `training/`.
+"""One way to read arguments and to end, shared by every command.
 
 Flags come from dataclass fields; `--config recipe.yaml` fills them first and flags win over the
 file. Nothing heavy is imported until the arguments are known to be right.
@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 from .errors import UserError
 
 _SECONDS_TO_SPEAK = 5.0
+_CONFIG_FLAGS = ("--config", "--recipe")
+_SHIPPED = Path(__file__).parent / "cli"  # recipes and launch files are package data of the commands
 
 
 def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoReturn:
@@ -109,7 +111,7 @@ def parse_arguments(
     parser = _make_parser(dataclass_types, description=description)
     parser.set_defaults(**(defaults or {}))
     command_line = list(sys.argv[1:] if arguments is None else arguments)
-    config_path = _config_path(command_line)
+    config_path = _config_path(command_line, _config_flags(dataclass_types))
     known = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
     from_file = _flags_from_yaml(config_path, known) if config_path else []
     try:
@@ -140,8 +142,12 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
         allow_abbrev=False,
         formatter_class=ArgumentDefaultsHelpFormatter,
     )
+    shipped = ", ".join(path.stem for path in _shipped_recipes())
     parser.add_argument(
-        "--config", type=str, default=None, help="YAML file with any of these flags; flags win over it."
+        *_config_flags(dataclass_types),
+        type=str,
+        default=None,
+        help=f"YAML file with any of these flags, or the name of a shipped recipe ({shipped}); flags win over it.",
     )
     return parser
 
@@ -153,7 +159,7 @@ class FlagValues:
         dataclass_types: Dataclasses whose fields are flags.
 
     Example:
-        >>> from ragcun_hf.run_arguments import ModelArguments
+        >>> from ragcun_hf.trainer.arguments import ModelArguments
         >>> FlagValues([ModelArguments]).convert("similarity", "dot")
         ('similarity_fn_name', 'dot')
     """
@@ -198,8 +204,32 @@ class FlagValues:
 
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:
-    """Return the path given with `--config`, or None."""
-    return _config_path(list(sys.argv[1:] if arguments is None else arguments))
+    """Return the path of the file that `--config` or `--recipe` names, or None."""
+    return _config_path(list(sys.argv[1:] if arguments is None else arguments), _CONFIG_FLAGS)
+
+
+def shipped_file(folder: str, name: str) -> Path:
+    """Return the path of a file that the package brings.
+
+    Args:
+        folder: `recipes`, `sweeps` or `accelerate`.
+        name: Without `.yaml`.
+
+    Returns:
+        Where it lies.
+
+    Raises:
+        UserError: If there is none of that name; the message lists those there are.
+    """
+    path = _SHIPPED / folder / f"{name}.yaml"
+    if not path.is_file():
+        names = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
+        raise UserError(f"expected one of the {folder} {names}, got {name!r}: change the name")
+    return path
+
+
+def _shipped_recipes() -> list[Path]:
+    return sorted(path for folder in ("recipes", "sweeps") for path in (_SHIPPED / folder).glob("*.yaml"))
 
 
 def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
@@ -223,15 +253,31 @@ def default_output_folder(script_name: str, arguments: Sequence[str] | None = No
     return f"checkpoints/{Path(recipe).stem if recipe else script_name}"
 
 
-def _config_path(command_line: list[str]) -> str | None:
+def _config_flags(dataclass_types: Sequence[type]) -> tuple[str, ...]:
+    """Return the flags that name a file of flags; some commands have a flag --recipe of their own."""
+    has_recipe = any(field.name == "recipe" for each in dataclass_types for field in dataclasses.fields(each))
+    return _CONFIG_FLAGS[:1] if has_recipe else _CONFIG_FLAGS
+
+
+def _config_path(command_line: list[str], flags: Sequence[str]) -> str | None:
     for position, word in enumerate(command_line):
-        if word.startswith("--config="):
-            return word.split("=", 1)[1]
-        if word == "--config":
+        flag, equals, value = word.partition("=")
+        if flag not in flags:
+            continue
+        if not equals:
             if position + 1 == len(command_line):
-                raise UserError("--config expects the path of a YAML file, got nothing: name the file after the flag")
-            return command_line[position + 1]
+                raise UserError(f"{flag} expects a YAML file or a recipe's name, got nothing: write it after the flag")
+            value = command_line[position + 1]
+        return _recipe_path(value)
     return None
+
+
+def _recipe_path(name: str) -> str:
+    """Take a file that is there, or else the shipped recipe of that name or of the place where it lay before."""
+    shipped = {path.stem: str(path) for path in _shipped_recipes()}
+    path = Path(name)
+    is_name = name in shipped or (path.suffix == ".yaml" and path.parent.name in ("recipes", "sweeps"))
+    return shipped.get(path.stem, name) if is_name and not path.is_file() else name
 
 
 def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
@@ -263,7 +309,8 @@ def _read_yaml(path: str) -> dict[Any, Any]:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
-            f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path"
+            f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path, or name one of "
+            f"the recipes {', '.join(each.stem for each in _shipped_recipes())}"
         ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({error}): correct the file") from error

@@ -7,6 +7,9 @@ import os
 import shutil
 import tempfile
 
+import pytest
+import torch
+
 # Before any import of a Hugging Face library, which read these when imported.
 _CACHES = tempfile.mkdtemp(prefix="ragcun_hf_tests_")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
@@ -18,9 +21,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
 
 torch.set_num_threads(1)  # the models are tiny: a second thread would cost more waiting than it saves work
 
@@ -147,7 +147,7 @@ def tiny_pairs():
 def embedded_folder():
     """The folder of the real all-MiniLM-L6-v2 that the `demo` extra installs."""
     from ragcun_hf.errors import UserError
-    from ragcun_hf.features.base_models import embedded_model_folder
+    from ragcun_hf.model.base_models import embedded_model_folder
 
     try:
         return embedded_model_folder()

@@ -10,125 +10,24 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "ragcun_hf"
-SHIPPED = tuple(sorted(path.stem for path in PACKAGE.glob("*_isotropic_gaussian.py")))
-EVERYTHING = object()
+SHIPPED = tuple(sorted(f"model.{path.stem}" for path in (PACKAGE / "model").glob("*_isotropic_gaussian.py")))
 
-# Room: what its files may import of the package, inside functions and for type checkers too. A module or a package
-# is a room; a module inside a package (`evaluation.metrics.isotropy.measures`) may be named alone. Every room may
-# import itself.
-ALLOWED = {
-    "errors": set(),
-    "training_record": set(),
-    "distributed": set(),
-    "progress": set(),
-    "command_line": {"errors"},
-    "configuration_isotropic_gaussian": set(),
-    "folders_isotropic_gaussian": {"configuration_isotropic_gaussian"},
-    "modeling_isotropic_gaussian": {"configuration_isotropic_gaussian", "folders_isotropic_gaussian"},
-    "waves": set(),
-    "read_ahead": set(),
-    "losses": {"distributed", "waves"},
-    "data": {"errors"},
-    "features": {"data", "distributed", "errors", "modeling_isotropic_gaussian", "ragcun_hf", "read_ahead"},
-    "collators": {"data", "features"},
-    "training_arguments": {"command_line"},
-    "objective": {"losses"},
-    "known_pairs": set(),
-    "trainer_inputs": {"collators", "features", "known_pairs", "modeling_isotropic_gaussian", "view_features"},
-    "trainer": {
-        "known_pairs",
-        "losses",
-        "objective",
-        "sharding",
-        "training_arguments",
-        "evaluation.metrics.isotropy.measures",
-    },
-    "evaluation": {
-        "data",
-        "distributed",
-        "files",
-        "errors",
-        "features",
-        "modeling_isotropic_gaussian",
-        "training_record",
-    },
-    "publishing": {
-        "data",
-        "errors",
-        "evaluation",
-        "features",
-        "files",
-        "modeling_isotropic_gaussian",
-        "run_arguments",
-        "training_record",
-    },
-    "run_arguments": {
-        "run_output",
-        "command_line",
-        "errors",
-        "features",
-        "modeling_isotropic_gaussian",
-        "training_arguments",
-    },
-    "run_output": {"command_line", "data", "errors", "sharding", "trainer", "training_arguments", "training_record"},
-    "view_features": {"data", "evaluation", "features", "modeling_isotropic_gaussian"},
-    "original_checkpoint": {"errors", "features", "modeling_isotropic_gaussian"},
-    "energy": {"errors"},
-    "tracking": {"evaluation"},
-    "ending": {"training_arguments"},
-    "stream_position": {"data", "errors"},
-    "sharding": {"modeling_isotropic_gaussian"},
-    "training_checks": {"errors", "run_arguments", "training_arguments"},
-    "training_push": {
-        "command_line",
-        "errors",
-        "evaluation",
-        "publishing",
-        "training_arguments",
-        "training_record",
-    },
-    "training_outcome": {"blending", "command_line", "errors", "sharding", "trainer"},
-    "training_run": EVERYTHING,
-    "blending": set(),
-    "files": set(),
-    "automatic": {
-        "blending",
-        "command_line",
-        "data",
-        "errors",
-        "evaluation",
-        "features",
-        "modeling_isotropic_gaussian",
-        "run_arguments",
-        "run_output",
-        "sweep",
-        "training_arguments",
-        "view_features",
-    },
-    "sweep": {
-        "blending",
-        "files",
-        "command_line",
-        "configuration_isotropic_gaussian",
-        "errors",
-        "evaluation",
-        "features",
-        "known_pairs",
-        "losses",
-        "modeling_isotropic_gaussian",
-        "objective",
-        "run_arguments",
-        "training_arguments",
-        "view_features",
-    },
-    "ragcun_hf": {
-        "configuration_isotropic_gaussian",
-        "modeling_isotropic_gaussian",
-        "errors",
-        "trainer",
-        "training_arguments",
-    },
-}
+# Every room may import itself and what stands before it, inside functions and for type checkers too. The package's
+# own `__init__` hands names of all rooms out, so it stands last and no room imports it.
+ROOMS = (
+    ("errors", "distributed", "files", "command_line"),  # the ground
+    ("data",),
+    ("search",),
+    ("model",),
+    ("features",),
+    ("evaluation",),
+    ("publishing",),
+    ("trainer",),
+    ("sweep",),
+    ("cli",),
+    ("ragcun_hf",),
+)
+FLOORS = {room: floor for floor, rooms in enumerate(ROOMS) for room in rooms}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -181,30 +80,24 @@ def _imported_modules(path, **options):
 
 
 def test_the_walk_sees_imports_inside_functions_and_resolves_relative_ones():
-    # Guards against a table that everything passes because nothing is seen.
-    assert {"trainer", "trainer_inputs", "view_features"} <= _imported_modules(MODULES["training_run"])
-    assert "evaluation.validation" in _imported_modules(MODULES["view_features"])
-    assert "errors" in _imported_modules(MODULES["data.pairs"])
-    assert _imported_modules(MODULES["evaluation.retrieval_metrics"]) == {"evaluation.metrics.retrieval.trec_scores"}
-    assert "ragcun_hf" in _imported_modules(MODULES["features.base_models"])
-    assert "trainer" not in _imported_modules(MODULES["run_output"], of_type_checkers=False)
+    # Guards against an order that everything passes because nothing is seen.
+    assert {"trainer.trainer", "trainer.inputs", "sweep.run"} <= {
+        found for module in ("trainer.run", "cli.sweep") for found in _imported_modules(MODULES[module])
+    }
+    assert "evaluation.validation" in _imported_modules(MODULES["trainer.inputs"])
+    assert "model.modeling_isotropic_gaussian" in _imported_modules(MODULES["model.base_models"])
+    assert "trainer.trainer" not in _imported_modules(MODULES["trainer.record"], of_type_checkers=False)
 
 
-def test_every_room_stands_in_the_table():
-    assert {_room(module) for module in MODULES} == ALLOWED.keys()
+def test_every_room_has_its_place_and_few_files_lie_loose():
+    assert {_room(module) for module in MODULES} == FLOORS.keys()
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_file_imports_only_what_its_room_may(module):
-    room = _room(module)
-    allowed = ALLOWED[room]
-    if allowed is EVERYTHING:
-        return
-    wrong = {
-        other
-        for other in _imported_modules(MODULES[module])
-        if _room(other) not in {*allowed, room} and other not in allowed
-    }
+def test_a_file_imports_only_what_stands_before_its_room(module):
+    imported = _imported_modules(MODULES[module])
+    wrong = {other for other in imported if FLOORS[_room(other)] > FLOORS[_room(module)]}
     assert not wrong, f"ragcun_hf/{module} may not import {wrong}"
 
 
@@ -227,7 +120,7 @@ def test_shipped_files_need_only_what_everybody_has_who_loads_a_model(module):
 def test_shipped_files_import_a_sibling_only_in_the_one_form_that_is_copied_with_it(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     own = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level]
-    assert all(node.level == 1 and node.module in SHIPPED for node in own)
+    assert all(node.level == 1 and f"model.{node.module}" in SHIPPED for node in own)
     assert not any(name.startswith("ragcun_hf") for name in _absolute_imports(tree))
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from beir.retrieval.evaluation import EvaluateRetrieval
     from torch import Tensor
 
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 K_VALUES = (1, 3, 5, 10, 100)  # ranks of the figures; the largest says how many documents of a query beir keeps
 _SCORE_FUNCTIONS = {"cosine": "cos_sim", "dot": "dot", "euclidean": "dot"}

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from .beir_evaluation import BASE_SYSTEM, PerQuery, RetrievalDataset, split_queries_by_seen_documents
 from .model_evaluation import PREDICTOR_SYSTEM, PROJECTION_SYSTEM, ModelEvaluation, seen_document_ids
-from .retrieval_metrics import mean_metrics
+from .retrieval import BASE_SYSTEM, PerQuery, RetrievalDataset, mean_metrics, split_queries_by_seen_documents
 from .significance import Comparison, compare_over_datasets, compare_systems
 
 _CHANGED_QUERIES = 5  # shown each way

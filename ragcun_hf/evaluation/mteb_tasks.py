@@ -14,12 +14,12 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .. import register_auto_classes
 from ..data.beir_folder import BeirDataset, load_beir_folder
 from ..data.documents import text_digest
 from ..errors import UserError
-from .beir_evaluation import check_identical_ids
-from .results_table import lay_out
+from ..model.base_models import register_auto_classes
+from .results import lay_out
+from .retrieval import check_identical_ids
 
 if TYPE_CHECKING:
     from mteb.abstasks import AbsTaskRetrieval
@@ -199,12 +199,12 @@ def load_sentence_transformer(
 def _load_advice(path: str, error: Exception) -> str:
     if "trust_remote_code" in str(error):
         return (
-            f"--model_path expects a model that needs no code of its own, got {path!r}, which brings some: read it, and "
-            "add --trust_remote_code to run it; models of type isotropic_gaussian need none"
+            f"--model_path expects a model without code of its own, got {path!r}, which brings some: read it, and add "
+            "--trust_remote_code to run it; models of type isotropic_gaussian need none"
         )
     return (
-        f"--model_path expects a folder written by save_pretrained or the Hub id of a sentence-transformers model, got "
-        f"{path!r} ({_first_line(error)}): check the path, the id and the network"
+        "--model_path expects a folder written by save_pretrained or the Hub id of a sentence-transformers model, "
+        f"got {path!r} ({_first_line(error)}): check the path, the id and the network"
     )
 
 

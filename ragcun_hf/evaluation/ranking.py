@@ -14,7 +14,8 @@ import numpy as np
 from ..data.mapped_column import take
 from ..errors import UserError
 from ..files import write_whole
-from .search import SearchResult
+from ..search.exact import SearchResult
+from ..search.ties import Rows
 
 Run = dict[str, dict[str, float]]
 
@@ -160,3 +161,26 @@ def read_trec_run(path: str | os.PathLike[str]) -> Run:
             raise UserError(f"{path}, line {number}: expected each document once, got {document!r} again: remove it")
         run[query][document] = value
     return run
+
+
+class IdOrder:
+    """The lower id comes first; ids are looked up when they are asked for, so that many can stay on the disk.
+
+    Args:
+        ids: Id of each document, all different.
+
+    Example:
+        >>> IdOrder(["b", "a", "c"])(np.array([2, 0, 2])).tolist()
+        [1, 0, 1]
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+
+    def __call__(self, rows: Rows) -> Rows:
+        """Number some rows (P,) by the order of their ids among them."""
+        distinct, places = np.unique(rows, return_inverse=True)
+        names = take(self._ids, distinct.tolist())
+        ranks = np.empty(len(names), dtype=np.int64)
+        ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+        return ranks[places]

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..search.exact import Matrix, exact_search
 from .ranking import build_run
-from .retrieval_metrics import mean_metrics, per_query_metrics
-from .search import Matrix, exact_search
+from .retrieval import mean_metrics, per_query_metrics
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 
 class RetrievalValidation:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 ComputeFeatures: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 

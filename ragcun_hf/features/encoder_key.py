@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 if TYPE_CHECKING:
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 
 def encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:

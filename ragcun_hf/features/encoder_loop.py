@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from tqdm.auto import tqdm
 
 from ..errors import UserError
-from ..read_ahead import one_ahead
-from .encoding_progress import EncodingProgress, text_size
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from torch import Tensor
 
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
 _BLOCK_SIZE = 65_536  # as `text_size` counts; tokenized while the block before runs, and dealt out as one
@@ -146,3 +150,97 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
         num_tokens += lengths[position]
     if batch:
         yield batch
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def one_ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Apply a function to each item in a thread, always one item ahead of the caller.
+
+    Args:
+        function: Best one that waits for a disk or computes outside of Python's lock.
+        items: In order; taken one by one, by the caller's thread.
+
+    Yields:
+        Result: What the function returns, in the order of the items. What it raises is raised in its turn.
+
+    Example:
+        >>> list(one_ahead(str.upper, ["a", "b", "c"]))
+        ['A', 'B', 'C']
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="one_ahead") as thread:
+        upcoming = None
+        for item in items:
+            last, upcoming = upcoming, thread.submit(function, item)
+            if last is not None:
+                yield last.result()
+        if upcoming is not None:
+            yield upcoming.result()
+
+
+_CHARACTERS_PER_TOKEN = 4  # of English; only the time left goes by it
+
+
+class EncodingProgress:
+    """Progress of one or several rounds; long texts come first, so the time left goes by the text still to read.
+
+    Args:
+        is_shown: Show the bar, from the first round that has something to encode.
+
+    Attributes:
+        num_later: Texts of later rounds, as far as they are known; they count like those so far.
+    """
+
+    def __init__(self, *, is_shown: bool = True) -> None:
+        self.num_later = 0
+        self._is_shown = is_shown
+        self._bar: Any = None
+        self._started = time.perf_counter()
+        self._size_left = self._size_done = self._num_tokens = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is None:
+            return
+        if error is None:
+            self._bar.total = self._bar.n  # later rounds may have had nothing to encode
+        self._bar.close()
+
+    def begin(self, sizes: Sequence[int]) -> None:
+        """Take in what the next round will encode: the size of each text."""
+        if not self._is_shown or (self._bar is None and not sizes):
+            return
+        if self._bar is None:
+            self._started = time.perf_counter()
+            self._bar = tqdm(
+                desc="Encoding",
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",
+                total=len(sizes) + self.num_later,
+            )
+        self._size_left += sum(sizes)
+        self._bar.total = self._bar.n + len(sizes) + self.num_later
+
+    def advance(self, sizes: Sequence[int], *, num_tokens: int) -> None:
+        """Count some texts as encoded."""
+        if self._bar is None:
+            return
+        size = sum(sizes)
+        self._size_left, self._size_done = self._size_left - size, self._size_done + size
+        self._num_tokens += num_tokens
+        self._bar.update(len(sizes))
+        seconds = time.perf_counter() - self._started
+        size_left = self._size_left + self.num_later * self._size_done / self._bar.n
+        left = tqdm.format_interval(seconds * size_left / self._size_done)
+        speeds = f"{self._bar.n / seconds:,.0f} texts/s, {self._num_tokens / seconds:,.0f} tokens/s, {left} left"
+        self._bar.set_postfix_str(speeds, refresh=False)
+
+
+def text_size(text: str, *, max_length: int) -> int:
+    """Estimate what a text costs, in characters; what is cut off costs nothing."""
+    return 1 + min(len(text), _CHARACTERS_PER_TOKEN * max_length)

@@ -17,15 +17,13 @@ from ..errors import UserError
 from .digest_index import first_rows
 from .encoder_backends import choose_dtype, feature_function
 from .encoder_key import encoder_parts
-from .encoder_loop import WorkShare, encode_in_batches
-from .encoding_progress import EncodingProgress
-from .feature_cache import FeatureCache
-from .growing_shard import GrowingShard
+from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
+from .feature_cache import FeatureCache, GrowingShard
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
 TEXTS_AT_ONCE = 32_768  # of a large corpus, in memory; batches of like length are formed among them

@@ -8,8 +8,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..evaluation.results import read_results
-from .card_comparison import comparison_of_model
-from .card_findings import comparison_sentences
+from .card_findings import comparison_of_model, comparison_sentences
 from .card_numbers import allowed_numbers, body_lines, check_card_numbers
 from .model_card import CARD_TEMPLATE, join_results, read_json_object, read_published, render_card
 

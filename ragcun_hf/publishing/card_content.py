@@ -6,8 +6,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .card_comparison import comparison_cells
-from .card_findings import BASE, METRIC, PREDICTOR, describe_memory, describe_outcomes, list_outcomes, verdict
+from .card_findings import (
+    BASE,
+    METRIC,
+    PREDICTOR,
+    comparison_cells,
+    describe_memory,
+    describe_outcomes,
+    list_outcomes,
+    verdict,
+)
 from .card_numbers import NOT_MEASURED, format_difference, format_figure, format_setting
 
 if TYPE_CHECKING:

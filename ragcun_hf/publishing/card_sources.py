@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..evaluation.results import read_results, write_json
-from ..files import weights_digest, write_whole
-from ..training_record import RECORD_FILE
+from ..files import RECORD_FILE, weights_digest, write_whole
 from .card_findings import METRIC
 from .model_card import join_results, nothing_measured, read_json_object
 

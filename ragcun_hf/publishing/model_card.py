@@ -10,11 +10,12 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.results import mean_over_datasets
 from ..files import write_whole
-from .card_comparison import comparison_of_model
 from .card_content import card_metadata, card_sections
+from .card_findings import comparison_of_model
 from .card_numbers import allowed_numbers, check_card_numbers
 
 CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
+PUBLISHED_FIGURES = CARD_TEMPLATE.with_name("published.json")
 
 _MEASUREMENT_KEYS = ("created", "command", "commit", "versions", "machine", "settings")
 
@@ -148,7 +149,9 @@ def read_published(path: Path, recipe: str) -> dict[str, Any] | None:
     """
     recipes = read_json_object(path).get("recipes")
     if not isinstance(recipes, Mapping):
-        raise UserError(f"{path}: expected the key 'recipes', got none: take model_cards/published.json as a pattern")
+        raise UserError(
+            f"{path}: expected the key 'recipes', got none: take publishing/published.json of the package as a pattern"
+        )
     return {"recipe": recipe, **recipes[recipe]} if recipe in recipes else None
 
 

@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..files import write_whole
 
 if TYPE_CHECKING:
-    from ..modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 CONFIG_FILE = "onnx_config.json"
 GRAPHS = {"float32": "model.onnx", "int8": "model_int8.onnx"}

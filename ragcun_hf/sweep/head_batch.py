@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
-from ..features.feature_pairs import FeaturePairs
-from ..known_pairs import KnownPairs, PairIds
-from ..losses import random_directions
-from ..modeling_isotropic_gaussian import IsotropicGaussianModel
-from ..objective import TERMS, Objective, resolve_weights
+from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..trainer.feature_pairs import FeaturePairs
+from ..trainer.isotropy import random_directions
+from ..trainer.known_pairs import KnownPairs, PairIds
+from ..trainer.objective import TERMS, Objective, resolve_weights
 from .settings import Trial
 
 _OBJECTIVE_NUMBERS = ("temperature", "margin")

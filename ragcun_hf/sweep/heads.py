@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..blending import head_weights
-from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
-from ..modeling_isotropic_gaussian import IsotropicGaussianModel
-from ..run_arguments import ModelArguments
+from ..model.arguments import ModelArguments
+from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
+from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..trainer.outcome import head_weights
 from .settings import Trial
 
 if TYPE_CHECKING:
-    from ..features.feature_pairs import FeaturePairs
+    from ..trainer.feature_pairs import FeaturePairs
 
 
 @dataclass

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..evaluation.plots import BLUE, GREY, ORANGE, PIXELS_PER_INCH, WIDTH_INCHES, label_axes, save_figure
 from .records import SettingSummary
 from .settings import Setting
 
@@ -62,3 +67,89 @@ def changed_fields(arguments: Any) -> dict[str, Any]:
         if getattr(arguments, field.name) != default:
             changed[field.name] = getattr(arguments, field.name)
     return changed
+
+
+_MOST_LABELS = 8  # more values of a number are drawn on an axis of numbers
+_WIDE_RANGE = 20  # a largest value so many times the smallest asks for a logarithmic axis
+_COLUMNS = 3
+
+
+def plot_sweep(
+    summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str, path: str | os.PathLike[str]
+) -> None:
+    """Draw every setting once in each panel, with its spread over seeds; the last round filled, earlier ones hollow.
+
+    Args:
+        summaries: One per setting.
+        base: Figures of the frozen base, drawn as a line.
+        select: The figure on the vertical axis.
+        path: PNG, SVG or PDF file to write; replaced at once when complete.
+
+    Raises:
+        ValueError: If no setting differs from another in anything.
+    """
+    names = varied_names([summary.setting for summary in summaries])
+    drawn = [summary for summary in summaries if select in summary.means]
+    if not names or not drawn:
+        raise ValueError("expected settings that differ and have figures: there is nothing to draw")
+    num_rows = -(-len(names) // _COLUMNS)
+    columns = min(_COLUMNS, len(names))
+    figure = Figure(figsize=(WIDTH_INCHES, 3.4 * num_rows), dpi=PIXELS_PER_INCH, layout="constrained")
+    all_axes = list(figure.subplots(num_rows, columns, squeeze=False, sharey=True).flat)
+    for axes, name in zip(all_axes, names, strict=False):
+        _draw_panel(axes, drawn, name, select)
+        if select in base:
+            axes.axhline(base[select], color="black", linestyle="--", linewidth=1, label="frozen base")
+        label_axes(axes, name, f"validation {select}" if axes is all_axes[0] else "")
+    all_axes[0].legend(frameon=False, fontsize=8)
+    for axes in all_axes[len(names) :]:
+        axes.remove()
+    save_figure(figure, path)
+
+
+def _draw_panel(axes: Axes, summaries: Sequence[SettingSummary], name: str, select: str) -> None:
+    values = [summary.setting.get(name) for summary in summaries]
+    places = _places(axes, values)
+    last = max(summary.round_number for summary in summaries)
+    for number in range(last, -1, -1):
+        chosen = [row for row, summary in enumerate(summaries) if summary.round_number == number]
+        if not chosen:
+            continue
+        axes.errorbar(
+            [places[row] for row in chosen],
+            [summaries[row].means[select] for row in chosen],
+            yerr=[summaries[row].spreads[select] for row in chosen],
+            fmt="o",
+            color=BLUE if number == last else GREY if number == 0 else ORANGE,
+            markerfacecolor=None if number == last else "none",
+            capsize=2,
+            linewidth=1,
+            label=_steps_label([summaries[row].steps for row in chosen]),
+        )
+
+
+def _steps_label(steps: Sequence[int]) -> str:
+    fewest, most = min(steps), max(steps)
+    return f"{most} steps" if fewest == most else f"{fewest} to {most} steps"
+
+
+def _places(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Return where each value stands, and set the axis up for them."""
+    distinct = list(dict.fromkeys(values))
+    numbers = [value for value in distinct if isinstance(value, int | float) and not isinstance(value, bool)]
+    if len(distinct) > _MOST_LABELS and len(numbers) == len(distinct):
+        if min(numbers) > 0 and max(numbers) / min(numbers) >= _WIDE_RANGE:
+            axes.set_xscale("log")
+        return [float(value) for value in values]
+    ordered = sorted(numbers) + [value for value in distinct if value not in numbers]
+    axes.set_xticks(range(len(ordered)), [f"{v:g}" if v in numbers else str(v) for v in ordered])
+    axes.set_xlim(-0.5, len(ordered) - 0.5)
+    # Settings of one value stand side by side, so that none hides another.
+    seen: dict[Any, int] = {}
+    places = []
+    for value in values:
+        count = values.count(value)
+        offset = (seen.get(value, 0) - (count - 1) / 2) / max(count, 8) * 0.7
+        seen[value] = seen.get(value, 0) + 1
+        places.append(ordered.index(value) + offset)
+    return places

@@ -13,11 +13,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import NotFiniteError, UserError
-from ..modeling_isotropic_gaussian import IsotropicGaussianModel
-from ..objective import TERMS, resolve_weights
-from ..run_arguments import ModelArguments
-from ..view_features import as_feature_pairs, prompts_of, retrieval_validation
-from .halving import Round, plan_rounds
+from ..model.arguments import ModelArguments
+from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..trainer.inputs import as_feature_pairs, prompts_of, retrieval_validation
+from ..trainer.objective import TERMS, resolve_weights
 from .head_batch import HeadBatch, PairBatches, heads_at_once
 from .heads import TrainingPairs, start_weights, with_head
 from .records import SweepRecords, TrialRecord
@@ -174,3 +173,33 @@ def _measured(
         return validation(template.eval())
     except NotFiniteError:
         return {}
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round: how many settings take part, and with what share of the whole budget."""
+
+    num_settings: int
+    share: float
+
+
+def plan_rounds(num_settings: int, *, factor: int, least_share: float = 0.0) -> list[Round]:
+    """Plan rounds that each keep one setting in `factor` and give it `factor` times the budget.
+
+    Args:
+        num_settings: Settings of the first round, >= 1.
+        factor: At least 2; 1 trains every setting in full at once.
+        least_share: No round has a smaller share of the whole budget: there are fewer rounds then.
+
+    Returns:
+        The rounds in order; the last has the whole budget and, where there are several settings, at least two.
+
+    Example:
+        >>> [(each.num_settings, each.share) for each in plan_rounds(24, factor=4)]
+        [(24, 0.0625), (6, 0.25), (2, 1.0)]
+    """
+    least = min(2, num_settings)
+    counts = [num_settings]
+    while factor > 1 and counts[-1] > least and factor ** -len(counts) >= least_share:
+        counts.append(max(least, math.floor(num_settings / factor ** len(counts))))
+    return [Round(count, factor ** (number + 1.0 - len(counts))) for number, count in enumerate(counts)]

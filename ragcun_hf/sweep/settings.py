@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from ..command_line import FlagValues
-from ..configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..errors import UserError
-from ..objective import resolve_weights
-from ..run_arguments import ModelArguments
-from ..training_arguments import IsotropicGaussianTrainingArguments
+from ..model.arguments import ModelArguments
+from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
+from ..trainer.arguments import IsotropicGaussianTrainingArguments
+from ..trainer.objective import resolve_weights
 
 Setting: TypeAlias = dict[str, Any]
 

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
 from ragcun_hf.errors import UserError
-from ragcun_hf.run_arguments import FeatureArguments, ModelArguments
+from ragcun_hf.features.arguments import FeatureArguments
+from ragcun_hf.model.arguments import ModelArguments
 
 SCRIPT = "training/benchmarks/ablations.py"
 PYTHON_DOCS = "python_docs"
@@ -47,8 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure every change on every data set, then write table and plot."""
     args, features = parse_arguments([Arguments, FeatureArguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
-    from ragcun_hf.features.base_models import load_base_model
-    from ragcun_hf.sweep.ablations import CHANGES
+    from ablation_changes import CHANGES
+
+    from ragcun_hf.model.base_models import load_base_model
 
     started = time.perf_counter()
     unknown = sorted(set(args.groups) - set(CHANGES))
@@ -77,10 +79,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
     """Hold documents out; their queries search all documents, those of training too."""
     from ragcun_hf.data.documents import is_beir_folder
-    from ragcun_hf.data.held_out import split_by_document
+    from ragcun_hf.data.held_out import drop_validation_negatives, read_texts, split_by_document
     from ragcun_hf.data.pairs import drop_duplicate_rows, read_pairs
     from ragcun_hf.data.python_docs import write_python_docs
-    from ragcun_hf.data.validation_split import drop_validation_negatives, read_texts
     from ragcun_hf.evaluation.validation import RetrievalValidation
     from ragcun_hf.sweep.run import SweepData
 
@@ -96,8 +97,9 @@ def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float)
 
 
 def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) -> list[Any]:
-    from ragcun_hf.sweep.ablations import measure_changes
-    from ragcun_hf.training_arguments import IsotropicGaussianTrainingArguments
+    from ablation_changes import measure_changes
+
+    from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
 
     training = IsotropicGaussianTrainingArguments(
         output_dir=args.output_dir,
@@ -115,10 +117,11 @@ def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) ->
 def _write(
     folder: Path, effects: dict[str, list[Any]], bases: dict[str, float], command: str, settings: dict[str, Any]
 ) -> str:
+    from ablation_report import format_ablations, plot_ablations
+
     from ragcun_hf.evaluation.environment import environment_facts
     from ragcun_hf.evaluation.results import write_json
     from ragcun_hf.files import write_whole
-    from ragcun_hf.sweep.ablation_report import format_ablations, plot_ablations
 
     table = format_ablations(effects, bases)
     write_whole(folder / "table.md", table + "\n")

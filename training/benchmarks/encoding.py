@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     import torch
     from sentence_transformers import SentenceTransformer
 
-    from ragcun_hf.features.base_models import embedded_model_folder, load_base_model
     from ragcun_hf.features.encoder_backends import BACKENDS, choose_dtype
+    from ragcun_hf.model.base_models import embedded_model_folder, load_base_model
 
     set_threads(args.threads)
     texts, source = sample_texts(args)

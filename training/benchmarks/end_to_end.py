@@ -74,9 +74,7 @@ def timed(function: Callable[[], Any]) -> tuple[float, Any]:
 
 def run_ours(args: Arguments, backend: str, figures: dict[str, float]) -> dict[str, float]:
     """Run the two scripts from an empty cache, then one more head."""
-    import eval_beir
-    import train_contrastive
-
+    from ragcun_hf.cli import eval_beir, train_contrastive
     from ragcun_hf.evaluation.results import read_results
 
     with tempfile.TemporaryDirectory() as folder:
@@ -112,7 +110,7 @@ def run_peer(args: Arguments, figures: dict[str, float]) -> dict[str, float]:
 
     from ragcun_hf.data.beir_folder import load_beir_folder
     from ragcun_hf.data.pairs import read_pairs
-    from ragcun_hf.features.base_models import embedded_model_folder
+    from ragcun_hf.model.base_models import embedded_model_folder
 
     model = SentenceTransformer(str(embedded_model_folder()), device="cpu")
     for parameter in model.parameters():

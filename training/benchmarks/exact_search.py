@@ -82,7 +82,7 @@ def against_product(args: Arguments, path: Path, threads: int, details: dict[str
     """Compare with the product that every exact search has to compute, and measure memory in a fresh process."""
     import torch
 
-    from ragcun_hf.evaluation.search import exact_search
+    from ragcun_hf.search.exact import exact_search
 
     documents, queries = np.load(path, mmap_mode="r"), random_rows(args.num_queries, seed=1)
 
@@ -141,7 +141,7 @@ def against_beir(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any
     from beir.retrieval.search.dense import DenseRetrievalExactSearch
 
     from ragcun_hf.evaluation.ranking import build_run
-    from ragcun_hf.evaluation.search import exact_search
+    from ragcun_hf.search.exact import exact_search
 
     logging.getLogger("beir").setLevel(logging.ERROR)
     queries, documents = random_rows(args.num_queries, seed=2), random_rows(args.num_documents, seed=3)
@@ -185,8 +185,8 @@ def same_ranking(theirs: dict[str, float], ours: dict[str, float]) -> bool:
 
 def against_faiss(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any]]:
     """Find how many queries make an index worth building, and what it misses."""
-    from ragcun_hf.evaluation.faiss_search import DEFAULT_PROBES, approximate_search, recall_of
-    from ragcun_hf.evaluation.search import exact_search
+    from ragcun_hf.search.approximate import DEFAULT_PROBES, approximate_search, recall_of
+    from ragcun_hf.search.exact import exact_search
 
     rng = np.random.default_rng(4)
     centres, count = random_rows(2_000, seed=5), args.clustered_documents

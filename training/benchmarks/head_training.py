@@ -70,9 +70,9 @@ def trainer_run(args: Arguments, features: tuple[Any, Any], **options: Any) -> C
     from transformers import PrinterCallback
 
     from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
-    from ragcun_hf.collators import FeaturePairCollator
-    from ragcun_hf.features.base_models import load_base_model
-    from ragcun_hf.features.feature_pairs import FeaturePair
+    from ragcun_hf.model.base_models import load_base_model
+    from ragcun_hf.trainer.collators import FeaturePairCollator
+    from ragcun_hf.trainer.feature_pairs import FeaturePair
 
     no_negatives = np.zeros(0, dtype=np.int64)
     rows = [FeaturePair(row, row, no_negatives) for row in range(args.num_pairs)]

@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
 def embed(data_dir: Path) -> Collection:
     """Embed the union of the data sets, documents and sentences, with the frozen encoder."""
     from ragcun_hf.data.beir_folder import load_beir_folder
-    from ragcun_hf.features.base_models import load_base_model
     from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
+    from ragcun_hf.model.base_models import load_base_model
 
     missing = [name for name in _SETS if not (data_dir / name).is_dir()]
     if missing:
@@ -146,7 +146,7 @@ def timed(search: Callable[[], Any]) -> dict[str, Any]:
 
 def exact(collection: Collection) -> Any:
     """Compare every pair."""
-    from ragcun_hf.evaluation.search import exact_search
+    from ragcun_hf.search.exact import exact_search
 
     return exact_search(collection.queries, collection.documents, k=_K + 1)
 
@@ -155,7 +155,7 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
     """Build an index and search it; its size is that of the file it would make."""
     import faiss
 
-    from ragcun_hf.evaluation.search import SearchResult, rank_candidates
+    from ragcun_hf.search.exact import SearchResult, rank_candidates
 
     started = time.perf_counter()
     index = build()
@@ -176,8 +176,8 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
 def figures(name: str, result: dict[str, Any], best: dict[str, Any], collection: Collection) -> list[dict[str, Any]]:
     """State what one index loses and takes."""
     from ragcun_hf.evaluation.ranking import build_run
-    from ragcun_hf.evaluation.retrieval_metrics import mean_metrics, per_query_metrics
-    from ragcun_hf.evaluation.search import SearchResult
+    from ragcun_hf.evaluation.retrieval import mean_metrics, per_query_metrics
+    from ragcun_hf.search.exact import SearchResult
 
     def first(found: Any, count: int) -> list[set[int]]:
         return [set(row) for row in found.indices[:, :count].tolist()]

@@ -48,7 +48,7 @@ class RandomPairs:
         return len(self.query_rows)
 
     def __getitem__(self, row: int) -> Any:
-        from ragcun_hf.features.feature_pairs import FeaturePair
+        from ragcun_hf.trainer.feature_pairs import FeaturePair
 
         return FeaturePair(row, row, self.negative_rows[row])
 
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     set_threads(args.threads)
     from ragcun_hf.evaluation.validation import RetrievalValidation
-    from ragcun_hf.features.base_models import load_base_model
+    from ragcun_hf.model.base_models import load_base_model
     from ragcun_hf.sweep.run import SweepData
 
     base, pairs = load_base_model("embedded"), RandomPairs(args.num_pairs)
@@ -126,8 +126,8 @@ def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
     from transformers import PrinterCallback
 
     from ragcun_hf import IsotropicGaussianTrainer
-    from ragcun_hf.collators import FeaturePairCollator
-    from ragcun_hf.features.base_models import load_base_model
+    from ragcun_hf.model.base_models import load_base_model
+    from ragcun_hf.trainer.collators import FeaturePairCollator
 
     model = load_base_model("embedded")
 
@@ -148,7 +148,7 @@ def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
 
 def sweep_run(args: Arguments, data: Any, grid: dict[str, Any], folder: Path) -> Callable[[], None]:
     """Make a function that tries a grid of settings from nothing but features."""
-    from ragcun_hf.run_arguments import ModelArguments
+    from ragcun_hf.model.arguments import ModelArguments
     from ragcun_hf.sweep.records import SweepRecords, remove_sweep
     from ragcun_hf.sweep.run import run_rounds
     from ragcun_hf.sweep.settings import grid_settings, make_trial

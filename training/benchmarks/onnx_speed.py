@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError(f"--num_texts must be at least 1, got {args.num_texts}: set it to e.g. 200")
     quiet_libraries()
     from ragcun_hf.data.beir_folder import load_beir_folder
-    from ragcun_hf.features.base_models import load_trained_model
+    from ragcun_hf.model.base_models import load_trained_model
 
     threads = set_threads(args.threads)
     dataset = load_beir_folder(args.beir_folder) if args.beir_folder else None
@@ -154,9 +154,8 @@ def evaluate(model: Any, dataset: Any, contenders: Mapping[str, Callable[..., An
     """Return NDCG@10 of each contender, and how the exported graphs differ from PyTorch in it."""
     import numpy as np
 
-    from ragcun_hf.evaluation.beir_evaluation import BASE_SYSTEM, evaluate_retrieval
-    from ragcun_hf.features.encoder_loop import encode_in_batches
-    from ragcun_hf.features.encoding_progress import EncodingProgress
+    from ragcun_hf.evaluation.retrieval import BASE_SYSTEM, evaluate_retrieval
+    from ragcun_hf.features.encoder_loop import EncodingProgress, encode_in_batches
 
     def embed(texts: list[str], prompt: str, compute: Callable[..., Any]) -> Any:
         vectors = np.empty((len(texts), model.config.output_dim), dtype=np.float32)

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     set_threads(args.threads)
     from ragcun_hf.data.beir_folder import find_beir_dataset
-    from ragcun_hf.features.base_models import load_base_model
+    from ragcun_hf.model.base_models import load_base_model
 
     model = load_base_model("embedded")
     datasets = [find_beir_dataset(name, args.data_dir) for name in args.datasets]

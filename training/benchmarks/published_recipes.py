@@ -12,13 +12,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ragcun_hf.cli import eval_beir, train_contrastive
+from ragcun_hf.command_line import argument, parse_arguments, run_script, say
+
 TRAINING = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TRAINING))  # the scripts are run as they are, not installed
-
-import eval_beir  # noqa: E402
-import train_contrastive  # noqa: E402
-
-from ragcun_hf.command_line import argument, parse_arguments, run_script, say  # noqa: E402
 
 RECIPES = ("jepa_10k", "512dim_10k", "jepa_iso15_pred12", "pure_isotropy")
 STARTS = ("random", "identity")

@@ -134,7 +134,7 @@ def read_texts(pairs: str) -> tuple[list[str], list[str]]:
 def build_model(encoder: str) -> Any:
     """Load the embedded encoder, or build the published one's architecture around its tokenizer."""
     from ragcun_hf import IsotropicGaussianModel
-    from ragcun_hf.features.base_models import load_base_model
+    from ragcun_hf.model.base_models import load_base_model
 
     embedded = load_base_model("embedded")
     if encoder == "embedded":
@@ -166,8 +166,8 @@ def measure_training(args: Arguments) -> dict[str, float]:
 
 def measure_search(num_vectors: int, width: int) -> dict[str, float]:
     """Search random vectors in a memory map exactly."""
-    from ragcun_hf.evaluation.search import exact_search
-    from ragcun_hf.evaluation.vector_files import new_matrix
+    from ragcun_hf.search.exact import exact_search
+    from ragcun_hf.search.memory_maps import new_matrix
 
     with tempfile.TemporaryDirectory() as folder:
         documents = new_matrix(num_vectors, width, Path(folder))

@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = _checked_folder(args)
     quiet_libraries()
     from ragcun_hf.data.documents import document_text, read_documents
-    from ragcun_hf.features.base_models import load_trained_model
+    from ragcun_hf.model.base_models import load_trained_model
 
     # Without ragcun_hf: AutoModel.from_pretrained(model_path, trust_remote_code=True)
     model = load_trained_model(args.model_path)
@@ -170,7 +170,7 @@ def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -
 
 def _checked_folder(args: ExampleArguments) -> Path:
     """Check the flags and return where the store is kept."""
-    from ragcun_hf.run_output import check_writable
+    from ragcun_hf.files import check_writable
 
     for name in ("model_path", "corpus", "query"):
         if not (getattr(args, name) or "").strip():

@@ -33,7 +33,7 @@ Args:
     predictions: One row per query: {"query": id, "documents": [ids], "scores": [numbers, higher is better]}.
     references: One row per query: {"query": id, "documents": [ids], "judgements": [integers, 0 = not relevant]}.
         Rows are matched by the query's id, not by position. Make both lists from a run and its qrels with
-        `ragcun_hf.evaluation.retrieval_metrics.rows_for_metric`.
+        `ragcun_hf.evaluation.retrieval.rows_for_metric`.
 Returns:
     A dictionary with the keys ndcg@10, map@100, recall@10, recall@100 and mrr@10, each in [0, 1].
 Examples:

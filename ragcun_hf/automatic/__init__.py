@@ -1,1 +1,0 @@
-"""Settings for documents without labels, chosen by pseudo-queries of documents held out."""

@@ -1,0 +1,86 @@
+"""Turn a checkpoint of the original project (a .pt file) into a model folder that AutoModel loads.
+
+    python training/convert_checkpoint.py best_model.pt --base_model sentence-transformers/all-mpnet-base-v2
+
+The file is read as data: nothing that a pickle may hold is run, and a key that the original does not have is refused.
+The result is compared with the original's formula on a few texts before it is written.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..command_line import argument, parse_arguments, quiet_libraries, say
+from ..errors import UserError
+
+_TEXTS = [
+    "how do vaccines work?",
+    "Vaccines train the immune system to recognise a germ.",
+    "The quick brown fox jumps over the lazy dog.",
+    "Ein Satz in einer anderen Sprache, mit Umlauten: äöü.",
+]
+_MOST_DIFFERENT = 1e-4  # of a standard deviation: float32 sums in another order
+
+
+@dataclass
+class ConversionArguments:
+    """Which checkpoint, and where it goes."""
+
+    checkpoint: str | None = argument(None, "The .pt file, or the first word of the command line.")
+    base_model: str = argument(
+        "sentence-transformers/all-mpnet-base-v2",
+        "The encoder that the checkpoint started from: a Hub id, a folder, or the word embedded.",
+    )
+    output_dir: str | None = argument(None, "The model's folder. Default: checkpoints/<name of the file>.")
+    overwrite: bool = argument(False, "Replace a model that lies there.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read, convert, compare, write, and say what comes next."""
+    from ..files import check_writable
+    from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
+
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and not words[0].startswith("-"):
+        words.insert(0, "--checkpoint")
+    (args,) = parse_arguments([ConversionArguments], description=__doc__ or "", arguments=words)
+    quiet_libraries()
+    if not args.checkpoint:
+        raise UserError("expected the checkpoint to convert, got none: name the .pt file")
+    folder = Path(args.output_dir or f"checkpoints/{Path(args.checkpoint).stem}")
+    if (folder / "model.safetensors").exists() and not args.overwrite:
+        raise UserError(f"{folder} holds a model: name another --output_dir, or replace it with --overwrite")
+    check_writable(folder)
+    state = read_original_checkpoint(args.checkpoint)
+    model, is_frozen = convert_original(state, args.base_model)
+    difference = difference_to_original(model, state, _TEXTS)
+    if not difference < _MOST_DIFFERENT:
+        raise UserError(
+            f"expected the vectors of the original, got a difference of {difference:.1e} standard deviations: nothing "
+            "was written, check --base_model"
+        )
+    _write(model, folder)
+    encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"
+    say(f"Wrote {folder}: {encoder}, {model.config.output_dim} dimensions; within {difference:.1e} of the original.")
+    predictor = " --use_predictor" if model.config.use_predictor else ""
+    say(f"Next: python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor} --datasets scifact")
+
+
+def _write(model: Any, folder: Path) -> None:
+    """Write the model beside its place, then move file by file."""
+    from ..files import disk_errors_explained
+
+    unfinished = folder / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with disk_errors_explained(folder):
+            model.save_pretrained(unfinished)
+            for path in sorted(unfinished.iterdir()):
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

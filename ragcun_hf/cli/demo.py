@@ -1,0 +1,154 @@
+"""The main job in one command: a frozen encoder gets measurably better at retrieval.
+
+    python training/demo.py
+
+Builds a retrieval corpus from the documentation strings of installed packages, trains a head on the embedded
+all-MiniLM-L6-v2, evaluates it against the frozen base on documents it never saw, reloads it in a clean process,
+answers three queries, and writes a results file, plots and a model card. Needs no network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..command_line import argument, parse_arguments, quiet_libraries, say
+
+TRAINING = Path(__file__).resolve().parent
+
+QUERIES = (
+    "sort an array and get the indices instead of the values",
+    "fill missing samples by a smooth curve through the known points",
+    "randomly switch off units of a network while training",
+)
+
+# Runs in a process that cannot import this package: what anybody gets who loads the folder.
+_CLEAN_PROCESS = """
+import json, sys
+sys.modules["ragcun_hf"] = None
+import numpy as np
+from transformers import AutoModel
+from transformers.utils import logging
+logging.disable_progress_bar()
+folder, corpus, queries = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+rows = [json.loads(line) for line in open(corpus, encoding="utf-8")][:: int(sys.argv[4])]
+def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True)
+scores = unit(model.encode_query(queries)) @ unit(model.encode_document([row["text"] for row in rows])).T
+print(json.dumps([[rows[i]["_id"] for i in np.argsort(-row)[:3]] for row in scores]))
+"""
+_CORPUS_STEP = 4  # the clean process encodes every fourth document: enough to show, and quick
+
+
+@dataclass
+class DemoArguments:
+    """Where the demo writes."""
+
+    output_dir: str = argument("demo", "Folder for corpus, model, results, plots and card.")
+    packages: list[str] = argument(
+        ["numpy", "torch", "scipy"], "Installed packages whose documentation is the corpus."
+    )
+    recipe: str = argument(str(TRAINING / "recipes" / "demo.yaml"), "Recipe to train with.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run every step of the main job and say what came out."""
+    (args,) = parse_arguments([DemoArguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    started = time.perf_counter()
+    folder = Path(args.output_dir)
+    corpus = _build_corpus(folder / "python_docs", args.packages)
+    model = folder / "model"
+    _train(corpus, model, args.recipe)
+    results = _evaluate(corpus, model, folder / "results")
+    _reload_and_search(model, corpus)
+    _write_card(model, folder, args.recipe)
+    _report(results, folder, model, time.perf_counter() - started)
+
+
+def _build_corpus(folder: Path, packages: list[str]) -> Path:
+    from ..data.beir_folder import load_beir_folder
+    from ..data.python_docs import write_python_docs
+
+    _headline(1, f"Corpus: documentation strings of {', '.join(packages)}")
+    write_python_docs(folder, packages)
+    test = load_beir_folder(folder, "test")
+    train = load_beir_folder(folder, "train")
+    say(f"{len(test.corpus_ids)} documents; {len(train.queries)} queries to train on, {len(test.queries)} to test on,")
+    say("split by document. Query: the one-line summary; document: the rest of the docstring.")
+    return folder
+
+
+def _train(corpus: Path, model: Path, recipe: str) -> None:
+    from . import train_contrastive
+
+    _headline(2, "Training: the encoder runs once per text, then the head trains on its features")
+    flags = ["--config", recipe, "--base_model", "embedded", "--train_data", str(corpus), "--output_dir", str(model)]
+    train_contrastive.main([*flags, "--overwrite"])
+
+
+def _evaluate(corpus: Path, model: Path, output: Path) -> dict:
+    from . import eval_beir
+
+    _headline(3, "Evaluation: known-item search on documents the head never saw, the frozen base beside it")
+    flags = [
+        "--model_path",
+        str(model),
+        "--use_predictor",
+        "--datasets",
+        corpus.name,
+        "--data_dir",
+        str(corpus.parent),
+    ]
+    eval_beir.main([*flags, "--output_dir", str(output), "--run_name", "demo"])
+    return json.loads((output / "demo.json").read_text(encoding="utf-8"))
+
+
+def _reload_and_search(model: Path, corpus: Path) -> None:
+    _headline(4, "Sharing: a clean process loads the folder with AutoModel, without this package, and searches")
+    command = [sys.executable, "-c", _CLEAN_PROCESS, str(model.resolve()), str((corpus / "corpus.jsonl").resolve())]
+    answer = subprocess.run(
+        [*command, json.dumps(QUERIES), str(_CORPUS_STEP)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=model,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    for query, names in zip(QUERIES, json.loads(answer.stdout.splitlines()[-1]), strict=True):
+        say(f'  "{query}"\n     -> {", ".join(names)}')
+
+
+def _write_card(model: Path, folder: Path, recipe: str) -> None:
+    from ..evaluation.plots import plot_learning_curves
+    from ..files import RECORD_FILE
+    from . import render_card
+
+    _headline(5, "Model card and plots")
+    record = json.loads((model / RECORD_FILE).read_text(encoding="utf-8"))
+    plot_learning_curves(record["log_history"], folder / "results" / "demo" / "learning_curves.png")
+    render_card.main(["--model_path", str(model), "--results", str(folder / "results" / "demo.json")])
+
+
+def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
+    (entry,) = results["datasets"].values()
+    base, trained = (entry["systems"][system]["ndcg@10"] for system in ("base", "projection"))
+    p_value = entry["comparisons"]["projection"]["p_value"]
+    say(
+        f"\nNDCG@10 on unseen documents: frozen base {base:.4f}, trained head {trained:.4f} "
+        f"({trained / base - 1:+.1%}, p = {p_value:.4f}). {seconds / 60:.1f} minutes in all."
+    )
+    say(f"In {folder}: the model, its card (model/README.md), results/demo.json, and plots in results/demo.")
+    say("Next, on your own pairs:")
+    say("  .venv/bin/python training/train_contrastive.py --base_model embedded --train_data YOUR_PAIRS.jsonl \\")
+    say("      --config training/recipes/adapt.yaml --output_dir checkpoints/mine")
+    say(f"Or load what was just made:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
+
+
+def _headline(number: int, text: str) -> None:
+    say(f"\n[{number}/5] {text}")

@@ -1,0 +1,134 @@
+"""Evaluate a model with MTEB, on BEIR folders of your own or on MTEB's tasks.
+
+    python training/eval_mteb.py --model_path checkpoints/mine --beir_folders data/beir/scifact data/beir/nfcorpus
+    python training/eval_mteb.py --model_path your-name/mine --tasks NFCorpus ArguAna
+
+The model is loaded by sentence-transformers, as by everybody who runs MTEB on it. Writes a table to the screen and
+MTEB's scores as JSON; tests of significance and the frozen base beside the model are in training/eval_beir.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+from ..command_line import argument, parse_arguments, portable_command, quiet_libraries, say
+from ..errors import UserError
+
+
+@dataclass
+class MtebArguments:
+    """Which model, on which tasks, and where the scores go."""
+
+    model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
+    revision: str | None = argument(None, "Branch, tag or commit of a model on the Hub.")
+    beir_folders: list[str] = argument([], "Folders in BEIR's layout; each becomes a retrieval task.")
+    split: str = argument("test", "Which judgements of --beir_folders to use.")
+    language: str = argument("eng-Latn", "Language and script of --beir_folders, as MTEB writes them.")
+    keep_identical_ids: bool = argument(
+        False, "Keep a document of --beir_folders that has the query's own id in its ranking; BEIR drops it."
+    )
+    tasks: list[str] = argument([], "Names of MTEB's own tasks; their data comes from the Hub.")
+    trust_remote_code: bool = argument(
+        False,
+        "Run the code that lies beside a model of another type; models of this package always run the installed code.",
+    )
+    output_dir: str = argument("results/mteb", "Folder for the scores.")
+    run_name: str | None = argument(None, "Name of the scores' file. Default: the model folder's name.")
+    batch_size: int = argument(32, "Texts per batch.")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, evaluate task by task, write, and say what was written."""
+    (args,) = parse_arguments([MtebArguments], description=__doc__ or "", arguments=arguments)
+    quiet_libraries()
+    _check(args)
+    from accelerate import PartialState
+
+    from ..evaluation.mteb_tasks import format_mteb_table, load_sentence_transformer, run_task
+    from ..evaluation.results import write_json
+    from ..files import disk_errors_explained
+
+    tasks = _tasks(args)
+    model = load_sentence_transformer(
+        args.model_path,
+        revision=args.revision,
+        device=str(PartialState().device),
+        trust_remote_code=args.trust_remote_code,
+    )
+    path = Path(args.output_dir) / f"{args.run_name or _name(args.model_path)}.json"
+    facts = _facts(args, model, arguments)
+    entries: list[dict[str, Any]] = []
+    for task in tasks:
+        entry = run_task(model, task, batch_size=args.batch_size, show_progress=sys.stderr.isatty())
+        entries.append(entry)
+        say(f"Evaluated {entry['task']}, {len(entries)} of {len(tasks)}")
+        # After each task, for many of them take hours.
+        with disk_errors_explained(path.parent):
+            write_json(path, {**facts, "tasks": entries})
+    say(f"\n{format_mteb_table(entries)}\n\nWrote {path}.")
+
+
+def _check(args: MtebArguments) -> None:
+    from ..evaluation.mteb_tasks import require_mteb
+    from ..files import check_writable
+
+    if not args.model_path:
+        raise UserError("--model_path expects a folder or a Hub id, got none: name the model")
+    if not (args.beir_folders or args.tasks):
+        raise UserError("expected something to evaluate on, got neither --beir_folders nor --tasks: give one of them")
+    if args.batch_size < 1:
+        raise UserError(f"--batch_size must be at least 1, got {args.batch_size}: raise it")
+    require_mteb()
+    check_writable(Path(args.output_dir))
+
+
+def _tasks(args: MtebArguments) -> list[Any]:
+    from ..evaluation.mteb_tasks import task_from_beir_folder, tasks_by_name
+
+    options: dict[str, Any] = {"language": args.language, "drop_identical_ids": not args.keep_identical_ids}
+    tasks = [task_from_beir_folder(folder, args.split, **options) for folder in dict.fromkeys(args.beir_folders)]
+    tasks += tasks_by_name(list(dict.fromkeys(args.tasks)))
+    names = [task.metadata.name for task in tasks]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated:
+        raise UserError(
+            f"expected tasks of different names, got {repeated!r} twice: rename a folder, or leave one out"
+        )
+    return tasks
+
+
+def _name(model_path: str) -> str:
+    path = Path(model_path)
+    return path.resolve().name if path.is_dir() else model_path.replace("/", "__")
+
+
+def _facts(args: MtebArguments, model: Any, arguments: list[str] | None) -> dict[str, Any]:
+    from datetime import datetime
+    from importlib.metadata import version
+
+    from ..evaluation.results import environment_facts
+
+    environment = environment_facts()
+    packages = {name: version(name) for name in ("mteb", "sentence-transformers")}
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": portable_command("training/eval_mteb.py", arguments),
+        **environment,
+        "versions": {**environment["versions"], **packages},
+        "model": {
+            "name": _name(args.model_path or ""),
+            "revision": args.revision,
+            "similarity": model.similarity_fn_name,
+            "output_dim": model.get_embedding_dimension(),
+            "max_length": model.max_seq_length,
+            "prompts": model.prompts,
+        },
+        "settings": {
+            "batch_size": args.batch_size,
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        },
+    }

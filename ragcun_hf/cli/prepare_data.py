@@ -1,0 +1,294 @@
+"""Turn a file, a folder or a Hub dataset into the files that the training scripts read.
+
+Every row is read and checked; what is kept and dropped is counted. Examples:
+
+  python training/prepare_data.py --input raw.csv --query_column question --positive_column answer --output train.json
+  python training/prepare_data.py --input corpus.txt --output documents.json
+  python training/prepare_data.py --input documents.json --output_format xy --output xy_masked_documents.json
+  python training/prepare_data.py --input data/beir/scifact --split train --output scifact_train.json
+  python training/prepare_data.py --python_docs --output data/beir/python_docs
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..command_line import argument, parse_arguments, say
+from ..data.documents import document_text, is_beir_folder, read_documents, text_digest
+from ..data.masking import MaskedViews, MaskKind, maskable
+from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
+from ..data.python_docs import DEFAULT_PACKAGES, build_python_docs, is_test_entry, write_entries
+from ..data.sources import open_source
+from ..data.writing import refuse_existing, write_beir_folder, write_json_rows
+from ..errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+InputFormat = Literal["auto", "pairs", "triples", "documents", "beir", "xy"]
+OutputFormat = Literal["auto", "pairs", "documents", "xy", "beir"]
+
+
+@dataclass
+class InputArguments:
+    """What is read."""
+
+    input: str | None = argument(
+        None, "File (JSON, JSON Lines, CSV, TSV, Parquet, txt; .gz), folder, or Hub id org/name."
+    )
+    input_format: InputFormat = argument("auto", "What the input holds; auto tells it from its columns.")
+    python_docs: bool = argument(
+        False, "Build the embedded corpus from installed packages instead of reading --input."
+    )
+    packages: list[str] = argument(
+        list(DEFAULT_PACKAGES), "Installed packages whose documentation --python_docs reads."
+    )
+    split: str = argument(
+        "train", "Part of a Hub dataset, BEIR folder or folder of files; names the qrels of BEIR output."
+    )
+    limit: int | None = argument(None, "Read only so many rows; all if left out.")
+    query_column: str = argument("query", "Column with the query; a column 'anchor' is found without it.")
+    positive_column: str = argument("positive", "Column with the document that answers.")
+    negative_column: str = argument(
+        "negative", "Column with a document, or a list, that does not answer; may be absent."
+    )
+    text_column: str = argument("text", "Column with a document's text.")
+    title_column: str = argument("title", "Column with a document's title; may be absent.")
+    x_column: str = argument("x", "Column with the original text of a masked pair.")
+    y_column: str = argument("y", "Column with the masked text of a masked pair.")
+
+
+@dataclass
+class OutputArguments:
+    """What is written, and how texts are masked for it."""
+
+    output: str = argument(dataclasses.MISSING, "File ending in .json or .jsonl, or a folder for the format beir.")
+    output_format: OutputFormat = argument(
+        "auto", "What to write; auto keeps the input's format (a BEIR folder becomes pairs)."
+    )
+    overwrite: bool = argument(False, "Replace an existing output.")
+    seed: int = argument(42, "Another seed masks other words.")
+    mask_kind: MaskKind = argument("word", "Mask single words, or runs of about three.")
+    mask_probability: float = argument(0.2, "Share of words masked, above 0 and below 1.")
+    mask_token: str = argument(
+        "[MASK]", "Stands for what is masked: use the encoder's own ('<mask>' for MPNet); '' removes the words."
+    )
+    mask_variants: int = argument(1, "Masked versions written per text.", "--num_variants")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read, check, convert, write, and say what was done."""
+    read, write = parse_arguments((InputArguments, OutputArguments), description=__doc__ or "", arguments=arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    refuse_existing(write.output, overwrite=write.overwrite)
+    if read.python_docs:
+        _write_python_docs(read, write)
+        return
+    if read.input is None:
+        raise UserError("expected --input (or --python_docs), got neither: name a file, a folder or a Hub dataset")
+    kind = _input_kind(read)
+    wanted = write.output_format if write.output_format != "auto" else {"beir": "pairs"}.get(kind, kind)
+    convert = _CONVERSIONS.get((kind, wanted))
+    if convert is None:
+        possible = ", ".join(goal for start, goal in _CONVERSIONS if start == kind)
+        raise UserError(f"expected an output format of {possible} for {kind}, got {wanted}: set --output_format")
+    convert(read, write)
+    _say_next(wanted, write.output)
+
+
+def _input_kind(read: InputArguments) -> str:
+    """Return pairs, documents, beir or xy, and find the query column of triples."""
+    kind = read.input_format
+    beir = is_beir_folder(read.input or "")
+    if kind == "beir" and not beir:
+        raise UserError(
+            f"expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), got {read.input!r}: check --input"
+        )
+    if beir and kind in ("auto", "beir", "documents"):
+        return "beir" if kind != "documents" else "documents"
+    columns = set(_first_columns(read))
+    if read.query_column == "query" and "query" not in columns and "anchor" in columns:
+        read.query_column = "anchor"
+    if kind == "triples" and read.negative_column not in columns:
+        raise UserError(
+            f"{read.input}: expected triples with the column {read.negative_column!r}, got the columns "
+            f"{', '.join(sorted(columns))}: set --negative_column"
+        )
+    return _kind_of_columns(read, columns) if kind == "auto" else {"triples": "pairs"}.get(kind, kind)
+
+
+def _first_columns(read: InputArguments) -> list[str]:
+    first = next(open_source(read.input or "", split=read.split, streaming=read.limit is not None).rows(), None)
+    if first is None:
+        raise UserError(f"{read.input}: expected at least one row, got none: check --input and --split")
+    return list(first.fields)
+
+
+def _kind_of_columns(read: InputArguments, columns: set[str]) -> str:
+    if {read.query_column, read.positive_column} <= columns:
+        return "pairs"
+    if {read.x_column, read.y_column} <= columns:
+        return "xy"
+    if read.text_column in columns:
+        return "documents"
+    raise UserError(
+        f"{read.input}: expected columns {read.query_column!r} and {read.positive_column!r} (pairs), "
+        f"{read.x_column!r} and {read.y_column!r} (xy) or {read.text_column!r} (documents), "
+        f"got {', '.join(sorted(columns))}: name yours with --query_column, --text_column, ..."
+    )
+
+
+def _read_pairs(read: InputArguments) -> Dataset:
+    pairs: Any = read_pairs(
+        read.input or "",
+        split=read.split,
+        query_column=read.query_column,
+        positive_column=read.positive_column,
+        negative_column=read.negative_column,
+        streaming=False,
+        limit=read.limit,
+    )
+    say(f"read {audit_pairs(pairs)}")
+    pairs, dropped = drop_duplicate_rows(pairs)
+    say(f"kept {len(pairs)}, dropped {dropped} (query and positive came before)")
+    return pairs
+
+
+def _read_documents(read: InputArguments) -> list[dict[str, str]]:
+    documents: Any = read_documents(
+        read.input or "",
+        split=read.split,
+        text_column=read.text_column,
+        title_column=read.title_column,
+        limit=read.limit,
+    )
+    say(f"read {len(documents)} distinct documents")
+    return list(documents)
+
+
+def _texts_of_pairs(pairs: Dataset) -> list[str]:
+    texts = (text for row in pairs for text in (row["positive"], *row["negative"]))
+    return list(dict.fromkeys(texts))
+
+
+def _pairs_to_pairs(read: InputArguments, write: OutputArguments) -> None:
+    rows = (
+        row if row["negative"] else {"query": row["query"], "positive": row["positive"]} for row in _read_pairs(read)
+    )
+    _write_rows(rows, write, "pairs")
+
+
+def _pairs_to_documents(read: InputArguments, write: OutputArguments) -> None:
+    _write_rows(({"text": text} for text in _texts_of_pairs(_read_pairs(read))), write, "distinct documents")
+
+
+def _pairs_to_xy(read: InputArguments, write: OutputArguments) -> None:
+    _write_masked(_texts_of_pairs(_read_pairs(read)), write)
+
+
+def _pairs_to_beir(read: InputArguments, write: OutputArguments) -> None:
+    pairs = _read_pairs(read)
+    documents = {text: f"d{number}" for number, text in enumerate(_texts_of_pairs(pairs))}
+    queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pairs["query"][:]))}
+    judgements: dict[str, dict[str, int]] = {}
+    for row in pairs:
+        judgements.setdefault(queries[row["query"]], {})[documents[row["positive"]]] = 1
+    write_beir_folder(
+        write.output,
+        {key: ("", text) for text, key in documents.items()},
+        {key: text for text, key in queries.items()},
+        {read.split: judgements},
+    )
+    say(f"wrote {len(documents)} documents, {len(queries)} queries and {len(pairs)} judgements to {write.output}")
+
+
+def _documents_to_documents(read: InputArguments, write: OutputArguments) -> None:
+    rows = ({key: row[key] for key in ("id", "title", "text") if row[key]} for row in _read_documents(read))
+    _write_rows(rows, write, "documents")
+
+
+def _documents_to_xy(read: InputArguments, write: OutputArguments) -> None:
+    _write_masked([document_text(row["title"], row["text"]) for row in _read_documents(read)], write)
+
+
+def _read_xy(read: InputArguments) -> Dataset:
+    rows: Any = read_xy_pairs(
+        read.input or "", split=read.split, x_column=read.x_column, y_column=read.y_column, limit=read.limit
+    )
+    say(f"read {audit_pairs(rows)} (query: masked, positive: original)")
+    return rows
+
+
+def _xy_to_xy(read: InputArguments, write: OutputArguments) -> None:
+    rows, dropped = drop_duplicate_rows(_read_xy(read))
+    say(f"kept {len(rows)}, dropped {dropped} (the same x and y came before)")
+    _write_rows(({"x": row["positive"], "y": row["query"]} for row in rows), write, "masked pairs")
+
+
+def _xy_to_documents(read: InputArguments, write: OutputArguments) -> None:
+    _write_rows(({"text": text} for text in _texts_of_pairs(_read_xy(read))), write, "distinct documents")
+
+
+def _write_masked(texts: list[str], write: OutputArguments) -> None:
+    """Write x (original) and y (masked), several versions per text where asked."""
+    if write.mask_variants < 1:
+        raise UserError(f"expected --mask_variants of at least 1, got {write.mask_variants}: set it to e.g. 3")
+    usable = [text for text in texts if maskable(text)]
+    say(f"kept {len(usable)}, dropped {len(texts) - len(usable)} (fewer than two words cannot be masked)")
+    views = MaskedViews(usable, write.mask_kind, write.mask_probability, write.seed, write.mask_token)
+    rows: dict[bytes, dict[str, str]] = {}
+    for variant in range(write.mask_variants):
+        views.set_epoch(variant)
+        for view in (views[index] for index in range(len(views))):
+            row = {"x": str(view["positive"]), "y": str(view["query"])}
+            rows.setdefault(text_digest(row["x"], row["y"]), row)
+    repeated = write.mask_variants * len(views) - len(rows)
+    if repeated:
+        say(f"dropped {repeated} versions masked alike")
+    _write_rows(rows.values(), write, "masked pairs")
+
+
+def _write_rows(rows: Any, write: OutputArguments, what: str) -> None:
+    count = write_json_rows(rows, write.output)
+    say(f"wrote {count} {what} to {write.output}")
+
+
+def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
+    if write.output_format not in ("auto", "beir") or read.input is not None:
+        raise UserError("expected --python_docs without --input and with the format beir, got others: leave them out")
+    entries = build_python_docs(read.packages)[: read.limit]
+    write_entries(entries, write.output)
+    test = sum(map(is_test_entry, entries))
+    say(f"wrote {len(entries)} entries to {write.output}: {len(entries) - test} train, {test} test")
+    _say_next("beir", write.output)
+
+
+def _say_next(written: str, output: str) -> None:
+    path = shlex.quote(output)
+    command = {
+        "pairs": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
+        "documents": f"train_self_supervised.py --documents {path} --use_predictor",
+        "xy": f"train_xy_masked.py --input_xy_pairs {path} --use_predictor",
+        "beir": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
+    }[written]
+    say(f"next: python training/{command}")
+
+
+_CONVERSIONS: dict[tuple[str, str], Callable[[InputArguments, OutputArguments], None]] = {
+    ("pairs", "pairs"): _pairs_to_pairs,
+    ("pairs", "documents"): _pairs_to_documents,
+    ("pairs", "xy"): _pairs_to_xy,
+    ("pairs", "beir"): _pairs_to_beir,
+    ("beir", "pairs"): _pairs_to_pairs,
+    ("beir", "documents"): _documents_to_documents,
+    ("beir", "xy"): _documents_to_xy,
+    ("documents", "documents"): _documents_to_documents,
+    ("documents", "xy"): _documents_to_xy,
+    ("xy", "xy"): _xy_to_xy,
+    ("xy", "documents"): _xy_to_documents,
+}

@@ -1,0 +1,159 @@
+"""Render the model card of a trained model from its results files.
+
+    python training/render_card.py --model_path checkpoints/jepa_10k --results results/jepa_10k.json
+
+Every number of the card stems from the results, the training record in the model folder, or the published figures
+of a recipe (--recipe); what no file holds is "not measured". Plots that eval_beir.py made are shown.
+"""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..command_line import argument, parse_arguments, say
+
+_PLOTS = {
+    "comparison.png": "Difference to the frozen base on each data set",
+    "isotropy.png": "How evenly base and projection fill their space",
+    "learning_curves.png": "The terms of the loss while training",
+}
+_COMPARISON_PLOT = "Differences between the compared models"
+
+
+@dataclass
+class CardArguments:
+    """Whose card, out of which files."""
+
+    model_path: str | None = argument(None, "Folder of the trained model.")
+    results: list[str] = argument([], "Results files of eval_beir.py for this model, each with other data sets.")
+    comparison: str | None = argument(None, "A file of eval_beir.py --compare with this model; its plot is shown too.")
+    output: str | None = argument(None, "The card. Default: README.md in the model's folder.")
+    repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the examples of use.")
+    recipe: str | None = argument(None, "Recipe the model was trained by; shows what was published for it.")
+    dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
+    training_record: str | None = argument(
+        None, "How the model was trained. Default: training_record.json in the model's folder, if it is there."
+    )
+    template: str | None = argument(None, "Jinja template of the card. Default: the package's own.")
+    published: str | None = argument(
+        None, "Figures published for the recipes. Default: those that the package brings."
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse, render, write, and say what was written."""
+    (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
+    folder = _model_folder(args)
+    from ..evaluation.results import read_results
+    from ..publishing.card_sources import keep_sources
+    from ..publishing.model_card import CARD_TEMPLATE, join_results, read_json_object, render_card, write_card
+
+    output = Path(args.output) if args.output else folder / "README.md"
+    results = join_results([read_results(path) for path in args.results])
+    _check_model(results, folder)
+    published = _published(args)
+    comparison = read_json_object(Path(args.comparison)) if args.comparison else None
+    text = render_card(
+        template=Path(args.template) if args.template else CARD_TEMPLATE,
+        results=results,
+        training_record=_training_record(args, folder),
+        published=published,
+        comparison=comparison,
+        repo_id=args.repo_id,
+        plots=_place_plots(_found_plots(args), output),
+        dataset_ids=args.dataset_ids,
+    )
+    write_card(output, text)
+    say(f"Wrote {output}: every number in it stems from a file ({', '.join(args.results)}, ...).")
+    if output.resolve() == (folder / "README.md").resolve():
+        results_paths = [Path(path) for path in args.results]
+        keep_sources(folder, results_paths, comparison=comparison, published=published, repo_id=args.repo_id)
+        repo_id = args.repo_id or "organisation/name"
+        say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
+
+
+def _model_folder(args: CardArguments) -> Path:
+    from ..errors import UserError
+
+    if not args.model_path or not Path(args.model_path).is_dir():
+        raise UserError(f"--model_path expects the folder of a trained model, got {args.model_path!r}: check the path")
+    if args.repo_id is not None and args.repo_id.count("/") != 1:
+        raise UserError(f"--repo_id expects organisation/name, got {args.repo_id!r}: add the organisation or user")
+    return Path(args.model_path)
+
+
+def _check_model(results: dict[str, Any], folder: Path) -> None:
+    """Refuse results of another model, as far as its configuration tells."""
+    from ..errors import UserError
+    from ..publishing.model_card import read_json_object
+
+    path = folder / "config.json"
+    config = read_json_object(path) if path.is_file() else {}
+    measured = {**results["model"], "base_model_name": results["model"]["base_model"]}
+    for key in ("base_model_name", "output_dim", "projection_init", "projection_kind", "use_predictor"):
+        if key in config and key in measured and config[key] != measured[key]:
+            raise UserError(
+                f"--results expects results of the model in {folder}, got those of one with {key} {measured[key]!r} "
+                f"instead of {config[key]!r}: evaluate this model, or name its folder"
+            )
+
+
+def _training_record(args: CardArguments, folder: Path) -> dict[str, Any] | None:
+    from ..files import RECORD_FILE
+    from ..publishing.model_card import read_json_object
+
+    if args.training_record:
+        return read_json_object(Path(args.training_record))
+    path = folder / RECORD_FILE
+    return read_json_object(path) if path.is_file() else None
+
+
+def _published(args: CardArguments) -> dict[str, Any] | None:
+    from ..errors import UserError
+    from ..publishing.model_card import PUBLISHED_FIGURES, read_published
+
+    if args.recipe is None:
+        return None
+    path = Path(args.published) if args.published else PUBLISHED_FIGURES
+    published = read_published(path, args.recipe)
+    if published is None:
+        raise UserError(
+            f"--recipe expects a recipe of {path}, got {args.recipe!r}: use its name, or leave the flag out"
+        )
+    return published
+
+
+def _found_plots(args: CardArguments) -> dict[str, Path]:
+    """Return description -> file of what the evaluation drew; of several results files the first that has a plot."""
+    folders = [Path(path).resolve().with_suffix("") for path in args.results]
+    found: dict[str, Path] = {}
+    for name, description in _PLOTS.items():
+        files = [folder / name for folder in folders if (folder / name).is_file()]
+        found |= {description: files[0]} if files else {}
+    of_comparison = Path(args.comparison).resolve().with_suffix(".png") if args.comparison else None
+    if of_comparison is not None and of_comparison.is_file():
+        found[_COMPARISON_PLOT] = of_comparison
+    return found
+
+
+def _place_plots(found: dict[str, Path], output: Path) -> dict[str, str]:
+    """Return description -> address; what does not lie below the card's folder is copied beside it."""
+    plots: dict[str, str] = {}
+    card_folder = output.resolve().parent
+    for description, plot in found.items():
+        if not plot.is_relative_to(card_folder):
+            name = "models.png" if description == _COMPARISON_PLOT else plot.name
+            plot = _copy(plot, card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}"))
+        plots[description] = plot.relative_to(card_folder).as_posix()
+    return plots
+
+
+def _copy(source: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copyfile(source, temporary)
+    return temporary.replace(target)

@@ -1,0 +1,83 @@
+"""How well pseudo-queries of held-out documents find what is left of their documents.
+
+Shape letters used in this file: P = pseudo-queries, N = documents, D = embedding width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..evaluation.model_evaluation import apply_head
+
+if TYPE_CHECKING:
+    from ..data.pseudo_queries import PseudoQuery
+    from ..features.feature_store import FeatureStore
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+
+_DEPTH = 10
+_QUERIES_AT_ONCE = 1_024
+
+
+class PseudoValidation:
+    """Measure a head on pseudo-queries, each against the rest of its own document and all other documents.
+
+    Args:
+        documents: The whole corpus.
+        queries: Pseudo-queries of documents that heads are not trained on, all with a rest.
+        store: Gives the features.
+        prompts: Put before queries and before documents.
+    """
+
+    def __init__(
+        self, documents: Sequence[str], queries: Sequence[PseudoQuery], store: FeatureStore, prompts: tuple[str, str]
+    ) -> None:
+        self._documents = store.features(documents, prompt=prompts[1]).expanded()
+        self._queries = store.features([query.text for query in queries], prompt=prompts[0]).expanded()
+        self._rests = store.features([query.rest or "" for query in queries], prompt=prompts[1]).expanded()
+        self._own_rows = torch.tensor([query.document for query in queries])
+        kinds = np.array([query.kind for query in queries])
+        weights = np.zeros(len(kinds))
+        for kind in set(kinds):
+            weights[kinds == kind] = 1 / (len(set(kinds)) * np.sum(kinds == kind))
+        self.weights = weights
+        """Shape (P,), adding up to 1: every kind counts alike."""
+
+    def scores(self, model: IsotropicGaussianModel) -> np.ndarray:
+        """Return NDCG@10 of each pseudo-query, shape (P,), by the projection."""
+        documents_ND, queries_PD, rests_PD = (
+            torch.from_numpy(apply_head(model, features, num_predicted=0)[0])
+            for features in (self._documents, self._queries, self._rests)
+        )
+        kind = model.config.similarity_fn_name
+        parts = []
+        for start in range(0, len(queries_PD), _QUERIES_AT_ONCE):
+            rows = slice(start, start + _QUERIES_AT_ONCE)
+            scores_PN = _similarities(queries_PD[rows], documents_ND, kind)
+            scores_PN[torch.arange(len(scores_PN)), self._own_rows[rows]] = -math.inf
+            own_P = _own_similarities(queries_PD[rows], rests_PD[rows], kind)
+            places_P = (scores_PN >= own_P.unsqueeze(1)).sum(dim=1)  # an equal score counts as a defeat
+            gains_P = 1 / torch.log2(places_P.double() + 2)
+            parts.append(torch.where(places_P < _DEPTH, gains_P, 0.0))
+        return torch.cat(parts).numpy()
+
+
+def _similarities(queries_PD: Tensor, documents_ND: Tensor, kind: str) -> Tensor:
+    if kind == "euclidean":
+        return -torch.cdist(queries_PD, documents_ND)
+    if kind == "cosine":
+        queries_PD, documents_ND = (nn.functional.normalize(x, dim=1) for x in (queries_PD, documents_ND))
+    return queries_PD @ documents_ND.T
+
+
+def _own_similarities(queries_PD: Tensor, rests_PD: Tensor, kind: str) -> Tensor:
+    if kind == "euclidean":
+        return -torch.linalg.vector_norm(queries_PD - rests_PD, dim=1)
+    if kind == "cosine":
+        return nn.functional.cosine_similarity(queries_PD, rests_PD)
+    return (queries_PD * rests_PD).sum(dim=1)

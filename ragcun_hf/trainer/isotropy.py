@@ -1,0 +1,239 @@
+"""The isotropy term: SIGReg, its sums, and the covariance penalty of the original project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..distributed import sum_over_processes, world_size
+
+SIGREG_NULL_FLOOR = 1.0527
+"""Expected SIGReg statistic of samples of N(0, I), whatever their number and width."""
+
+_INTEGRAL_END, _NUM_KNOTS = 3.0, 17
+_ELEMENTS_AT_ONCE = 2**18  # of the (N, K) projections: a few arrays of 1 MiB, which caches hold
+
+
+def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep a surrounding autocast from computing a loss in half precision."""
+
+    @wraps(function)
+    def wrapped(embeddings: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return function(embeddings, *args, **kwargs)
+
+    return wrapped
+
+
+@_without_autocast
+def sigreg_loss(
+    embeddings: Tensor, *, num_directions: int = 256, seed: int = 0, directions: Tensor | None = None
+) -> Tensor:
+    """Measure how far a batch is from a standard Gaussian, as a penalty that the batch size does not rescale.
+
+    This is [`sigreg_statistic`] divided by the number of rows. It tests location and scale as well as shape:
+    never apply it to L2-normalised vectors.
+
+    Args:
+        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
+        num_directions: K, random directions; more mean less noise between calls, at linear cost.
+        seed: Chooses the directions. Give every process the same, and every step another.
+        directions: Shape (D, K), unit columns, instead of drawing them.
+
+    Returns:
+        Scalar float32, >= 0; about 1.05 / N for samples of N(0, I), about 0.40 when every row is the same zero.
+
+    Raises:
+        ValueError: On a wrong shape, fewer than two rows, or `num_directions` < 1.
+
+    Source:
+        Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544.
+
+    Example:
+        >>> import torch
+        >>> gaussian = torch.randn(4096, 8, generator=torch.Generator().manual_seed(1))
+        >>> 4096 * sigreg_loss(gaussian) < 2
+        tensor(True)
+        >>> round(sigreg_loss(torch.zeros(4096, 8)).item(), 2)
+        0.4
+    """
+    if num_directions < 1:
+        raise ValueError(f"`num_directions` must be at least 1, got {num_directions}.")
+    if directions is None:
+        directions = random_directions(embeddings.shape[-1], num_directions, seed=seed).to(embeddings.device)
+    return sigreg_statistic(embeddings, directions) / _num_rows(embeddings)
+
+
+@_without_autocast
+def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
+    """Compute the sliced Epps-Pulley statistic T of a batch against N(0, I).
+
+    On each direction the empirical characteristic function of the projected rows is compared with that of N(0, 1):
+    T = N * integral over [-3, 3] of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt, averaged over directions.
+
+    Args:
+        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
+        directions: Shape (D, K), unit columns, the same on every process.
+
+    Returns:
+        Scalar float32, >= 0; about 1.0527 for samples of N(0, I), about 0.40 * N for a collapsed batch.
+
+    Raises:
+        ValueError: On a wrong shape or fewer than two rows.
+
+    Source:
+        Epps and Pulley, "A test for normality based on the empirical characteristic function", Biometrika 1983;
+        sliced and with this quadrature (17 knots on [0, 3], trapezoid rule) in LeJEPA, arXiv:2511.08544.
+    """
+    num_rows = _num_rows(embeddings)
+    spacing = _INTEGRAL_END / (_NUM_KNOTS - 1)
+    knots_T = spacing * torch.arange(_NUM_KNOTS, device=embeddings.device)
+    target_T = torch.exp(-knots_T.square() / 2)  # characteristic function of N(0, 1), and the weight
+    # Both functions are symmetric in t: the integral over [-3, 3] is twice the one over [0, 3].
+    step_T = torch.full_like(knots_T, 2 * spacing)
+    step_T[[0, -1]] /= 2
+    projected_NK = embeddings.float() @ directions.float()
+    chunk = max(1, _ELEMENTS_AT_ONCE // projected_NK.shape[0])
+    parts = [wave_sums(part, spacing=spacing, num_frequencies=_NUM_KNOTS) for part in projected_NK.split(chunk, dim=1)]
+    sums_2KT = torch.cat(parts, dim=1)
+    cosine_KT, sine_KT = sum_over_processes(sums_2KT) / num_rows
+    error_KT = (cosine_KT - target_T).square() + sine_KT.square()
+    return (error_KT @ (step_T * target_T)).mean() * num_rows
+
+
+def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:
+    """Draw unit vectors, uniformly on the sphere.
+
+    Args:
+        dim: D.
+        num_directions: K.
+        seed: The same seed gives the same directions on every process and device.
+
+    Returns:
+        Shape (D, K), float32, on the CPU, columns of length 1.
+
+    Example:
+        >>> random_directions(3, 5, seed=0).norm(dim=0).allclose(torch.ones(5))
+        True
+    """
+    directions_DK = torch.randn(dim, num_directions, generator=torch.Generator().manual_seed(seed))
+    return directions_DK / directions_DK.norm(dim=0)
+
+
+@_without_autocast
+def covariance_isotropy_loss(embeddings: Tensor) -> Tensor:
+    """Measure how far the covariance is from a multiple of the identity: ||C - mean_variance * I||_F / D.
+
+    Second moments only: it sees neither the mean, nor the scale as such, nor the shape of the distribution.
+
+    Args:
+        embeddings: Shape (N, D), not normalised; N counts the rows of all processes, >= 2.
+
+    Returns:
+        Scalar float32, >= 0, a variance. With unit variances and all correlations 1: sqrt(D (D - 1)) / D.
+
+    Raises:
+        ValueError: On a wrong shape or fewer than two rows.
+
+    Source:
+        The isotropy term of github.com/ctn/ragcun.
+
+    Example:
+        >>> import torch
+        >>> cross = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+        >>> covariance_isotropy_loss(cross) < 1e-9
+        tensor(True)
+    """
+    num_rows = _num_rows(embeddings)
+    rows_ND = embeddings.float()
+    mean_D = sum_over_processes(rows_ND.sum(0)) / num_rows
+    centred_ND = rows_ND - mean_D
+    covariance_DD = sum_over_processes(centred_ND.T @ centred_ND) / (num_rows - 1)
+    dim = rows_ND.shape[1]
+    residual_DD = covariance_DD - covariance_DD.trace() / dim * torch.eye(dim, device=rows_ND.device)
+    # The root has an infinite slope at 0, which a batch of equal rows would reach.
+    return (residual_DD.square().sum() + 1e-24).sqrt() / dim
+
+
+def _num_rows(embeddings: Tensor) -> int:
+    """Count the rows of all processes, once shape and number are known to be right."""
+    if embeddings.ndim != 2:
+        raise ValueError(
+            f"Expected embeddings of shape (N, D), got {tuple(embeddings.shape)}: pool token states first."
+        )
+    num_rows = embeddings.shape[0]
+    if world_size() > 1:
+        num_rows = int(sum_over_processes(torch.tensor(float(num_rows), device=embeddings.device)))
+    if num_rows < 2:
+        raise ValueError(f"An isotropy term needs at least two rows, got {num_rows}: drop the last, smaller batch.")
+    return num_rows
+
+
+def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
+    """Sum cos(t x) and sin(t x) over rows, for the frequencies t = 0, spacing, 2 spacing, and so on.
+
+    Args:
+        x: Shape (N, K), float32.
+        spacing: Distance between frequencies.
+        num_frequencies: T, at least 2.
+
+    Returns:
+        Shape (2, K, T), float32: the cosines, then the sines; both within [-N, N]. Differentiable once in `x`, and
+        under `torch.func.vmap`.
+
+    Raises:
+        ValueError: If `x` is not a matrix, or there are fewer than two frequencies.
+
+    Example:
+        >>> sums = wave_sums(torch.zeros(5, 1), spacing=0.5, num_frequencies=3)
+        >>> sums[0].tolist(), sums[1].tolist()
+        ([[5.0, 5.0, 5.0]], [[0.0, 0.0, 0.0]])
+    """
+    if x.ndim != 2 or num_frequencies < 2:
+        raise ValueError(
+            f"wave_sums needs x of shape (N, K) and two or more frequencies, got {tuple(x.shape)}, {num_frequencies}."
+        )
+    return _WaveSums.apply(x, spacing, num_frequencies)[0]
+
+
+class _WaveSums(torch.autograd.Function):
+    """(..., N, K) to (2, ..., K, T), and the first wave e^(i spacing x), which the gradient is made from."""
+
+    @staticmethod
+    def forward(x: Tensor, spacing: float, num_frequencies: int) -> tuple[Tensor, Tensor]:
+        angle = x * spacing
+        first = torch.complex(angle.cos(), angle.sin())
+        sums, wave = [torch.ones_like(first).sum(-2), first.sum(-2)], first
+        for _ in range(2, num_frequencies):
+            wave = wave * first
+            sums.append(wave.sum(-2))
+        together = torch.stack(sums, dim=-1)
+        return torch.stack([together.real, together.imag]), first
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, int], output: tuple[Tensor, Tensor]) -> None:
+        _, ctx.spacing, ctx.num_frequencies = inputs
+        _, first = output
+        ctx.mark_non_differentiable(first)
+        ctx.save_for_backward(first)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
+        """With gradients a of cosines, b of sines: d/dx is the real part of the sum of t (b + i a) e^(i t x)."""
+        (first,) = ctx.saved_tensors
+        frequencies = ctx.spacing * torch.arange(ctx.num_frequencies, device=gradient.device, dtype=gradient.dtype)
+        of_cosines, of_sines = (gradient * frequencies).unbind(0)
+        coefficients = torch.complex(of_sines, of_cosines).movedim(-1, 0).unsqueeze(-2).unbind(0)
+        # Horner's rule, from the highest frequency down.
+        value = coefficients[-1].expand_as(first)
+        for coefficient in coefficients[-2::-1]:
+            value = torch.addcmul(coefficient, value, first)
+        return value.real.contiguous(), None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, spacing: float, num_frequencies: int) -> Any:
+        return _WaveSums.apply(x.movedim(in_dims[0], 0), spacing, num_frequencies), (1, 0)

@@ -1,0 +1,506 @@
+"""eval_beir.py from the command line, on a small BEIR folder and a tiny model."""
+
+import copy
+import importlib
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ragcun_hf.data.documents import text_digest
+from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.results import read_results
+from ragcun_hf.search.exact import exact_search
+
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
+TRAINING = Path(__file__).resolve().parents[2] / "training"
+
+CORPUS = {
+    "d0": "bread is food",
+    "d1": "the moon and a star are on the river",
+    "d2": "fish sleep in the water",
+    "d3": "a bird does drink water",
+    "d4": "piano music is slow and fast",
+    "d5": "the stone is blue",
+    "d6": "sort an array in the tree",
+    "q4": "is music fast",  # the query of that id, word for word
+}
+QUERIES = {
+    "q0": "what is bread",
+    "q1": "where is the moon",
+    "q2": "why do fish sleep",
+    "q3": "what does a bird drink",
+    "q4": "is music fast",
+    "q5": "is the stone green",
+}
+QRELS = {"q0": {"d0": 2, "d6": 1}, "q1": {"d1": 1}, "q2": {"d2": 1}, "q3": {"d3": 1, "d2": 1}, "q4": {"d4": 1}}
+
+
+def _write_beir(folder, corpus=CORPUS, qrels=QRELS, queries=QUERIES):
+    (folder / "qrels").mkdir(parents=True)
+    for name, texts in (("corpus", corpus), ("queries", queries)):
+        rows = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    lines = [f"{query}\t{document}\t{gain}" for query, found in qrels.items() for document, gain in found.items()]
+    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]), encoding="utf-8")
+
+
+@pytest.fixture
+def data_dir(tmp_path):
+    _write_beir(tmp_path / "beir" / "toy")
+    return tmp_path / "beir"
+
+
+@pytest.fixture
+def trained(tiny_encoder_folder, tmp_path):
+    """Save a model whose head was moved; gives its folder."""
+    import torch
+
+    from ragcun_hf import IsotropicGaussianModel
+
+    def save(name="trained", documents=None, **fields):
+        model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), **{"use_predictor": True, **fields})
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        model.save_pretrained(tmp_path / name)
+        if documents is not None:
+            digests = "\n".join(sorted(text_digest(text).hex() for text in documents))
+            (tmp_path / name / "training_documents.txt").write_text(digests + "\n", encoding="utf-8")
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture
+def evaluate(monkeypatch, data_dir, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    script = importlib.import_module("ragcun_hf.cli.eval_beir")
+
+    def run(*flags, datasets=("toy",), output="results", with_plots=False, read=read_results):
+        if not with_plots:  # they take most of the time
+            for name in ("plot_comparison", "plot_isotropy"):
+                monkeypatch.setattr(f"ragcun_hf.evaluation.plots.{name}", lambda *args, **kwargs: None)
+        common = ["--datasets", *datasets, "--data_dir", str(data_dir), "--output_dir", output]
+        script.main([*(str(flag) for flag in flags), *common, "--encoder_dtype", "float32"])
+        (path,) = (tmp_path / output).glob("*.json")
+        return read(path)
+
+    return run
+
+
+def _ndcg_by_hand(queries, documents):
+    """NDCG@10 by cosine, from vectors by id: linear gain, logarithmic discount, the query's own id left out."""
+
+    def unit(vector):
+        return vector / np.linalg.norm(vector)
+
+    figures = []
+    for query, judged in QRELS.items():
+        scores = {key: float(unit(queries[query]) @ unit(vector)) for key, vector in documents.items() if key != query}
+        ranking = sorted(scores, key=lambda key: -scores[key])[:10]
+        gained = sum(judged.get(key, 0) / math.log2(place + 2) for place, key in enumerate(ranking))
+        best = sum(gain / math.log2(place + 2) for place, gain in enumerate(sorted(judged.values(), reverse=True)))
+        figures.append(gained / best)
+    return sum(figures) / len(figures)
+
+
+def _vectors(model, kind, **options):
+    encode = {"query": model.encode_query, "document": model.encode_document}[kind]
+    texts = QUERIES if kind == "query" else CORPUS
+    return dict(zip(texts, encode(list(texts.values()), **options), strict=True))
+
+
+def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_encoder_folder):
+    from ragcun_hf import IsotropicGaussianModel
+    from ragcun_hf.model.base_models import load_trained_model
+
+    folder = trained()
+    results = evaluate("--model_path", folder, "--use_predictor")
+    systems = results["datasets"]["toy"]["systems"]
+    assert list(systems) == ["base", "projection", "predictor"]
+    base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))  # its head is the identity
+    model = load_trained_model(str(folder))
+    by_hand = {
+        "base": _ndcg_by_hand(_vectors(base, "query"), _vectors(base, "document")),
+        "projection": _ndcg_by_hand(_vectors(model, "query"), _vectors(model, "document")),
+        "predictor": _ndcg_by_hand(_vectors(model, "query", use_predictor=True), _vectors(model, "document")),
+    }
+    assert len({round(figure, 6) for figure in by_hand.values()}) == 3  # the systems differ
+    for system, figure in by_hand.items():
+        assert systems[system]["ndcg@10"] == pytest.approx(figure, abs=1e-6)
+    assert results["mean"]["projection"]["ndcg@10"] == systems["projection"]["ndcg@10"]
+    assert results["datasets"]["toy"]["num_queries"] == 5  # the unjudged one is left out
+    assert results["datasets"]["toy"]["comparisons"].keys() == {"projection", "predictor"}
+
+
+def test_everything_is_written_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
+    folder = trained()
+    first = evaluate("--model_path", folder, "--use_predictor", output="first", with_plots=True)
+    shown = capsys.readouterr().out
+    second = evaluate("--model_path", folder, "--use_predictor", output="second")
+    names = {path.name for path in (tmp_path / "first" / "trained").iterdir()}
+    runs = {f"toy.{system}.trec" for system in ("base", "projection", "predictor")}
+    assert names == runs | {"comparison.png", "isotropy.png"}
+    for name in runs:
+        written = (tmp_path / "first" / "trained" / name).read_bytes()
+        assert written == (tmp_path / "second" / "trained" / name).read_bytes()
+        assert len(written.splitlines()) == 5 * 8 - 1  # five queries, eight documents, one with the query's id
+    assert {key: first[key] for key in ("datasets", "mean", "isotropy")} == {
+        key: second[key] for key in ("datasets", "mean", "isotropy")
+    }
+    assert "toy" in shown
+    assert "Wrote first/trained.json" in shown
+    assert f"training/render_card.py --model_path {folder} --results first/trained.json" in shown
+
+
+def test_settings_and_model_stand_in_the_results(evaluate, trained):
+    results = evaluate("--model_path", trained(max_length=16, similarity_fn_name="dot"))
+    expected = {"split": "test", "max_length": 16, "identical_ids_dropped": True, "top_k": 100}
+    assert expected.items() <= results["settings"].items()
+    assert results["settings"]["encoder_dtype"] == "float32"
+    assert (results["model"]["name"], results["model"]["similarity"]) == ("trained", "dot")
+    assert "eval_beir.py" in results["command"]
+
+
+def test_the_base_is_given_the_prompt_of_the_model(evaluate, trained):
+    plain = evaluate("--model_path", trained("plain"), output="a")
+    prompted = evaluate("--model_path", trained("prompted", query_prompt="query: search "), output="b")
+    assert plain["datasets"]["toy"]["systems"]["base"] != prompted["datasets"]["toy"]["systems"]["base"]
+
+
+def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, monkeypatch):
+    from ragcun_hf.features import feature_store
+
+    flags = ["--model_path", trained(), "--feature_cache_dir", tmp_path / "features"]
+    first = evaluate(*flags, output="a")
+    asked = []
+    real = feature_store.encode_in_batches
+    monkeypatch.setattr(
+        feature_store,
+        "encode_in_batches",
+        lambda model, texts, **options: asked.extend(texts) or real(model, texts, **options),
+    )
+    second = evaluate(*flags, output="b")
+    assert not asked
+    assert first["datasets"] == second["datasets"]
+    third = evaluate(*flags, "--no_feature_cache", output="c")
+    assert len(asked) == len(QUERIES) - 1 + len(CORPUS)  # the unjudged query is not encoded
+    assert third["datasets"]["toy"]["systems"] == second["datasets"]["toy"]["systems"]
+
+
+def test_a_corpus_on_the_disk_is_ranked_as_one_in_memory(evaluate, trained, tmp_path, monkeypatch):
+    import datasets
+
+    from ragcun_hf.data import beir_folder as beir_corpus
+    from ragcun_hf.evaluation import model_evaluation
+    from ragcun_hf.features import feature_store
+    from ragcun_hf.search import memory_maps as vector_files
+
+    monkeypatch.setattr(model_evaluation, "_HEAD_ROWS", 2)
+    flags = ["--model_path", trained(documents=[CORPUS["d0"]]), "--use_predictor"]
+    small = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="small")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for module, name in ((beir_corpus, "_LARGEST_IN_MEMORY"), (vector_files, "_LARGEST_IN_MEMORY")):
+        monkeypatch.setattr(module, name, 0)
+    for module in (feature_store, model_evaluation):
+        monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)
+    large = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="large")
+    assert large["datasets"] == small["datasets"]
+    assert large["isotropy"] == small["isotropy"]
+    assert large["datasets"]["toy"]["subsets"]["seen_documents"]["num_queries"] == 1
+    runs = [sorted((tmp_path / output / "trained").glob("*.trec")) for output in ("small", "large")]
+    assert [path.read_bytes() for path in runs[0]] == [path.read_bytes() for path in runs[1]]
+    assert not [path.name for path in (tmp_path / "large").iterdir() if path.name.startswith("tmp")]
+
+
+def test_vectors_without_room_are_a_user_error_that_says_how_many(tmp_path):
+    import resource
+
+    from ragcun_hf.search.memory_maps import new_matrix
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"expected room for 0\.2 GiB of vectors in .*name another --output_dir"):
+            new_matrix(65_536, 768, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_faiss_reports_what_it_missed(evaluate, trained, capsys):
+    pytest.importorskip("faiss")
+    folder = trained()
+    exact = evaluate("--model_path", folder, output="exact")
+    found = evaluate("--model_path", folder, "--search", "faiss", output="faiss")
+    assert exact["settings"]["search"] == "exact"
+    assert (found["settings"]["search"], found["settings"]["recall_of_exact_search"]) == ("faiss", 1.0)
+    assert "1.0000 of what an exact search finds" in capsys.readouterr().out
+    assert found["datasets"]["toy"]["systems"] == exact["datasets"]["toy"]["systems"]
+
+
+def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_folder, tmp_path):
+    alone = evaluate("--base_model", tiny_encoder_folder, output="alone")
+    beside = evaluate("--model_path", trained(), output="beside")
+    assert list(alone["datasets"]["toy"]["systems"]) == ["base"]
+    assert alone["datasets"]["toy"]["systems"]["base"] == beside["datasets"]["toy"]["systems"]["base"]
+    assert alone["model"]["name"] == "base-bert"
+    assert [path.name for path in (tmp_path / "alone" / "base-bert").iterdir()] == ["toy.base.trec"]
+
+
+def test_only_what_is_written_is_said(evaluate, trained, tiny_encoder_folder, capsys):
+    evaluate("--base_model", tiny_encoder_folder, output="alone")
+    assert "and run files in alone/base-bert." in capsys.readouterr().out
+    evaluate("--model_path", trained(), output="beside")
+    assert "and run files and plots in beside/trained." in capsys.readouterr().out
+
+
+def test_a_folder_with_a_space_in_its_name_is_evaluated(evaluate, trained, tmp_path, capsys):
+    folder = trained("my model")
+    evaluate("--model_path", folder, output="my results")
+    lines = (tmp_path / "my results" / "my model" / "toy.base.trec").read_text(encoding="utf-8").splitlines()
+    assert {line.split(" ")[5] for line in lines} == {"my_model.base"}
+    (next_step,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("Next: "))
+    assert shlex.split(next_step)[3:] == ["--model_path", str(folder), "--results", "my results/my model.json"]
+
+
+def test_the_table_is_shown_even_where_run_files_fail(evaluate, trained, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise UserError("no run files in this test")
+
+    monkeypatch.setattr("ragcun_hf.evaluation.ranking.write_trec_run", fail)
+    with pytest.raises(UserError, match="no run files"):
+        evaluate("--model_path", trained())
+    assert "projection" in capsys.readouterr().out
+
+
+def test_documents_seen_in_training_are_told_apart(evaluate, trained):
+    seen = evaluate("--model_path", trained(documents=[CORPUS["d0"], CORPUS["d2"], "of another corpus"]))
+    subsets = seen["datasets"]["toy"]["subsets"]
+    # d0 answers q0; d2 answers q2 and q3.
+    assert {name: part["num_queries"] for name, part in subsets.items()} == {
+        "seen_documents": 3,
+        "unseen_documents": 2,
+    }
+    whole = seen["datasets"]["toy"]["systems"]["projection"]["ndcg@10"]
+    parts = [part["num_queries"] * part["systems"]["projection"]["ndcg@10"] for part in subsets.values()]
+    assert sum(parts) / 5 == pytest.approx(whole)
+
+
+def test_nothing_is_told_apart_where_nothing_was_seen(evaluate, trained):
+    assert "subsets" not in evaluate("--model_path", trained(), output="a")["datasets"]["toy"]
+    others = trained("others", documents=["of another corpus"])
+    assert "subsets" not in evaluate("--model_path", others, output="b")["datasets"]["toy"]
+
+
+def test_a_document_with_the_querys_id_is_dropped_unless_asked_for(evaluate, trained, tmp_path):
+    folder = trained()
+    dropped = evaluate("--model_path", folder, output="a")
+    kept = evaluate("--model_path", folder, "--keep_identical_ids", output="b")
+    runs = [(tmp_path / name / "trained" / "toy.base.trec").read_text(encoding="utf-8") for name in ("a", "b")]
+    assert ["q4 Q0 q4" in run for run in runs] == [False, True]
+    assert [results["settings"]["identical_ids_dropped"] for results in (dropped, kept)] == [True, False]
+    base = [results["datasets"]["toy"]["systems"]["base"]["ndcg@10"] for results in (dropped, kept)]
+    assert base[1] < base[0]  # the copy of the query comes first
+
+
+def test_a_trained_encoder_stands_beside_the_untrained_one(evaluate, trained):
+    frozen = evaluate("--model_path", trained("frozen"), output="a")
+    free = evaluate("--model_path", trained("free", freeze_base=False), output="b")
+    systems = [results["datasets"]["toy"]["systems"] for results in (frozen, free)]
+    assert systems[0]["base"] == systems[1]["base"]
+    assert systems[0]["projection"] != systems[1]["projection"]
+    assert free["model"]["freeze_base"] is False
+
+
+def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypatch):
+    from ragcun_hf.features import feature_store
+    from ragcun_hf.model import base_models
+
+    load = base_models.load_untrained_base
+
+    def load_with_prompts(model):
+        base = load(model)
+        base.config.query_prompt, base.config.document_prompt = "query: ", "document: "
+        return base
+
+    folder = trained(freeze_base=False)
+    plain = evaluate("--model_path", folder, output="a")
+    asked = set()
+    read = feature_store.FeatureStore.read
+
+    def listen(store, texts, *, prompt="", **options):
+        asked.add((texts[0], prompt))
+        return read(store, texts, prompt=prompt, **options)
+
+    monkeypatch.setattr(base_models, "load_untrained_base", load_with_prompts)
+    monkeypatch.setattr(feature_store.FeatureStore, "read", listen)
+    prompted = evaluate("--model_path", folder, output="b")
+    queries, documents = QUERIES["q0"], CORPUS["d0"]
+    assert asked == {(queries, ""), (documents, ""), (queries, "query: "), (documents, "document: ")}
+    systems = [results["datasets"]["toy"]["systems"] for results in (plain, prompted)]
+    assert systems[0]["base"] != systems[1]["base"]
+    assert systems[0]["projection"] == systems[1]["projection"]
+
+
+def test_several_sets_are_averaged_and_one_named_twice_counts_once(evaluate, trained, data_dir):
+    qrels = copy.deepcopy(QRELS)
+    qrels.pop("q0")
+    _write_beir(data_dir / "other", qrels=qrels)
+    results = evaluate("--model_path", trained(), datasets=("toy", "other", "toy"))
+    assert list(results["datasets"]) == ["toy", "other"]
+    figures = [results["datasets"][name]["systems"]["projection"]["ndcg@10"] for name in ("toy", "other")]
+    assert results["mean"]["projection"]["ndcg@10"] == pytest.approx(sum(figures) / 2)
+
+
+# What a user has to change
+
+
+def test_a_predictor_is_not_made_up(evaluate, trained):
+    with pytest.raises(UserError, match="--use_predictor expects a model with a predictor, got one without"):
+        evaluate("--model_path", trained(use_predictor=False), "--use_predictor")
+
+
+def test_a_missing_data_set_without_network_is_told_quickly(evaluate, trained, data_dir, monkeypatch):
+    import requests
+
+    def refuse(*args, **kwargs):
+        raise requests.ConnectionError("no network in this test")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setattr(requests.Session, "request", refuse)
+    folder = trained()
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"expected the BEIR collection 'scifact' in .*unpack the collection there"):
+        evaluate("--model_path", folder, datasets=("scifact",))
+    assert time.monotonic() - started < 5
+    assert [path.name for path in data_dir.iterdir()] == ["toy"]  # no half download stays
+
+
+def test_a_missing_data_set_is_told_before_the_model_is_loaded(evaluate, monkeypatch):
+    from ragcun_hf.model import base_models
+
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UserError, match="expected judgements of the split 'dev', got the splits test"):
+        evaluate("--model_path", "anything", "--split", "dev")
+
+
+@pytest.mark.parametrize(
+    ("what", "parts"),
+    [
+        ("query id of spaced without spaces .* got 'q 0'", {"queries": {"q 0": "is"}, "qrels": {"q 0": {"d0": 1}}}),
+        ("document id of spaced without spaces .* got 'd 9'", {"corpus": {**CORPUS, "d 9": "is"}}),
+    ],
+    ids=["query", "document"],
+)
+def test_an_id_with_a_space_is_told_before_the_model_is_loaded(evaluate, data_dir, monkeypatch, what, parts):
+    from ragcun_hf.model import base_models
+
+    _write_beir(data_dir / "spaced", **parts)
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    with pytest.raises(UserError, match=what):
+        evaluate("--model_path", "anything", datasets=("toy", "spaced"))
+
+
+def test_a_relevant_document_with_the_querys_id_is_told_before_anything_is_encoded(
+    evaluate, trained, data_dir, monkeypatch
+):
+    from ragcun_hf.features.feature_store import FeatureStore
+
+    _write_beir(data_dir / "numbered", qrels={**QRELS, "q4": {"q4": 1}})
+    folder = trained()
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "features", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(UserError, match=r"numbered test: .*'q4'.*--keep_identical_ids"):
+            evaluate("--model_path", folder, datasets=("toy", "numbered"))
+    kept = evaluate("--model_path", folder, "--keep_identical_ids", datasets=("numbered",))
+    assert kept["datasets"]["numbered"]["systems"]["base"]["ndcg@10"] > 0
+
+
+def test_help_says_where_an_own_data_set_lies(evaluate, capsys):
+    with pytest.raises(SystemExit):
+        evaluate("--help")
+    assert "a folder inside --data_dir" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_output_folder_that_is_a_file_is_told_before_anything_is_done(evaluate, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for output in ("file", "file/below"):
+        with pytest.raises(UserError, match="--output_dir expects a folder"):
+            evaluate("--model_path", "anything", datasets=("nowhere",), output=output)
+
+
+@pytest.mark.slow
+def test_the_untrained_head_of_the_real_encoder_ranks_like_its_base(evaluate, embedded_folder, tmp_path):
+    from ragcun_hf.model.base_models import load_base_model
+
+    model = load_base_model("embedded")
+    model.save_pretrained(tmp_path / "untrained")
+    results = evaluate("--model_path", tmp_path / "untrained")
+    systems = results["datasets"]["toy"]["systems"]
+    assert systems["projection"]["ndcg@10"] == pytest.approx(systems["base"]["ndcg@10"], abs=1e-6)
+    assert results["model"]["base_model"] == "sentence-transformers/all-MiniLM-L6-v2"
+
+
+# --compare
+
+
+def test_models_are_compared_with_the_figures_that_each_has_alone(evaluate, trained, data_dir, tmp_path, capsys):
+    """Two data sets, two models, one of which has seen a document."""
+    _write_beir(data_dir / "other", qrels={"q0": {"d0": 1}, "q5": {"d5": 1}})
+    first = trained("first", documents=["bread is food"])
+    second = trained("second", use_predictor=False)
+    options = {"datasets": ("toy", "other")}
+    comparison = evaluate(
+        "--compare",
+        first,
+        second,
+        "--use_predictor",
+        **options,
+        output="compared",
+        read=lambda path: json.loads(path.read_text()),
+    )
+    printed = capsys.readouterr().out
+    assert (tmp_path / "compared" / "comparison.png").is_file()
+    assert comparison["systems"] == ["base", "first", "first, predictor", "second"]
+    assert "second" in printed
+    alone = evaluate("--model_path", first, "--use_predictor", **options, output="alone")
+    for name in ("toy", "other"):
+        systems, expected = comparison["datasets"][name]["systems"], alone["datasets"][name]["systems"]
+        for system, single in (("base", "base"), ("first", "projection"), ("first, predictor", "predictor")):
+            assert systems[system] == pytest.approx(expected[single])
+    assert set(comparison["datasets"]["toy"]["subsets"]) == {"seen_documents", "unseen_documents"}
+    assert len(comparison["overall"]["comparisons"]) == 6
+
+
+def test_every_compared_model_has_the_recall_of_its_own_searches(evaluate, trained, monkeypatch):
+    pytest.importorskip("faiss")
+    from ragcun_hf.search.approximate import MeasuredSearch
+
+    recalls = iter([1.0, 0.25])
+    monkeypatch.setattr("ragcun_hf.search.approximate.recall_of", lambda found, exact: next(recalls))
+    real = MeasuredSearch.__call__
+
+    def first_of_each_model(self, *args, **options):
+        # Base and projection are searched in turn; one figure for each model will do.
+        return real(self, *args, **options) if not self.recalls else exact_search(*args, **options)
+
+    monkeypatch.setattr(MeasuredSearch, "__call__", first_of_each_model)
+    flags = ["--compare", trained("first"), trained("second"), "--search", "faiss"]
+    comparison = evaluate(*flags, read=lambda path: json.loads(path.read_text()))
+    found = {name: each["settings"]["recall_of_exact_search"] for name, each in comparison["models"].items()}
+    assert found == {"first": 1.0, "second": 0.25}
+
+
+@pytest.mark.parametrize("other", [["--model_path", "x"], ["--base_model", "x"]])
+def test_a_comparison_takes_no_other_model(evaluate, other):
+    with pytest.raises(UserError, match="one of --model_path, --base_model and --compare"):
+        evaluate("--compare", "a", "b", *other)

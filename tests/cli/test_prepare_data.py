@@ -1,0 +1,169 @@
+"""The preparation script: it converts what it says, counts what it drops, and overwrites nothing unasked."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragcun_hf.cli import prepare_data
+from ragcun_hf.data.beir_folder import load_beir_folder
+from ragcun_hf.data.pairs import read_pairs
+from ragcun_hf.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "training" / "prepare_data.py"
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    return lambda *arguments: prepare_data.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def pairs_csv(tmp_path):
+    path = tmp_path / "raw.csv"
+    path.write_text("question,answer\nwho?,she was here\nwho?,she was here\nwhy?,so it is\nhow?,she was here\n")
+    return path
+
+
+COLUMNS = ("--query_column", "question", "--positive_column", "answer")
+
+
+def run(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+def test_help_ends_well_and_names_every_flag():
+    done = run("--help")
+    assert done.returncode == 0
+    for flag in ("--input_format", "--python_docs", "--mask_probability", "--overwrite", "--x_column"):
+        assert flag in done.stdout
+
+
+def test_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path):
+    done = run("--input", tmp_path / "absent.json", "--output", tmp_path / "out.json")
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "absent.json" in done.stderr
+
+
+def test_pairs_are_recognised_deduplicated_counted_and_written(prepare, pairs_csv, tmp_path, capsys):
+    out = tmp_path / "new" / "train.json"
+    prepare("--input", pairs_csv, *COLUMNS, "--output", out)
+    assert json.loads(out.read_text()) == [
+        {"query": "who?", "positive": "she was here"},
+        {"query": "why?", "positive": "so it is"},
+        {"query": "how?", "positive": "she was here"},
+    ]
+    said = capsys.readouterr().out
+    assert "kept 3, dropped 1" in said
+    assert said.strip().splitlines()[-1].startswith(f"next: python training/train_contrastive.py --train_data {out}")
+    assert [entry.name for entry in out.parent.iterdir()] == ["train.json"]
+
+
+def test_existing_output_is_kept_unless_told_otherwise(prepare, pairs_csv, tmp_path):
+    out = tmp_path / "train.jsonl"
+    out.write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        prepare("--input", pairs_csv, *COLUMNS, "--output", out)
+    assert out.read_text() == "mine"
+    prepare("--input", pairs_csv, *COLUMNS, "--output", out, "--overwrite")
+    assert len(read_pairs(out)) == 3
+
+
+def test_failed_run_leaves_the_old_output_and_no_scratch_file(prepare, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text("old")
+    (tmp_path / "in.jsonl").write_text('{"query": "a", "positive": "b"}\n{"query": "a"}\n')
+    with pytest.raises(UserError, match="line 2"):
+        prepare("--input", tmp_path / "in.jsonl", "--output", out, "--overwrite")
+    assert out.read_text() == "old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_triples_with_an_anchor_column_keep_their_negatives(prepare, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"anchor": "q", "positive": "p", "negative": "n"}\n')
+    prepare("--input", tmp_path / "in.jsonl", "--input_format", "triples", "--output", tmp_path / "out.jsonl")
+    assert read_pairs(tmp_path / "out.jsonl")[0] == {"query": "q", "positive": "p", "negative": ["n"]}
+
+
+def test_triples_without_negatives_are_refused(prepare, pairs_csv, tmp_path):
+    with pytest.raises(UserError, match="triples with the column 'negative'"):
+        prepare("--input", pairs_csv, *COLUMNS, "--input_format", "triples", "--output", tmp_path / "out.jsonl")
+
+
+def test_pairs_become_a_beir_folder_and_come_back(prepare, pairs_csv, tmp_path):
+    prepare("--input", pairs_csv, *COLUMNS, "--output_format", "beir", "--output", tmp_path / "folder")
+    collection = load_beir_folder(tmp_path / "folder", "train")
+    assert (len(collection.corpus_ids), len(collection.queries)) == (2, 3)
+    prepare("--input", tmp_path / "folder", "--output", tmp_path / "back.json")
+    back = [(row["query"], row["positive"]) for row in json.loads((tmp_path / "back.json").read_text())]
+    assert back == [("who?", "she was here"), ("why?", "so it is"), ("how?", "she was here")]
+
+
+def test_documents_become_masked_pairs_that_repeat_with_the_seed(prepare, tmp_path, capsys):
+    (tmp_path / "in.txt").write_text("a red fox ran home today\nword\nanother line of text here\n")
+    outputs = []
+    for name, seed in (("a.json", 1), ("b.json", 1), ("c.json", 2)):
+        flags = ("--output_format", "xy", "--seed", seed, "--mask_variants", 3, "--mask_token", "<mask>")
+        prepare("--input", tmp_path / "in.txt", *flags, "--output", tmp_path / name)
+        outputs.append(json.loads((tmp_path / name).read_text()))
+    assert outputs[0] == outputs[1] != outputs[2]
+    assert 4 <= len(outputs[0]) <= 6
+    assert {row["x"] for row in outputs[0]} == {"a red fox ran home today", "another line of text here"}
+    assert all("<mask>" in row["y"] and row["x"] != row["y"] for row in outputs[0])
+    assert "kept 2, dropped 1 (fewer than two words" in capsys.readouterr().out
+
+
+def test_masked_pairs_keep_their_direction(prepare, tmp_path):
+    (tmp_path / "in.json").write_text('[{"x": "a red fox", "y": "a [MASK] fox"}]')
+    prepare("--input", tmp_path / "in.json", "--output", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == [{"x": "a red fox", "y": "a [MASK] fox"}]
+
+
+def test_documents_of_pairs_are_written_once_each(prepare, pairs_csv, tmp_path):
+    prepare("--input", pairs_csv, *COLUMNS, "--output_format", "documents", "--output", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == [{"text": "she was here"}, {"text": "so it is"}]
+
+
+def test_impossible_conversion_lists_the_possible(prepare, tmp_path):
+    (tmp_path / "in.txt").write_text("one document\n")
+    with pytest.raises(UserError, match="documents, xy for documents, got pairs"):
+        prepare("--input", tmp_path / "in.txt", "--output_format", "pairs", "--output", tmp_path / "out.json")
+
+
+def test_unknown_columns_are_listed(prepare, pairs_csv, tmp_path):
+    with pytest.raises(UserError, match="got answer, question"):
+        prepare("--input", pairs_csv, "--output", tmp_path / "out.json")
+
+
+def test_limit_and_output_name_are_obeyed(prepare, pairs_csv, tmp_path):
+    prepare("--input", pairs_csv, *COLUMNS, "--limit", 1, "--output", tmp_path / "out.jsonl")
+    assert len(read_pairs(tmp_path / "out.jsonl")) == 1
+    with pytest.raises(UserError, match=r"ending in \.json or \.jsonl"):
+        prepare("--input", pairs_csv, *COLUMNS, "--output", tmp_path / "out.parquet")
+
+
+def test_embedded_corpus_is_built_from_named_packages(prepare, tmp_path, capsys):
+    prepare("--python_docs", "--packages", "numpy", "--limit", 50, "--output", tmp_path / "docs")
+    assert len(load_beir_folder(tmp_path / "docs", "train").corpus_ids) == 50
+    assert "wrote 50 entries" in capsys.readouterr().out
+
+
+def test_input_is_required(prepare, tmp_path):
+    with pytest.raises(UserError, match="expected --input"):
+        prepare("--output", tmp_path / "out.json")
+
+
+def test_yaml_file_fills_the_flags(prepare, pairs_csv, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"input: {pairs_csv}\nquery_column: question\npositive_column: answer\noutput: {tmp_path}/o.json\n"
+    )
+    prepare("--config", recipe)
+    assert len(json.loads((tmp_path / "o.json").read_text())) == 3

@@ -1,0 +1,894 @@
+"""Features once: what is cached, what is never read, what an interruption costs."""
+
+import copy
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.errors import UserError
+from ragcun_hf.features import encoder_loop, feature_store
+from ragcun_hf.features import feature_cache as growing_shard
+from ragcun_hf.features.cached_encoders import list_cached_encoders, remove_cached_encoder
+from ragcun_hf.features.digest_index import DigestIndex, first_rows
+from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
+from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, encode_in_batches
+from ragcun_hf.features.feature_cache import FeatureCache
+from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.model.base_models import load_base_model, load_trained_model
+from ragcun_hf.trainer.feature_pairs import FeaturePairs
+
+TEXTS = [
+    "sort an array",
+    "the sun",
+    "why do fish sleep in the water of the river",
+    "bread is food and water is drink",
+    "moon",
+    "a bird and a fish are in the tree",
+]
+
+WORDS = "sort list sum mean tree bird fish river stone music piano water light sun moon star sleep drink food".split()
+
+
+def _store(model, folder, **options):
+    return FeatureStore(model, cache_folder=folder, **{"dtype": "float32", "show_progress": False, **options})
+
+
+def _no_encoder(store):
+    """Make every further run of the encoder an error."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the encoder ran")
+
+    store._model.encoder.forward = refuse
+    return store
+
+
+def _counting(store):
+    """Record which texts the encoder is asked for."""
+    asked = []
+    batches = store._batches
+
+    def record(texts, prompt, *share):
+        asked.extend(texts)
+        return batches(texts, prompt, *share)
+
+    store._batches = record
+    return asked
+
+
+def _shards(folder):
+    return sorted(folder.glob("*/*.arrow"))
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_features_equal_those_of_the_model_s_own_forward_in_order(tiny_model, tmp_path, cached):
+    table = _store(tiny_model, tmp_path if cached else None).features(TEXTS)
+    expected = np.concatenate([tiny_model(**tiny_model.tokenize([text])).features.numpy() for text in TEXTS])
+    assert (table.vectors.dtype, table.rows.dtype) == (np.float32, np.int64)
+    np.testing.assert_allclose(table.expanded(), expected, atol=1e-6)
+    assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 0.01  # the rows can be told apart
+
+
+def test_prompt_is_put_before_every_text(tiny_model, tmp_path):
+    table = _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
+    plain = _store(tiny_model, None).features(["query: " + text for text in TEXTS])
+    np.testing.assert_allclose(table.expanded(), plain.expanded(), atol=1e-6)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_equal_texts_share_a_row_and_are_encoded_once(tiny_model, tmp_path, cached):
+    store = _store(tiny_model, tmp_path if cached else None)
+    asked = _counting(store)
+    table = store.features(["moon", "the sun", "moon", "moon", "the sun"])
+    assert table.rows.tolist() == [0, 1, 0, 0, 1]
+    assert table.vectors.shape == (2, 16)
+    assert asked == ["moon", "the sun"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_no_texts_give_no_rows(tiny_model, tmp_path, cached):
+    table = _store(tiny_model, tmp_path if cached else None).features([])
+    assert (table.vectors.shape, table.rows.shape) == ((0, 16), (0,))
+
+
+def test_a_model_in_training_gives_the_same_features_and_stays_in_training(tiny_encoder_folder):
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), freeze_base=False)
+    expected = _store(model, None).features(TEXTS).vectors
+    model.train()
+    np.testing.assert_array_equal(_store(model, None).features(TEXTS).vectors, expected)
+    assert model.training
+    assert model.encoder.training
+
+
+def test_bfloat16_features_are_close_and_come_out_in_float32(tiny_model, tmp_path):
+    exact = _store(tiny_model, tmp_path).features(TEXTS).vectors
+    rounded = _store(tiny_model, tmp_path, dtype="bfloat16").features(TEXTS).vectors
+    assert rounded.dtype == np.float32
+    assert (exact * rounded).sum(1).min() > 0.999
+    assert not np.array_equal(exact, rounded)
+
+
+def test_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
+    device = torch.device("cpu")
+    assert choose_dtype("float32", device) is torch.float32
+    assert choose_dtype("bfloat16", device) is torch.bfloat16
+    assert choose_dtype("auto", device) in (torch.float32, torch.bfloat16)
+    with pytest.raises(UserError, match="expected an encoder dtype of auto, float32 or bfloat16, got 'float8'"):
+        choose_dtype("float8", device)
+
+
+# The encoder loop
+
+
+def test_batches_hold_every_position_once_within_the_token_budget(monkeypatch):
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 40)
+    monkeypatch.setattr(encoder_loop, "_PADDING_SHARE", 1.0)
+    lengths = [3, 17, 5, 40, 8, 8, 2, 11, 60, 1, 9]  # one is longer than the budget: it goes alone
+    batches = list(batches_by_tokens(lengths))
+    assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * max(lengths[position] for position in batch) <= 40 or len(batch) == 1
+    longest = [max(lengths[position] for position in batch) for batch in batches]
+    assert longest == sorted(longest, reverse=True)
+    assert len(batches) < len(lengths)
+
+
+def test_no_batch_is_more_than_a_few_percent_padding():
+    lengths = np.random.default_rng(0).integers(3, 256, size=500).tolist()
+    batches = list(batches_by_tokens(lengths))
+    for batch in batches:
+        padded = len(batch) * max(lengths[position] for position in batch)
+        assert sum(lengths[position] for position in batch) >= 0.95 * padded
+    assert len(batches) < len(lengths) / 5
+
+
+@pytest.mark.parametrize(("size", "budget"), [(1, 8_192), (40, 12), (10_000, 1)])
+def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, size, budget):
+    expected = _store(tiny_model, None).features(TEXTS).vectors
+    monkeypatch.setattr(encoder_loop, "_BLOCK_SIZE", size)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", budget)
+    compute = feature_function(tiny_model, dtype=torch.float32)
+    seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute) for position in rows]
+    assert sorted(seen) == list(range(len(TEXTS)))
+    np.testing.assert_allclose(_store(tiny_model, None).features(TEXTS).vectors, expected, atol=1e-6)
+
+
+def test_progress_says_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
+    _store(tiny_model, tmp_path, show_progress=True).features(TEXTS)
+    shown = capsys.readouterr().err
+    assert all(part in shown for part in ("Encoding", f"{len(TEXTS)}/{len(TEXTS)}", "texts/s", "tokens/s", "left"))
+
+
+def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, monkeypatch, capsys):
+    expected = _store(tiny_model, None).features(TEXTS)
+    monkeypatch.setattr(feature_store, "TEXTS_AT_ONCE", 2)
+    store = _store(tiny_model, tmp_path, show_progress=True)
+    store.encode(TEXTS)
+    bars = capsys.readouterr().err
+    assert bars.count(f"{len(TEXTS)}/{len(TEXTS)}") == bars.count("100%") == 1
+    _no_encoder(store)
+    np.testing.assert_allclose(store.read(TEXTS).expanded(), expected.expanded(), atol=1e-6)
+    np.testing.assert_array_equal(store.read(TEXTS[1:3]).expanded(), store.features(TEXTS).expanded()[1:3])
+    assert f"{len(TEXTS)} texts encoded, {len(TEXTS)} known before" in store.summary()
+
+
+def test_the_bar_ends_full_where_later_rounds_had_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feature_store, "_TEXTS_PER_ROUND", 2)
+    _store(tiny_model, tmp_path).encode(TEXTS[2:])
+    _store(tiny_model, tmp_path, show_progress=True).encode(TEXTS)
+    assert "2/2" in capsys.readouterr().err.split("\r")[-1]
+
+
+def test_an_unknown_backend_is_a_user_error_that_names_the_known_ones(tiny_model):
+    with pytest.raises(UserError, match="torch or openvino, got 'onnx'"):
+        feature_function(tiny_model, dtype=torch.float32, backend="onnx")
+
+
+def test_a_missing_openvino_is_a_user_error_that_says_how_to_install_it(tiny_model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(UserError, match=r"pip install 'ragcun_hf\[openvino\]'"):
+        feature_function(tiny_model, dtype=torch.float32, backend="openvino")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["tiny_encoder_folder", "tiny_mpnet_folder"])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_openvino_gives_the_features_that_torch_gives(request, tmp_path, folder, pooling):
+    pytest.importorskip("openvino")
+    model = load_base_model(str(request.getfixturevalue(folder)), pooling=pooling)
+    expected = _store(model, None).features(TEXTS).vectors
+    store = _store(model, tmp_path, backend="openvino")
+    np.testing.assert_allclose(store.features(TEXTS).vectors, expected, atol=1e-5)
+    # A cache of its own: the two differ in their last bits.
+    _store(model, tmp_path).features(TEXTS)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_an_encoder_that_openvino_does_not_know_is_a_user_error(tiny_decoder_folder):
+    pytest.importorskip("openvino")
+    model = load_base_model(str(tiny_decoder_folder))
+    with pytest.raises(UserError, match="--encoder_backend openvino cannot convert a gemma3_text encoder"):
+        _store(model, None, backend="openvino").features(TEXTS)
+
+
+# The cache is used
+
+
+def test_a_second_call_and_a_fresh_store_encode_nothing(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).expanded()
+    fresh = _store(copy.deepcopy(tiny_model), tmp_path)
+    np.testing.assert_array_equal(_no_encoder(store).features(TEXTS).expanded(), expected)
+    np.testing.assert_array_equal(_no_encoder(fresh).features(TEXTS[::-1]).expanded(), expected[::-1])
+
+
+def test_only_texts_never_seen_are_encoded(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS[:3])
+    store = _store(tiny_model, tmp_path)
+    asked = _counting(store)
+    table = store.features(TEXTS)
+    assert asked == TEXTS[3:]
+    np.testing.assert_allclose(table.expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6)
+
+
+def test_without_a_cache_folder_nothing_is_kept_anywhere(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    default = tmp_path / "default"
+    monkeypatch.setattr(feature_store, "default_cache_folder", lambda: default)
+    _store(tiny_model, None).features(TEXTS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_saved_and_loaded_model_finds_the_features_of_the_original(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path / "cache").features(TEXTS)
+    tiny_model.encode_query(TEXTS)  # which sets padding and truncation in the tokenizer
+    with torch.no_grad():
+        tiny_model.projection.linear.weight += 1  # the head changes no feature
+    tiny_model.save_pretrained(tmp_path / "model")
+    for loaded in (load_trained_model(str(tmp_path / "model")), load_trained_model(str(tmp_path / "model"))):
+        loaded.save_pretrained(tmp_path / "model")
+        _no_encoder(_store(loaded, tmp_path / "cache")).features(TEXTS)
+
+
+def test_a_model_started_again_with_another_head_finds_the_features(tiny_encoder_folder, tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS)
+    other = load_base_model(str(tiny_encoder_folder), output_dim=8, projection_init="random", dropout=0.3)
+    _no_encoder(_store(other, tmp_path)).features(TEXTS)
+
+
+KEY_PARTS = ["weights", "max_length", "pooling", "normalize_features", "tokenizer", "truncation", "prompt", "dtype"]
+
+
+@pytest.mark.parametrize("part", [*KEY_PARTS, "activation"])
+def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_model, tmp_path, part):
+    _store(tiny_model, tmp_path).features(TEXTS)
+    fields = {"max_length": 5, "pooling": "cls", "normalize_features": False}
+    model = load_base_model(str(tiny_encoder_folder), **({part: fields[part]} if part in fields else {}))
+    if part == "weights":
+        with torch.no_grad():
+            model.encoder.encoder.layer[1].output.dense.bias[3] += 1e-3
+    elif part == "tokenizer":
+        model.tokenizer = copy.deepcopy(model.tokenizer)
+        model.tokenizer.backend_tokenizer.normalizer = None
+    elif part == "truncation":
+        model.tokenizer.truncation_side = "left"
+    elif part == "activation":
+        model.encoder.config.hidden_act = "relu"
+    store = _store(model, tmp_path, dtype="bfloat16" if part == "dtype" else "float32")
+    asked = _counting(store)
+    store.features(TEXTS, prompt="query: " if part == "prompt" else "")
+    assert asked == TEXTS
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_key_is_explained_beside_the_shards(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
+    (folder,) = tmp_path.iterdir()
+    key = json.loads((folder / "key.json").read_text())
+    assert (key["prompt"], key["pooling"], key["dtype"], key["max_length"]) == ("query: ", "mean", "float32", 32)
+    assert str(tmp_path) not in (folder / "key.json").read_text()
+
+
+# What is damaged is never read
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _cut_in_half(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _empty(path):
+    path.write_bytes(b"")
+
+
+def _flip_a_bit_of_a_feature(path):
+    content = bytearray(path.read_bytes())
+    feature = _flip_a_bit_of_a_feature.feature.tobytes()
+    place = content.find(feature)
+    assert place > 0
+    content[place + 5] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _flip_a_bit_of_a_text(path):
+    from ragcun_hf.data.documents import text_digest
+
+    content = bytearray(path.read_bytes())
+    place = content.find(text_digest(TEXTS[2]))
+    assert place > 0
+    content[place + 3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def _garbage(path):
+    path.write_bytes(b"\x00\xff" * 500)
+
+
+def _rename(path):
+    path.rename(path.with_name("6-0123456789abcdef.arrow"))
+
+
+def _leave_half_written(path):
+    path.rename(path.with_name(f".{path.name}.123.tmp"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        _truncate,
+        _cut_in_half,
+        _empty,
+        _flip_a_bit_of_a_feature,
+        _flip_a_bit_of_a_text,
+        _garbage,
+        _rename,
+        _leave_half_written,
+    ],
+)
+def test_a_damaged_or_unfinished_shard_is_never_read_and_its_texts_are_encoded_again(tiny_model, tmp_path, damage):
+    expected = _store(tiny_model, tmp_path).features(TEXTS).expanded()
+    (shard,) = _shards(tmp_path)
+    _flip_a_bit_of_a_feature.feature = expected[2]
+    before = shard.read_bytes()
+    damage(shard)
+    assert not shard.exists() or shard.read_bytes() != before
+    store = _store(tiny_model, tmp_path)
+    asked = _counting(store)
+    np.testing.assert_array_equal(store.features(TEXTS).expanded(), expected)
+    assert asked == TEXTS
+    # What was encoded again is kept: the next run encodes nothing.
+    np.testing.assert_array_equal(_no_encoder(_store(tiny_model, tmp_path)).features(TEXTS).expanded(), expected)
+
+
+def test_a_damaged_shard_costs_its_own_texts_only_and_is_named(tiny_model, tmp_path, caplog):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:4])
+    (first,) = _shards(tmp_path)
+    store.features(TEXTS)
+    _truncate(first)
+    fresh = _store(tiny_model, tmp_path)
+    asked = _counting(fresh)
+    fresh.features(TEXTS)
+    assert asked == TEXTS[:4]
+    assert str(first) in caplog.text
+
+
+def test_a_shard_of_another_width_is_not_read(tmp_path):
+    FeatureCache(tmp_path, {"a": 1}, feature_dim=4).write([b"x" * 16, b"y" * 16], np.ones((2, 4), np.float32))
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=4)) == 2
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=8)) == 0
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=3)) == 0
+
+
+# The index of digests
+
+
+def _index(*shards):
+    index = DigestIndex()
+    for number, digests in enumerate(shards):
+        index.add(number, digests)
+    return index
+
+
+def test_digests_of_many_shards_are_found_where_they_are():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(0, 40, size=60)
+    shards = [[generator.bytes(16) for _ in range(length)] for length in lengths]
+    index = _index(*map(b"".join, shards))
+    found = index.find([digest for digests in shards for digest in digests])
+    assert found[0].tolist() == np.repeat(np.arange(60), lengths).tolist()
+    assert found[1].tolist() == [row for length in lengths for row in range(length)]
+    assert len(index._runs) < 10
+    assert len(index) == lengths.sum()
+
+
+def test_digests_whose_halves_agree_are_told_apart():
+    halves = [bytes([number]) * 8 for number in range(3)]
+    digests = [first + second for first in halves for second in halves]
+    index = _index(b"".join(digests[0:7:2]), b"", b"".join(digests[1:7:2]))
+    shards, rows = index.find([*digests, halves[0] + b"z" * 8])
+    assert shards.tolist() == [0, 2, 0, 2, 0, 2, 0, -1, -1, -1]
+    assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, -1, -1, -1]
+    assert len(index) == 7
+
+
+def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
+    index = _index(b"a" * 16, b"b" * 16 + b"a" * 16)
+    shards, rows = index.find([b"a" * 16])
+    assert (shards[0], rows[0]) in {(0, 0), (1, 1)}
+    assert len(index) == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_of_copies_the_same_one_is_found_in_whatever_order_they_came(order):
+    generator = np.random.default_rng(0)
+    copied, other = generator.bytes(16), [generator.bytes(16 * 50) for _ in range(3)]
+    index = DigestIndex()
+    for number in order:
+        index.add(number, other[number] + copied, precedence=[7, 5, 6][number])
+        index.add(10 + number, generator.bytes(16 * 200))
+    assert [part.tolist() for part in index.find([copied])] == [[1], [50]]
+    assert len(index) == 751
+
+
+def test_an_index_takes_little_more_than_24_bytes_a_digest_also_while_it_grows():
+    generator = np.random.default_rng(0)
+    shards = [generator.bytes(16 * 4_096) for _ in range(128)]
+    index = DigestIndex()
+    tracemalloc.start()
+    try:
+        for number, digests in enumerate(shards):
+            index.add(number, digests)
+        kept, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 128 * 4_096
+    assert kept < 27 * len(index)
+    assert most < 42 * len(index)
+
+
+def test_the_first_rows_are_those_of_the_first_copies():
+    assert first_rows([b"b" * 16, b"a" * 16, b"b" * 16, b"c" * 16, b"a" * 16]).tolist() == [0, 1, 3]
+    assert first_rows([]).tolist() == []
+
+
+def test_an_empty_index_finds_nothing():
+    assert [part.tolist() for part in DigestIndex().find([b"a" * 16])] == [[-1], [-1]]
+    assert [part.tolist() for part in _index(b"a" * 16).find([])] == [[], []]
+
+
+# What is kept
+
+
+def test_half_precision_features_take_half_the_room_and_are_close(tiny_encoder_folder, tmp_path):
+    texts = [f"{first} {second}" for first in WORDS for second in WORDS]
+    model = load_base_model(str(tiny_encoder_folder))
+    sizes = {}
+    for dtype in ("float32", "float16"):
+        store = _store(model, tmp_path / dtype, feature_dtype=dtype)
+        vectors = store.features(texts).vectors
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(vectors, _store(model, None).features(texts).vectors, atol=1e-3)
+        np.testing.assert_array_equal(
+            _no_encoder(_store(copy.deepcopy(model), tmp_path / dtype, feature_dtype=dtype)).features(texts).vectors,
+            vectors,
+        )
+        sizes[dtype] = sum(path.stat().st_size for path in _shards(tmp_path / dtype))
+    assert sizes["float32"] - sizes["float16"] == pytest.approx(len(texts) * 16 * 2, rel=0.02)
+
+
+def test_features_that_half_precision_cannot_hold_are_refused(tmp_path):
+    cache = FeatureCache(tmp_path, {}, feature_dim=2, dtype="float16")
+    with pytest.raises(UserError, match="--feature_dtype float16 expects features below 65504, got 70000"):
+        cache.write([b"a" * 16], np.array([[1.0, 7e4]], dtype=np.float32))
+    assert not _shards(tmp_path)
+
+
+def test_the_summary_counts_texts_and_room(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:4])
+    assert "4 texts encoded, 0 known before" in store.summary()
+    store.features(TEXTS)
+    assert "6 texts encoded, 4 known before" in store.summary()
+    assert "holds 6 of this encoder (0.0 MiB)" in store.summary()
+    assert "none kept" in _store(tiny_model, None).summary()
+
+
+# Writers, interruptions, a full disk
+
+
+def test_what_another_process_wrote_meanwhile_is_not_encoded_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:1])
+    _store(copy.deepcopy(tiny_model), tmp_path).features(TEXTS)
+    _no_encoder(store).features(TEXTS)
+
+
+def test_a_shard_that_is_removed_meanwhile_is_encoded_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    fresh = _store(copy.deepcopy(tiny_model), tmp_path)
+    fresh._cache("")
+    for path in _shards(tmp_path):
+        path.unlink()
+    np.testing.assert_array_equal(fresh.features(TEXTS).vectors, expected)
+
+
+def test_a_cache_that_is_pruned_while_it_is_used_is_filled_again(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    for entry in list_cached_encoders(tmp_path):
+        remove_cached_encoder(entry)
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(store.features(TEXTS).vectors, expected)
+    assert len(list_cached_encoders(tmp_path)) == 1
+    _no_encoder(_store(copy.deepcopy(tiny_model), tmp_path)).features(TEXTS)
+
+
+def test_features_removed_between_the_look_and_the_reading_are_encoded_again(tiny_model, tmp_path, monkeypatch):
+    store = _store(tiny_model, tmp_path)
+    expected = store.features(TEXTS).vectors
+    read, calls = FeatureCache.read, []
+
+    def prune_first(cache, digests):
+        calls.append(len(digests))
+        if len(calls) == 1:
+            shutil.rmtree(cache.folder)
+        return read(cache, digests)
+
+    monkeypatch.setattr(FeatureCache, "read", prune_first)
+    np.testing.assert_array_equal(store.features(TEXTS).vectors, expected)
+    assert len(calls) == 2
+
+
+def test_features_that_are_always_removed_are_a_user_error(tiny_model, tmp_path, monkeypatch):
+    def gone(cache, digests):
+        raise KeyError
+
+    monkeypatch.setattr(FeatureCache, "read", gone)
+    with pytest.raises(UserError, match="removed 3 times"):
+        _store(tiny_model, tmp_path).features(TEXTS)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_features_that_are_not_finite_are_refused_and_not_kept(tiny_model, tmp_path, cached):
+    with torch.no_grad():
+        tiny_model.encoder.embeddings.word_embeddings.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="expected finite features"):
+        _store(tiny_model, tmp_path if cached else None).features(TEXTS)
+    assert not _shards(tmp_path)
+
+
+@pytest.mark.parametrize("texts", [[""], ["", "sort an array"], ["sort an array", " ", "the sun"]])
+def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(tiny_model, texts):
+    tiny_model.tokenizer.backend_tokenizer.post_processor = None
+    assert tiny_model.tokenizer("")["input_ids"] == []
+    features = _store(tiny_model, None).features(texts).vectors
+    assert np.isfinite(features).all()
+    with torch.no_grad():
+        expected = tiny_model(**tiny_model.tokenize(texts)).features.numpy()
+    np.testing.assert_allclose(features, expected, atol=1e-6)
+
+
+def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
+    monkeypatch.setattr(growing_shard, "_SECONDS_PER_SHARD", 0.0)
+    _store(tiny_model, tmp_path).features(TEXTS)
+    assert len(_shards(tmp_path)) == len(TEXTS)
+
+
+def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_path):
+    import datasets.arrow_writer  # noqa: F401 (once, before the threads race)
+
+    start, failures = threading.Barrier(4, timeout=60), []
+    digests = [f"{row:016d}".encode() for row in range(200)]
+
+    def write():
+        try:
+            cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=256)
+            for turn in range(8):
+                start.wait()
+                cache.write(digests, np.full((200, 256), turn, np.float32))
+        except (UserError, OSError, threading.BrokenBarrierError) as error:
+            failures.append(error)
+            start.abort()
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+    assert len(_shards(tmp_path)) == 8
+    assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=256)) == 200
+    assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+def test_features_pruned_meanwhile_are_encoded_again_when_asked_for(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    store.encode(TEXTS)
+    for path in _shards(tmp_path):
+        path.unlink()
+    store.encode(TEXTS)
+    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    np.testing.assert_array_equal(fresh.features(TEXTS).vectors, store.features(TEXTS).vectors)
+
+
+def test_a_shard_that_another_process_wrote_again_under_the_same_name_is_read(tmp_path):
+    digests, features = [b"a" * 16, b"b" * 16], np.ones((2, 4), np.float32)
+    mine, other = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
+    other.write(digests, features)
+    assert mine.read(digests).tolist() == features.tolist()
+    (shard,) = _shards(tmp_path)
+    shard.unlink()
+    assert mine.missing(digests) == [0, 1]
+    other.write(digests, features)
+    assert mine.missing(digests) == []
+    assert mine.read(digests).tolist() == features.tolist()
+    assert mine.num_bytes == shard.stat().st_size
+
+
+def test_a_damaged_shard_that_another_process_repairs_is_read_again(tmp_path):
+    digests, features = [b"a" * 16, b"b" * 16], np.ones((2, 4), np.float32)
+    mine, other = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
+    other.write(digests, features)
+    (shard,) = _shards(tmp_path)
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-40] + bytes(40))
+    os.utime(shard, ns=(1, 1))
+    assert mine.missing(digests) == other.missing(digests) == [0, 1]
+    other.write(digests, features)
+    assert mine.missing(digests) == []
+    assert mine.read(digests).tolist() == features.tolist()
+
+
+def test_a_cache_that_is_pruned_while_a_shard_is_written_is_made_again(tmp_path, monkeypatch):
+    cache, digests = FeatureCache(tmp_path, {"a": 1}, feature_dim=4), [b"a" * 16]
+    make_folder = cache._make_folder
+
+    def prune_once():
+        make_folder()
+        shutil.rmtree(cache.folder)
+        monkeypatch.setattr(cache, "_make_folder", make_folder)
+
+    monkeypatch.setattr(cache, "_make_folder", prune_once)
+    cache.write(digests, np.ones((1, 4), np.float32))
+    assert cache.read(digests).tolist() == [[1.0] * 4]
+    assert (cache.folder / "key.json").exists()
+
+
+def test_of_copies_in_one_cache_every_process_reads_the_same(tmp_path):
+    digests = [b"a" * 16]
+    first, second = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
+    for number, cache in enumerate((first, second)):
+        cache.write(digests, np.full((1, 4), number, np.float32))
+    for cache in (first, second):
+        cache.missing([b"x" * 16])  # looks for what the other wrote
+    read = first.read(digests).tolist()
+    first.write([bytes([number]) * 16 for number in range(60)], np.zeros((60, 4), np.float32))
+    assert read == first.read(digests).tolist() == second.read(digests).tolist()
+    assert read == FeatureCache(tmp_path, {"a": 1}, feature_dim=4).read(digests).tolist()
+
+
+def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 12)
+    stores = [_store(copy.deepcopy(tiny_model), tmp_path) for _ in range(2)]
+    start, results = threading.Barrier(2, timeout=60), {}
+
+    def write(number):
+        start.wait()
+        results[number] = stores[number].features(TEXTS).expanded()
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    expected = _store(tiny_model, None).features(TEXTS).expanded()
+    assert len(results) == 2
+    for vectors in results.values():
+        np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    np.testing.assert_allclose(fresh.features(TEXTS).expanded(), expected, atol=1e-6)
+
+
+def _write_shards(folder, number):
+    cache = FeatureCache(folder, {"a": 1}, feature_dim=4)
+    for turn in range(10):
+        # Odd turns write what the other process writes too, under the same name.
+        value = turn if turn % 2 else 100 * number + turn
+        cache.write([f"{value:016d}".encode()], np.full((1, 4), value, np.float32))
+
+
+def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
+    import datasets.arrow_writer  # noqa: F401 (once, instead of in each process)
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_write_shards, args=(tmp_path, number)) for number in (1, 2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=4)
+    values = sorted({*range(1, 10, 2), *(100 * number + turn for number in (1, 2) for turn in range(0, 10, 2))})
+    assert len(cache) == len(values)
+    assert cache.read([f"{value:016d}".encode() for value in values])[:, 0].tolist() == values
+    assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, interruption):
+    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
+    expected = _store(tiny_model, None).features(TEXTS).expanded()
+    store = _store(copy.deepcopy(tiny_model), tmp_path)
+    encode, calls = store._model.compute_features, []
+
+    def stop_at_the_fourth(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise interruption
+        return encode(*args)
+
+    store._model.compute_features = stop_at_the_fourth
+    with pytest.raises(interruption):
+        store.features(TEXTS)
+    assert len(_shards(tmp_path)) == 2
+    again = _store(tiny_model, tmp_path)
+    asked = _counting(again)
+    np.testing.assert_allclose(again.features(TEXTS).expanded(), expected, atol=1e-6)
+    assert len(asked) == len(TEXTS) - 3
+
+
+def _no_space(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("step", ["write_table", "finalize", "replace"])
+def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_written_file(tiny_model, tmp_path, monkeypatch, step):
+    from datasets.arrow_writer import ArrowWriter
+
+    store = _store(tiny_model, tmp_path)
+    store.features(TEXTS[:2])
+    if step == "replace":
+        monkeypatch.setattr("pathlib.Path.replace", _no_space)
+    else:
+        monkeypatch.setattr(ArrowWriter, step, _no_space)
+    with pytest.raises(UserError, match="expected room for .* No space left on device.*--no_feature_cache"):
+        store.features(TEXTS)
+    assert {path.suffix for path in tmp_path.glob("*/*")} == {".json", ".arrow"}
+    assert len(_shards(tmp_path)) == 1
+    monkeypatch.undo()
+    fresh = _store(tiny_model, tmp_path)
+    np.testing.assert_allclose(
+        fresh.features(TEXTS).expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6
+    )
+
+
+def test_a_cache_folder_that_cannot_be_made_is_a_user_error(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match="expected a feature cache folder that can be written"):
+        _store(tiny_model, tmp_path / "file" / "cache").features(TEXTS)
+
+
+def test_a_failed_run_gives_the_model_s_mode_back(tiny_encoder_folder, tmp_path):
+    model = load_base_model(str(tiny_encoder_folder), freeze_base=False).train()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError):
+        _store(model, tmp_path / "file" / "cache").features(TEXTS)
+    assert model.training
+
+
+# Pairs of features and the models behind them
+
+
+def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pairs):
+    queries, positives = [row["query"] for row in tiny_pairs], [row["positive"] for row in tiny_pairs]
+    negatives = [row.get("negative", []) for row in tiny_pairs]
+    store = _store(tiny_model, None)
+    pairs = FeaturePairs(
+        queries, positives, negatives, store=store, query_prompt="query: ", document_prompt="document: "
+    )
+    assert len(pairs) == 8
+    for row, pair in enumerate(pairs[i] for i in range(8)):
+        texts = [positives[row], *negatives[row]]
+        np.testing.assert_allclose(
+            pairs.query_vectors[pair.query], store.features([queries[row]], prompt="query: ").vectors[0], atol=1e-6
+        )
+        np.testing.assert_allclose(
+            pairs.document_vectors[[pair.positive, *pair.negatives]],
+            store.features(texts, prompt="document: ").expanded(),
+            atol=1e-6,
+        )
+
+
+@pytest.mark.parametrize("fields", [{"pooling": "max"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
+def test_a_model_flag_that_does_not_fit_is_a_user_error_that_names_it(tiny_encoder_folder, fields):
+    with pytest.raises(UserError, match=next(iter(fields))):
+        load_base_model(str(tiny_encoder_folder), **fields)
+
+
+def test_a_base_model_that_cannot_be_had_is_a_user_error_that_names_the_way_out(tmp_path):
+    with pytest.raises(UserError, match="--base_model embedded"):
+        load_base_model("no-such-owner/no-such-model")
+    with pytest.raises(UserError, match="does not fit: Unrecognized model"):
+        load_base_model(str(tmp_path))
+
+
+def test_a_folder_with_another_type_of_model_is_a_user_error(tiny_encoder_folder, tmp_path):
+    with pytest.raises(UserError, match="expects a model of type isotropic_gaussian, got bert"):
+        load_trained_model(str(tiny_encoder_folder))
+    with pytest.raises(UserError, match="--model_path expects a folder"):
+        load_trained_model(str(tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(embedded_folder, tmp_path):
+    model = IsotropicGaussianModel.from_encoder(str(embedded_folder))
+    texts = ["Which bird sleeps in water?", "Sort an array.", "A tree. " * 300, ""]
+    expected = model.encode_document(texts, normalize_embeddings=True)
+    exact = _store(model, tmp_path).features(texts).expanded()
+    np.testing.assert_allclose(exact, expected, atol=1e-6)
+    rounded = _store(model, tmp_path, dtype="bfloat16").features(texts).expanded()
+    assert (rounded * expected).sum(1).min() > 0.999
+
+
+@pytest.mark.parametrize("num_processes", [2, 3, 7])
+def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(
+    tiny_model, num_processes, monkeypatch
+):
+    monkeypatch.setattr(encoder_loop, "_BLOCK_SIZE", 1_000)
+    monkeypatch.setattr(encoder_loop, "_LAST_BLOCK_SIZE", 200)
+    generator = np.random.default_rng(0)
+    words = np.array("bread is food and music on the river of stone".split())
+    texts = [" ".join(generator.choice(words, size=length)) for length in generator.integers(1, 28, size=300)]
+    compute = feature_function(tiny_model, dtype=torch.float32)
+
+    def encode(share):
+        batches = list(encode_in_batches(tiny_model, texts, compute=compute, share=share))
+        return [row for rows, _ in batches for row in rows], torch.cat([features for _, features in batches])
+
+    order, expected = encode(None)
+    parts = [encode(WorkShare(number, num_processes)) for number in range(num_processes)]
+    positions = [row for rows, _ in parts for row in rows]
+    assert sorted(positions) == sorted(order) == list(range(len(texts)))
+    together = torch.cat([features for _, features in parts])
+    assert torch.equal(together[np.argsort(positions)], expected[np.argsort(order)])
+    loads = [sum(len(texts[row]) for row in rows) for rows, _ in parts]
+    assert max(loads) < 1.35 * min(loads)
+
+
+def test_hundreds_of_processes_share_a_round_evenly():
+    # Lengths of a round like those of real passages; what the busiest has to do decides how long all take.
+    lengths = np.exp(np.random.default_rng(0).normal(5.7, 0.5, size=feature_store._TEXTS_PER_ROUND)).astype(int)
+    texts = ["x" * length for length in range(lengths.max() + 1)]
+    sizes = []
+    for start in range(0, len(lengths), feature_store.TEXTS_AT_ONCE):
+        window = [texts[length] for length in lengths[start : start + feature_store.TEXTS_AT_ONCE]]
+        sizes += [size for _, size in encoder_loop._blocks(window, [len(text) for text in window])]
+    assert sum(sizes) == lengths.sum()
+    for num_processes in (2, 5, 24, 48, 100, 200, 237, 250, 263, 275):
+        share, loads = WorkShare(0, num_processes), [0] * num_processes
+        for size in sizes:
+            loads[share.deal(size)] += size
+        assert max(loads) < 1.1 * np.mean(loads), num_processes

@@ -1,0 +1,464 @@
+"""A model is pushed to a Hub and loaded from it, by the real client; a bad folder, token or line leaves no trace."""
+
+import importlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from hub_server import OWNER_TOKEN, READER_TOKEN, HubServer
+from huggingface_hub import HfApi
+
+from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.errors import UserError
+from ragcun_hf.publishing.hub_upload import prepare_repository, upload
+from ragcun_hf.publishing.model_card import nothing_measured, render_card
+from ragcun_hf.publishing.upload_plan import check_before_upload, check_clean_load, describe_plan, plan_upload
+
+ROOT = Path(__file__).resolve().parents[2]
+REPO = "org/tiny"
+TEXTS = ["sort an array", "the sun is red", "moon"]
+
+
+@pytest.fixture(scope="module")
+def server():
+    server = HubServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(server, monkeypatch):
+    """The server, empty, and this process's client turned to it."""
+    server.reset()
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", server.endpoint)
+    template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it keeps the address that it was made with
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)  # the server speaks LFS
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda seconds: None)  # between retries
+    monkeypatch.setenv("HF_TOKEN", OWNER_TOKEN)
+    return server
+
+
+def _save_model(encoder_folder, folder, *, seed):
+    torch.manual_seed(seed)
+    model = IsotropicGaussianModel.from_encoder(str(encoder_folder), query_prompt="query: ")
+    with torch.no_grad():
+        for parameter in model.projection.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    return model
+
+
+def _write_toy_set(folder):
+    (folder / "qrels").mkdir(parents=True)
+    texts = {"d0": "bread is food", "d1": "the moon is on the river", "d2": "fish sleep in the water"}
+    queries = {"q0": "what is bread", "q1": "where is the moon", "q2": "why do fish sleep"}
+    for name, rows in (("corpus", texts), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "title": "", "text": text}) for key, text in rows.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    judgements = "\n".join(f"q{row}\td{row}\t1" for row in range(3))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}", encoding="utf-8")
+
+
+def _script(name):
+    return importlib.import_module(f"ragcun_hf.cli.{name}")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_encoder_folder, tmp_path_factory):
+    """A trained folder as its owner has it: evaluated on a set called scifact, with a card, a checkpoint left."""
+    place = tmp_path_factory.mktemp("finished")
+    folder = place / "tiny"
+    _save_model(tiny_encoder_folder, folder, seed=1)
+    (folder / "checkpoint-7").mkdir()
+    (folder / "checkpoint-7" / "optimizer.pt").write_bytes(b"state")
+    (folder / "training_args.bin").write_bytes(b"pickle")
+    _write_toy_set(place / "beir" / "scifact")
+    flags = ["--model_path", str(folder), "--datasets", "scifact", "--data_dir", str(place / "beir")]
+    _script("eval_beir").main([*flags, "--output_dir", str(place / "results"), "--encoder_dtype", "float32"])
+    results = str(place / "results" / "tiny.json")
+    _script("render_card").main(["--model_path", str(folder), "--results", results, "--repo_id", REPO])
+    return folder
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy for one test to change."""
+    return Path(shutil.copytree(finished, tmp_path / "tiny"))
+
+
+def _environment(server, tmp_path, token):
+    caches = {"HF_HOME": str(tmp_path / "home"), "HF_MODULES_CACHE": str(tmp_path / "home" / "modules")}
+    changed = {"HF_ENDPOINT": server.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": token}
+    return {**os.environ, **caches, **changed}
+
+
+LOAD_SCRIPT = """
+import json, sys
+sys.modules["ragcun_hf"] = None
+import torch
+torch.set_num_threads(1)
+from sentence_transformers import SentenceTransformer
+from transformers import AutoModel
+vectors, texts = {}, json.load(sys.stdin)
+for revision in sys.argv[2:]:
+    model = AutoModel.from_pretrained(sys.argv[1], revision=revision, trust_remote_code=True)
+    vectors[revision] = [model.encode_query(texts).tolist()]
+    model = SentenceTransformer(sys.argv[1], revision=revision, trust_remote_code=True, device="cpu")
+    vectors[revision].append(model.encode_query(texts).tolist())
+print(json.dumps(vectors))
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_pushes_another_loads_by_branch_and_by_commit(hub, folder, tiny_encoder_folder, tmp_path):
+    command = [sys.executable, str(ROOT / "training" / "push_to_hub.py"), "--model_path", str(folder)]
+    pushed = subprocess.run(
+        [*command, "--repo_id", REPO, "--private"],
+        env=_environment(hub, tmp_path / "pusher", OWNER_TOKEN),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert pushed.returncode == 0, pushed.stderr
+    repository = hub.repositories[REPO]
+    (first,) = repository.history
+    assert first in pushed.stdout
+    assert repository.private
+    # A later model on a branch of its own, and yet another on main: the first commit stays what it was.
+    api, models = HfApi(), {first: IsotropicGaussianModel.from_pretrained(folder)}
+    for seed, branch in ((2, "wider"), (3, "main")):
+        later = tmp_path / f"later{seed}"
+        models[branch] = _save_model(tiny_encoder_folder, shutil.copytree(folder, later), seed=seed)
+        prepare_repository(api, REPO, revision=branch)
+        upload(api, plan_upload(later), REPO, revision=branch)
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD_SCRIPT, REPO, *models],
+        input=json.dumps(TEXTS),
+        env=_environment(hub, tmp_path / "user", OWNER_TOKEN),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    found = json.loads(loaded.stdout.splitlines()[-1])
+    assert set(found) == set(models)
+    for revision, (by_auto_model, by_sentence_transformers) in found.items():
+        expected = models[revision].encode_query(TEXTS)
+        np.testing.assert_allclose(by_auto_model, expected, atol=1e-6)
+        np.testing.assert_allclose(by_sentence_transformers, expected, atol=1e-5)
+
+
+def test_everything_goes_in_one_commit_and_nothing_of_the_run(hub, folder):
+    (folder / "results" / "older.json").write_text("{}", encoding="utf-8")
+    plan, api = plan_upload(folder), HfApi()
+    prepare_repository(api, REPO)
+    oid = upload(api, plan, REPO).oid
+    assert hub.repositories[REPO].history == [oid]
+    sent = set(hub.repositories[REPO].commits[oid]) - {".gitattributes"}
+    assert sent == set(plan.files)
+    assert sent >= {"README.md", "results/tiny.json", ".eval_results/scifact.yaml", "isotropy.png", "tokenizer.json"}
+    assert sent >= {"model.safetensors", "modeling_isotropic_gaussian.py", "folders_isotropic_gaussian.py"}
+    assert set(plan.left_out) == {"checkpoint-7/optimizer.pt", "training_args.bin", "results/older.json"}
+    text = describe_plan(plan, REPO)
+    for name in [*plan.files, *plan.left_out]:
+        assert name in text
+
+
+def test_a_second_push_of_the_same_sends_and_commits_nothing(hub, folder):
+    api = HfApi()
+    prepare_repository(api, REPO)
+    first = upload(api, plan_upload(folder), REPO).oid
+    hub.requests.clear()
+    prepare_repository(api, REPO)
+    assert upload(api, plan_upload(folder), REPO).oid == first
+    assert hub.repositories[REPO].history == [first]
+    assert not [request for request in hub.requests if request.startswith("PUT")]
+
+
+def test_a_branch_leaves_main_alone(hub, folder):
+    api = HfApi()
+    prepare_repository(api, REPO, revision="v2")
+    oid = upload(api, plan_upload(folder), REPO, revision="v2").oid
+    assert hub.repositories[REPO].branches["v2"] == oid
+    assert hub.repositories[REPO].branches["main"] != oid
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        ("hf_wrong", "valid token.*Invalid user token.*hf auth login"),
+        (False, "valid token.*or none.*hf auth login"),
+        (READER_TOKEN, "may write.*no write access"),
+    ],
+)
+def test_a_token_that_is_wrong_missing_or_may_not_write_is_told(hub, token, message):
+    with pytest.raises(UserError, match=message):
+        prepare_repository(HfApi(token=token), REPO)
+    assert not hub.repositories
+
+
+def test_another_owners_namespace_is_told(hub):
+    with pytest.raises(UserError, match="may write to google/tiny"):
+        prepare_repository(HfApi(), "google/tiny")
+
+
+def test_a_missing_repository_is_told(hub, folder):
+    with pytest.raises(UserError, match=r"found none.*--repo_id"):
+        upload(HfApi(), plan_upload(folder), "org/nowhere")
+
+
+def test_a_missing_model_is_told_when_it_is_evaluated(hub, tmp_path):
+    _write_toy_set(tmp_path / "toy")
+    flags = ["--model_path", "org/nowhere", "--datasets", "toy", "--data_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="org/nowhere"):
+        _script("eval_beir").main(flags)
+
+
+def test_a_connection_cut_in_the_middle_commits_nothing_and_a_second_try_goes_on(hub, folder):
+    plan, api = plan_upload(folder), HfApi()
+    prepare_repository(api, REPO)
+    hub.cut_uploads = 1_000  # the client tries again by itself, in vain
+    with pytest.raises(UserError, match="connection broke.*nothing was committed.*again"):
+        upload(api, plan, REPO)
+    assert not hub.repositories[REPO].history
+    hub.cut_uploads = 0
+    oid = upload(api, plan, REPO).oid
+    assert hub.repositories[REPO].history == [oid]
+    assert set(hub.repositories[REPO].commits[oid]) >= set(plan.files)
+
+
+def test_a_short_break_is_bridged_by_the_client(hub, folder):
+    api = HfApi()
+    prepare_repository(api, REPO)
+    hub.cut_uploads = 1
+    upload(api, plan_upload(folder), REPO)
+    assert hub.cut_uploads == 0
+    assert len(hub.repositories[REPO].history) == 1
+
+
+def test_a_hub_that_is_not_there_is_told(hub, monkeypatch):
+    with pytest.raises(UserError, match="connection broke"):
+        prepare_repository(HfApi(endpoint="http://127.0.0.1:9"), REPO)
+
+
+def test_offline_mode_is_told(hub, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE"):
+        prepare_repository(HfApi(), REPO)
+
+
+def test_an_impossible_id_is_told(hub):
+    with pytest.raises(UserError, match="organisation/name"):
+        prepare_repository(HfApi(), "org/a name")
+
+
+@pytest.mark.slow
+def test_a_dry_run_checks_and_sends_nothing(hub, folder, capsys):
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", REPO, "--dry_run"])
+    said = capsys.readouterr().out
+    assert "model.safetensors" in said
+    assert "Nothing was sent" in said
+    assert not hub.requests
+
+
+def _replace(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+def _invent_a_figure(folder):
+    with (folder / "README.md").open("a", encoding="utf-8") as file:
+        file.write("\nNDCG@10 on all of the web: 0.9731\n")
+
+
+def _change_the_weights(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["projection.linear.bias"] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _polish_the_leaderboard_entry(folder):
+    _replace(folder / ".eval_results" / "scifact.yaml", "value: ", "value: 9")
+
+
+def _change_results(folder):
+    results = json.loads((folder / "results" / "tiny.json").read_text(encoding="utf-8"))
+    results["datasets"]["scifact"]["systems"]["projection"]["ndcg@10"] = 0.99
+    (folder / "results" / "tiny.json").write_text(json.dumps(results), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_invent_a_figure, r"only numbers from the results, got 0\.9731"),
+        (_change_the_weights, "expected figures of the weights in"),
+        (_change_results, "expected what the results files say"),
+        (
+            lambda folder: _replace(folder / ".eval_results" / "scifact.yaml", "value: ", "value: 9"),
+            "results files say",
+        ),
+        (lambda folder: _replace(folder / "README.md", "## Limits", "NDCG@10: 0.1234"), "only numbers"),
+        (lambda folder: _replace(folder / "config.json", "isotropic_gaussian", "bert"), "isotropic_gaussian model"),
+        (lambda folder: (folder / "results" / "tiny.json").unlink(), "results file"),
+        (lambda folder: (folder / "README.md").unlink(), "README.md"),
+        (lambda folder: (folder / "card_sources.json").unlink(), "render_card.py"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "tokenizer"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "weights"),
+        (lambda folder: _replace(folder / "card_sources.json", REPO, "org/other"), f"--repo_id {REPO}"),
+    ],
+)
+def test_a_folder_that_is_not_what_its_card_says_is_refused(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(UserError, match=message):
+        plan_upload(folder)
+        check_before_upload(folder, REPO)
+
+
+@pytest.mark.slow
+def test_a_folder_that_others_could_not_load_is_refused(folder):
+    _replace(folder / "modeling_isotropic_gaussian.py", "import json\n", "import json\nimport ragcun_hf\n")
+    with pytest.raises(UserError, match="clean process.*ragcun_hf"):
+        check_clean_load(folder)
+
+
+def test_a_model_of_another_folder_is_no_model(tmp_path):
+    with pytest.raises(UserError, match="--model_path"):
+        plan_upload(tmp_path / "none")
+    with pytest.raises(UserError, match="config.json"):
+        plan_upload(tmp_path)
+
+
+@pytest.fixture
+def train(tiny_encoder_folder, tiny_pairs, tmp_path):
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps(tiny_pairs), encoding="utf-8")
+    flags = [
+        "--base_model",
+        str(tiny_encoder_folder),
+        "--train_data",
+        str(pairs),
+        "--batch_size",
+        "4",
+        "--epochs",
+        "2",
+    ]
+    flags += ["--output_dir", str(tmp_path / "trained"), "--feature_cache_dir", str(tmp_path / "features")]
+    flags += ["--encoder_dtype", "float32", "--logging_steps", "1"]
+
+    def run(*more):
+        _script("train_contrastive").main([*flags, *more])
+        return tmp_path / "trained"
+
+    return run
+
+
+def test_training_pushes_model_card_and_curves_in_one_commit_and_the_evaluated_model_in_the_next(
+    hub, train, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("ragcun_hf.publishing.upload_plan.check_clean_load", lambda folder: None)  # tested above
+    folder = train("--push_to_hub", "--hub_model_id", "org/trained", "--val_fraction", "0.25")
+    repository = hub.repositories["org/trained"]
+    (oid,) = repository.history  # no checkpoint, no card by the Trainer
+    sent = repository.commits[oid]
+    assert {"model.safetensors", "modeling_isotropic_gaussian.py", "learning_curves.png"} <= set(sent)
+    assert not [path for path in sent if path.startswith("checkpoint")]
+    card = sent["README.md"].decode()
+    assert "Retrieval: not measured" in card
+    assert "NDCG@10 on held-out pairs, as saved" in card
+    assert 'AutoModel.from_pretrained("org/trained"' in card
+    _write_toy_set(tmp_path / "beir" / "toy")
+    flags = ["--model_path", str(folder), "--datasets", "toy", "--data_dir", str(tmp_path / "beir")]
+    _script("eval_beir").main([*flags, "--output_dir", str(tmp_path / "results"), "--encoder_dtype", "float32"])
+    results = str(tmp_path / "results" / "trained.json")
+    _script("render_card").main(["--model_path", str(folder), "--results", results, "--repo_id", "org/trained"])
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/trained"])
+    assert len(repository.history) == 2
+    assert "toy test (3 queries)" in repository.commits[repository.history[-1]]["README.md"].decode()
+
+
+def test_training_with_a_bad_token_ends_before_it_begins(hub, train, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(UserError, match="valid token for org/trained"):
+        train("--push_to_hub", "--hub_model_id", "org/trained")
+    with pytest.raises(UserError, match="--hub_strategy checkpoint"):
+        train("--push_to_hub", "--hub_strategy", "checkpoint")
+
+
+def test_training_without_an_id_pushes_under_the_folders_name(hub, train, monkeypatch):
+    monkeypatch.setattr("ragcun_hf.publishing.upload_plan.check_clean_load", lambda folder: None)  # tested above
+    train("--push_to_hub")
+    assert set(hub.repositories) == {"me/trained"}
+
+
+@pytest.mark.parametrize("is_private", [True, False, None])
+def test_saving_with_a_push_makes_the_repository_that_was_asked_for(hub, tiny_encoder_folder, tmp_path, is_private):
+    model = _save_model(tiny_encoder_folder, tmp_path / "tiny", seed=1)
+    options = {} if is_private is None else {"private": is_private}
+    model.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id=REPO, **options)
+    repository = hub.repositories[REPO]
+    assert repository.private is bool(is_private)
+    assert set(repository.commits[repository.branches["main"]]) >= {"model.safetensors", "modules.json"}
+
+
+def test_saving_with_a_push_passes_every_option_of_the_hub_on(hub, tiny_encoder_folder, tmp_path, monkeypatch):
+    model = _save_model(tiny_encoder_folder, tmp_path / "tiny", seed=1)
+    monkeypatch.setenv("HF_TOKEN", READER_TOKEN)  # so that only the token that is passed may write
+    options = {"push_to_hub": True, "repo_id": REPO, "token": OWNER_TOKEN, "private": True}
+    model.save_pretrained(
+        tmp_path / "again", **options, revision="v2", commit_message="second", commit_description="of two"
+    )
+    repository = hub.repositories[REPO]
+    assert repository.private
+    assert repository.messages == {repository.branches["v2"]: ("second", "of two")}
+    before = dict(repository.branches)
+    model.save_pretrained(tmp_path / "again", **options, create_pr=True)
+    assert {name: repository.branches[name] for name in before} == before
+    assert "model.safetensors" in repository.commits[repository.branches["refs/pr/1"]]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_the_python_snippets_of_a_card_run_and_the_index_ranks_as_the_model_does(
+    similarity, tiny_encoder_folder, tmp_path, monkeypatch
+):
+    pytest.importorskip("sentence_transformers")
+    torch.manual_seed(5)
+    folder = tmp_path / "me" / "tiny"
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), similarity_fn_name=similarity)
+    with torch.no_grad():
+        for parameter in model.projection.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape)
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    card = render_card(results=nothing_measured("tiny", config), repo_id="me/tiny")
+    snippets = re.findall(r"```python\n(.*?)```", card, flags=re.S)
+    assert [name for name in ("AutoModel", "faiss", "SentenceTransformer") if name in "".join(snippets)]
+    monkeypatch.chdir(tmp_path)  # the id is a folder's path there
+    names = {}
+    for snippet in snippets:
+        # Three documents, so that there is something to rank.
+        snippet = snippet.replace('["Vaccines', '["the sun is red", "music and bread", "Vaccines')
+        exec(compile(snippet, "README.md", "exec"), names)  # noqa: S102 (our own card)
+    documents = model.encode_document(["the sun is red", "music and bread", "Vaccines train the immune system"])
+    query = model.encode_query(["how do vaccines work?"])[0]
+    scores = {
+        "cosine": documents @ query / np.linalg.norm(documents, axis=1),
+        "dot": documents @ query,
+        "euclidean": -np.linalg.norm(documents - query, axis=1),
+    }[similarity]
+    assert names["rows"].tolist() == [[int(np.argmax(scores))]]
+    assert names["scores"].shape == (1, 2)

@@ -1,0 +1,82 @@
+"""What a followed run shows: the three terms, the signs of a collapse, and plots, beside what was saved."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ragcun_hf.errors import UserError
+from ragcun_hf.trainer.record import measured_energy
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVES = {"train/loss", "train/loss/contrastive", "train/loss/isotropy", "train/loss/predictive"}
+SIGNS = {"train/embedding_std", "train/effective_rank", "train/sigreg", "train/sigreg_floor"}
+PLOTS = {"plots/loss", "plots/isotropy"}
+
+
+def _train(folder, encoder_folder, pairs, *flags):
+    (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    common = ["--base_model", str(encoder_folder), "--train_data", "pairs.json", "--use_predictor", "--epochs", "2"]
+    common += ["--batch_size", "4", "--logging_steps", "1", "--output_dir", "out", "--encoder_dtype", "float32"]
+    common += ["--feature_cache_dir", "features", *flags]
+    return subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train_contrastive.py"), *common],
+        cwd=folder,
+        env={**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_trackio_shows_terms_signs_of_collapse_and_plots(tmp_path, tiny_encoder_folder, tiny_pairs):
+    pytest.importorskip("trackio")
+    flags = ["--report_to", "trackio", "--project", "heads", "--run_name", "first", "--measure_energy"]
+    done = _train(tmp_path, tiny_encoder_folder, tiny_pairs, *flags)
+    assert done.returncode == 0, done.stderr
+    # Read by its own command, as a user would without the page.
+    command = [shutil.which("trackio", path=Path(sys.executable).parent), "list", "metrics", "--json"]
+    listed = subprocess.run(
+        [*command, "--project", "heads", "--run", "first"],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert set(json.loads(listed.stdout)["metrics"]) >= CURVES | SIGNS | PLOTS
+    assert len(list((tmp_path / "trackio").rglob("*.png"))) == 2
+    energy = json.loads((tmp_path / "out" / "training_record.json").read_text(encoding="utf-8"))["energy"]
+    assert 0 < energy["kwh"] < 1
+    assert energy["by"].startswith("codecarbon ")
+
+
+@pytest.mark.slow
+def test_tensorboard_shows_the_same(tmp_path, tiny_encoder_folder, tiny_pairs):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = _train(tmp_path, tiny_encoder_folder, tiny_pairs, "--report_to", "tensorboard")
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "out").rglob("events.out.*")
+    events = EventAccumulator(str(file.parent))
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= CURVES | SIGNS
+    assert set(events.Tags()["images"]) == PLOTS
+    # As drawn: neither cut nor turned.
+    image = events.Images("plots/isotropy")[0]
+    assert (image.width, image.height) == (1200, 468)
+
+
+def test_energy_that_is_not_asked_for_is_not_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "codecarbon", None)
+    with measured_energy(is_wanted=False) as energy:
+        pass
+    assert energy == {}
+    with pytest.raises(UserError, match=r"pip install 'ragcun_hf\[energy\]'"), measured_energy(is_wanted=True):
+        pass

@@ -1,0 +1,67 @@
+"""Sums of waves: values by hand, the direct sum, gradients, many at once."""
+
+import math
+
+import pytest
+import torch
+
+from ragcun_hf.trainer.isotropy import wave_sums
+
+FREQUENCIES = {"spacing": 3 / 16, "num_frequencies": 17}
+
+
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _direct(x, spacing, num_frequencies):
+    angles = x.unsqueeze(-1) * spacing * torch.arange(num_frequencies)
+    return torch.stack([angles.cos().sum(0), angles.sin().sum(0)])
+
+
+def test_sums_of_a_case_done_by_hand():
+    x = torch.tensor([[0.0], [math.pi / 2]])
+    cosines, sines = wave_sums(x, spacing=1.0, num_frequencies=4)
+    assert cosines.flatten().tolist() == pytest.approx([2.0, 1.0, 0.0, 1.0], abs=1e-6)
+    assert sines.flatten().tolist() == pytest.approx([0.0, 1.0, 0.0, -1.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_sums_and_gradient_are_those_of_the_direct_sum(scale):
+    x, weights = scale * _random(64, 9), _random(2, 9, 17, seed=1)
+    gradients = []
+    for function in (wave_sums, _direct):
+        given = x.clone().requires_grad_()
+        sums = function(given, **FREQUENCIES)
+        (sums * weights).sum().backward()
+        gradients.append(given.grad)
+    torch.testing.assert_close(
+        wave_sums(x, **FREQUENCIES), _direct(x.double(), **FREQUENCIES).float(), atol=2e-4, rtol=0
+    )
+    torch.testing.assert_close(*gradients, atol=2e-4, rtol=1e-4)
+    assert gradients[0].abs().min() > 0
+
+
+def test_gradient_is_that_of_finite_differences():
+    x = _random(5, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda given: wave_sums(given, **FREQUENCIES), (x,))
+
+
+def test_many_at_once_are_each_alone():
+    xs = _random(4, 12, 5)
+
+    def value(x):
+        return wave_sums(x, **FREQUENCIES).square().sum()
+
+    together = torch.func.vmap(torch.func.grad_and_value(value))(xs)
+    alone = [torch.func.grad_and_value(value)(x) for x in xs]
+    for number, (gradient, loss) in enumerate(alone):
+        # Rounding may differ, on gradients of up to 50.
+        torch.testing.assert_close(together[0][number], gradient, atol=1e-4, rtol=1e-5)
+        torch.testing.assert_close(together[1][number], loss, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("shape", "num_frequencies"), [((4,), 3), ((2, 3, 4), 3), ((4, 2), 1)])
+def test_what_is_no_matrix_or_has_one_frequency_is_refused(shape, num_frequencies):
+    with pytest.raises(ValueError, match="needs x of shape"):
+        wave_sums(torch.zeros(shape), spacing=1.0, num_frequencies=num_frequencies)

