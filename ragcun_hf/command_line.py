@@ -78,6 +78,26 @@ def say(text: str) -> None:
         print(text)  # noqa: T201
 
 
+def format_table(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
+    """Align the cells of a table for the terminal: names to the left, numbers to the right, a line below the head.
+
+    Args:
+        rows: The head first, all of one length.
+        num_names: How many columns, from the left, are names.
+
+    Returns:
+        Lines, none of which ends in spaces.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        names = [cell.ljust(width) for cell, width in zip(row[:num_names], widths[:num_names], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[num_names:], widths[num_names:], strict=True)]
+        lines.append("  ".join(names + numbers).rstrip())
+    lines.insert(1, "-" * max(map(len, lines)))
+    return "\n".join(lines)
+
+
 def quiet_libraries() -> None:
     """Keep the libraries' own loading and saving bars off a script's screen; its training bar stays."""
     import datasets

@@ -9,11 +9,9 @@ The result is compared with the original's formula on a few texts before it is w
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
@@ -42,7 +40,7 @@ class ConversionArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read, convert, compare, write, and say what comes next."""
-    from ..files import check_writable
+    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
     from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
 
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -64,23 +62,9 @@ def main(arguments: list[str] | None = None) -> None:
             f"expected the vectors of the original, got a difference of {difference:.1e} standard deviations: nothing "
             "was written, check --base_model"
         )
-    _write(model, folder)
+    with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
+        model.save_pretrained(new)
     encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"
     say(f"Wrote {folder}: {encoder}, {model.config.output_dim} dimensions; within {difference:.1e} of the original.")
     predictor = " --use_predictor" if model.config.use_predictor else ""
     say(f"Next: python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor} --datasets scifact")
-
-
-def _write(model: Any, folder: Path) -> None:
-    """Write the model beside its place, then move file by file."""
-    from ..files import disk_errors_explained
-
-    unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        with disk_errors_explained(folder):
-            model.save_pretrained(unfinished)
-            for path in sorted(unfinished.iterdir()):
-                path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

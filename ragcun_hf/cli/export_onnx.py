@@ -9,9 +9,7 @@ Before anything is put in place, the graphs embed real texts and are compared wi
 from __future__ import annotations
 
 import shlex
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,9 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Load, export, compare, put in place, and say what came out."""
     (args,) = parse_arguments([ExportArguments], description=__doc__ or "", arguments=arguments)
     folder = _output_folder(args)
-    from ..files import check_writable, disk_errors_explained, weights_digest
+    from ..files import check_writable, disk_errors_explained, replaced_folder, weights_digest
     from ..model.base_models import load_trained_model
-    from ..publishing.onnx_export import check_packages, write_config, write_onnx
+    from ..publishing.onnx_export import CONFIG_FILE, GRAPHS, check_packages, write_config, write_onnx
 
     check_packages()
     check_writable(folder)
@@ -53,7 +51,8 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     model = load_trained_model(args.model_path)
     texts = _check_texts(args.check_texts)
-    with disk_errors_explained(folder), _written_whole(folder) as unfinished:
+    graphs = [f"{name}*" for name in GRAPHS.values()]
+    with disk_errors_explained(folder), replaced_folder(folder, obsolete=graphs, last=CONFIG_FILE) as unfinished:
         digest = weights_digest(Path(args.model_path))
         config = write_onnx(model, unfinished, precisions=args.precision, weights_sha256=digest)
         config["parity"] = {"num_texts": len(texts), **parity(model, unfinished, list(config["files"]), texts)}
@@ -103,31 +102,6 @@ def _check_texts(source: str | None) -> list[str]:
     texts.sort(key=len)
     steps = min(_NUM_TEXTS, len(texts))
     return [texts[round(step * (len(texts) - 1) / max(1, steps - 1))] for step in range(steps)]
-
-
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """Give a folder to write into, then move file by file; after an error everything is as before."""
-    from ..publishing.onnx_export import CONFIG_FILE, GRAPHS
-
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        # Without its configuration a folder is no export: the old one goes first, the new one comes last.
-        (folder / CONFIG_FILE).unlink(missing_ok=True)
-        for name in GRAPHS.values():
-            (folder / name).unlink(missing_ok=True)
-            (folder / f"{name}.data").unlink(missing_ok=True)
-        for path in sorted(unfinished.iterdir(), key=lambda path: (path.name == CONFIG_FILE, path.name)):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        for path in made:
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
 
 
 def parity(model: Any, folder: Path, precisions: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import argument, parse_arguments, say
+from ..files import replaced_file
 
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
@@ -147,13 +148,10 @@ def _place_plots(found: dict[str, Path], output: Path) -> dict[str, str]:
     for description, plot in found.items():
         if not plot.is_relative_to(card_folder):
             name = "models.png" if description == _COMPARISON_PLOT else plot.name
-            plot = _copy(plot, card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}"))
+            target = card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replaced_file(target) as temporary:
+                shutil.copyfile(plot, temporary)
+            plot = target
         plots[description] = plot.relative_to(card_folder).as_posix()
     return plots
-
-
-def _copy(source: Path, target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.tmp")
-    shutil.copyfile(source, temporary)
-    return temporary.replace(target)

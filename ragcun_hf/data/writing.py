@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..files import replaced_file, replaced_folder
 
 
 def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
@@ -51,18 +51,13 @@ def write_json_rows(rows: Iterable[Mapping[str, Any] | str], path: str | os.Path
     count = 0
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            with scratch.open("w", encoding="utf-8", newline="\n") as file:
-                for row in rows:
-                    file.write(("[\n" if not count else ",\n") if as_array else "")
-                    file.write(json.dumps(row, ensure_ascii=False) + ("" if as_array else "\n"))
-                    count += 1
-                if as_array:
-                    file.write("\n]\n" if count else "[]\n")
-            scratch.replace(target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        with replaced_file(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(("[\n" if not count else ",\n") if as_array else "")
+                file.write(json.dumps(row, ensure_ascii=False) + ("" if as_array else "\n"))
+                count += 1
+            if as_array:
+                file.write("\n]\n" if count else "[]\n")
     except OSError as error:
         raise UserError(f"expected a writable output, got {str(target)!r} ({error.strerror}): name another") from error
     return count
@@ -92,31 +87,16 @@ def write_beir_folder(
     if target.exists() and not (target / "corpus.jsonl").is_file() and (target.is_file() or any(target.iterdir())):
         raise UserError(f"expected a new, empty or BEIR folder, got {str(target)!r}: name another")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-            new = Path(scratch) / "new"
-            (new / "qrels").mkdir(parents=True)
+        with replaced_folder(target, obsolete=("*",), last="corpus.jsonl") as new:
+            (new / "qrels").mkdir()
             corpus_rows = ({"_id": key, "title": title, "text": text} for key, (title, text) in documents.items())
             write_json_rows(corpus_rows, new / "corpus.jsonl")
             write_json_rows(({"_id": key, "text": text} for key, text in queries.items()), new / "queries.jsonl")
             for split, judgements in qrels.items():
                 _write_qrels(new / "qrels" / f"{split}.tsv", judgements)
-            _replace_folder(target, new, Path(scratch) / "old")
     except OSError as error:
         raise UserError(f"expected a writable folder, got {str(target)!r} ({error.strerror}): name another") from error
     return target
-
-
-def _replace_folder(target: Path, new: Path, old: Path) -> None:
-    """Put the new folder in place; a folder cannot be replaced in one step, so a failure puts the old one back."""
-    if target.exists():
-        target.replace(old)
-    try:
-        new.replace(target)
-    except OSError:
-        if old.exists():
-            old.replace(target)
-        raise
 
 
 def _write_qrels(path: Path, judgements: Mapping[str, Mapping[str, int]]) -> None:

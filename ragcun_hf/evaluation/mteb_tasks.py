@@ -14,11 +14,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..command_line import format_table
 from ..data.beir_folder import BeirDataset, load_beir_folder
 from ..data.documents import text_digest
 from ..errors import UserError
 from ..model.base_models import register_auto_classes
-from .results import lay_out
 from .retrieval import check_identical_ids
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ def format_mteb_table(entries: Sequence[dict[str, Any]]) -> str:
             for subset, scores in subsets.items():
                 score, recall = scores.get("main_score"), scores.get("recall_at_100")
                 rows.append((entry["task"], split, subset, entry["main_metric"], _figure(score), _figure(recall)))
-    return lay_out(rows, num_names=4)
+    return format_table(rows, num_names=4)
 
 
 def _figure(value: float | None) -> str:

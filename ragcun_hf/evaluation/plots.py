@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..files import replaced_file
 from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
@@ -298,9 +299,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure whole or not at all; the ending of the name decides the format."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replaced_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix.lstrip(".") or "png")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from ..command_line import format_table
 from ..errors import UserError
 from ..files import write_whole
 from .environment import environment_facts
@@ -212,27 +213,7 @@ def format_results_table(results: Mapping[str, Any], *, metric: str = "ndcg@10")
             rows += _table_rows(f"  {subset.replace('_', ' ')} ({part['num_queries']})", part, metric)
     if len(results["datasets"]) > 1:
         rows += _table_rows("mean of data sets", {"systems": results["mean"]}, metric)
-    return lay_out(rows, num_names=2)
-
-
-def lay_out(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
-    """Align the cells of a table for the terminal: names to the left, numbers to the right, a line below the head.
-
-    Args:
-        rows: The head first, all of one length.
-        num_names: How many columns, from the left, are names.
-
-    Returns:
-        Lines, none of which ends in spaces.
-    """
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        names = [cell.ljust(width) for cell, width in zip(row[:num_names], widths[:num_names], strict=True)]
-        numbers = [cell.rjust(width) for cell, width in zip(row[num_names:], widths[num_names:], strict=True)]
-        lines.append("  ".join(names + numbers).rstrip())
-    lines.insert(1, "-" * max(map(len, lines)))
-    return "\n".join(lines)
+    return format_table(rows, num_names=2)
 
 
 def _table_rows(label: str, entry: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -26,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import UserError
+from ..files import write_whole
 from .digest_index import DigestIndex
 from .shard_file import ShardFile, write_shard
 
@@ -219,9 +219,7 @@ class FeatureCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
             if not key_file.exists():
-                temporary = self.folder / f".key.{uuid.uuid4().hex}.tmp"
-                temporary.write_text(self._description + "\n", encoding="utf-8")
-                temporary.replace(key_file)
+                write_whole(key_file, self._description + "\n")
             os.utime(key_file)
         except OSError as error:
             raise UserError(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import xxhash
+
+from ..files import replaced_file
 
 
 def write_shard(folder: Path, digests: Sequence[bytes], features: np.ndarray) -> str:
@@ -30,14 +31,13 @@ def write_shard(folder: Path, digests: Sequence[bytes], features: np.ndarray) ->
 
     name = f"{len(digests)}-{_checksum(b''.join(digests), features)}.arrow"
     schema = Features({"text": Value("binary"), "feature": List(Value(features.dtype.name), length=features.shape[1])})
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
-    try:
-        with ArrowWriter(path=str(temporary), features=schema, writer_batch_size=len(digests)) as writer:
-            writer.write_table(_as_table(digests, features, schema.arrow_schema))
-            writer.finalize()
-        temporary.replace(folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Not waited for: what a power cut damages is noticed by its checksum, and encoded again.
+    with (
+        replaced_file(folder / name, is_synced=False) as temporary,
+        ArrowWriter(path=str(temporary), features=schema, writer_batch_size=len(digests)) as writer,
+    ):
+        writer.write_table(_as_table(digests, features, schema.arrow_schema))
+        writer.finalize()
     return name
 
 

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any
 from ..command_line import say
 from ..data.documents import text_digest
 from ..errors import UserError
-from ..files import DOCUMENTS_FILE, RECORD_FILE, check_writable, disk_errors_explained
+from ..files import (
+    DOCUMENTS_FILE,
+    RECORD_FILE,
+    WEIGHT_FILES,
+    check_writable,
+    disk_errors_explained,
+    replaced_folder,
+)
 from .sharding import under_its_own_class
 
 if TYPE_CHECKING:
@@ -158,7 +165,7 @@ def _is_changed(value: Any, default: Any) -> bool:
 def save_run(
     trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any, weights: dict[str, Tensor] | None
 ) -> None:
-    """Write the model and its record beside the output folder's final place, then move file by file.
+    """Replace the model in the output folder, its record beside it, as a whole.
 
     Args:
         trainer: After training.
@@ -167,21 +174,14 @@ def save_run(
         weights: As from `sharding.whole_weights`.
     """
     folder = Path(str(trainer.args.output_dir))
-    unfinished = folder / ".unfinished"
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        with disk_errors_explained(folder):
-            model = trainer.accelerator.unwrap_model(trainer.model)
-            with under_its_own_class(trainer.accelerator, model):
-                model.save_pretrained(unfinished, state_dict=weights)
-            record = {**facts, "log_history": trainer.state.log_history}
-            (unfinished / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-            digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
-            (unfinished / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
-            for path in sorted(unfinished.iterdir()):
-                path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        with under_its_own_class(trainer.accelerator, model):
+            model.save_pretrained(new, state_dict=weights)
+        record = {**facts, "log_history": trainer.state.log_history}
+        (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+        digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
+        (new / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
 
 
 def _document_texts(views: Any) -> Sequence[str]:

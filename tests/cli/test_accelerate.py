@@ -16,7 +16,8 @@ from ragcun_hf import IsotropicGaussianModel
 
 pytestmark = pytest.mark.slow
 
-TRAINING = Path(__file__).resolve().parents[2] / "training"
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING, LAUNCH_FILES = ROOT / "training", ROOT / "ragcun_hf" / "cli" / "accelerate"
 
 # Plain gradient descent, because Adam enlarges rounding errors of gradients near 0. All rows are in every step, so
 # that it does not matter which process has which.
@@ -29,7 +30,7 @@ import os, sys
 sys.path.insert(0, {training!r})
 from ragcun_hf.cli import train_contrastive
 from ragcun_hf.command_line import run_script
-from ragcun_hf.trainer import IsotropicGaussianTrainer
+from ragcun_hf import IsotropicGaussianTrainer
 step = IsotropicGaussianTrainer.training_step
 def fail(self, *args, **kwargs):
     if self.state.global_step == 1 and os.environ["RANK"] == "1":
@@ -51,7 +52,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from ragcun_hf.command_line import run_script
 from ragcun_hf.trainer.objective import Objective
-from ragcun_hf.trainer import IsotropicGaussianTrainer
+from ragcun_hf import IsotropicGaussianTrainer
 decide, step, measure = AcceleratorState.__init__, IsotropicGaussianTrainer.training_step, Objective.terms
 seen = {{"dtypes": []}}
 def decide_as_for_gpus(self, *args, **kwargs):
@@ -110,7 +111,7 @@ def _free_port():
 def _run(processes, script, *flags, cwd, timeout=180, launch=("two_cpu_processes",)):
     command = [sys.executable]
     if processes > 1:
-        config = TRAINING / "accelerate" / f"{launch[0]}.yaml"
+        config = LAUNCH_FILES / f"{launch[0]}.yaml"
         command += ["-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
         command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
     environment = {
@@ -204,7 +205,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
     assert done.stdout.count("Saved the model") == 1
     assert done.stdout.count("Next: python training/eval_beir.py") == 1
     assert _record(two)["steps"] == _record(one)["steps"] == 3
-    assert not (two / ".unfinished").exists()
+    assert not list(two.parent.glob(".*.tmp"))
     # What is logged is of all rows, too.
     names = ["loss", "loss/contrastive", "loss/isotropy", "loss/predictive", "sigreg"]
     names += ["eval_loss", "eval_loss/contrastive", "eval_loss/isotropy", "eval_loss/predictive", "eval_ndcg@10"]
@@ -320,13 +321,13 @@ import sys
 sys.path.insert(0, {training!r})
 from ragcun_hf.cli import eval_beir
 from ragcun_hf.command_line import run_script
-from ragcun_hf.data import beir_corpus
+from ragcun_hf.data import beir_folder
 from ragcun_hf.evaluation import model_evaluation, vector_files
 from ragcun_hf.features import feature_store
 model_evaluation._HEAD_ROWS = 3
 feature_store.TEXTS_AT_ONCE = 3
 feature_store._TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
-vector_files._LARGEST_IN_MEMORY = beir_corpus._LARGEST_IN_MEMORY = 0  # and on the disk
+vector_files._LARGEST_IN_MEMORY = beir_folder._LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """
 
@@ -452,7 +453,7 @@ def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(fold
     assert _logged(two, "loss")[-1] < 0.9 * _logged(two, "loss")[0]
 
 
-FILES = sorted((TRAINING / "accelerate").glob("*.yaml"))
+FILES = sorted(LAUNCH_FILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -475,7 +476,7 @@ def test_the_file_for_a_trainable_encoder_asks_for_fsdp2_in_bfloat16(monkeypatch
     from accelerate.utils import FullyShardedDataParallelPlugin
     from accelerate.utils.launch import prepare_multi_gpu_env
 
-    path = TRAINING / "accelerate" / "fsdp2_trainable_encoder.yaml"
+    path = LAUNCH_FILES / "fsdp2_trainable_encoder.yaml"
     arguments = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
     arguments, _, _ = _validate_launch_command(arguments)
     environment = prepare_multi_gpu_env(arguments)

@@ -347,7 +347,7 @@ def test_a_disk_that_is_full_when_the_model_is_written(end, folder, monkeypatch)
     outcome = end(CONTRASTIVE, *_train("--output_dir", "out", "--save_strategy", "no"))
     _check(outcome, script=CONTRASTIVE, words=["out", "No space left"])
     assert not (folder / "out" / "model.safetensors").exists()
-    assert not (folder / "out" / ".unfinished").exists()
+    assert not list(folder.glob(".*.tmp"))
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,6 @@ def test_large_weights_lie_beside_and_a_second_run_leaves_nothing_of_the_first(
         assert encoder.run(*encoder.tokenize(TEXTS))["embeddings"].shape == (4, 10)
     moved.rename(tmp_path / "o")
     (tmp_path / "o" / "notes.txt").write_text("mine")
-    (tmp_path / "o" / ".unfinished").mkdir()  # of a run that was killed
     monkeypatch.undo()
     script("export_onnx").main([*flags, "--precision", "int8"])
     assert _files(tmp_path / "o") == {"model_int8.onnx", *tokenizer, "onnx_config.json", "notes.txt"}

@@ -17,6 +17,7 @@ import sys
 import torch
 import torch.distributed as dist
 
+from ragcun_hf import distributed
 from ragcun_hf.trainer import isotropy, losses
 from ragcun_hf.trainer.isotropy import covariance_isotropy_loss, sigreg_loss
 from ragcun_hf.trainer.known_pairs import KnownPairs

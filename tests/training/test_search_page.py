@@ -470,7 +470,7 @@ def test_the_space_s_front_matter_says_what_runs_it():
 def _copied_space(folder, corpus):
     """Put into a folder what the Space's README uploads."""
     shutil.copytree(SPACE, folder)
-    shutil.copy(TRAINING / "search_demo.py", folder)
+    shutil.copytree(TRAINING / "search_page", folder / "search_page", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "ragcun_hf", folder / "ragcun_hf", ignore=shutil.ignore_patterns("__pycache__"))
     return _file(folder / "documents.jsonl", corpus)
 

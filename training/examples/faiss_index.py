@@ -119,16 +119,12 @@ def write_index(index: Any, folder: Path, facts: dict[str, str]) -> None:
     """Keep an index; its facts go first and come last, so that they are never those of another."""
     import faiss
 
-    from ragcun_hf.files import write_whole
+    from ragcun_hf.files import replaced_file, write_whole
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "facts.json").unlink(missing_ok=True)
-    unfinished = folder / ".vectors.tmp"
-    try:
-        faiss.write_index(index, str(unfinished))
-        unfinished.replace(folder / "vectors.faiss")
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replaced_file(folder / "vectors.faiss") as temporary:
+        faiss.write_index(index, str(temporary))
     write_whole(folder / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 

@@ -1,8 +1,8 @@
-"""The search page as a Hugging Face Space: training/search_demo.py, with its settings from the Space's variables."""
+"""The search page as a Hugging Face Space: training/search_page, with its settings from the Space's variables."""
 
 import os
 
-import search_demo
+from search_page.app import main as serve_page
 
 from ragcun_hf.command_line import run_script
 from ragcun_hf.errors import UserError
@@ -24,7 +24,7 @@ def main() -> None:
         if not os.environ.get(name):
             raise UserError(f"expected the variable {name}, got none: set it under Settings, Variables and secrets")
     flags = [f"{flag}={os.environ[name]}" for name, flag in _FLAGS.items() if os.environ.get(name)]
-    search_demo.main([*flags, "--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860")])
+    serve_page([*flags, "--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860")])
 
 
 if __name__ == "__main__":
