@@ -322,12 +322,13 @@ sys.path.insert(0, {training!r})
 from ragcun_hf.cli import eval_beir
 from ragcun_hf.command_line import run_script
 from ragcun_hf.data import beir_folder
-from ragcun_hf.evaluation import model_evaluation, vector_files
+from ragcun_hf.evaluation import model_evaluation
 from ragcun_hf.features import feature_store
+from ragcun_hf.search import memory_maps
 model_evaluation._HEAD_ROWS = 3
 feature_store.TEXTS_AT_ONCE = 3
 feature_store._TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
-vector_files._LARGEST_IN_MEMORY = beir_folder._LARGEST_IN_MEMORY = 0  # and on the disk
+memory_maps._LARGEST_IN_MEMORY = beir_folder._LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """
 
