@@ -1,7 +1,7 @@
-"""One way to read arguments and to end, shared by every command.
+"""Argument parsing, exit codes and terminal output, shared by every command.
 
-Flags come from dataclass fields; `--config recipe.yaml` fills them first and flags win over the
-file. Nothing heavy is imported until the arguments are known to be right.
+Flags come from dataclass fields. `--config file.yaml` or `--recipe name` fills them first; flags override the file.
+Nothing heavy is imported until the arguments have been checked.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from typing import Any, NoReturn
 
 from .errors import UserError
 
-_SECONDS_TO_SPEAK = 5.0
+_SECONDS_BEFORE_EXIT = 5.0
 _CONFIG_FLAGS = ("--config", "--recipe")
-_SHIPPED = Path(__file__).parent / "cli"  # recipes and launch files are package data of the commands
+_SHIPPED = Path(__file__).parent / "cli"  # holds the recipes and launch files
 
 
 def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoReturn:
-    """Run a script's main function and exit with the code its outcome deserves.
+    """Run a command's main function, then exit.
 
-    Exit codes: 0 done; 2 the user must change something (one line on standard error, no traceback);
-    130 interrupted; 1 a defect (with its traceback).
+    Exit codes: 0 success; 2 the user must change something (one line on standard error, no traceback);
+    130 interrupted; 1 a defect (with a traceback).
 
     Args:
         main: The function.
-        shares_work: Several processes under `accelerate launch` do the work together; other scripts refuse them,
-            since each would do all of it and write over the others' files.
+        shares_work: Whether several processes under `accelerate launch` share the work of this command. Any other
+            command refuses to run in several processes: each would do all the work and overwrite the others' files.
     """
     try:
         if not shares_work:
             _refuse_several_processes()
         main()
-        _leave_other_processes()
+        _disconnect_processes()
     except UserError as error:
         message = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (the script's own voice)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (output of the command)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: whole checkpoints and features were kept", file=sys.stderr)  # noqa: T201
+        print("interrupted: finished checkpoints and cached features are kept", file=sys.stderr)  # noqa: T201
         sys.exit(130)
     sys.exit(0)
 
@@ -56,15 +56,16 @@ def _refuse_several_processes() -> None:
     if number == "1" or own is None:
         return
     if os.environ.get("LOCAL_RANK", own) != "0":
-        time.sleep(_SECONDS_TO_SPEAK)  # for whoever ends first is seen to have failed, and the others are stopped
-        sys.exit(2)  # one message a machine is enough
-    raise UserError(f"expected one process, got {number}: this script shares no work, start it with python")
+        # The launcher stops all processes when the first one exits: let the one with the message exit first.
+        time.sleep(_SECONDS_BEFORE_EXIT)
+        sys.exit(2)
+    raise UserError(f"expected one process, got {number}: this command cannot share its work, start it with python")
 
 
-def _leave_other_processes() -> None:
-    """Close what connects processes: its threads, left to the end of the interpreter, can end it by a signal.
+def _disconnect_processes() -> None:
+    """Close the connections between processes: threads that live until the interpreter exits can crash it.
 
-    A sharded model holds connections of its own, and goes with the cycles that hold it.
+    A sharded model holds connections of its own; collecting garbage frees it.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -73,20 +74,26 @@ def _leave_other_processes() -> None:
 
 
 def say(text: str) -> None:
-    """Print to the person at the terminal, of several processes in the first; elsewhere the package logs."""
+    """Print a line of a command's output, in the first process only. Library code logs instead."""
     if os.environ.get("RANK", "0") == "0":
         print(text)  # noqa: T201
 
 
 def format_table(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
-    """Align the cells of a table for the terminal: names to the left, numbers to the right, a line below the head.
+    """Align a table for the terminal, with a line below its header.
 
     Args:
-        rows: The head first, all of one length.
-        num_names: How many columns, from the left, are names.
+        rows: The header, then the rows; all have the same number of cells.
+        num_names: The first so many columns are aligned left, the others, which hold numbers, right.
 
     Returns:
-        Lines, none of which ends in spaces.
+        The lines, without trailing spaces.
+
+    Example:
+        >>> print(format_table([("set", "NDCG@10"), ("scifact", "0.6457")], num_names=1))
+        set      NDCG@10
+        ----------------
+        scifact   0.6457
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -99,7 +106,7 @@ def format_table(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own loading and saving bars off a script's screen; its training bar stays."""
+    """Hide the progress bars that transformers and datasets show while they load and save."""
     import datasets
     from transformers.utils import logging
 
@@ -114,19 +121,19 @@ def parse_arguments(
     arguments: Sequence[str] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Read flags and the optional YAML file into one instance per dataclass.
+    """Parse flags and the optional YAML file into one instance per dataclass.
 
     Args:
-        dataclass_types: Dataclasses whose fields become flags (`transformers.HfArgumentParser` rules).
-        description: First lines of `--help`; usually the script's docstring.
-        arguments: The command line without the program's name; `sys.argv` if None.
-        defaults: The script's own defaults, by field name, where they differ from the dataclasses'.
+        dataclass_types: Dataclasses whose fields become flags, by the rules of `transformers.HfArgumentParser`.
+        description: First lines of `--help`, usually the command's docstring.
+        arguments: The command line without the program's name. Default: `sys.argv`.
+        defaults: The command's own defaults by field name, where they differ from the dataclasses'.
 
     Returns:
         One instance per dataclass, in order.
 
     Raises:
-        UserError: On an unknown flag or YAML key, a wrong value, or an unreadable YAML file.
+        UserError: On an unknown flag or YAML key, an invalid value, or an unreadable YAML file.
     """
     parser = _make_parser(dataclass_types, description=description)
     parser.set_defaults(**(defaults or {}))
@@ -135,16 +142,16 @@ def parse_arguments(
     known = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
     from_file = _flags_from_yaml(config_path, known) if config_path else []
     try:
-        # Required flags may come from the file, so both are parsed in one go; the last one wins.
+        # Required flags may be in the file, so both are parsed together; the last value of a flag counts.
         *instances, _, unknown = parser.parse_args_into_dataclasses(
             args=from_file + command_line, look_for_args_file=False, return_remaining_strings=True
         )
     except UserError:
         raise
-    except ValueError as error:  # a dataclass refused a value
+    except ValueError as error:  # raised by a dataclass
         raise UserError(str(error)) from error
     if unknown:
-        raise UserError(f"expected flags of this script, got {' '.join(unknown)}: --help lists them")
+        raise UserError(f"expected flags of this command, got {' '.join(unknown)}: --help lists them")
     return tuple(instances)
 
 
@@ -153,9 +160,9 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
 
     class _Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise UserError(f"{message}; run with --help for the list of flags")
+            raise UserError(f"{message}; --help lists the flags")
 
-    # Abbreviations off: `--lambda_iso` must be an error, not a guess.
+    # No abbreviations: `--lambda_iso` must be an error.
     parser = _Parser(
         list(dataclass_types),  # type: ignore[arg-type]
         description=description,
@@ -167,13 +174,13 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
         *_config_flags(dataclass_types),
         type=str,
         default=None,
-        help=f"YAML file with any of these flags, or the name of a shipped recipe ({shipped}); flags win over it.",
+        help=f"YAML file with any of these flags, or the name of a recipe ({shipped}). Flags override it.",
     )
     return parser
 
 
 class FlagValues:
-    """Converts values of flags as the command line does, one at a time.
+    """Convert single values as the command line does.
 
     Args:
         dataclass_types: Dataclasses whose fields are flags.
@@ -188,17 +195,9 @@ class FlagValues:
         self._parser = _make_parser(dataclass_types, description="")
 
     def convert(self, flag: str, value: Any) -> tuple[str, Any]:
-        """Convert one value.
+        """Return the field that a flag (or its alias, without dashes) sets, and the value in the field's type.
 
-        Args:
-            flag: Name or alias, without dashes.
-            value: A value, or the word for it.
-
-        Returns:
-            The field that the flag stands for, and the value as that field has it.
-
-        Raises:
-            UserError: If there is no such flag, or it cannot have that value.
+        Raises a UserError if the flag does not exist or cannot take the value.
         """
         action = self._action(flag)
         if value is None:
@@ -213,7 +212,7 @@ class FlagValues:
         return action.dest, converted
 
     def is_whole(self, flag: str) -> bool:
-        """Tell whether a flag takes whole numbers only; raises as `convert` does."""
+        """Return whether a flag takes only integers; raises like `convert`."""
         return self._action(flag).type is int
 
     def _action(self, flag: str) -> Any:
@@ -224,27 +223,19 @@ class FlagValues:
 
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:
-    """Return the path of the file that `--config` or `--recipe` names, or None."""
+    """Return the path of the file given by `--config` or `--recipe`, or None."""
     return _config_path(list(sys.argv[1:] if arguments is None else arguments), _CONFIG_FLAGS)
 
 
 def shipped_file(folder: str, name: str) -> Path:
-    """Return the path of a file that the package brings.
+    """Return the path of a YAML file of the package: `shipped_file("recipes", "adapt")`.
 
-    Args:
-        folder: `recipes`, `sweeps` or `accelerate`.
-        name: Without `.yaml`.
-
-    Returns:
-        Where it lies.
-
-    Raises:
-        UserError: If there is none of that name; the message lists those there are.
+    The folders are `recipes`, `sweeps` and `accelerate`. An unknown name raises a UserError that lists the known ones.
     """
     path = _SHIPPED / folder / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise UserError(f"expected one of the {folder} {names}, got {name!r}: change the name")
+        raise UserError(f"expected one of the {folder} {names}, got {name!r}: choose one of them")
     return path
 
 
@@ -253,7 +244,7 @@ def _shipped_recipes() -> list[Path]:
 
 
 def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
-    """Write down a command line without the folders of this machine: of outside paths the last two parts stay."""
+    """Return a command line for records: paths outside the working folder are cut to their last two parts."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return shlex.join(["python", script, *(_portable_word(word) for word in words)])
 
@@ -268,13 +259,13 @@ def _portable_word(word: str) -> str:
 
 
 def default_output_folder(script_name: str, arguments: Sequence[str] | None = None) -> str:
-    """Name where a training script writes by default: after its recipe, or after itself."""
+    """Return a training command's default output folder, named after its recipe or after the command."""
     recipe = config_file(arguments)
     return f"checkpoints/{Path(recipe).stem if recipe else script_name}"
 
 
 def _config_flags(dataclass_types: Sequence[type]) -> tuple[str, ...]:
-    """Return the flags that name a file of flags; some commands have a flag --recipe of their own."""
+    """Return the flags that name a YAML file; some commands have a flag --recipe of their own."""
     has_recipe = any(field.name == "recipe" for each in dataclass_types for field in dataclasses.fields(each))
     return _CONFIG_FLAGS[:1] if has_recipe else _CONFIG_FLAGS
 
@@ -293,7 +284,7 @@ def _config_path(command_line: list[str], flags: Sequence[str]) -> str | None:
 
 
 def _recipe_path(name: str) -> str:
-    """Take a file that is there, or else the shipped recipe of that name or of the place where it lay before."""
+    """Return an existing file's path, or that of the recipe with this name; `training/recipes/x.yaml` works too."""
     shipped = {path.stem: str(path) for path in _shipped_recipes()}
     path = Path(name)
     is_name = name in shipped or (path.suffix == ".yaml" and path.parent.name in ("recipes", "sweeps"))
@@ -301,19 +292,21 @@ def _recipe_path(name: str) -> str:
 
 
 def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
-    """Turn the file into flags, so that one parser checks names, types and choices."""
+    """Convert the file to flags, so that one parser checks names, types and choices."""
     flags: list[str] = []
     for key, value in _read_yaml(path).items():
         if not isinstance(key, str) or key not in known or key == "config":
-            raise UserError(f"{path}: unknown key {key!r}: use the names of the script's flags (--help lists them)")
+            raise UserError(f"{path}: unknown key {key!r}: use the names of the command's flags (--help lists them)")
         if value is None:
             continue
         if known[key].nargs == 0:
-            raise UserError(f"{path}: key {key!r} is a switch without a value: write its positive form, true or false")
+            raise UserError(
+                f"{path}: key {key!r} is a switch without a value: write the positive name with true or false"
+            )
         if isinstance(value, list):
             flags.extend([f"--{key}", *(_as_word(item) for item in value)])
         else:
-            # One word, so that a value such as -1e-3 is not taken for a flag.
+            # One word, so that a value such as -1e-3 is not read as a flag.
             flags.append(f"--{key}={_as_word(value)}")
     return flags
 
@@ -342,7 +335,7 @@ def _read_yaml(path: str) -> dict[Any, Any]:
 
 
 def argument(default: Any, help_text: str, *aliases: str) -> Any:
-    """Declare a dataclass field with its help and the other names its flag answers to."""
+    """Declare a dataclass field with its help text and aliases of its flag."""
     metadata: dict[str, Any] = {"help": help_text}
     if aliases:
         metadata["aliases"] = list(aliases)

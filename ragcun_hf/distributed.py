@@ -1,9 +1,9 @@
-"""The collectives that losses and shared work need; each is the identity in a single process.
+"""Collective operations for losses and shared work; in a single process each of them is the identity.
 
-Convention: a loss value computed on each of W processes has a gradient that data parallelism averages. A function
-of all rows, evaluated identically everywhere through these collectives, then gets exactly the gradient that one
-process with all rows would compute: the backward pass of a sum over processes is again a sum, W times the share of
-each process, and averaging divides by W.
+Convention: each of W processes computes a loss value, and data parallelism averages their gradients. If every process
+evaluates the same function of all rows through these collectives, the average is exactly the gradient that one process
+with all rows computes: the backward pass of a sum over processes is again a sum, which is W times each process's
+share, and averaging divides by W.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# torch's own differentiable collectives are deprecated in one module and private in the other, so the two that are
-# needed stand here.
+# torch has differentiable collectives in two modules; one is deprecated and the other private.
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum of the processes' gradients."""
+    """Sum over processes. The gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -40,7 +39,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows, stacked (W, B, ...); the gradient of the own rows is summed over processes."""
+    """Stack the rows of all processes, shape (W, B, ...). A row's gradient is summed over processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -56,17 +55,17 @@ class _Gather(torch.autograd.Function):
 
 
 def world_size() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of processes that work together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return this process's number among those that train together, from 0."""
+    """Return the rank of this process, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather_objects(value: Any) -> list[Any]:
-    """Collect a picklable value of every process, in rank order; waits as long as the slowest takes."""
+    """Collect one picklable value from every process, in rank order; wait for the slowest process."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
@@ -74,8 +73,8 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def made_by_first(make: Callable[[], T]) -> T:
-    """Let the first process make something picklable, and give it to all; waits as `gather_objects` does."""
+def broadcast_from_first(make: Callable[[], T]) -> T:
+    """Call `make` in the first process and send its picklable result to all; wait like `gather_objects`."""
     if world_size() == 1:
         return make()
     values: list[Any] = [make() if rank() == 0 else None]
@@ -86,35 +85,29 @@ def made_by_first(make: Callable[[], T]) -> T:
 
 @functools.cache
 def _patient_group() -> Any:
-    """Make a group that waits for a day: where work is shared, the first to be done waits for the last.
+    """Create a process group with a timeout of one day, because the fastest process waits for the slowest.
 
-    A process that dies closes its connections, which ends all of them; of a machine that vanishes nobody hears.
+    A process that dies closes its connections, which ends all others. If a whole machine disappears, only the timeout
+    ends the run.
     """
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """Add a tensor over all processes; differentiable.
-
-    Args:
-        x: Any shape, the same on every process.
-
-    Returns:
-        The sum, the same on every process.
-    """
+    """Sum a tensor of any shape over all processes; differentiable, and equal on every process."""
     if world_size() == 1:
         return x
     return _Sum.apply(x)
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Stack the rows of all processes in rank order; differentiable, and row counts may differ.
+    """Concatenate the rows of all processes in rank order; differentiable.
 
     Args:
         x: Shape (B, ...); B may differ between processes.
 
     Returns:
-        All rows, and the position at which this process's own rows start.
+        All rows, and the position of this process's first row among them.
     """
     if world_size() == 1:
         return x, 0
@@ -127,7 +120,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def count_rows(x: Tensor) -> tuple[int, int]:
-    """Return the number of rows of all processes, and the position at which this process's own rows start."""
+    """Return the number of rows over all processes, and the position of this process's first row among them."""
     if world_size() == 1:
         return x.shape[0], 0
     counts = _row_counts(x)
@@ -135,14 +128,14 @@ def count_rows(x: Tensor) -> tuple[int, int]:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Average values over the rows of all processes, so that data-parallel averaging gives the exact gradient.
+    """Scale this process's mean so that averaging over processes gives the mean of all rows.
 
     Args:
         values: Shape (B,), one value per row of this process.
 
     Returns:
-        Scalar. In one process the mean. In W processes this process's sum times W over the number of all rows:
-        the average of these scalars over processes, which is what data parallelism forms, is the mean of all rows.
+        Scalar: the mean in one process; in W processes, this process's sum times W divided by the number of all rows.
+        Data parallelism averages these scalars, and their average is the mean of all rows.
     """
     if world_size() == 1:
         return values.mean()

@@ -1,12 +1,11 @@
-"""The exceptions that mean: the user must change something."""
+"""Exceptions for mistakes that the user can fix."""
 
 
 class UserError(ValueError):
-    """Something in the user's input, files or flags has to change.
+    """The user's input, files or flags must change.
 
-    The message is one line and has three parts: what was expected, what came (file, row, field),
-    what to do. Scripts print it without a traceback and exit with code 2; any other exception is a
-    defect and exits with code 1.
+    The message is one line with three parts: what was expected, what came (file, row, field), and what to do. A
+    command prints it without a traceback and exits with code 2. Any other exception is a defect: exit code 1.
 
     Example:
         >>> raise UserError("expected a temperature above 0, got -1.0: set --temperature to e.g. 0.05")
@@ -17,4 +16,4 @@ class UserError(ValueError):
 
 
 class NotFiniteError(UserError):
-    """Vectors or similarities hold NaN or infinity: a model that diverged, or a precision too low for it."""
+    """Vectors or similarities contain NaN or infinity: the model diverged, or its precision is too low."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.documents import text_digest
 from ..data.mapped_column import take
-from ..distributed import gather_objects, made_by_first, rank, world_size
+from ..distributed import broadcast_from_first, gather_objects, rank, world_size
 from ..errors import UserError
 from .digest_index import first_rows
 from .encoder_backends import choose_dtype, feature_function
@@ -176,7 +176,7 @@ class FeatureStore:
         cache, share = self._cache(prompt), self._share()
         look = partial(self._missing, texts, rows, cache)
         # The first one's word counts: another may look later.
-        num_distinct, missing = made_by_first(look) if self._is_shared else look()
+        num_distinct, missing = broadcast_from_first(look) if self._is_shared else look()
         self._num_asked += num_distinct
         with GrowingShard(cache) as shard:
             for start in range(0, len(missing), TEXTS_AT_ONCE):

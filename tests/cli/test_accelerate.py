@@ -273,7 +273,7 @@ def test_a_yaml_file_trains_the_same_in_two_processes(folder, tiny_encoder_folde
 def test_a_script_that_shares_no_work_refuses_several_processes(folder, script):
     done = _run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder, timeout=120)
     assert done.returncode != 0
-    assert done.stderr.count(f"{script}.py: expected one process, got 2: this script shares no work") == 1
+    assert done.stderr.count(f"{script}.py: expected one process, got 2: this command cannot share its work") == 1
     assert not (folder / "out").exists()
 
 

@@ -693,7 +693,7 @@ def test_an_interrupted_process_ends_with_130_and_can_be_resumed(tiny_encoder_fo
         _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in shown
-    assert "interrupted: whole checkpoints and features were kept" in shown
+    assert "interrupted: finished checkpoints and cached features are kept" in shown
     assert not (tmp_path / "out" / "model.safetensors").exists()
     step = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("out/checkpoint-*/trainer_state.json"))
     (tmp_path / "out" / f"checkpoint-{step + 50}").mkdir()  # an interruption while a checkpoint was written
