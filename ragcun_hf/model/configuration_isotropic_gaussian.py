@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0. This file travels with every published model.
-"""Configuration of the isotropic-Gaussian retrieval model: every number that the model needs."""
+"""Configuration of the isotropic-Gaussian retrieval model."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ _CHOICES = {
     "similarity_fn_name": ("cosine", "dot", "euclidean"),
 }
 
-# These number positions from pad_token_id + 1 on, so that as many rows of the position table are never used.
+# These families number positions from pad_token_id + 1, so the first rows of the position table are unused.
 _FAMILIES_WITH_POSITION_OFFSET = (
     "camembert",
     "data2vec-text",
@@ -31,36 +31,36 @@ _FAMILIES_WITH_POSITION_OFFSET = (
 class IsotropicGaussianConfig(PreTrainedConfig):
     """Configuration of an [`IsotropicGaussianModel`]: a (frozen) encoder, a projection, an optional predictor.
 
-    Widths: H is the encoder's hidden size, D the embedding's.
+    Widths: H is the encoder's hidden size, D the width of the embedding.
 
     Args:
-        encoder_config: Configuration of the encoder, as an object or a dict with `model_type`. Any encoder that
-            `AutoModel` knows. Default: MPNet base.
-        base_model_name: Where the encoder's weights came from; for people and model cards, never loaded from.
-        base_model_revision: Its branch, tag or commit on the Hub, where one was named.
-        pooling: How token states become one vector: `mean` over the attended tokens, `cls` (first attended
-            token) or `last` (last attended token, for decoder-style encoders).
-        normalize_features: Scale pooled vectors to unit length, as most sentence encoders were trained.
-        feature_scale: Factor on the features before the projection. Default: sqrt(H) for unit-length features,
-            so that their coordinates have about unit variance, which is what N(0, I) asks for; 1 otherwise.
+        encoder_config: Configuration of the encoder, as an object or a dict with `model_type`; any encoder that
+            `AutoModel` supports. Default: MPNet base.
+        base_model_name: Where the encoder's weights came from. Documentation only: nothing is loaded from it.
+        base_model_revision: Its branch, tag or commit on the Hub, if one was given.
+        pooling: How token states become one vector: `mean` of the attended tokens, `cls` (the first attended token) or
+            `last` (the last attended token, for decoder-style encoders).
+        normalize_features: Normalize pooled vectors to unit length, as most sentence encoders do.
+        feature_scale: Factor applied to the features before the projection. Default: sqrt(H) for unit-length features,
+            which gives coordinates about unit variance, as N(0, I) has; 1 otherwise.
         output_dim: D, the width of the embedding. Default: H.
         projection_kind: `mlp` or `linear`.
-        projection_init: `identity` starts at the encoder's own vectors (D = H: identity; otherwise orthonormal
-            directions), with the MLP as a residual branch whose last layer starts at zero. `random` is a plain
-            randomly started MLP (Linear, GELU, Dropout, Linear) or a single random linear layer.
-        projection_hidden_dim: Width inside the projection's MLP. Default: 2 * H.
-        dropout: Dropout inside the projection's and the predictor's MLP, in [0, 1).
-        use_predictor: Add a predictor D -> D that guesses the document's embedding from the query's.
-        predictor_hidden_dim: Width inside the predictor's MLP. Default: 2 * D.
-        similarity_fn_name: How embeddings are compared when searching: `cosine`, `dot` or `euclidean`.
-        query_prompt: Text put before every query.
-        document_prompt: Text put before every document.
-        max_length: Tokens kept per text, special tokens included.
-        freeze_base: Keep the whole encoder fixed: no gradient, no dropout, through training and loading.
-        freeze_layers: With `freeze_base=False`, keep the embeddings and the first k layers fixed.
+        projection_init: `identity` starts at the encoder's own vectors: the linear part is the identity (orthonormal
+            directions if D differs from H), and the MLP is a residual branch whose last layer starts at zero. `random`
+            is a randomly initialized MLP (Linear, GELU, Dropout, Linear) or a single random linear layer.
+        projection_hidden_dim: Hidden width of the projection's MLP. Default: 2 * H.
+        dropout: Dropout in the MLPs of the projection and the predictor, in [0, 1).
+        use_predictor: Add a predictor D -> D that predicts the document's embedding from the query's.
+        predictor_hidden_dim: Hidden width of the predictor's MLP. Default: 2 * D.
+        similarity_fn_name: How embeddings are compared in search: `cosine`, `dot` or `euclidean`.
+        query_prompt: Text prepended to every query.
+        document_prompt: Text prepended to every document.
+        max_length: Maximum number of tokens per text, special tokens included.
+        freeze_base: Freeze the whole encoder: no gradient and no dropout, in training and after loading.
+        freeze_layers: With `freeze_base=False`, freeze the embeddings and the first k layers.
 
     Raises:
-        ValueError: If a value is out of range; the message names the field.
+        ValueError: If a value is out of range. The message names the field.
 
     Example:
         >>> from ragcun_hf import IsotropicGaussianConfig
@@ -94,7 +94,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     initializer_range: int | float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Build the nested configuration, fill in the widths that follow from it, and check every value."""
+        """Build the nested configuration, fill in the default widths, and check every value."""
         self.encoder_config = _as_config(self.encoder_config)
         if self.output_dim is None:
             self.output_dim = self.feature_dim
@@ -114,7 +114,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
 
     @property
     def hidden_size(self) -> int:
-        """D, under the name that other libraries look for."""
+        """D, under the name that other libraries expect."""
         return self.output_dim
 
     def _check_values(self) -> None:
@@ -148,7 +148,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
 
 
 def num_positions(encoder_config: PreTrainedConfig) -> int | None:
-    """Count the tokens that an encoder can take at once; None where its configuration names no limit."""
+    """Return the maximum number of tokens of an encoder, or None if its configuration has no limit."""
     text_config = encoder_config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None)
     if positions is not None and text_config.model_type in _FAMILIES_WITH_POSITION_OFFSET:

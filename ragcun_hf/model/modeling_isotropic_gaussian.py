@@ -1,10 +1,10 @@
 # Licensed under the Apache License, Version 2.0. This file travels with every published model.
-"""A sentence encoder with a projection whose output is close to an isotropic Gaussian, and an optional predictor.
+"""A sentence encoder, a projection whose output is close to an isotropic Gaussian, and an optional predictor.
 
     tokens -> encoder -> pooling -> feature (H) -> projection -> embedding (D) -> predictor -> prediction (D)
 
-Queries and documents share every part. The predictor guesses, from a query's embedding, the embedding of the
-document that answers it. No loss is computed here: one forward serves training and search alike.
+Queries and documents share all parts. From a query's embedding, the predictor predicts the embedding of the document
+that answers it. The model computes no loss: training and search use the same forward pass.
 
 Shape letters: B = texts, T = tokens per text, H = encoder width, D = embedding width.
 """
@@ -24,21 +24,21 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
-from .folders_isotropic_gaussian import encoder_settings, sentence_transformers_files
+from .sentence_transformers_isotropic_gaussian import encoder_settings, sentence_transformers_files
 
-# Of `push_to_hub`: `PreTrainedModel.save_pretrained` would take them without a word, and a private model went public.
+# Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
 _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
 
 @dataclass
 class IsotropicGaussianOutput(ModelOutput):
-    """What one forward gives, row by row.
+    """Output of the model, one row per text.
 
     Args:
-        embeddings: Shape (B, D), not normalised; coordinates have about unit variance.
-        predictions: Guesses of the matching documents' embeddings, shape (B, D) or fewer rows where fewer were asked
-            for; None without a predictor.
-        features: Shape (B, H), float32, the encoder's pooled output (unit length where the config says so).
+        embeddings: Shape (B, D), not normalized; coordinates have about unit variance.
+        predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if that was
+            given; None without a predictor.
+        features: Shape (B, H), float32: the encoder's pooled output, of unit length if `config.normalize_features`.
     """
 
     embeddings: Tensor | None = None
@@ -47,17 +47,17 @@ class IsotropicGaussianOutput(ModelOutput):
 
 
 class IdentityStartLinear(nn.Linear):
-    """A linear layer that starts as the identity, or as orthonormal directions where the widths differ."""
+    """A linear layer initialized to the identity, or to orthonormal directions if the widths differ."""
 
     def reset_parameters(self) -> None:
-        """Set the start; orthonormal directions keep inner products (widening) or a fair sample of them."""
+        """Initialize; orthonormal directions preserve inner products when widening, and sample them when narrowing."""
         nn.init.eye_(self.weight) if self.in_features == self.out_features else nn.init.orthogonal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
 
 class ZeroStartLinear(nn.Linear):
-    """A linear layer that starts at zero, so that the branch it ends adds nothing at first."""
+    """A linear layer initialized to zero, so that the branch it ends adds nothing at first."""
 
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
@@ -67,14 +67,14 @@ class ZeroStartLinear(nn.Linear):
 
 
 class Head(nn.Module):
-    """Map vectors to vectors: a linear part, an MLP, or their sum.
+    """Map vectors to vectors by a linear part, an MLP, or their sum.
 
-    | kind   | start    | computes                                                     |
-    |--------|----------|--------------------------------------------------------------|
-    | mlp    | identity | L(x) + MLP(x), L starts at the identity, MLP's last layer at 0 |
-    | linear | identity | L(x)                                                         |
-    | mlp    | random   | MLP(x) = Linear, GELU, Dropout, Linear                       |
-    | linear | random   | L(x), random start                                           |
+    | kind   | init     | computes                                                              |
+    |--------|----------|-----------------------------------------------------------------------|
+    | mlp    | identity | L(x) + MLP(x); L starts as the identity, the MLP's last layer at zero |
+    | linear | identity | L(x); L starts as the identity                                        |
+    | mlp    | random   | MLP(x) = Linear, GELU, Dropout, Linear                                |
+    | linear | random   | L(x)                                                                  |
     """
 
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, kind: str, init: str, dropout: float) -> None:
@@ -98,13 +98,13 @@ class Head(nn.Module):
 
 
 class IsotropicGaussianModel(PreTrainedModel):
-    """A (frozen) sentence encoder with a trained projection and an optional predictor.
+    """A sentence encoder (frozen by default) with a trained projection and an optional predictor.
 
-    Start one from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`]; load a saved one with
-    `from_pretrained`. With `config.freeze_base`, the encoder has no gradient and no dropout, whatever is called.
+    Create a model from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`], or load a saved one with
+    `from_pretrained`. With `config.freeze_base` the encoder never has gradients or dropout.
 
     Args:
-        config: Every number the model needs; weights start untrained, the encoder's at random.
+        config: The configuration. All weights are initialized at random, the encoder's too.
 
     Example:
         >>> from transformers import AutoModel
@@ -143,20 +143,20 @@ class IsotropicGaussianModel(PreTrainedModel):
         trust_remote_code: bool = False,
         **config_fields: Any,
     ) -> "IsotropicGaussianModel":
-        """Start from a pretrained encoder; pooling, length and normalisation follow its own settings.
+        """Create a model from a pretrained encoder, with the encoder's own pooling, length and normalization.
 
         Args:
-            name_or_path: A Hub id or a folder that `AutoModel` can load. Where it was made by
-                sentence-transformers, its `modules.json` and its neighbours decide what is not given here.
+            name_or_path: A Hub id or a folder that `AutoModel` can load. If it was saved by sentence-transformers, its
+                `modules.json` and the files next to it provide the settings that are not given here.
             revision: Branch, tag or commit on the Hub.
-            trust_remote_code: Allow encoders whose code lies beside their weights.
+            trust_remote_code: Run the code of encoders that bring their own.
             **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`.
 
         Returns:
-            A model in evaluation mode, its head at the start that the config describes.
+            The model in evaluation mode, with an untrained head.
         """
         options = {"revision": revision} if revision else {}
-        # In float32 whatever was stored: the head is trained in float32, and one dtype is saved for both.
+        # Always float32: the head is trained in float32, and a saved model has one dtype.
         encoder = AutoModel.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, dtype=torch.float32, **options
         )
@@ -172,30 +172,30 @@ class IsotropicGaussianModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model; see `PreTrainedModel.from_pretrained`. A frozen encoder comes back frozen."""
+        """Load a saved model, see `PreTrainedModel.from_pretrained`; a frozen encoder stays frozen."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Loading replaces parameters, and with them what __init__ froze.
+        # Loading replaces the parameters that __init__ froze.
         model.apply_freezing()
         tokenizer_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
         model._loading_options = {key: kwargs[key] for key in tokenizer_options if key in kwargs}
         return loaded
 
     def apply_freezing(self) -> None:
-        """Make trainable exactly what the config says: everything, all but the first k layers, or the head only."""
+        """Set which parameters train, by the config: all of them, all but the first k layers, or only the head."""
         self.requires_grad_(True)
         for module in self._frozen_modules():
             module.requires_grad_(False)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "IsotropicGaussianModel":
-        """Switch dropout on or off, except in frozen parts, where it stays off."""
+        """Set training mode, except for frozen parts, whose dropout stays off."""
         if not self.config.freeze_base:
             super().train(mode)
             for module in self._frozen_modules():
                 module.eval()
             return self
-        # Not through the whole encoder, which a training loop would pay for at every step.
+        # The Trainer calls this at every step: skip the walk through the encoder's modules.
         self.training = mode
         for child in self.children():
             if child is not self.encoder:
@@ -209,22 +209,22 @@ class IsotropicGaussianModel(PreTrainedModel):
             return [self.encoder]
         if self.config.freeze_layers == 0:
             return []
-        # BERT-like encoders have positions, norm and dropout beside the token embeddings: all are fixed together.
+        # BERT-like encoders have positions, norm and dropout next to the token embeddings: freeze all of them.
         embeddings = getattr(self.encoder, "embeddings", None) or self.encoder.get_input_embeddings()
         return [embeddings, *encoder_layers(self.encoder)[: self.config.freeze_layers]]
 
     @torch.no_grad()
     def start_from_features(self, features: Tensor, *, whitening: float = 0.0) -> None:
-        """Let the projection start where some features suggest: fewer directions, and evener ones.
+        """Initialize the projection from a sample of features: principal directions, partly whitened.
 
-        A narrower projection (D < H) starts at the leading principal directions; they are those of the uncentred
-        second moment, which keep inner products best (Eckart and Young, 1936). Partial whitening shrinks the strong
-        directions and lifts the weak ones: the map (C / mean variance + 0.05)^-whitening, C the covariance, brought
-        back to the features' mean length. Does nothing to a projection that starts at random.
+        A narrower projection (D < H) starts at the leading eigenvectors of the uncentred second moment, which preserve
+        inner products best (Eckart and Young, 1936). Partial whitening damps strong directions and amplifies weak ones
+        by the map (C / mean variance + 0.05)^-whitening, where C is the covariance, rescaled to keep the mean length
+        of the features. A projection with random initialization is left unchanged.
 
         Args:
-            features: Shape (N, H), a sample of the texts to embed; a few thousand rows are plenty.
-            whitening: 0 leaves the directions as they are, 0.5 makes them nearly alike; 0.1 to 0.3 can help.
+            features: Shape (N, H), of texts like those to embed; a few thousand rows are enough.
+            whitening: In [0, 0.5]: 0 changes nothing, 0.5 makes the variances nearly equal; 0.1 to 0.3 can help.
         """
         is_narrower = self.config.output_dim < self.config.feature_dim
         if self.config.projection_init != "identity" or not (is_narrower or whitening):
@@ -246,20 +246,20 @@ class IsotropicGaussianModel(PreTrainedModel):
         num_predicted: int | None = None,
         **encoder_inputs: Any,
     ) -> IsotropicGaussianOutput:
-        """Embed tokens, or features computed before.
+        """Embed tokens or precomputed features.
 
         Args:
-            input_ids: Shape (B, T). Give these or `features`.
-            attention_mask: Shape (B, T), 1 where a token counts. Default: all do.
-            features: Shape (B, H), what an earlier forward returned under this name.
-            num_predicted: Only the first so many rows, the queries, get a prediction. Default: all do.
-            **encoder_inputs: Handed to the encoder, e.g. `token_type_ids`.
+            input_ids: Shape (B, T). Give either these or `features`.
+            attention_mask: Shape (B, T), 1 for tokens and 0 for padding. Default: all ones.
+            features: Shape (B, H), as returned by an earlier forward pass.
+            num_predicted: Compute predictions for the first rows only (the queries). Default: for all rows.
+            **encoder_inputs: Passed to the encoder, e.g. `token_type_ids`.
 
         Returns:
-            Embeddings, predictions (with a predictor) and features of each row.
+            Embeddings, predictions (with a predictor) and features.
 
         Raises:
-            ValueError: If not exactly one of `input_ids` and `features` is given.
+            ValueError: If both or neither of `input_ids` and `features` are given.
         """
         if (input_ids is None) == (features is None):
             raise ValueError("IsotropicGaussianModel expects either `input_ids` or `features`, got both or neither.")
@@ -273,7 +273,7 @@ class IsotropicGaussianModel(PreTrainedModel):
     def compute_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
     ) -> Tensor:
-        """Run the encoder and pool: (B, T) tokens to (B, H) features, float32, unit length if the config says so."""
+        """Encode and pool (B, T) tokens to (B, H) features: float32, unit length if `config.normalize_features`."""
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         needs_gradient = torch.is_grad_enabled() and not self.config.freeze_base
@@ -285,19 +285,19 @@ class IsotropicGaussianModel(PreTrainedModel):
     def get_text_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
     ) -> BaseModelOutputWithPooling:
-        """Embed tokens under the name and type that sentence-transformers looks for; `pooler_output` is (B, D)."""
+        """Embed tokens for sentence-transformers, which calls this method; `pooler_output` has shape (B, D)."""
         output = self.forward(input_ids, attention_mask, **encoder_inputs)
         return BaseModelOutputWithPooling(pooler_output=output.embeddings)
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer that lies beside the weights, on disk or on the Hub; loaded when first asked for."""
+        """The tokenizer saved with the weights, on disk or on the Hub; loaded on first access."""
         if self._tokenizer is None:
             options = dict(self._loading_options)
             commit = getattr(self.config, "_commit_hash", None)
             if commit:
                 options["revision"] = commit
-            # With the configuration at hand nothing is asked of the folder's code a second time.
+            # With `config` given, AutoTokenizer does not load the folder's code again.
             self._tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config, **options)
         return self._tokenizer
 
@@ -306,9 +306,9 @@ class IsotropicGaussianModel(PreTrainedModel):
         self._tokenizer = tokenizer
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> dict[str, Tensor]:
-        """Tokenize with the prompt in front, cut to `config.max_length` and pad to the longest: (B, T) tensors.
+        """Prepend the prompt, tokenize, truncate to `config.max_length` and pad to the longest: (B, T) tensors.
 
-        A blank text, where the tokenizer adds no special tokens, becomes one padding token that counts.
+        An empty text becomes one attended padding token if the tokenizer adds no special tokens.
         """
         options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": False}
         token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
@@ -321,16 +321,16 @@ class IsotropicGaussianModel(PreTrainedModel):
         """Embed queries, with the query prompt.
 
         Args:
-            sentences: One text (gives shape (D,)) or several (gives shape (N, D)), in any order.
-            use_predictor: Return the predictor's guess of the document instead of the query's own embedding.
+            sentences: One text, which gives shape (D,), or several, which give shape (N, D).
+            use_predictor: Return the predicted document embedding instead of the query's own embedding.
             **options: `batch_size` (32), `show_progress_bar` (False), `convert_to_tensor` (False: NumPy) and
                 `normalize_embeddings` (False), as in sentence-transformers.
 
         Returns:
-            Float32 vectors in the order of the input; compare them by `config.similarity_fn_name`.
+            Float32 vectors in the order of the input. Compare them by `config.similarity_fn_name`.
 
         Raises:
-            ValueError: If `use_predictor` is asked of a model without one, or something is not a string.
+            ValueError: If the model has no predictor to use, or an item is not a string.
         """
         if use_predictor and self.predictor is None:
             raise ValueError(
@@ -339,10 +339,10 @@ class IsotropicGaussianModel(PreTrainedModel):
         return self._encode(sentences, self.config.query_prompt, use_predictor=use_predictor, **options)
 
     def encode_document(self, sentences: str | Sequence[str], **options: Any) -> np.ndarray | Tensor:
-        """Embed documents, with the document prompt; options and result as for [`encode_query`]."""
+        """Embed documents, with the document prompt; options and return value as in [`encode_query`]."""
         return self._encode(sentences, self.config.document_prompt, use_predictor=False, **options)
 
-    @torch.no_grad()  # not inference mode: what comes back may be trained on
+    @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
     def _encode(
         self,
         sentences: str | Sequence[str],
@@ -358,7 +358,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
-        # Texts of like length share a batch, longest first, so that little is padding and memory fails early.
+        # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         vectors_ND = torch.empty(len(texts), self.config.output_dim)
         was_training = self.training
@@ -379,14 +379,14 @@ class IsotropicGaussianModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """Save everything that loading needs: weights, config, this code, the tokenizer, search settings.
+        """Save the weights, the config, this code, the tokenizer and the settings for sentence-transformers.
 
         Args:
-            save_directory: The folder to write.
-            is_main_process: False on all but one of several processes.
-            push_to_hub: Upload the model afterwards, as `repo_id` or under the folder's name.
-            **kwargs: As for `PreTrainedModel.save_pretrained`, and what `push_to_hub` takes (`private`, `token`,
-                `revision`, `commit_message`, `create_pr`, ...), which is passed on to it.
+            save_directory: The folder to write to.
+            is_main_process: False in all but one of several processes.
+            push_to_hub: Upload the model afterwards, to `repo_id` or a repository with the folder's name.
+            **kwargs: Options of `PreTrainedModel.save_pretrained`, and of `push_to_hub` (`private`, `token`,
+                `revision`, `commit_message`, `create_pr`, ...).
         """
         folder = Path(save_directory)
         repo_id = kwargs.pop("repo_id", folder.name)
@@ -395,7 +395,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         if not is_main_process:
             return
         tokenizer = self.tokenizer
-        # Other libraries cut texts where the tokenizer says.
+        # Other libraries truncate texts to the tokenizer's maximum length.
         tokenizer.model_max_length = self.config.max_length
         tokenizer.save_pretrained(folder)
         for name, content in sentence_transformers_files(self.config).items():
@@ -408,22 +408,22 @@ class IsotropicGaussianModel(PreTrainedModel):
         return self.encoder.get_input_embeddings()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Called for the head's layers only: the encoder brings its own initialisation.
+        # Called for the head's layers only: the encoder has its own initialization.
         if isinstance(module, nn.Linear):
             module.reset_parameters()
 
 
 def _partial_whitening(rows_NH: Tensor, strength: float) -> Tensor:
-    """Return (H, H): the symmetric map that evens out the variances and keeps the mean length of the rows."""
+    """Return (H, H): the symmetric map that evens out variances and preserves the mean length of the rows."""
     variances_H, vectors_HH = torch.linalg.eigh(torch.cov(rows_NH.T, correction=0))
-    # The 0.05 keeps directions without variance from being blown up.
+    # Adding 0.05 bounds the amplification of directions without variance.
     scales_H = (variances_H.clamp_min(0) / variances_H.mean() + 0.05) ** -strength
     map_HH = (vectors_HH * scales_H) @ vectors_HH.T
     return map_HH * (rows_NH.norm(dim=1).mean() / (rows_NH @ map_HH).norm(dim=1).mean())
 
 
 def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Reduce (B, T, H) token states to (B, H); correct for padding on either side."""
+    """Reduce (B, T, H) token states to (B, H), with padding on either side."""
     if pooling == "mean":
         weights = attention_mask.unsqueeze(-1).to(states.dtype)
         return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
@@ -436,7 +436,7 @@ def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
-    """Find the stack of layers, whatever the architecture calls it."""
+    """Return the encoder's list of layers, whatever the architecture names it."""
     num_layers = encoder.config.get_text_config().num_hidden_layers
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
@@ -448,7 +448,7 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
 
 
 def _without_pooler(encoder: nn.Module) -> nn.Module:
-    """Drop the pooler of BERT-like encoders: nothing here uses it, and it would get no gradient."""
+    """Remove the pooler of BERT-like encoders: it is unused and would get no gradient."""
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     return encoder

@@ -1,6 +1,6 @@
-"""Checkpoints of the original project (github.com/ctn/ragcun) as models of this package.
+"""Convert checkpoints of the original project (github.com/ctn/ragcun) to models of this package.
 
-Such a `.pt` file holds a state dict, alone or under `model_state_dict` of a training checkpoint:
+The `.pt` file holds a state dict, either alone or as `model_state_dict` of a training checkpoint:
 
     base.0.auto_model.*           the encoder, inside a SentenceTransformer
     projection.{0,3}.weight/bias  Linear(H, hidden), GELU, Dropout, Linear(hidden, D)
@@ -27,22 +27,15 @@ if TYPE_CHECKING:
 _STATE = "model_state_dict"
 _ENCODER = "base.0.auto_model."
 _HEAD_KEY = re.compile(r"(projection|predictor)\.([03])\.(weight|bias)")
-# Saved beside the weights by some versions of transformers, or of no use to a sentence encoder.
+# Saved by some versions of transformers, and not used by a sentence encoder.
 _IDLE_KEY = re.compile(re.escape(_ENCODER) + r"(pooler\..*|.*position_ids|.*token_type_ids)")
 
 
 def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint, without running anything that a pickle may hold.
+    """Read the weights of a `.pt` checkpoint as data: code inside the pickle never runs.
 
-    Args:
-        path: The `.pt` file.
-
-    Returns:
-        Key -> tensor, float32 on the CPU, as the file names them.
-
-    Raises:
-        UserError: If the file cannot be read, holds more than tensors and plain values, or has a key or a value that
-            no checkpoint of the original has.
+    Returns the state dict with the file's keys, in float32 on the CPU. An unreadable file, a file that holds more than
+    tensors and plain values, and unknown keys raise a UserError.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -51,25 +44,25 @@ def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"{path}: expected tensors and plain values as torch.save writes them, got something else ({reason}): "
-            "nothing of it was run; save the model's state dict alone"
+            f"{path}: expected tensors and plain values written by torch.save, got something else ({reason}): none "
+            "of its code was run; save only the model's state dict"
         ) from error
     state = content.get(_STATE, content) if isinstance(content, Mapping) else content
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"{path}: expected a state dict, got {type(state).__name__}: save model.state_dict()")
-    return {key: _checked(path, key, value) for key, value in state.items() if not _is_idle(key)}
-
-
-def _is_idle(key: Any) -> bool:
-    return isinstance(key, str) and _IDLE_KEY.fullmatch(key) is not None
+    return {
+        key: _checked(path, key, value)
+        for key, value in state.items()
+        if not (isinstance(key, str) and _IDLE_KEY.fullmatch(key))
+    }
 
 
 def _checked(path: str | Path, key: Any, value: Any) -> Tensor:
     is_known = isinstance(key, str) and (key.startswith(_ENCODER) or _HEAD_KEY.fullmatch(key) is not None)
     if not is_known:
         raise UserError(
-            f"{path}: expected keys {_ENCODER}*, projection.0/3.* and predictor.0/3.*, got {key!r}: this is no "
-            "checkpoint of the original project"
+            f"{path}: expected keys {_ENCODER}*, projection.0/3.* and predictor.0/3.*, got {key!r}: this "
+            "is not a checkpoint of the original project"
         )
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -80,15 +73,15 @@ def _checked(path: str | Path, key: Any, value: Any) -> Tensor:
 
 
 def convert_original(state: Mapping[str, Tensor], base_model: str) -> tuple[IsotropicGaussianModel, bool]:
-    """Put the weights of an original checkpoint into a model of this package.
+    """Load the weights of an original checkpoint into a model of this package.
 
     Args:
-        state: As from `read_original_checkpoint`.
+        state: From `read_original_checkpoint`.
         base_model: The encoder that the checkpoint started from: a Hub id, a folder, or `embedded`.
 
     Returns:
-        The model in evaluation mode, and whether its encoder still has the weights of `base_model`. One that does
-        not is marked as trained, so that evaluation puts the untrained one beside it.
+        The model in evaluation mode, and whether its encoder has the weights of `base_model`. If not, the model is
+        marked as one with a trained encoder, so that evaluation compares it with the untrained one.
 
     Raises:
         UserError: If a weight is missing or its shape does not fit the encoder.
@@ -96,7 +89,7 @@ def convert_original(state: Mapping[str, Tensor], base_model: str) -> tuple[Isot
     heads = {key: value for key, value in state.items() if not key.startswith(_ENCODER)}
     encoder = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
     fields = {**_head_fields(heads), "projection_init": "random", "projection_kind": "mlp"}
-    # The original put unit vectors into the projection, and ranked by Euclidean distance.
+    # The original fed unit vectors to the projection and ranked by Euclidean distance.
     fields |= {"normalize_features": True, "feature_scale": 1.0, "similarity_fn_name": "euclidean"}
     model = load_base_model(base_model, **fields)
     _check_encoder(encoder, model)
@@ -105,18 +98,14 @@ def convert_original(state: Mapping[str, Tensor], base_model: str) -> tuple[Isot
         model.config.freeze_base = False
         model.apply_freezing()
     _fill(model.encoder, encoder, _ENCODER)
-    _fill(_mlp(model.projection), _of_head(heads, "projection"), "projection.")
+    _fill(model.projection.mlp, _head_state(heads, "projection"), "projection.")
     if model.predictor is not None:
-        _fill(_mlp(model.predictor), _of_head(heads, "predictor"), "predictor.")
+        _fill(model.predictor.mlp, _head_state(heads, "predictor"), "predictor.")
     return model.eval(), is_frozen
 
 
-def _mlp(head: Any) -> nn.Module:
-    return head.mlp
-
-
 def _head_fields(heads: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Read widths off the shapes."""
+    """Infer the widths from the shapes."""
     fields: dict[str, Any] = {"use_predictor": any(key.startswith("predictor.") for key in heads)}
     for head in ("projection", *(["predictor"] if fields["use_predictor"] else [])):
         missing = [f"{head}.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")]
@@ -143,11 +132,11 @@ def _check_encoder(encoder: Mapping[str, Tensor], model: IsotropicGaussianModel)
         )
 
 
-def _of_head(heads: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+def _head_state(heads: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}."): value for key, value in heads.items() if key.startswith(f"{name}.")}
 
 
-def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
+def _fill(module: Any, state: Mapping[str, Tensor], prefix: str) -> None:
     for key, value in module.state_dict().items():
         if value.shape != state[key].shape:
             raise UserError(
@@ -158,15 +147,9 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], prefix: str) -> None:
 
 
 def difference_to_original(model: IsotropicGaussianModel, state: Mapping[str, Tensor], texts: list[str]) -> float:
-    """Compute embeddings and predictions by the original's formula, and compare.
+    """Compare a converted model's embeddings and predictions with the original's formula on some texts.
 
-    Args:
-        model: The converted model.
-        state: What it was converted from.
-        texts: Some examples.
-
-    Returns:
-        The largest difference of a coordinate, in units of the embeddings' standard deviation.
+    Returns the largest difference of a coordinate, in standard deviations of the embeddings.
     """
     tokens = model.tokenize(texts)
     with torch.no_grad():

@@ -158,7 +158,7 @@ def test_a_file_with_anything_else_is_refused_by_its_key(original, convert, chan
 
 
 def test_what_a_pickle_holds_is_not_run(convert, tmp_path):
-    with pytest.raises(UserError, match="nothing of it was run"):
+    with pytest.raises(UserError, match="none of its code was run"):
         convert({"model_state_dict": _Bomb()})
     assert not (tmp_path / "exploded").exists()
 

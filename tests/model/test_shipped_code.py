@@ -14,7 +14,11 @@ import torch
 import ragcun_hf
 from ragcun_hf import IsotropicGaussianModel
 
-SHIPPED = ["configuration_isotropic_gaussian", "folders_isotropic_gaussian", "modeling_isotropic_gaussian"]
+SHIPPED = [
+    "configuration_isotropic_gaussian",
+    "sentence_transformers_isotropic_gaussian",
+    "modeling_isotropic_gaussian",
+]
 REGISTERED = ["configuration_isotropic_gaussian", "modeling_isotropic_gaussian"]
 ALLOWED = {"torch", "transformers", "huggingface_hub", "numpy", "tqdm"}
 PACKAGE = Path(ragcun_hf.__file__).parent / "model"

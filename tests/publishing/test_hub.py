@@ -169,7 +169,11 @@ def test_everything_goes_in_one_commit_and_nothing_of_the_run(hub, folder):
     sent = set(hub.repositories[REPO].commits[oid]) - {".gitattributes"}
     assert sent == set(plan.files)
     assert sent >= {"README.md", "results/tiny.json", ".eval_results/scifact.yaml", "isotropy.png", "tokenizer.json"}
-    assert sent >= {"model.safetensors", "modeling_isotropic_gaussian.py", "folders_isotropic_gaussian.py"}
+    assert sent >= {
+        "model.safetensors",
+        "modeling_isotropic_gaussian.py",
+        "sentence_transformers_isotropic_gaussian.py",
+    }
     assert set(plan.left_out) == {"checkpoint-7/optimizer.pt", "training_args.bin", "results/older.json"}
     text = describe_plan(plan, REPO)
     for name in [*plan.files, *plan.left_out]:

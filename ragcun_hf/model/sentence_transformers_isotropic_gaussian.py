@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0. This file travels with every published model.
-"""What a model folder says beside weights and config: the settings of sentence-transformers, read and written."""
+"""Read the sentence-transformers settings of an encoder's folder, and write those of a model's folder."""
 
 import json
 import logging
@@ -14,9 +14,9 @@ logger = logging.getLogger(__name__)
 
 
 def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, Any]:
-    """Describe the model to sentence-transformers: one module, whose vectors `get_text_features` makes.
+    """Return the files that describe the model to sentence-transformers: one module that calls `get_text_features`.
 
-    Without `modules.json` it would find the vectors too, but take neither the prompts nor the similarity.
+    Without `modules.json`, sentence-transformers computes the same vectors but ignores the prompts and the similarity.
     """
     return {
         "config_sentence_transformers.json": {
@@ -39,7 +39,7 @@ def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, An
 def encoder_settings(
     name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read what a sentence-transformers folder says of pooling, length, normalisation and prompts, if not given."""
+    """Read pooling, length, normalization and prompts from an encoder's sentence-transformers files, unless given."""
 
     def read(file_name: str) -> Any:
         path = cached_file(
@@ -52,7 +52,7 @@ def encoder_settings(
         return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
 
     positions = num_positions(encoder_config) or 512
-    # Some tokenizers name an astronomical length for "no limit"; encoders of long context are cut at 512 by default.
+    # Some tokenizers use a huge length for "no limit". Encoders with a long context use 512 tokens by default.
     settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
     modules = read("modules.json")
     if modules is None:
@@ -61,7 +61,7 @@ def encoder_settings(
     dropped = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize", "Dropout")]
     if dropped:
         logger.warning(
-            "%s ends in %s, which are left out: the frozen base here is its pooled encoder without them.",
+            "%s ends in %s, which this model does not use: its frozen base is the pooled encoder alone.",
             name_or_path,
             " and ".join(dropped),
         )
@@ -79,14 +79,14 @@ def encoder_settings(
 
 def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
     names = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
-    # One name or several; older folders have a switch for each instead.
+    # One name or several; older folders have one boolean per mode instead.
     modes = pooling.get("pooling_mode")
     if modes is None:
         modes = [key for key, value in pooling.items() if key.startswith("pooling_mode_") and value is True]
     chosen = [mode.removeprefix("pooling_mode_") for mode in ([modes] if isinstance(modes, str) else modes)]
     if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(
-            f"{name_or_path} pools by {' and '.join(chosen) or 'nothing known'}; `pooling` must be one of mean, cls, "
-            "last: pass it."
+            f"{name_or_path} uses the pooling {' and '.join(chosen) or 'of no known name'}; mean, cls and last are "
+            "supported: pass one as `pooling`."
         )
     return names[chosen[0]]
