@@ -22,7 +22,9 @@ def main() -> None:
     """Convert the variables to flags, and serve the page on the host and port that a Space expects."""
     for name in ("MODEL_ID", "CORPUS"):
         if not os.environ.get(name):
-            raise UserError(f"expected the variable {name}, got none: set it in the Space's Settings, Variables and secrets")
+            raise UserError(
+                f"expected the variable {name}, got none: set it in the Space's Settings, Variables and secrets"
+            )
     flags = [f"{flag}={os.environ[name]}" for name, flag in _FLAGS.items() if os.environ.get(name)]
     serve_page([*flags, "--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860")])
 
