@@ -1,4 +1,4 @@
-# Two commands do everything on a machine with Python 3.11+ and make: `make demo` and `make test`.
+# `make demo` and `make test` need Python 3.11 or newer, make, and a package index.
 PYTHON ?= python3
 BIN := .venv/bin
 DATA_DIR ?= data/beir
@@ -10,38 +10,38 @@ export TOKENIZERS_PARALLELISM := true
 help:  ## Show this list.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-install: .venv/.installed  ## Make .venv with everything pinned.
+install: .venv/.installed  ## Create .venv with pinned dependencies.
 
 .venv/.installed: setup.cfg constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "expected Python 3.11 or newer: run make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,test]'
 	touch $@
 
-demo: install  ## Train on the documentation of installed packages, evaluate, save, reload, search.
+demo: install  ## Train on the documentation strings of installed packages, evaluate, save, reload, search.
 	$(BIN)/python training/demo.py
 
-test: check  ## Linters and every test, the slow ones too.
+test: check  ## Run the linters and all tests, including the slow ones.
 	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10 -n 2 --dist loadfile
 
-test-fast: install  ## The quick tests only.
+test-fast: install  ## Run only the quick tests.
 	$(BIN)/python -m pytest -q
 
-benchmark: install  ## Every claim about speed beside its peer; DATA_DIR=... for BEIR.
+benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the folder with BEIR's scifact.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)
 
-ablations: install  ## What each loss term, kind, start and width is worth; DATA_DIR=... for SciFact beside the demo's corpus.
+ablations: install  ## Measure what each loss term, kind, start and width is worth; adds SciFact if DATA_DIR has it.
 	$(BIN)/python training/benchmarks/ablations.py --train_data python_docs $(wildcard $(DATA_DIR)/scifact)
 
-check: install  ## Linters and type checker.
+check: install  ## Run the linters and the type checker.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pydoclint --quiet ragcun_hf
 
-fix: install  ## Let the linters mend what they can.
+fix: install  ## Format, and fix what the linters can fix.
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## Remove what was built here.
+clean:  ## Remove the environment, build folders and the demo's output.
 	rm -rf .venv build *.egg-info demo

@@ -1,4 +1,4 @@
-"""Every block of the README runs as it stands, in a folder with the files it names."""
+"""The README's code blocks run in a folder with the files they name, and links between the pages resolve."""
 
 import json
 import os
@@ -11,13 +11,20 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-# Those of make install everything; the page runs until it is stopped, and has its own test.
+# The make commands install everything, and the search page runs until it is stopped: both are tested elsewhere.
 COMMANDS = [
     text
     for language, text in BLOCKS
     if language == "bash" and not text.startswith(("make ", "python training/search_demo"))
 ]
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "training/SCALE.md",
+    "training/examples/README.md",
+    "training/space/README.md",
+]
 
 
 def _entries(count):
@@ -28,13 +35,13 @@ def _entries(count):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, embedded_folder):
-    """A user's folder after all commands of the README have run in it, in order."""
+    """Run all commands of the README in order, in a user's folder, and return the folder."""
     from ragcun_hf.data.python_docs import write_entries
 
     folder = tmp_path_factory.mktemp("readme")
     for name in ("training", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    entries = _entries(400)  # enough for the automatic recipe to hold a hundred out
+    entries = _entries(400)  # enough for the recipe `unlabelled` to hold out a hundred
     pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries]
     (folder / "your_pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     documents = [json.dumps({"text": entry.document}) for entry in entries]
@@ -48,20 +55,46 @@ def folder(tmp_path_factory, embedded_folder):
     }
     for command in COMMANDS:
         done = subprocess.run(
-            ["bash", "-e", "-c", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+            ["bash", "-e", "-c", command], cwd=folder, env=environment, capture_output=True, text=True
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return folder
 
 
-def test_readme_names_the_two_commands_and_shows_blocks_of_both_kinds():
+def test_the_readme_shows_the_two_make_commands_and_blocks_of_both_languages():
     assert [text for _, text in BLOCKS if text.startswith("make demo")]
     assert len(COMMANDS) >= 4
     assert SNIPPETS
 
 
+def _sections(path):
+    """Return the anchors that the Hub and GitHub give to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("name", ["README.md", "EXPERIMENTS.md", "training/examples/README.md"])
+def test_links_of_a_page_lead_to_files_and_sections_that_exist(name):
+    page = ROOT / name
+    links = re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8"))
+    assert links
+    for link in links:
+        path, _, section = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not section or section in _sections(target), link
+
+
+@pytest.mark.parametrize("name", PAGES)  # EXPERIMENTS.md names files as they were on the day of the experiment
+def test_files_that_a_page_names_exist(name):
+    text = (ROOT / name).read_text(encoding="utf-8")
+    paths = re.findall(r"(?<![\w/.])((?:ragcun_hf|training|tests|model_cards)/[\w/.*-]*)", text)
+    assert paths
+    assert not [path for path in paths if not list(ROOT.glob(path.rstrip(".")))]
+
+
 @pytest.mark.slow
-def test_commands_of_the_readme_leave_what_it_says(folder):
+def test_the_readme_s_commands_write_the_files_that_it_mentions(folder):
     for name in ("mine", "unlabelled", "by_hand", "masked", "jepa_10k"):
         assert (folder / "checkpoints" / name / "model.safetensors").is_file()
     results = json.loads((folder / "results" / "mine.json").read_text(encoding="utf-8"))
@@ -70,7 +103,7 @@ def test_commands_of_the_readme_leave_what_it_says(folder):
 
 
 @pytest.mark.slow
-def test_python_blocks_of_the_readme_run_on_the_model_they_name(folder, monkeypatch):
+def test_the_readme_s_python_blocks_run_on_the_model_that_its_commands_trained(folder, monkeypatch):
     monkeypatch.chdir(folder)
     names = {}
     for snippet in SNIPPETS:
@@ -79,7 +112,7 @@ def test_python_blocks_of_the_readme_run_on_the_model_they_name(folder, monkeypa
 
 
 @pytest.mark.slow
-def test_card_of_the_readme_stands_in_the_folder(folder):
+def test_the_readme_s_commands_put_a_card_into_the_model_folder(folder):
     card = (folder / "checkpoints" / "mine" / "README.md").read_text(encoding="utf-8")
     assert "frozen base" in card
     assert 'AutoModel.from_pretrained("your-name/mine"' in card

@@ -464,7 +464,7 @@ def test_the_ready_files_are_what_accelerate_reads_and_say_how_to_use_them(path,
 
     config = load_config_from_file(str(path))
     assert config.num_processes >= 2
-    assert f"accelerate launch --config_file training/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+    assert f"accelerate launch --config_file ragcun_hf/cli/accelerate/{path.name}" in path.read_text(encoding="utf-8")
     known = vars(launch_command_parser().parse_args(["script.py"]))
     assert config.fsdp_config.keys() <= known.keys()  # which accelerate does not check
     (tmp_path / "wrong.yaml").write_text(path.read_text(encoding="utf-8") + "mixed_precison: bf16\n", encoding="utf-8")

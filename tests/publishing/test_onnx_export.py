@@ -347,7 +347,7 @@ def test_the_benchmark_puts_the_graphs_beside_pytorch(exported, script, tmp_path
     assert set(found) == {"PyTorch float32", "onnxruntime float32", "onnxruntime int8"}
     assert found["PyTorch float32"] == found["onnxruntime float32"] > 0
     assert "| onnxruntime int8 |" in capsys.readouterr().out
-    with pytest.raises(UserError, match="of other weights"):
+    with pytest.raises(UserError, match="with other weights"):
         onnx_dir = str(exported("encoder") / "onnx")
         benchmark(["--model_path", str(exported("mpnet")), *flags, "--onnx_dir", onnx_dir])
 

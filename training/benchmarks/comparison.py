@@ -1,7 +1,8 @@
-"""What the benchmarks here share: run us and the peer in turn, several times, and report medians and ratios.
+"""Shared code of the benchmarks: time contenders in turn, several times, and report medians and ratios.
 
-A benchmark is a script of this folder that builds its data, names its contenders and calls `compare` (or, where a run
-takes minutes, times each once and says so); it can be run alone, and `make benchmark` runs all of them.
+A benchmark is a script in this folder. It builds its data, names its contenders and calls `compare`. If a run takes
+minutes, the script times each contender once instead, and says so. Each script runs alone; `make benchmark` runs most
+of them.
 """
 
 from __future__ import annotations
@@ -21,30 +22,26 @@ from ragcun_hf.evaluation.results import write_json
 
 @dataclass
 class BenchmarkArguments:
-    """What all benchmarks have in common."""
+    """Flags of all benchmarks."""
 
-    threads: int | None = argument(None, "Threads that torch may use. Default: all cores.")
-    output_dir: str = argument("results/benchmarks", "Where <benchmark>.json goes.")
+    threads: int | None = argument(None, "Threads for torch. Default: all cores.")
+    output_dir: str = argument("results/benchmarks", "Folder for <benchmark>.json.")
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds of each contender, round by round.
-
-    Args:
-        seconds: Contender -> seconds per round, in the order of the rounds.
-    """
+    """The seconds of each contender in each round, in the order of the rounds."""
 
     seconds: dict[str, list[float]]
 
     def median(self, name: str) -> float:
-        """The median seconds of one contender."""
+        """Return the median seconds of one contender."""
         return statistics.median(self.seconds[name])
 
     def ratio(self, slower: str, faster: str) -> float:
-        """How many times longer `slower` takes: the median over rounds of the ratio within the round.
+        """Return how many times as long `slower` takes: the median over rounds of the ratio within a round.
 
-        Both of a round ran within seconds of each other, so a slow phase of the machine falls on both.
+        Within a round, the two run within seconds of each other, so a slow phase of the machine affects both.
         """
         return statistics.median(
             slow / fast for slow, fast in zip(self.seconds[slower], self.seconds[faster], strict=True)
@@ -52,18 +49,9 @@ class Comparison:
 
 
 def compare(contenders: Mapping[str, Callable[[], Any]], *, repeats: int, warm_up: bool = True) -> Comparison:
-    """Time the contenders in turn; every second round goes backwards, so that no one always runs first.
+    """Time the functions in turn for `repeats` rounds; every second round reverses the order.
 
-    Args:
-        contenders: Name -> function to time.
-        repeats: Rounds, >= 1.
-        warm_up: Run each once untimed before the first round.
-
-    Returns:
-        Seconds per contender and round.
-
-    Raises:
-        UserError: On fewer than one round.
+    With `warm_up`, each function runs once before the first round, untimed.
     """
     if repeats < 1:
         raise UserError(f"--repeats must be at least 1, got {repeats}: set it to e.g. 5")
@@ -81,7 +69,7 @@ def compare(contenders: Mapping[str, Callable[[], Any]], *, repeats: int, warm_u
 
 
 def set_threads(threads: int | None) -> int:
-    """Set and return the number of threads that torch uses; all usable cores by default."""
+    """Set and return the number of torch's threads; the default is all usable cores."""
     import torch
 
     torch.set_num_threads(threads or environment_facts()["machine"]["cores"])
@@ -89,17 +77,10 @@ def set_threads(threads: int | None) -> int:
 
 
 def report(args: BenchmarkArguments, name: str, claims: list[dict[str, Any]], *, details: dict[str, Any]) -> Path:
-    """Print what was found and write `<output_dir>/<name>.json`.
+    """Print the claims, write `<output_dir>/<name>.json`, and return its path.
 
-    Args:
-        args: The flags; `output_dir` says where.
-        name: The benchmark's name.
-        claims: One per ratio or figure: `claim` (what is compared), `value`, `target` (or None), `unit`
-            (`x` for a ratio), and `is_met` where there is a target.
-        details: Everything else a reader may want: seconds per round, sizes, settings.
-
-    Returns:
-        The file.
+    A claim has the keys `claim` (what is compared), `value`, `target` (or None), `unit` (`x` for a ratio) and, with a
+    target, `is_met`. The details hold anything else, such as seconds per round, sizes and settings.
     """
     import torch
 
@@ -116,12 +97,12 @@ def report(args: BenchmarkArguments, name: str, claims: list[dict[str, Any]], *,
     say(f"{name} on {machine['processor']}, {content['threads']} threads, torch {torch.__version__}")
     for claim in claims:
         say(f"  {describe(claim)}")
-    say(f"Written to {path}")
+    say(f"Wrote {path}")
     return path
 
 
 def describe(claim: dict[str, Any]) -> str:
-    """Put one claim in one line: figure, target, and whether it is met."""
+    """Format a claim as one line: figure, target, and whether the target is met."""
     line = f"{claim['claim']}: {claim['value']:.4g} {claim['unit']}"
     if claim.get("target") is None:
         return line
@@ -129,15 +110,15 @@ def describe(claim: dict[str, Any]) -> str:
 
 
 def at_least(claim: str, value: float, target: float, unit: str = "x") -> dict[str, Any]:
-    """State that a figure should not be below its target."""
+    """Make a claim whose figure should be at least the target."""
     return {"claim": claim, "value": value, "unit": unit, "target": f">= {target:g}", "is_met": value >= target}
 
 
 def at_most(claim: str, value: float, target: float, unit: str = "x") -> dict[str, Any]:
-    """State that a figure should not be above its target."""
+    """Make a claim whose figure should be at most the target."""
     return {"claim": claim, "value": value, "unit": unit, "target": f"<= {target:g}", "is_met": value <= target}
 
 
 def figure(claim: str, value: float, unit: str) -> dict[str, Any]:
-    """State a figure that has no target."""
+    """Make a claim without a target."""
     return {"claim": claim, "value": value, "unit": unit, "target": None}

@@ -1,9 +1,9 @@
-"""What evaluating a corpus takes in memory, on disk and in time, at 50,000 and at 1,000,000 documents.
+"""Measure memory and time of an evaluation with 50,000 and with 1,000,000 documents.
 
     python training/benchmarks/corpus_memory.py
 
-Documents of 100 words, a one-layer encoder of width 384 that reads the first eight, a trained head's two systems.
-Every step is training/eval_beir.py in a process of its own, once with an empty feature cache and once with a full one.
+The documents have 100 words, of which a one-layer encoder of width 384 reads the first eight. training/eval_beir.py
+evaluates the frozen base and a head in a new process, once with an empty feature cache and once with a full one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +32,13 @@ _MOST_GROWTH_MIB = 100.0
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """Sizes."""
+    """Sizes of the corpora."""
 
-    num_documents: list[int] = argument([50_000, 1_000_000], "Sizes of the corpora, rising.")
-    step: list[str] = field(default_factory=list, metadata={"help": "For the benchmark's own processes: flags."})
+    num_documents: list[int] = argument([50_000, 1_000_000], "Numbers of documents, in increasing order.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate corpora of all sizes, twice each."""
+    """Evaluate a corpus of each size twice."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     set_threads(args.threads)
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory(dir=output) as folder:
             steps[num_documents] = measure(Path(folder), num_documents)
     least, most = (steps[size] for size in (args.num_documents[0], args.num_documents[-1]))
-    sizes = f"{args.num_documents[-1]:,} documents against {args.num_documents[0]:,}"
+    sizes = f"from {args.num_documents[0]:,} to {args.num_documents[-1]:,} documents"
     claims = [
         at_most(
             f"growth of resident memory, {name}, {sizes}",
@@ -61,19 +60,19 @@ def main(arguments: list[str] | None = None) -> None:
         for name in ("encoding", "cached")
     ]
     claims += [
-        figure(f"resident memory at {size:,}, {name}", step["mib"], "MiB")
+        figure(f"resident memory with {size:,} documents, {name}", step["mib"], "MiB")
         for size, pair in steps.items()
         for name, step in pair.items()
     ]
     claims += [
-        figure(f"minutes at {args.num_documents[-1]:,}, {name}", step["seconds"] / 60, "min")
+        figure(f"minutes with {args.num_documents[-1]:,} documents, {name}", step["seconds"] / 60, "min")
         for name, step in most.items()
     ]
     report(args, "corpus_memory", claims, details={"steps": steps})
 
 
 def measure(folder: Path, num_documents: int) -> dict[str, dict[str, float]]:
-    """Write a corpus and a model, and evaluate them with an empty and with a full feature cache."""
+    """Write a corpus and a model; evaluate them with an empty feature cache (encoding) and a full one (cached)."""
     write_collection(folder / "data" / "synthetic", num_documents)
     model = one_layer_model(_WIDTH, max_length=8)
     model.save_pretrained(folder / "model")
@@ -88,7 +87,7 @@ def measure(folder: Path, num_documents: int) -> dict[str, dict[str, float]]:
 
 
 def write_collection(folder: Path, num_documents: int) -> None:
-    """Write a BEIR folder; each query is the beginning of a document."""
+    """Write a BEIR folder in which each query is the beginning of a document."""
     (folder / "qrels").mkdir(parents=True)
     generator = np.random.default_rng(0)
     answers = set(generator.choice(num_documents, _NUM_QUERIES, replace=False).tolist())
@@ -106,9 +105,9 @@ def write_collection(folder: Path, num_documents: int) -> None:
 
 
 def run_process(flags: dict[str, object], datasets_cache: Path) -> dict[str, float]:
-    """Evaluate in a process of its own; returns its seconds and its largest resident memory."""
+    """Evaluate in a new process; return its seconds and its peak resident memory."""
     script = Path(__file__).resolve().parents[1] / "eval_beir.py"
-    # Of that process alone: getrusage would count what its parent held when it was started.
+    # getrusage would include the memory that the parent held when it started the process.
     code = (
         "import runpy, sys; sys.argv[0] = sys.argv[1]; del sys.argv[1]\n"
         "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"

@@ -1,9 +1,9 @@
-"""How fast texts become features: our encoder loop beside `SentenceTransformer.encode` at its defaults.
+"""Compare the speed of our encoder loop with `SentenceTransformer.encode` at its defaults.
 
     python training/benchmarks/encoding.py --data_dir data/beir
 
-Texts are documents of SciFact, or documentation strings where there is no SciFact. Ours computes in bfloat16 where the
-processor has it and the peer in float32, which are the defaults of both; ours in float32 stands beside them.
+The texts are documents of SciFact, or documentation strings if --data_dir has no SciFact. By default, ours computes in
+bfloat16 if the processor supports it, and sentence-transformers in float32. Ours in float32 is measured too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from comparison import BenchmarkArguments, at_least, at_most, compare, figure, r
 
 from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
 
-_PEAK_SIZE = 4_096  # rows and columns of the product that counts as the peak
+_PEAK_SIZE = 4_096  # rows and columns of the matrix product that defines the peak
 
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """What to encode."""
+    """The texts to encode."""
 
-    data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
-    num_texts: int = argument(300, "Documents, drawn at random.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR dataset scifact.")
+    num_texts: int = argument(300, "Number of documents, drawn at random.")
     repeats: int = argument(2, "Timed rounds.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Encode the same texts with both, and say how much of the processor's peak was reached."""
+    """Encode the same texts with both, and relate the speed to the processor's peak."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     import torch
@@ -60,18 +60,18 @@ def main(arguments: list[str] | None = None) -> None:
         name = f"ours, {backend}"
         speed_up = seconds.ratio("sentence-transformers", name)
         claims += [
-            at_least(f"texts per second, {backend} in {word} against sentence-transformers", speed_up, 2.5),
+            at_least(f"texts per second, {backend} in {word} relative to sentence-transformers", speed_up, 2.5),
             at_least(f"share of the {word} peak, {backend}", operations / seconds.median(name) / peak, 0.55, ""),
             figure(f"tokens per second, {backend}", num_tokens / seconds.median(name), ""),
         ]
     same = seconds.ratio("sentence-transformers", "ours, float32")
-    claims.append(figure("texts per second, torch in float32 against sentence-transformers", same, "x"))
+    claims.append(figure("texts per second, torch in float32 relative to sentence-transformers", same, "x"))
     claims.append(at_most("share of padding", padding_share(model, texts), 0.03, ""))
     report(args, "encoding", claims, details={"texts": source, "dtype": str(dtype), "seconds": seconds.seconds})
 
 
 def sample_texts(args: Arguments) -> tuple[list[str], str]:
-    """Return documents and what they are."""
+    """Return the documents, and a description of them."""
     from ragcun_hf.data.beir_folder import load_beir_folder
     from ragcun_hf.data.python_docs import build_python_docs
 
@@ -85,7 +85,7 @@ def sample_texts(args: Arguments) -> tuple[list[str], str]:
 
 
 def encoder(model: Any, texts: list[str], dtype: Any, backend: str) -> Callable[[], None]:
-    """Make a function that encodes the texts, as the feature store does without a cache."""
+    """Make a function that encodes the texts as the feature store does, but without a cache."""
     from ragcun_hf.features.encoder_backends import feature_function
     from ragcun_hf.features.encoder_loop import encode_in_batches
 
@@ -99,7 +99,7 @@ def encoder(model: Any, texts: list[str], dtype: Any, backend: str) -> Callable[
 
 
 def count_operations(model: Any, texts: list[str]) -> tuple[float, int]:
-    """Count the additions and multiplications of the matrix products in a BERT-like encoder, and the tokens."""
+    """Count the additions and multiplications in the matrix products of a BERT-like encoder, and the tokens."""
     config = model.config.encoder_config
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     lengths = [len(ids) for ids in token_ids(model, texts)]
@@ -109,7 +109,7 @@ def count_operations(model: Any, texts: list[str]) -> tuple[float, int]:
 
 
 def padding_share(model: Any, texts: list[str]) -> float:
-    """Return the share of padding in the batches of one block of texts, which `--num_texts` up to 1,024 are."""
+    """Return the share of padding in the batches of one block, which holds up to 1,024 texts."""
     from ragcun_hf.features.encoder_loop import batches_by_tokens
 
     lengths = [len(ids) for ids in token_ids(model, texts)]

@@ -1,16 +1,15 @@
-"""From pairs of text to a trained head and its evaluation: sentence-transformers beside this package.
+"""Compare training and evaluation from raw texts with sentence-transformers.
 
     python training/benchmarks/end_to_end.py --data_dir data/beir
 
-SciFact train (919 pairs), 3 epochs at batch 32, all-MiniLM-L6-v2 frozen. The peer: a Dense layer that starts at the
-identity, MultipleNegativesRankingLoss, its own evaluator. It takes minutes, so it runs once; ours runs once with each
-back end of --encoder_backends, from nothing.
+Both train on SciFact train (919 pairs), 3 epochs at batch 32, with all-MiniLM-L6-v2 frozen. In sentence-transformers,
+the head is a Dense layer that starts at the identity, the loss is MultipleNegativesRankingLoss, and the evaluator is
+its own. It takes minutes, so it runs once. Ours runs once with each of --encoder_backends, from an empty cache.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,27 +22,27 @@ from comparison import BenchmarkArguments, at_least, figure, report, set_threads
 from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
 from ragcun_hf.errors import UserError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts are run as they are, not installed
-
 _EPOCHS, _BATCH_SIZE, _LEARNING_RATE = 3, 32, 1e-3
 
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """Where the data are."""
+    """The data and our back ends."""
 
-    data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
-    encoder_backends: list[str] = argument(["openvino"], "Back ends that ours runs with: torch, openvino or both.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR dataset scifact.")
+    encoder_backends: list[str] = argument(["openvino"], "Back ends of our encoder: torch, openvino or both.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train and evaluate with both, and train one more head with ours."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     if not (Path(args.data_dir) / "scifact").is_dir():
-        raise UserError(f"--data_dir expects a folder with scifact, found none in {args.data_dir}: name another")
+        raise UserError(
+            f"--data_dir expects a folder with scifact, found none in {args.data_dir}: name another folder"
+        )
     quiet_libraries()
     set_threads(args.threads)
-    os.environ["ACCELERATE_USE_CPU"] = "true"  # as the peer, also where there is a GPU
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # like the peer, even if there is a GPU
     figures: dict[str, float] = {}
     measured = {"peer": run_peer(args, figures)}
     for backend in args.encoder_backends:
@@ -55,25 +54,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def claims_of(backend: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
-    """Compare ours with one back end to sentence-transformers."""
+    """Compare ours, with one back end, to sentence-transformers."""
     peer, ours = seconds["peer, training"], seconds[f"{backend}, training"]
     evaluated = (peer + seconds["peer, evaluation"]) / (ours + seconds[f"{backend}, evaluation"])
     return [
-        at_least(f"{backend}: from texts to a trained head, against sentence-transformers", peer / ours, 18),
+        at_least(f"{backend}: from texts to a trained head, relative to sentence-transformers", peer / ours, 18),
         at_least(f"{backend}: the same with an evaluation on 5,183 documents", evaluated, 6),
         at_least(f"{backend}: each further head", peer / seconds[f"{backend}, next head"], 100),
     ]
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds that a call takes, and what it returns."""
+    """Call a function; return the seconds that it took, and its value."""
     started = time.perf_counter()
     value = function()
     return time.perf_counter() - started, value
 
 
 def run_ours(args: Arguments, backend: str, figures: dict[str, float]) -> dict[str, float]:
-    """Run the two scripts from an empty cache, then one more head."""
+    """Train and evaluate from an empty cache, then train one more head."""
     from ragcun_hf.cli import eval_beir, train_contrastive
     from ragcun_hf.evaluation.results import read_results
 
@@ -96,7 +95,7 @@ def run_ours(args: Arguments, backend: str, figures: dict[str, float]) -> dict[s
 
 
 def run_peer(args: Arguments, figures: dict[str, float]) -> dict[str, float]:
-    """Do the same with sentence-transformers' own trainer and evaluator."""
+    """Train and evaluate with sentence-transformers' own trainer and evaluator."""
     import torch
     from datasets import Dataset
     from sentence_transformers import (

@@ -1,9 +1,10 @@
-"""Exact search beside the bare matrix product, beside `beir`'s exact search, and beside faiss.
+"""Compare exact search with the bare matrix product, with `beir`'s exact search, and with faiss.
 
     python training/benchmarks/exact_search.py
 
-A million random documents of 384 numbers and 1,000 queries: in a memory map against the product, in memory at top-1000
-against beir. Fewer documents, around centres, against faiss, whose lists would be useless on evenly spread ones.
+The data are a million random documents of width 384 and 1,000 queries: in a memory map for the matrix product, and in
+memory, at top-1000, for beir. For faiss there are fewer documents, in clusters, because its lists are useless for
+evenly spread vectors.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _BLOCK = 4_096
 _MEMORY_SCRIPT = """
 import sys
 import numpy as np, torch
-from ragcun_hf.evaluation.search import exact_search
+from ragcun_hf.search.exact import exact_search
 torch.set_num_threads(int(sys.argv[2]))
 documents = np.load(sys.argv[1], mmap_mode="r")
 queries = np.random.default_rng(1).standard_normal((int(sys.argv[3]), documents.shape[1]), dtype=np.float32)
@@ -40,14 +41,14 @@ print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 class Arguments(BenchmarkArguments):
     """Sizes of the collections."""
 
-    num_documents: int = argument(1_000_000, "Documents against the matrix product and beir.")
-    num_queries: int = argument(1_000, "Queries against them.")
-    clustered_documents: int = argument(200_000, "Documents against faiss.")
+    num_documents: int = argument(1_000_000, "Number of documents for the matrix product and beir.")
+    num_queries: int = argument(1_000, "Number of queries.")
+    clustered_documents: int = argument(200_000, "Number of documents for faiss.")
     repeats: int = argument(2, "Timed rounds.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the three comparisons on data made for them."""
+    """Generate the data and run the three comparisons."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     threads = set_threads(args.threads)
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def random_rows(count: int, seed: int) -> np.ndarray:
-    """Draw rows of a standard normal."""
+    """Draw rows from the standard normal distribution."""
     return np.random.default_rng(seed).standard_normal((count, _DIM), dtype=np.float32)
 
 
@@ -79,7 +80,7 @@ def write_documents(path: Path, count: int) -> Path:
 
 
 def against_product(args: Arguments, path: Path, threads: int, details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare with the product that every exact search has to compute, and measure memory in a fresh process."""
+    """Compare with the matrix product that every exact search needs; measure memory in a new process."""
     import torch
 
     from ragcun_hf.search.exact import exact_search
@@ -105,29 +106,29 @@ def against_product(args: Arguments, path: Path, threads: int, details: dict[str
     size = f"{args.num_queries:,} queries, {args.num_documents:,} documents"
     return [
         at_most(
-            f"top-100 of {size}, against the product alone", seconds.ratio("ours, top-100", "matrix product"), 1.4
+            f"top-100 of {size}, relative to the product alone", seconds.ratio("ours, top-100", "matrix product"), 1.4
         ),
-        figure(f"top-1000 of {size}, against the product", seconds.ratio("ours, top-1000", "matrix product"), "x"),
+        figure(f"top-1000 of {size}, relative to the product", seconds.ratio("ours, top-1000", "matrix product"), "x"),
         at_most("resident memory", memory, 1.5, "GiB"),
     ]
 
 
 class GivenVectors:
-    """What beir takes for a model, with vectors computed before; texts are of one length, so beir asks in order."""
+    """A model for beir that returns given vectors; texts have one length, so beir requests them in order."""
 
     def __init__(self, queries: np.ndarray, documents: np.ndarray) -> None:
         self._queries, self._documents = queries, documents
         self._start = 0
 
     def encode_queries(self, queries: list[str], **_: Any) -> Any:
-        """Return all queries, and begin anew with the documents."""
+        """Return all query vectors, and start again at the first document."""
         import torch
 
         self._start = 0
         return torch.from_numpy(self._queries)
 
     def encode_corpus(self, corpus: list[dict[str, str]], **_: Any) -> Any:
-        """Return the next documents."""
+        """Return the vectors of the next documents."""
         import torch
 
         start, self._start = self._start, self._start + len(corpus)
@@ -135,7 +136,7 @@ class GivenVectors:
 
 
 def against_beir(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Compare top-1000 with beir's exact search on the same vectors, and the two rankings."""
+    """Compare top-1000 with beir's exact search on the same vectors, in time and in ranking."""
     import logging
 
     from beir.retrieval.search.dense import DenseRetrievalExactSearch
@@ -164,13 +165,13 @@ def against_beir(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any
     details["beir_seconds"] = seconds.seconds
     same = sum(same_ranking(found["beir"][query], found["ours"][query]) for query in query_ids) / len(query_ids)
     return [
-        at_least("top-1000 of the same size, against beir's exact search", seconds.ratio("beir", "ours"), 2.0),
-        at_least("share of queries ranked as by beir", same, 1.0, ""),
+        at_least("top-1000 of the same size, relative to beir's exact search", seconds.ratio("beir", "ours"), 2.0),
+        at_least("share of queries with beir's ranking", same, 1.0, ""),
     ]
 
 
 def same_ranking(theirs: dict[str, float], ours: dict[str, float]) -> bool:
-    """Tell whether two rankings agree but for the order of scores that float32 cannot tell apart."""
+    """Return whether two rankings agree, ignoring the order of scores that are equal within float32's precision."""
     if abs(min(theirs.values()) - min(ours.values())) > 1e-5:
         return False
     border = min(ours.values()) + 1e-5
@@ -184,7 +185,7 @@ def same_ranking(theirs: dict[str, float], ours: dict[str, float]) -> bool:
 
 
 def against_faiss(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Find how many queries make an index worth building, and what it misses."""
+    """Find the number of queries from which building an index saves time, and the index's recall."""
     from ragcun_hf.search.approximate import DEFAULT_PROBES, approximate_search, recall_of
     from ragcun_hf.search.exact import exact_search
 
@@ -208,9 +209,9 @@ def against_faiss(args: Arguments, details: dict[str, Any]) -> list[dict[str, An
     gained = per_query["exact"] - per_query["faiss"]
     size = f"{args.clustered_documents:,} documents"
     return [
-        figure(f"queries from which faiss pays, {size}", build / gained if gained > 0 else 0.0, ""),
+        figure(f"number of queries from which faiss is faster, {size}", build / gained if gained > 0 else 0.0, ""),
         figure(
-            f"its recall of the exact top-100, {DEFAULT_PROBES} lists",
+            f"faiss's recall of the exact top-100, {DEFAULT_PROBES} lists searched",
             recall_of(found["faiss many"], found["exact many"]),
             "",
         ),

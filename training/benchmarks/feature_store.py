@@ -1,8 +1,8 @@
-"""The feature cache at 100,000 texts of 768 numbers: memory, room on disk, and what a second use costs.
+"""Measure the feature cache with 100,000 texts of width 768: memory, disk space, and the time to read it again.
 
     python training/benchmarks/feature_store.py
 
-A one-layer encoder of width 768 with random weights stands in for a real one: the cache does not mind.
+A one-layer encoder of width 768 with random weights replaces a real one, because the cache costs the same with both.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _LARGEST_GIB = 1.0
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """Sizes."""
+    """Number of texts."""
 
     num_texts: int = argument(100_000, "Distinct texts.")
-    step: str | None = argument(None, "For the benchmark's own processes: folder of the cache to fill or to read.")
+    step: str | None = argument(None, "Internal: folder of the cache that this process fills or reads.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fill the cache in one process, read it in another, and look at both."""
+    """Fill the cache in one process, read it in another, and compare the two."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     if args.step:
@@ -48,9 +48,9 @@ def main(arguments: list[str] | None = None) -> None:
             sizes[dtype] = sum(path.stat().st_size for path in Path(folder).rglob("*.arrow")) / 2**20
     filled, read = steps["filled float32"], steps["read float32"]
     claims = [
-        at_most(f"resident memory while {args.num_texts:,} texts are encoded", filled["gib"], _LARGEST_GIB, "GiB"),
-        at_most("resident memory while they are read", read["gib"], _LARGEST_GIB, "GiB"),
-        at_least("reading against encoding with one layer", filled["seconds"] / read["seconds"], 5),
+        at_most(f"resident memory while encoding {args.num_texts:,} texts", filled["gib"], _LARGEST_GIB, "GiB"),
+        at_most("resident memory while reading them", read["gib"], _LARGEST_GIB, "GiB"),
+        at_least("reading relative to encoding with one layer", filled["seconds"] / read["seconds"], 5),
         figure("seconds to read them", read["seconds"], "s"),
         figure("on disk in float32", sizes["float32"], "MiB"),
         figure("on disk in float16", sizes["float16"], "MiB"),
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_process(args: Arguments, folder: str) -> dict[str, float]:
-    """Run one step in a process of its own; returns its seconds and its largest resident memory."""
+    """Run one step in a new process; return its seconds and its peak resident memory."""
     command = [sys.executable, __file__, "--step", folder, "--num_texts", str(args.num_texts)]
     if args.threads:
         command += ["--threads", str(args.threads)]
@@ -69,24 +69,24 @@ def run_process(args: Arguments, folder: str) -> dict[str, float]:
 
 
 def run_step(args: Arguments, folder: Path) -> None:
-    """Get the features of all texts, from the cache where it has them."""
+    """Get the features of all texts, and print the seconds and this process's peak memory."""
     set_threads(args.threads)
     from ragcun_hf.features.feature_store import FeatureStore
 
-    dtype = folder.name  # each kind of features has a folder of its name
+    dtype = folder.name  # the folder has the name of the dtype
     store = FeatureStore(one_layer_model(), cache_folder=folder, feature_dtype=dtype, show_progress=False)
     texts = [f"w{row % NUM_WORDS} w{row // NUM_WORDS} w{row * 7 % NUM_WORDS}" for row in range(args.num_texts)]
     started = time.perf_counter()
     vectors = store.features(texts).vectors
     seconds = time.perf_counter() - started
-    assert vectors.shape == (args.num_texts, 768), "every text is another"  # noqa: S101
-    # Of this process alone: getrusage would count what its parent held when it was started.
+    assert vectors.shape == (args.num_texts, 768), "all texts differ"  # noqa: S101
+    # getrusage would include the memory that the parent held when it started this process.
     peak = Path("/proc/self/status").read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]
     print(seconds, int(peak) / 2**20)
 
 
 def one_layer_model(width: int = 768, **options: Any) -> Any:
-    """Build a model with a one-layer encoder and a tokenizer of its own."""
+    """Build a model from a one-layer encoder with random weights and a word-level tokenizer."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -1,9 +1,10 @@
-"""What an index loses against exact search, and what it takes: lists (IVF), quantisation (PQ), graphs (HNSW).
+"""Compare indexes with exact search in recall, time and memory: lists (IVF), quantization (PQ), graphs (HNSW).
 
     python training/benchmarks/indexes.py --data_dir data/beir
 
-All documents of SciFact, NFCorpus and ArguAna and all their sentences, which nobody has judged and which make it hard:
-about 160,000 real vectors of the embedded encoder, and the sets' own queries.
+The collection is all documents of SciFact, NFCorpus and ArguAna and all their sentences: about 160,000 real vectors of
+the embedded encoder. The sentences have no relevance judgements and make the search harder. The queries are those of
+the three datasets.
 """
 
 from __future__ import annotations
@@ -28,16 +29,16 @@ _RERANKED = 1_000
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """The data, and how much is looked at."""
+    """The data, and how much of an index to search."""
 
-    data_dir: str = argument("data/beir", "Folder with the BEIR data sets scifact, nfcorpus and arguana.")
-    num_probes: int = argument(32, "Lists that a query looks into.")
-    ef_search: int = argument(128, "Candidates that a graph keeps while it is searched.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR datasets scifact, nfcorpus and arguana.")
+    num_probes: int = argument(32, "Number of lists to search per query (IVF).")
+    ef_search: int = argument(128, "Number of candidates that a search keeps (HNSW).")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Vectors, and what is relevant among them."""
+    """Vectors of queries and documents, their ids, and the relevance judgements."""
 
     queries: np.ndarray
     documents: np.ndarray
@@ -47,7 +48,7 @@ class Collection:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Embed, search exactly, and hold every index beside that."""
+    """Embed the texts, search exactly and with every index, and compare."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     threads = set_threads(args.threads)
@@ -74,14 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def embed(data_dir: Path) -> Collection:
-    """Embed the union of the data sets, documents and sentences, with the frozen encoder."""
+    """Embed the queries, documents and sentences of all datasets with the frozen encoder."""
     from ragcun_hf.data.beir_folder import load_beir_folder
     from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
     from ragcun_hf.model.base_models import load_base_model
 
     missing = [name for name in _SETS if not (data_dir / name).is_dir()]
     if missing:
-        raise UserError(f"expected the BEIR data set {missing[0]} in {data_dir}, found none: name another --data_dir")
+        raise UserError(f"expected the BEIR dataset {missing[0]} in {data_dir}, found none: name another --data_dir")
     queries: dict[str, str] = {}
     documents: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
@@ -106,12 +107,12 @@ def embed(data_dir: Path) -> Collection:
 
 
 def code_bytes(collection: Collection) -> int:
-    """One byte for every eight numbers of a vector."""
+    """Return the bytes of PQ code per vector: one for every eight numbers."""
     return collection.documents.shape[1] // 8
 
 
 def contenders(args: Arguments, collection: Collection) -> list[tuple[str, Callable[[], Any], bool]]:
-    """Name the indexes, how each is built, and whether its best are ranked again with the whole vectors."""
+    """Return each index's name, how to build it, and whether to re-rank its best results with the full vectors."""
     import faiss
 
     width, num_lists = collection.documents.shape[1], round(len(collection.documents) ** 0.5)
@@ -133,26 +134,26 @@ def contenders(args: Arguments, collection: Collection) -> list[tuple[str, Calla
     return [
         ("IVF", lambda: inverted("Flat"), False),
         ("IVF-PQ", lambda: inverted(codes), False),
-        (f"IVF-PQ, best {_RERANKED:,} ranked again", lambda: inverted(codes), True),
+        (f"IVF-PQ, best {_RERANKED:,} re-ranked", lambda: inverted(codes), True),
         ("HNSW", graph, False),
     ]
 
 
 def timed(search: Callable[[], Any]) -> dict[str, Any]:
-    """Search once, and say what it took."""
+    """Search once, and time it."""
     started = time.perf_counter()
     return {"found": search(), "seconds": time.perf_counter() - started}
 
 
 def exact(collection: Collection) -> Any:
-    """Compare every pair."""
+    """Search exactly."""
     from ragcun_hf.search.exact import exact_search
 
     return exact_search(collection.queries, collection.documents, k=_K + 1)
 
 
 def search_index(collection: Collection, build: Callable[[], Any], is_reranked: bool) -> dict[str, Any]:
-    """Build an index and search it; its size is that of the file it would make."""
+    """Build an index and search it; its size is that of its serialized form."""
     import faiss
 
     from ragcun_hf.search.exact import SearchResult, rank_candidates
@@ -164,7 +165,7 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
     def search() -> Any:
         scores, rows = index.search(collection.queries, _RERANKED if is_reranked else _K + 1)
         if (rows < 0).any():
-            raise UserError("expected every query to find enough vectors, got too few: look into more lists")
+            raise UserError("expected every query to find enough vectors, got too few: set --num_probes higher")
         if not is_reranked:
             return SearchResult(scores, rows)
         found = rank_candidates(collection.queries, collection.documents, rows, similarity="cosine")
@@ -174,7 +175,7 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
 
 
 def figures(name: str, result: dict[str, Any], best: dict[str, Any], collection: Collection) -> list[dict[str, Any]]:
-    """State what one index loses and takes."""
+    """Make the claims of one index: recall, NDCG@10, time and memory."""
     from ragcun_hf.evaluation.ranking import build_run
     from ragcun_hf.evaluation.retrieval import mean_metrics, per_query_metrics
     from ragcun_hf.search.exact import SearchResult

@@ -1,9 +1,9 @@
-"""How fast the exported graphs embed beside PyTorch, and (--beir_folder) whether they find the same.
+"""Compare the exported ONNX graphs with PyTorch: speed and, with --beir_folder, NDCG@10.
 
     python training/benchmarks/onnx_speed.py --model_path checkpoints/mine --beir_folder data/beir/scifact
 
-All embed the same batches, which the project's own loop makes: texts of like length, the next ones tokenized
-meanwhile. Not part of `make benchmark`: it needs an export, and --beir_folder takes minutes.
+All embed the same batches, made by our encoder loop: texts of similar length, with the next batch tokenized in the
+background. `make benchmark` leaves it out, because it needs an export, and --beir_folder takes minutes.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ _MOST_LOST = {"onnxruntime float32": 0.001, "onnxruntime int8": 0.01}  # of NDCG
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """What to embed."""
+    """The model and the texts to embed."""
 
     model_path: str | None = argument(None, "Folder of the trained model.")
-    onnx_dir: str | None = argument(None, "Folder of its export. Default: onnx inside the model's folder.")
-    data: str = argument("python_docs", "Texts to embed: python_docs, or a BEIR folder, whose documents they are.")
-    num_texts: int = argument(200, "Texts, drawn at random.")
+    onnx_dir: str | None = argument(None, "Folder of the ONNX export. Default: onnx inside the model's folder.")
+    data: str = argument("python_docs", "Texts to embed: python_docs, or a BEIR folder, whose documents are used.")
+    num_texts: int = argument(200, "Number of texts, drawn at random.")
     repeats: int = argument(3, "Timed rounds.")
-    beir_folder: str | None = argument(None, "BEIR folder on which NDCG@10 is measured with each precision.")
+    beir_folder: str | None = argument(None, "BEIR folder on which to measure NDCG@10.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Time the contenders in turn, print a table, and measure NDCG@10 if asked."""
+    """Time the contenders in turn and print a table; with --beir_folder, measure NDCG@10."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     if not args.model_path:
-        raise UserError("--model_path expects the folder of a trained model, got none: name it")
+        raise UserError("--model_path expects the folder of a trained model, got none: name one")
     if args.num_texts < 1:
         raise UserError(f"--num_texts must be at least 1, got {args.num_texts}: set it to e.g. 200")
     quiet_libraries()
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     num_tokens = sum(int(mask.sum()) for _, mask in _batches(model, texts))
     say("\n".join(_table(seconds, len(texts), num_tokens)))
     ratios = {name: seconds.ratio(_EXACT, name) for name in contenders if name != _EXACT}
-    claims = [figure(f"texts per second, {name} against {_EXACT}", ratio, "x") for name, ratio in ratios.items()]
+    claims = [figure(f"texts per second, {name} relative to {_EXACT}", ratio, "x") for name, ratio in ratios.items()]
     details: dict[str, Any] = {"data": Path(args.data).name, "texts": len(texts), "tokens": num_tokens}
     details["seconds"] = seconds.seconds
     if dataset is not None:
@@ -79,7 +79,7 @@ def _sample_texts(args: Arguments) -> list[str]:
 
 
 def _contenders(model: Any, folder: Path, onnx_dir: str | None, threads: int) -> dict[str, Callable[..., Any]]:
-    """Name what turns token ids and mask, (B, T), into embeddings (B, D), all float32 tensors."""
+    """Return functions, by name, from token ids and mask (B, T) to float32 embeddings (B, D)."""
     import torch
 
     from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
@@ -100,7 +100,7 @@ def _contenders(model: Any, folder: Path, onnx_dir: str | None, threads: int) ->
         encoder = OnnxEncoder(export, precision=precision, threads=threads)
         digest = weights_digest(folder)
         if encoder.config["source"]["weights_sha256"] != digest:
-            raise UserError(f"expected an export of {folder}, got {export} of other weights: export the model again")
+            raise UserError(f"expected an export of {folder}, got {export} with other weights: export the model again")
 
         def embed(ids: Any, mask: Any) -> Any:
             inputs = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
@@ -125,25 +125,25 @@ def _embedding(model: Any, texts: list[str], compute: Callable[..., Any]) -> Cal
 
 
 def _batches(model: Any, texts: list[str]) -> list[tuple[Any, Any]]:
-    """Return what the loop hands to the encoder: token ids and masks."""
+    """Return the batches that the loop passes to the encoder: token ids and masks."""
     import torch
 
     from ragcun_hf.features.encoder_loop import encode_in_batches
 
     seen: list[tuple[Any, Any]] = []
 
-    def look(ids: Any, mask: Any) -> Any:
+    def record(ids: Any, mask: Any) -> Any:
         seen.append((ids, mask))
         return torch.zeros(len(ids), 1)
 
-    for _ in encode_in_batches(model, texts, compute=look):
+    for _ in encode_in_batches(model, texts, compute=record):
         pass
     return seen
 
 
 def _table(seconds: Comparison, num_texts: int, num_tokens: int) -> list[str]:
-    """Lay speeds out; the ratio is the median over rounds of the ratio within the round."""
-    lines = [f"| | texts/s | tokens/s | against {_EXACT} |", "|---|--:|--:|--:|"]
+    """Format the speeds as a Markdown table."""
+    lines = [f"| | texts/s | tokens/s | relative to {_EXACT} |", "|---|--:|--:|--:|"]
     for name in seconds.seconds:
         median, ratio = seconds.median(name), seconds.ratio(_EXACT, name)
         lines.append(f"| {name} | {num_texts / median:,.1f} | {num_tokens / median:,.0f} | {ratio:.2f} x |")
@@ -151,7 +151,7 @@ def _table(seconds: Comparison, num_texts: int, num_tokens: int) -> list[str]:
 
 
 def evaluate(model: Any, dataset: Any, contenders: Mapping[str, Callable[..., Any]]) -> dict[str, Any]:
-    """Return NDCG@10 of each contender, and how the exported graphs differ from PyTorch in it."""
+    """Return each contender's NDCG@10, and the differences of the exported graphs from PyTorch."""
     import numpy as np
 
     from ragcun_hf.evaluation.retrieval import BASE_SYSTEM, evaluate_retrieval
@@ -180,7 +180,7 @@ def _claims_of_quality(dataset: str, found: dict[str, Any]) -> list[dict[str, An
     claims = [figure(f"NDCG@10 of {dataset}, {_EXACT}", exact, "")]
     for name, most_lost in _MOST_LOST.items():
         value = found["systems"][name]
-        label = f"NDCG@10 of {dataset} lost with {name}, which has {value:.4f}"
+        label = f"NDCG@10 of {dataset} lost with {name} ({value:.4f})"
         claims.append(at_most(label, exact - value, most_lost, ""))
     return claims
 

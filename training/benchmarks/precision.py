@@ -1,8 +1,8 @@
-"""Whether the fast encoder finds what the slow one finds: NDCG@10 of the frozen base, arithmetic by arithmetic.
+"""Compare NDCG@10 of the frozen base in float32 with that of each faster precision.
 
     python training/benchmarks/precision.py --data_dir data/beir
 
-Not part of `make benchmark`: without cached features it takes half an hour on two cores.
+`make benchmark` leaves it out, because without cached features it takes half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _KINDS = (("float32", "torch"), ("bfloat16", "torch"), ("bfloat16", "openvino"))
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """What to evaluate on."""
+    """Datasets and the feature cache."""
 
-    data_dir: str = argument("data/beir", "Folder with the BEIR data sets.")
-    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR datasets.")
+    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "Names of the BEIR datasets.")
     feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Evaluate the frozen base with each arithmetic and compare with float32."""
+    """Evaluate the frozen base in each precision and compare it with float32."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     set_threads(args.threads)
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def evaluate(args: Arguments, model: Any, datasets: list[Any], dtype: str, backend: str) -> dict[str, float]:
-    """Return the base's NDCG@10 on each data set."""
+    """Return the base's NDCG@10 on each dataset."""
     from ragcun_hf.evaluation.model_evaluation import evaluate_model
     from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
 

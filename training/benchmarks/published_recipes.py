@@ -1,22 +1,18 @@
-"""Run the four published recipes with both starts of the head and print one table.
+"""Train and evaluate the four published recipes with both starts of the head, and print one table.
 
     python training/benchmarks/published_recipes.py --base_model embedded --data_dir data/beir \
         --train_data pairs/nq_small.jsonl pairs/msmarco_small.jsonl
 
-Each run is train_contrastive.py with the recipe, then eval_beir.py; results go where --output_dir says.
+Each run calls train_contrastive.py with the recipe, then eval_beir.py.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ragcun_hf.cli import eval_beir, train_contrastive
-from ragcun_hf.command_line import argument, parse_arguments, run_script, say
-
-TRAINING = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(TRAINING))  # the scripts are run as they are, not installed
+from ragcun_hf.command_line import argument, parse_arguments, run_script, say, shipped_file
 
 RECIPES = ("jepa_10k", "512dim_10k", "jepa_iso15_pred12", "pure_isotropy")
 STARTS = ("random", "identity")
@@ -24,14 +20,14 @@ STARTS = ("random", "identity")
 
 @dataclass
 class Arguments:
-    """What to train on and to evaluate with."""
+    """Training pairs, BEIR datasets, encoder and recipes."""
 
     train_data: list[str] = argument([], "Training pairs, as for train_contrastive.py.")
-    data_dir: str = argument("data/beir", "Folder with the BEIR data sets.")
-    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR datasets.")
+    datasets: list[str] = argument(["scifact", "nfcorpus", "arguana"], "Names of the BEIR datasets.")
     base_model: str = argument("embedded", "The encoder.")
-    recipes: list[str] = argument(list(RECIPES), "Which recipes.")
-    output_dir: str = argument("results/published", "Where models, results and the table go.")
+    recipes: list[str] = argument(list(RECIPES), "Names of the recipes.")
+    output_dir: str = argument("results/published", "Folder for the models, the results and the table.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -48,17 +44,16 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run_recipe(args: Arguments, recipe: str, start: str) -> dict:
-    """Train one recipe with one start of the head and evaluate it; return the results file's content."""
+    """Train one recipe with one start of the head, evaluate it, and return the content of the results file."""
     from ragcun_hf.evaluation.results import read_results
 
     name = recipe if start == "random" else f"{recipe}-{start}"
     output = Path(args.output_dir)
     model = output / "models" / name
-    config = TRAINING / "recipes" / f"{recipe}.yaml"
-    train = ["--config", str(config), "--base_model", args.base_model, "--train_data", *args.train_data]
+    train = ["--recipe", recipe, "--base_model", args.base_model, "--train_data", *args.train_data]
     train_contrastive.main([*train, "--projection_init", start, "--output_dir", str(model), "--overwrite"])
     flags = ["--model_path", str(model), "--datasets", *args.datasets, "--data_dir", args.data_dir]
-    if "use_predictor: true" in config.read_text(encoding="utf-8"):
+    if "use_predictor: true" in shipped_file("recipes", recipe).read_text(encoding="utf-8"):
         flags.append("--use_predictor")
     eval_beir.main([*flags, "--output_dir", str(output), "--run_name", name])
     return read_results(output / f"{name}.json")

@@ -1,8 +1,8 @@
-"""Run every benchmark in a process of its own and print one table.
+"""Run the benchmarks, each in a new process, and print one table and the total time.
 
     python training/benchmarks/run_all.py --data_dir data/beir
 
-It says at its end how long it took. Where there is no SciFact, end_to_end.py is left out.
+Without SciFact in --data_dir, end_to_end.py is skipped.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ _WITH_DATA = ("encoding", "end_to_end")
 
 @dataclass
 class Arguments:
-    """Which benchmarks, and where."""
+    """The benchmarks to run, and their folders."""
 
-    data_dir: str = argument("data/beir", "Folder with the BEIR data set scifact.")
-    output_dir: str = argument("results/benchmarks", "Where the results and table.md go.")
-    only: list[str] = argument(list(ALL), "Which benchmarks.")
+    data_dir: str = argument("data/beir", "Folder with the BEIR dataset scifact.")
+    output_dir: str = argument("results/benchmarks", "Folder for the results and table.md.")
+    only: list[str] = argument(list(ALL), "Names of the benchmarks to run.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run them one after the other; a failing one ends the run."""
+    """Run the benchmarks one after the other; stop at the first that fails."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     started = time.perf_counter()
     unknown = sorted(set(args.only) - set(ALL))
     if unknown:
-        raise UserError(f"--only expects names among {', '.join(ALL)}, got {unknown[0]!r}: correct it")
+        raise UserError(f"--only expects names of {', '.join(ALL)}, got {unknown[0]!r}: use one of these names")
     has_data = (Path(args.data_dir) / "scifact").is_dir()
     names = [name for name in args.only if has_data or name != "end_to_end"]
     for name in names:
@@ -58,11 +58,11 @@ def main(arguments: list[str] | None = None) -> None:
     lines = table(Path(args.output_dir), names)
     (Path(args.output_dir) / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     say("\n" + "\n".join(lines))
-    say(f"\n{(time.perf_counter() - started) / 60:.1f} minutes. Written to {args.output_dir}/table.md")
+    say(f"\n{(time.perf_counter() - started) / 60:.1f} minutes. Wrote {args.output_dir}/table.md")
 
 
 def table(folder: Path, names: list[str]) -> list[str]:
-    """Lay the claims of finished benchmarks out as a Markdown table."""
+    """Format the claims of finished benchmarks as a Markdown table."""
     lines = ["| benchmark | claim | figure | target |", "|---|---|--:|---|"]
     for name in names:
         content = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))

@@ -1,9 +1,10 @@
-"""What a million documents and a million pairs cost here, and what MS MARCO, 100 million and a billion then would.
+"""Measure the cost per million documents and pairs, and compute that of MS MARCO, 100 million and a billion.
 
     python training/benchmarks/scale.py --pairs pairs/msmarco_small/train.jsonl --encoder embedded
 
-Time of encoding, of training a head on features, and of exact search; bytes on disk and in memory. `--encoder
-mpnet` measures the architecture of all-mpnet-base-v2 with random weights, which take as long as trained ones.
+It measures the time of encoding, of training a head on features and of exact search, and the bytes on disk and in
+memory. `--encoder mpnet` measures the architecture of all-mpnet-base-v2 with random weights, which are as fast as
+trained ones.
 """
 
 from __future__ import annotations
@@ -29,28 +30,30 @@ _PAIRS, _EPOCHS = 500_000, 3  # MS MARCO's training pairs
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """What is encoded, and by what."""
+    """The texts, the encoder, and the sizes to measure."""
 
-    pairs: str = argument("pairs/msmarco_small/train.jsonl", "Pairs whose passages and queries are encoded.")
-    encoder: Literal["embedded", "mpnet"] = argument("embedded", "What encodes them.")
-    num_texts: int = argument(1_500, "Passages encoded, and queries.")
-    num_vectors: int = argument(250_000, "Vectors searched.")
-    num_pairs: int = argument(10_000, "Pairs trained on, one epoch.")
-    batch_size: int = argument(128, "Of them per step.")
+    pairs: str = argument("pairs/msmarco_small/train.jsonl", "Pairs; their documents and queries are encoded.")
+    encoder: Literal["embedded", "mpnet"] = argument(
+        "embedded", "Encoder: the embedded one, or mpnet with random weights."
+    )
+    num_texts: int = argument(1_500, "Number of passages to encode, and of queries.")
+    num_vectors: int = argument(250_000, "Number of vectors to search.")
+    num_pairs: int = argument(10_000, "Number of pairs to train on, for one epoch.")
+    batch_size: int = argument(128, "Pairs per training step.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure the parts, and print what they come to."""
+    """Measure the parts, and print the computed totals."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     set_threads(args.threads)
     unit = {**measure_encoding(args), **measure_training(args)}
-    unit |= measure_search(args.num_vectors, int(unit["width"])) | measure_what_is_not_shared(args)
+    unit |= measure_search(args.num_vectors, int(unit["width"])) | measure_unshared_work(args)
     claims = [figure(name, value, "") for name, value in unit.items()]
     details = {"texts": args.num_texts, "vectors": args.num_vectors, "pairs": args.num_pairs}
     path = report(args, f"scale_{args.encoder}", claims, details=details)
     say(f"\n{_PAIRS:,} pairs, encoded and trained on for {_EPOCHS} epochs: {hours_of_training(unit):.1f} hours")
-    say("\n" + "\n".join(table(unit)) + f"\n\nComputed from the figures above, which {path} holds.")
+    say("\n" + "\n".join(table(unit)) + f"\n\nComputed from the figures above, which are in {path}.")
 
 
 def measure_encoding(args: Arguments) -> dict[str, float]:
@@ -80,8 +83,8 @@ def measure_encoding(args: Arguments) -> dict[str, float]:
     }
 
 
-def measure_what_is_not_shared(args: Arguments) -> dict[str, float]:
-    """Time what several processes do each for itself with texts on disk, all of them in the cache."""
+def measure_unshared_work(args: Arguments) -> dict[str, float]:
+    """Time the work that several processes cannot share, for texts on disk whose features are cached."""
     import datasets
 
     from ragcun_hf.data.mapped_column import MappedColumn, take
@@ -100,15 +103,15 @@ def measure_what_is_not_shared(args: Arguments) -> dict[str, float]:
         started = time.perf_counter()
         store.encode(column)
         seconds_of_first = time.perf_counter() - started
-        share = WorkShare(TEXTS_AT_ONCE - 1, TEXTS_AT_ONCE)  # the last of so many, to whom no block goes
+        share = WorkShare(TEXTS_AT_ONCE - 1, TEXTS_AT_ONCE)  # the last of more processes than blocks: it gets none
         started = time.perf_counter()
         for start in range(0, num_texts, TEXTS_AT_ONCE):
             texts = take(column, list(range(start, start + TEXTS_AT_ONCE)))
             list(encode_in_batches(model, texts, compute=_nothing, share=share))
         seconds_of_all = time.perf_counter() - started
     return {
-        "seconds in which the first process looks a million texts up": seconds_of_first / num_texts * _MILLION,
-        "seconds in which every process finds its part of a million texts": seconds_of_all / num_texts * _MILLION,
+        "seconds for the first process to look up a million texts": seconds_of_first / num_texts * _MILLION,
+        "seconds for every process to find its part of a million texts": seconds_of_all / num_texts * _MILLION,
     }
 
 
@@ -122,7 +125,7 @@ def _nothing(*_: Any) -> Any:
 
 
 def read_texts(pairs: str) -> tuple[list[str], list[str]]:
-    """Return distinct passages and distinct queries, in a random order."""
+    """Return the distinct passages and the distinct queries in random order."""
     from ragcun_hf.data.pairs import read_pairs
 
     rows = read_pairs(pairs)
@@ -132,7 +135,7 @@ def read_texts(pairs: str) -> tuple[list[str], list[str]]:
 
 
 def build_model(encoder: str) -> Any:
-    """Load the embedded encoder, or build the published one's architecture around its tokenizer."""
+    """Load the embedded encoder, or build all-mpnet-base-v2's architecture with the embedded encoder's tokenizer."""
     from ragcun_hf import IsotropicGaussianModel
     from ragcun_hf.model.base_models import load_base_model
 
@@ -148,7 +151,7 @@ def build_model(encoder: str) -> Any:
 
 
 def measure_training(args: Arguments) -> dict[str, float]:
-    """Train a head on features, all three terms."""
+    """Train a head on features with all three terms."""
     from types import SimpleNamespace
 
     run: Any = SimpleNamespace(num_pairs=args.num_pairs, batch_size=args.batch_size, epochs=1)
@@ -179,20 +182,20 @@ def measure_search(num_vectors: int, width: int) -> dict[str, float]:
         started = time.perf_counter()
         exact_search(queries, documents, k=100)
         seconds = time.perf_counter() - started
-    return {f"seconds for {_NUM_QUERIES:,} queries against a million vectors": seconds / num_vectors * _MILLION}
+    return {f"seconds for {_NUM_QUERIES:,} queries over a million vectors": seconds / num_vectors * _MILLION}
 
 
 def hours_of_training(unit: dict[str, float]) -> float:
-    """Add up encoding and training."""
+    """Return the hours to encode the pairs of MS MARCO and train on them."""
     encoding = unit["hours to encode a million passages"] + unit["hours to encode a million queries"]
     epoch = unit["minutes per epoch of a million pairs, width 384"] / 60
     return (encoding + _EPOCHS * epoch) * _PAIRS / _MILLION
 
 
 def table(unit: dict[str, float]) -> list[str]:
-    """Multiply."""
+    """Multiply the unit costs by the collection sizes; return a Markdown table."""
     encode = unit["hours to encode a million passages"]
-    search = unit[f"seconds for {_NUM_QUERIES:,} queries against a million vectors"] / 3600
+    search = unit[f"seconds for {_NUM_QUERIES:,} queries over a million vectors"] / 3600
     width, features = unit["width"], unit["GB of features in float32 per million"]
     lines = [
         "| | " + " | ".join(_COLLECTIONS) + " |",

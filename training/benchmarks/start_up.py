@@ -1,8 +1,8 @@
-"""How long a person waits before anything happens: `--help`, and the import of the package.
+"""Time the start of a command (`--help`) and the import of the package.
 
     python training/benchmarks/start_up.py
 
-Every figure is that of a fresh process.
+Every figure comes from a fresh process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRAINING = Path(__file__).resolve().parents[1]
 
 @dataclass
 class Arguments(BenchmarkArguments):
-    """How often."""
+    """Number of rounds."""
 
     repeats: int = argument(5, "Timed rounds.")
 
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
         at_most("seconds for eval_beir.py --help", seconds.median("eval_beir.py --help"), 2.0, "s"),
         figure("seconds for train_contrastive.py --help", seconds.median("train_contrastive.py --help"), "s"),
         figure(
-            "import transformers, torch against import ragcun_hf",
+            "import transformers, torch relative to import ragcun_hf",
             seconds.ratio("import transformers, torch", "import ragcun_hf"),
             "x",
         ),
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def process(*words: str) -> Callable[[], None]:
-    """Make a function that runs Python once and fails where it fails."""
+    """Make a function that runs Python in a new process and raises if the process fails."""
 
     def run() -> None:
         subprocess.run([sys.executable, *words], check=True, capture_output=True)

@@ -1,4 +1,4 @@
-"""The search page as a Hugging Face Space: training/search_page, with its settings from the Space's variables."""
+"""Run the search page (training/search_page) as a Hugging Face Space, with settings from the Space's variables."""
 
 import os
 
@@ -19,10 +19,12 @@ _FLAGS = {
 
 
 def main() -> None:
-    """Start the page with the flags that the variables stand for, where a Space expects it."""
+    """Convert the variables to flags, and serve the page on the host and port that a Space expects."""
     for name in ("MODEL_ID", "CORPUS"):
         if not os.environ.get(name):
-            raise UserError(f"expected the variable {name}, got none: set it under Settings, Variables and secrets")
+            raise UserError(
+                f"expected the variable {name}, got none: set it in the Space's Settings, Variables and secrets"
+            )
     flags = [f"{flag}={os.environ[name]}" for name, flag in _FLAGS.items() if os.environ.get(name)]
     serve_page([*flags, "--host", "0.0.0.0", "--port", os.environ.get("PORT", "7860")])
 
