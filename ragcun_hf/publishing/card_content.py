@@ -117,13 +117,21 @@ def card_sections(
     datasets = results["datasets"]
     compared = None if comparison is None else _comparison_of_model(comparison, results["model"])
     outcomes = compare_with_base(datasets)
+    places = {f"{name} {entry['split']} ({entry['num_queries']:,} queries)": entry for name, entry in datasets.items()}
+    if len(places) > 1:
+        places["mean of the data sets"] = {"systems": results["mean"]}
+    subsets = {
+        f"{name}, {subset.replace('_', ' ')} ({part['num_queries']:,} queries)": part
+        for name, entry in datasets.items()
+        for subset, part in entry.get("subsets", {}).items()
+    }
     return {
         "model": results["model"],
         "settings": results["settings"],
         "verdict": verdict(outcomes),
         "metric_names": list(METRIC_NAMES.values()),
-        "result_rows": _result_rows(results),
-        "subset_rows": _subset_rows(datasets),
+        "result_rows": [row for place, entry in places.items() for row in _rows(place, entry)],
+        "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
         "isotropy_rows": _isotropy_rows(results["isotropy"]),
         "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
         "findings": [*describe(outcomes), *describe_memory(datasets)],
@@ -136,23 +144,6 @@ def card_sections(
             (figure["label"], format_figure(figure["value"])) for figure in (published or {}).get("figures", [])
         ],
     }
-
-
-def _result_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for name, entry in results["datasets"].items():
-        rows += _rows(f"{name} {entry['split']} ({entry['num_queries']:,} queries)", entry)
-    if len(results["datasets"]) > 1:
-        rows += _rows("mean of the data sets", {"systems": results["mean"]})
-    return rows
-
-
-def _subset_rows(datasets: Mapping[str, Any]) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for name, entry in datasets.items():
-        for subset, part in entry.get("subsets", {}).items():
-            rows += _rows(f"{name}, {subset.replace('_', ' ')} ({part['num_queries']:,} queries)", part)
-    return rows
 
 
 def _rows(place: str, entry: Mapping[str, Any]) -> list[list[str]]:
@@ -179,12 +170,11 @@ def _interval(tested: Mapping[str, Any]) -> str:
 
 def _isotropy_rows(isotropy: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """Make a row for each measure, with a column for each system."""
-    measured = dict.fromkeys(measure for values in isotropy.values() for measure in values)
-    names = {measure: name for measure, name in _ISOTROPY_NAMES.items() if measure in measured}
-    names |= {measure: measure for measure in measured if measure not in names}
+    measured = [measure for values in isotropy.values() for measure in values]
     return [
-        [name, *(format_figure(values.get(measure)) for values in isotropy.values())]
-        for measure, name in names.items()
+        [_ISOTROPY_NAMES.get(measure, measure), *(format_figure(values.get(measure)) for values in isotropy.values())]
+        for measure in dict.fromkeys([*_ISOTROPY_NAMES, *measured])
+        if measure in measured
     ]
 
 
