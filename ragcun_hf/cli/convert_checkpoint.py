@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
         model.save_pretrained(new)
-    encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained as well"
+    encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"
     say(f"Wrote {folder}: {encoder}, {model.config.output_dim} dimensions; within {difference:.1e} of the original.")
     predictor = " --use_predictor" if model.config.use_predictor else ""
     say(f"Next: python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor} --datasets scifact")

@@ -72,9 +72,10 @@ def render_card(
         if line or (lines and lines[-1]):  # loops and conditions of the template leave blank lines behind
             lines.append(line)
     text = "\n".join(lines).strip() + "\n"
-    if len(_SECTION.findall(text)) != 1 or text.count(BEGIN_WORDS) != 1 or text.count(END_WORDS) != 1:
+    section = _section(text)
+    if section is None:
         raise UserError(f"{template}: expected the lines {BEGIN_WORDS} and {END_WORDS} once in the card: correct it")
-    return _SECTION.sub(lambda _: f"{BEGIN_WORDS}\n{own_words}{END_WORDS}", text)
+    return text[: section.start(1)] + own_words + text[section.end(1) :]
 
 
 def _read_template(path: Path) -> str:
@@ -96,6 +97,12 @@ def _read(path: Path, what: str) -> str:
         raise UserError(f"expected a {what}, could not read {path} ({error}): check the path") from error
 
 
+def _section(text: str) -> re.Match[str] | None:
+    """Find the section of the user's own words, if a card has exactly one."""
+    is_single = text.count(BEGIN_WORDS) == text.count(END_WORDS) == 1
+    return _SECTION.search(text) if is_single else None
+
+
 def read_own_words(text: str, path: Path) -> str | None:
     """Return the lines between the marker lines of a card, or None for a card without markers.
 
@@ -103,14 +110,13 @@ def read_own_words(text: str, path: Path) -> str | None:
     """
     if BEGIN_WORDS not in text and END_WORDS not in text:
         return None
-    sections = list(_SECTION.finditer(text))
-    if len(sections) != 1 or text.count(BEGIN_WORDS) != 1 or text.count(END_WORDS) != 1:
+    section = _section(text)
+    if section is None:
         raise UserError(
             f"{path}: expected your own words between one line {BEGIN_WORDS} and one line {END_WORDS}, got "
             f"{text.count(BEGIN_WORDS)} and {text.count(END_WORDS)}: leave one pair, each on a line of its own"
         )
-    words = sections[0].group(1)
-    first = text.count("\n", 0, sections[0].start(1)) + 1
+    words, first = section.group(1), text.count("\n", 0, section.start(1)) + 1
     for number, line in enumerate(words.splitlines(), start=first):
         digit, hiding = _digit(line), _HIDING.search(line)
         if digit:
