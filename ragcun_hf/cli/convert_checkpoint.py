@@ -1,9 +1,9 @@
-"""Turn a checkpoint of the original project (a .pt file) into a model folder that AutoModel loads.
+"""Convert a checkpoint of the original project (a .pt file) to a model folder that AutoModel loads.
 
     python training/convert_checkpoint.py best_model.pt --base_model sentence-transformers/all-mpnet-base-v2
 
-The file is read as data: nothing that a pickle may hold is run, and a key that the original does not have is refused.
-The result is compared with the original's formula on a few texts before it is written.
+The file is read as data: no code in the pickle is run, and keys that the original does not have are refused. Before
+the model is written, its vectors are compared with the original's formula on a few texts.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ _TEXTS = [
     "The quick brown fox jumps over the lazy dog.",
     "Ein Satz in einer anderen Sprache, mit Umlauten: äöü.",
 ]
-_MOST_DIFFERENT = 1e-4  # of a standard deviation: float32 sums in another order
+_TOLERANCE = 1e-4  # of a standard deviation: float32 sums are taken in another order
 
 
 @dataclass
 class ConversionArguments:
-    """Which checkpoint, and where it goes."""
+    """Arguments of convert_checkpoint.py."""
 
-    checkpoint: str | None = argument(None, "The .pt file, or the first word of the command line.")
+    checkpoint: str | None = argument(None, "The .pt file; it may also be the first word of the command line.")
     base_model: str = argument(
         "sentence-transformers/all-mpnet-base-v2",
-        "The encoder that the checkpoint started from: a Hub id, a folder, or the word embedded.",
+        "The encoder on which the checkpoint was trained: a Hub id, a folder, or the word embedded.",
     )
-    output_dir: str | None = argument(None, "The model's folder. Default: checkpoints/<name of the file>.")
-    overwrite: bool = argument(False, "Replace a model that lies there.")
+    output_dir: str | None = argument(None, "Folder of the model. Default: checkpoints/<name of the file>.")
+    overwrite: bool = argument(False, "Replace a model in --output_dir.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read, convert, compare, write, and say what comes next."""
+    """Read, convert and compare the checkpoint, write the model, and print the next command."""
     from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
     from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     state = read_original_checkpoint(args.checkpoint)
     model, is_frozen = convert_original(state, args.base_model)
     difference = difference_to_original(model, state, _TEXTS)
-    if not difference < _MOST_DIFFERENT:
+    if not difference < _TOLERANCE:
         raise UserError(
             f"expected the vectors of the original, got a difference of {difference:.1e} standard deviations: nothing "
             "was written, check --base_model"

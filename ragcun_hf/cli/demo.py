@@ -1,10 +1,10 @@
-"""The main job in one command: a frozen encoder gets measurably better at retrieval.
+"""Run the whole workflow in one command: a frozen encoder gets measurably better at retrieval.
 
     python training/demo.py
 
 Builds a retrieval corpus from the documentation strings of installed packages, trains a head on the embedded
-all-MiniLM-L6-v2, evaluates it against the frozen base on documents it never saw, reloads it in a clean process,
-answers three queries, and writes a results file, plots and a model card. Needs no network.
+all-MiniLM-L6-v2, compares it with the frozen base on documents that were not used in training, reloads it in a clean
+process, answers three queries, and writes a results file, plots and a model card. Needs no network.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..command_line import argument, parse_arguments, quiet_libraries, say
-
-TRAINING = Path(__file__).resolve().parent
+from ..command_line import argument, parse_arguments, quiet_libraries, say, shipped_file
 
 QUERIES = (
     "sort an array and get the indices instead of the values",
@@ -27,7 +25,7 @@ QUERIES = (
     "randomly switch off units of a network while training",
 )
 
-# Runs in a process that cannot import this package: what anybody gets who loads the folder.
+# Runs in a process that cannot import this package, like that of any user who loads the folder.
 _CLEAN_PROCESS = """
 import json, sys
 sys.modules["ragcun_hf"] = None
@@ -42,22 +40,22 @@ def unit(x): return x / np.linalg.norm(x, axis=1, keepdims=True)
 scores = unit(model.encode_query(queries)) @ unit(model.encode_document([row["text"] for row in rows])).T
 print(json.dumps([[rows[i]["_id"] for i in np.argsort(-row)[:3]] for row in scores]))
 """
-_CORPUS_STEP = 4  # the clean process encodes every fourth document: enough to show, and quick
+_CORPUS_STEP = 4  # the clean process encodes every fourth document, to be quick
 
 
 @dataclass
 class DemoArguments:
-    """Where the demo writes."""
+    """Arguments of demo.py."""
 
     output_dir: str = argument("demo", "Folder for corpus, model, results, plots and card.")
     packages: list[str] = argument(
         ["numpy", "torch", "scipy"], "Installed packages whose documentation is the corpus."
     )
-    recipe: str = argument(str(TRAINING / "recipes" / "demo.yaml"), "Recipe to train with.")
+    recipe: str = argument(str(shipped_file("recipes", "demo")), "Recipe to train with.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run every step of the main job and say what came out."""
+    """Run every step and print the result."""
     (args,) = parse_arguments([DemoArguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     started = time.perf_counter()
@@ -67,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     _train(corpus, model, args.recipe)
     results = _evaluate(corpus, model, folder / "results")
     _reload_and_search(model, corpus)
-    _write_card(model, folder, args.recipe)
+    _write_card(model, folder)
     _report(results, folder, model, time.perf_counter() - started)
 
 
@@ -80,14 +78,14 @@ def _build_corpus(folder: Path, packages: list[str]) -> Path:
     test = load_beir_folder(folder, "test")
     train = load_beir_folder(folder, "train")
     say(f"{len(test.corpus_ids)} documents; {len(train.queries)} queries to train on, {len(test.queries)} to test on,")
-    say("split by document. Query: the one-line summary; document: the rest of the docstring.")
+    say("split by document. The query is the one-line summary, the document the rest of the docstring.")
     return folder
 
 
 def _train(corpus: Path, model: Path, recipe: str) -> None:
     from . import train_contrastive
 
-    _headline(2, "Training: the encoder runs once per text, then the head trains on its features")
+    _headline(2, "Training: the encoder runs once per text, then the head is trained on the features")
     flags = ["--config", recipe, "--base_model", "embedded", "--train_data", str(corpus), "--output_dir", str(model)]
     train_contrastive.main([*flags, "--overwrite"])
 
@@ -95,22 +93,15 @@ def _train(corpus: Path, model: Path, recipe: str) -> None:
 def _evaluate(corpus: Path, model: Path, output: Path) -> dict:
     from . import eval_beir
 
-    _headline(3, "Evaluation: known-item search on documents the head never saw, the frozen base beside it")
-    flags = [
-        "--model_path",
-        str(model),
-        "--use_predictor",
-        "--datasets",
-        corpus.name,
-        "--data_dir",
-        str(corpus.parent),
-    ]
-    eval_beir.main([*flags, "--output_dir", str(output), "--run_name", "demo"])
+    _headline(3, "Evaluation: known-item search on new documents, compared with the frozen base")
+    flags = ["--model_path", str(model), "--use_predictor", "--datasets", corpus.name]
+    flags += ["--data_dir", str(corpus.parent), "--output_dir", str(output), "--run_name", "demo"]
+    eval_beir.main(flags)
     return json.loads((output / "demo.json").read_text(encoding="utf-8"))
 
 
 def _reload_and_search(model: Path, corpus: Path) -> None:
-    _headline(4, "Sharing: a clean process loads the folder with AutoModel, without this package, and searches")
+    _headline(4, "Sharing: a clean process without this package loads the folder with AutoModel and searches")
     command = [sys.executable, "-c", _CLEAN_PROCESS, str(model.resolve()), str((corpus / "corpus.jsonl").resolve())]
     answer = subprocess.run(
         [*command, json.dumps(QUERIES), str(_CORPUS_STEP)],
@@ -124,7 +115,7 @@ def _reload_and_search(model: Path, corpus: Path) -> None:
         say(f'  "{query}"\n     -> {", ".join(names)}')
 
 
-def _write_card(model: Path, folder: Path, recipe: str) -> None:
+def _write_card(model: Path, folder: Path) -> None:
     from ..evaluation.plots import plot_learning_curves
     from ..files import RECORD_FILE
     from . import render_card
@@ -141,13 +132,13 @@ def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
     p_value = entry["comparisons"]["projection"]["p_value"]
     say(
         f"\nNDCG@10 on unseen documents: frozen base {base:.4f}, trained head {trained:.4f} "
-        f"({trained / base - 1:+.1%}, p = {p_value:.4f}). {seconds / 60:.1f} minutes in all."
+        f"({trained / base - 1:+.1%}, p = {p_value:.4f}). {seconds / 60:.1f} minutes in total."
     )
     say(f"In {folder}: the model, its card (model/README.md), results/demo.json, and plots in results/demo.")
     say("Next, on your own pairs:")
     say("  .venv/bin/python training/train_contrastive.py --base_model embedded --train_data YOUR_PAIRS.jsonl \\")
     say("      --config training/recipes/adapt.yaml --output_dir checkpoints/mine")
-    say(f"Or load what was just made:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
+    say(f"Or load this model:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
 
 
 def _headline(number: int, text: str) -> None:

@@ -2,8 +2,9 @@
 
     python training/render_card.py --model_path checkpoints/jepa_10k --results results/jepa_10k.json
 
-Every number of the card stems from the results, the training record in the model folder, or the published figures
-of a recipe (--recipe); what no file holds is "not measured". Plots that eval_beir.py made are shown.
+Every number of the card comes from the results, from the training record in the model's folder, or from the figures
+published for a recipe (--recipe). What no file holds is "not measured". The card shows the plots of eval_beir.py.
+Write your own words between the two marker lines of the card; rendering it again keeps them.
 """
 
 from __future__ import annotations
@@ -15,64 +16,67 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import argument, parse_arguments, say
-from ..files import replaced_file
+from ..files import RECORD_FILE, replaced_file
 
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
-    "isotropy.png": "How evenly base and projection fill their space",
-    "learning_curves.png": "The terms of the loss while training",
+    "isotropy.png": "How evenly the vectors of base and projection spread in all directions",
+    "learning_curves.png": "Loss terms during training",
 }
 _COMPARISON_PLOT = "Differences between the compared models"
 
 
 @dataclass
 class CardArguments:
-    """Whose card, out of which files."""
+    """Arguments of render_card.py."""
 
     model_path: str | None = argument(None, "Folder of the trained model.")
     results: list[str] = argument([], "Results files of eval_beir.py for this model, each with other data sets.")
     comparison: str | None = argument(None, "A file of eval_beir.py --compare with this model; its plot is shown too.")
-    output: str | None = argument(None, "The card. Default: README.md in the model's folder.")
-    repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the examples of use.")
-    recipe: str | None = argument(None, "Recipe the model was trained by; shows what was published for it.")
+    output: str | None = argument(None, "Path of the card. Default: README.md in the model's folder.")
+    repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the card's examples.")
+    recipe: str | None = argument(None, "Recipe the model was trained with; the card shows its published figures.")
     dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
     training_record: str | None = argument(
-        None, "How the model was trained. Default: training_record.json in the model's folder, if it is there."
+        None, "Record of the training. Default: training_record.json in the model's folder, if it exists."
     )
-    template: str | None = argument(None, "Jinja template of the card. Default: the package's own.")
-    published: str | None = argument(
-        None, "Figures published for the recipes. Default: those that the package brings."
+    template: str | None = argument(
+        None, "Jinja template of the card. Default: the package's own, which push_to_hub.py expects."
     )
+    published: str | None = argument(None, "Figures published for the recipes. Default: the package's own file.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, render, write, and say what was written."""
+    """Parse the arguments, render and write the card, keep its sources, and print what was written."""
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
     from ..evaluation.results import read_results
-    from ..publishing.card_sources import keep_sources
-    from ..publishing.model_card import CARD_TEMPLATE, join_results, read_json_object, render_card, write_card
+    from ..publishing.card import CARD_TEMPLATE, write_card
+    from ..publishing.card_sources import join_results, keep_sources, read_json_object
 
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
-    published = _published(args)
-    comparison = read_json_object(Path(args.comparison)) if args.comparison else None
-    text = render_card(
+    record = Path(args.training_record) if args.training_record else folder / RECORD_FILE
+    has_record = args.training_record is not None or record.is_file()
+    sources = {
+        "published": _published(args),
+        "comparison": read_json_object(Path(args.comparison)) if args.comparison else None,
+        "repo_id": args.repo_id,
+        "plots": _place_plots(_found_plots(args), output),
+        "dataset_ids": args.dataset_ids,
+    }
+    write_card(
+        output,
         template=Path(args.template) if args.template else CARD_TEMPLATE,
         results=results,
-        training_record=_training_record(args, folder),
-        published=published,
-        comparison=comparison,
-        repo_id=args.repo_id,
-        plots=_place_plots(_found_plots(args), output),
-        dataset_ids=args.dataset_ids,
+        training_record=read_json_object(record) if has_record else None,
+        **sources,
     )
-    write_card(output, text)
-    say(f"Wrote {output}: every number in it stems from a file ({', '.join(args.results)}, ...).")
+    say(f"Wrote {output}: every number in it comes from a file ({', '.join(args.results)}, ...).")
     if output.resolve() == (folder / "README.md").resolve():
-        results_paths = [Path(path) for path in args.results]
-        keep_sources(folder, results_paths, comparison=comparison, published=published, repo_id=args.repo_id)
+        paths = [Path(path) for path in args.results]
+        keep_sources(folder, results=paths, training_record=record if has_record else None, **sources)
         repo_id = args.repo_id or "organisation/name"
         say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
 
@@ -88,9 +92,9 @@ def _model_folder(args: CardArguments) -> Path:
 
 
 def _check_model(results: dict[str, Any], folder: Path) -> None:
-    """Refuse results of another model, as far as its configuration tells."""
+    """Refuse results of another model, as far as the configuration shows it."""
     from ..errors import UserError
-    from ..publishing.model_card import read_json_object
+    from ..publishing.card_sources import read_json_object
 
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}
@@ -98,24 +102,14 @@ def _check_model(results: dict[str, Any], folder: Path) -> None:
     for key in ("base_model_name", "output_dim", "projection_init", "projection_kind", "use_predictor"):
         if key in config and key in measured and config[key] != measured[key]:
             raise UserError(
-                f"--results expects results of the model in {folder}, got those of one with {key} {measured[key]!r} "
-                f"instead of {config[key]!r}: evaluate this model, or name its folder"
+                f"--results expects results of the model in {folder}, got those of a model with {key} "
+                f"{measured[key]!r} instead of {config[key]!r}: evaluate this model, or name its folder"
             )
-
-
-def _training_record(args: CardArguments, folder: Path) -> dict[str, Any] | None:
-    from ..files import RECORD_FILE
-    from ..publishing.model_card import read_json_object
-
-    if args.training_record:
-        return read_json_object(Path(args.training_record))
-    path = folder / RECORD_FILE
-    return read_json_object(path) if path.is_file() else None
 
 
 def _published(args: CardArguments) -> dict[str, Any] | None:
     from ..errors import UserError
-    from ..publishing.model_card import PUBLISHED_FIGURES, read_published
+    from ..publishing.card_sources import PUBLISHED_FIGURES, read_published
 
     if args.recipe is None:
         return None
@@ -129,7 +123,7 @@ def _published(args: CardArguments) -> dict[str, Any] | None:
 
 
 def _found_plots(args: CardArguments) -> dict[str, Path]:
-    """Return description -> file of what the evaluation drew; of several results files the first that has a plot."""
+    """Return description -> file of the plots that the evaluation drew, from the first results file with each."""
     folders = [Path(path).resolve().with_suffix("") for path in args.results]
     found: dict[str, Path] = {}
     for name, description in _PLOTS.items():
@@ -142,7 +136,7 @@ def _found_plots(args: CardArguments) -> dict[str, Path]:
 
 
 def _place_plots(found: dict[str, Path], output: Path) -> dict[str, str]:
-    """Return description -> address; what does not lie below the card's folder is copied beside it."""
+    """Return description -> address relative to the card; plots outside the card's folder are copied into it."""
     plots: dict[str, str] = {}
     card_folder = output.resolve().parent
     for description, plot in found.items():

@@ -1,1 +1,1 @@
-"""Model cards that can only show measured numbers."""
+"""Share a trained model: model cards rendered from results, uploads to the Hub, ONNX exports."""

@@ -1,4 +1,4 @@
-"""What a model card says, row by row, out of a results file, a training record and published figures."""
+"""Everything that a model card shows, as finished texts, and its metadata."""
 
 from __future__ import annotations
 
@@ -6,109 +6,103 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import UserError
 from .card_findings import (
     BASE,
     METRIC,
-    PREDICTOR,
-    comparison_cells,
+    NOT_MEASURED,
+    compare_with_base,
+    describe,
     describe_memory,
-    describe_outcomes,
-    list_outcomes,
+    format_difference,
+    format_figure,
+    format_setting,
     verdict,
 )
-from .card_numbers import NOT_MEASURED, format_difference, format_figure, format_setting
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCardData
+    from huggingface_hub import EvalResult, ModelCardData
 
-SYSTEM_NAMES = {BASE: "frozen base", "projection": "projection", PREDICTOR: PREDICTOR}
-METRIC_NAMES = {
-    "ndcg@10": "NDCG@10",
-    "map@100": "MAP@100",
-    "recall@100": "Recall@100",
-    "mrr@10": "MRR@10",
+METRIC_NAMES = {METRIC: "NDCG@10", "map@100": "MAP@100", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
+# Collections that the Hub has under BeIR/<name>, with the benchmark whose leaderboard lists models and its task, if
+# there is one (names of mteb 2.26). Other data sets keep their own names.
+BEIR_ON_THE_HUB = {
+    "arguana": ("mteb/arguana", "ArguAna"),
+    "climate-fever": ("mteb/climate-fever", "ClimateFEVER"),
+    "cqadupstack": (None, None),
+    "dbpedia-entity": ("mteb/dbpedia", "DBPedia"),
+    "fever": ("mteb/fever", "FEVER"),
+    "fiqa": ("mteb/fiqa", "FiQA2018"),
+    "hotpotqa": ("mteb/hotpotqa", "HotpotQA"),
+    "msmarco": (None, None),
+    "nfcorpus": ("mteb/nfcorpus", "NFCorpus"),
+    "nq": ("mteb/nq", "NQ"),
+    "quora": ("mteb/quora", "QuoraRetrieval"),
+    "scidocs": ("mteb/scidocs", "SCIDOCS"),
+    "scifact": ("mteb/scifact", "SciFact"),
+    "trec-covid": ("mteb/trec-covid", "TRECCOVID"),
+    "webis-touche2020": ("mteb/touche2020", "Touche2020"),
 }
-# BEIR's collections that stand on the Hub under BeIR/<name>; other data sets keep their own names.
-_ON_THE_HUB = frozenset(
-    "arguana climate-fever cqadupstack dbpedia-entity fever fiqa hotpotqa msmarco nfcorpus nq quora scidocs scifact "
-    "trec-covid webis-touche2020".split()
-)
-_TAGS = ["isotropic-gaussian", "sentence-transformers", "feature-extraction", "retrieval"]
-_ISOTROPY = {
-    "effective_rank": "effective rank (directions really used)",
+
+_SYSTEM_NAMES = {BASE: "frozen base"}
+_ISOTROPY_NAMES = {
+    "effective_rank": "effective rank (number of directions in use)",
     "iso_score": "IsoScore (1 is isotropic)",
     "mean_cosine": "mean cosine of two documents (0 is isotropic)",
     "embedding_std": "mean standard deviation (1 for a standard Gaussian)",
     "sigreg": "SIGReg statistic per document (smaller is closer to a standard Gaussian)",
 }
 _DATA_NAMES = {
-    "train": "sources",
+    "train": "training data",
     "rows": "training pairs",
     "distinct_positives": "distinct documents",
+    "query_is_positive": "pairs whose query equals the document",
+    "duplicate_rows": "duplicate pairs",
     "duplicate_rows_dropped": "duplicate pairs dropped",
     "validation_rows": "pairs held out for validation",
 }
 _VALIDATED = {"start": "before training", "saved": "as saved"}
-# What a reader looks for first; the record holds those that differ from the package's defaults.
-_ESSENTIAL = (
-    "lambda_contrastive",
-    "lambda_isotropy",
-    "lambda_predictive",
-    "contrastive_kind",
-    "isotropy_kind",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "learning_rate",
-)
+# Arguments inherited from transformers that say nothing about the model.
 _HOUSEKEEPING = re.compile(r"(logging|save|eval|report|push|hub|dataloader|disable|load_best|run_name|use_cpu)\w*")
 
 
-def card_metadata(
-    results: Mapping[str, Any], *, name: str, dataset_ids: Sequence[str] = (), uses_prediction: bool = False
-) -> ModelCardData:
+def card_metadata(results: Mapping[str, Any], *, name: str, dataset_ids: Sequence[str] = ()) -> ModelCardData:
     """Make the metadata block, with every figure of the model as a `model-index`.
 
-    Args:
-        results: As from `read_results`.
-        name: The model's name in the index.
-        dataset_ids: Hub ids of the training data; only the user knows which of its names are ids.
-        uses_prediction: Whether a predictor was trained; adds the tag `jepa`.
-
-    Returns:
-        Metadata as `huggingface_hub` writes and validates it.
+    Only the user knows which training data have an id on the Hub, so `dataset_ids` are given.
     """
     from huggingface_hub import ModelCardData
 
     base_model = results["model"]["base_model"] or ""
+    tags = ["isotropic-gaussian", "sentence-transformers", "feature-extraction", "retrieval"]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="sentence-similarity",
         license="apache-2.0",
         base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) else None,
         datasets=list(dataset_ids) or None,
-        tags=[*_TAGS, *(["jepa"] if uses_prediction else [])],
+        tags=[*tags, "jepa"] if results["model"]["use_predictor"] else tags,
         model_name=name,
-        eval_results=list(evaluation_results(results)) or None,
+        eval_results=list(_evaluation_results(results["datasets"])) or None,
     )
 
 
-def evaluation_results(results: Mapping[str, Any]) -> Iterator[Any]:
-    """Give one `huggingface_hub.EvalResult` per data set, system and metric; the base is another model's."""
+def _evaluation_results(datasets: Mapping[str, Any]) -> Iterator[EvalResult]:
     from huggingface_hub import EvalResult
 
-    for name, entry in results["datasets"].items():
+    for name, entry in datasets.items():
         for system, metrics in entry["systems"].items():
-            if system == BASE:
+            if system == BASE:  # another model's figures
                 continue
             for metric in (metric for metric in METRIC_NAMES if metric in metrics):
                 yield EvalResult(
                     task_type="information-retrieval",
                     task_name="Information Retrieval",
-                    dataset_type=f"BeIR/{name}" if name in _ON_THE_HUB else name,
+                    dataset_type=f"BeIR/{name}" if name in BEIR_ON_THE_HUB else name,
                     dataset_name=name,
                     dataset_split=entry["split"],
                     metric_type=metric.replace("@", "_at_"),
-                    metric_name=f"{METRIC_NAMES[metric]} ({SYSTEM_NAMES.get(system, system)})",
+                    metric_name=f"{METRIC_NAMES[metric]} ({system})",
                     metric_value=round(metrics[metric], 4),
                 )
 
@@ -119,131 +113,151 @@ def card_sections(
     published: Mapping[str, Any] | None,
     comparison: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Prepare everything the template shows; every value is a finished text.
-
-    Args:
-        results: As from `join_results`.
-        training_record: As in a model folder, or None.
-        published: One recipe's published figures, or None.
-        comparison: As from `comparison_of_model`, or None.
-
-    Returns:
-        Template variables.
-    """
+    """Prepare the template's variables from the sources of a card, as `render_card` takes them."""
     datasets = results["datasets"]
+    compared = None if comparison is None else _comparison_of_model(comparison, results["model"])
+    outcomes = compare_with_base(datasets)
+    places = {f"{name} {entry['split']} ({entry['num_queries']:,} queries)": entry for name, entry in datasets.items()}
+    if len(places) > 1:
+        places["mean of the data sets"] = {"systems": results["mean"]}
+    subsets = {
+        f"{name}, {subset.replace('_', ' ')} ({part['num_queries']:,} queries)": part
+        for name, entry in datasets.items()
+        for subset, part in entry.get("subsets", {}).items()
+    }
     return {
-        "verdict": verdict(results),
+        "model": results["model"],
+        "settings": results["settings"],
+        "verdict": verdict(outcomes),
         "metric_names": list(METRIC_NAMES.values()),
-        "result_rows": result_rows(results),
-        "subset_rows": subset_rows(datasets),
-        "isotropy_rows": isotropy_rows(results["isotropy"]),
-        "isotropy_systems": [SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
-        "findings": describe_outcomes(list_outcomes(datasets)),
-        "memory_findings": describe_memory(datasets),
-        "comparison": comparison,
-        "comparison_rows": [comparison_cells(row) for row in (comparison or {}).get("rows", [])],
-        "training_rows": training_rows(training_record),
+        "result_rows": [row for place, entry in places.items() for row in _rows(place, entry)],
+        "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
+        "isotropy_rows": _isotropy_rows(results["isotropy"]),
+        "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
+        "findings": [*describe(outcomes), *describe_memory(datasets)],
+        "comparison": compared,
+        "has_record": training_record is not None,
+        "training_rows": [] if training_record is None else _training_rows(training_record),
         "measurements": [_measurement(part) for part in results["measurements"]],
+        "published": published,
         "published_rows": [
             (figure["label"], format_figure(figure["value"])) for figure in (published or {}).get("figures", [])
         ],
     }
 
 
-def result_rows(results: Mapping[str, Any]) -> list[list[str]]:
-    """Lay out one row per data set and system, then the mean: place, system, metrics, comparison."""
-    rows: list[list[str]] = []
-    for name, entry in results["datasets"].items():
-        rows += _rows(f"{name} {entry['split']} ({entry['num_queries']:,} queries)", entry)
-    if len(results["datasets"]) > 1:
-        rows += _rows("mean of the data sets", {"systems": results["mean"]})
+def _rows(place: str, entry: Mapping[str, Any]) -> list[list[str]]:
+    """Make a row for each system, the base first: metrics, then the difference to the base, its interval and p."""
+    systems, rows = entry["systems"], []
+    base = systems.get(BASE, {}).get(METRIC)
+    for system in sorted(systems, key=lambda name: name != BASE):
+        value, tested = systems[system].get(METRIC), entry.get("comparisons", {}).get(system, {})
+        difference = format_difference(None if value is None or base is None else value - base)
+        if system == BASE:
+            compared = ["", "", ""]
+        elif tested.get("metric") != METRIC:
+            compared = [difference, NOT_MEASURED, NOT_MEASURED]
+        else:
+            compared = [difference, _interval(tested), format_figure(tested["p_value"])]
+        metrics = [format_figure(systems[system].get(metric)) for metric in METRIC_NAMES]
+        rows.append([place, _SYSTEM_NAMES.get(system, system), *metrics, *compared])
     return rows
 
 
-def subset_rows(datasets: Mapping[str, Any]) -> list[list[str]]:
-    """Lay out the same for queries with and without a relevant document seen in training."""
-    rows: list[list[str]] = []
-    for name, entry in datasets.items():
-        for subset, part in entry.get("subsets", {}).items():
-            rows += _rows(f"{name}, {subset.replace('_', ' ')} ({part['num_queries']:,} queries)", part)
-    return rows
+def _interval(tested: Mapping[str, Any]) -> str:
+    return f"{format_difference(tested['low'])} to {format_difference(tested['high'])}"
 
 
-def isotropy_rows(isotropy: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    """Lay out one row per isotropy measure with a column per system."""
-    measures = dict.fromkeys(measure for values in isotropy.values() for measure in values)
-    ordered = [measure for measure in _ISOTROPY if measure in measures]
-    ordered += [measure for measure in measures if measure not in _ISOTROPY]
+def _isotropy_rows(isotropy: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """Make a row for each measure, with a column for each system."""
+    measured = [measure for values in isotropy.values() for measure in values]
     return [
-        [_ISOTROPY.get(measure, measure), *(format_figure(values.get(measure)) for values in isotropy.values())]
-        for measure in ordered
+        [_ISOTROPY_NAMES.get(measure, measure), *(format_figure(values.get(measure)) for values in isotropy.values())]
+        for measure in dict.fromkeys([*_ISOTROPY_NAMES, *measured])
+        if measure in measured
     ]
 
 
-def training_rows(training_record: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Lay out data, settings and effort of the training as name and value."""
-    if training_record is None:
-        return []
-    data = dict(training_record.get("data", {}))
-    rows = [(_DATA_NAMES.get(key, key.replace("_", " ")), format_setting(value)) for key, value in data.items()]
-    model = {key: value for key, value in training_record.get("model", {}).items() if value is not None}
-    rows += [(f"`{key}`", format_setting(value)) for key, value in model.items()]
-    arguments = training_record.get("training_arguments", {})
-    for key in _ESSENTIAL:
-        rows.append((f"`{key}`", format_setting(arguments[key]) if key in arguments else "the package's default"))
-    for key, value in arguments.items():
-        is_shown = key not in _ESSENTIAL and not _HOUSEKEEPING.fullmatch(key)
-        if is_shown and not isinstance(value, Mapping) and value is not None:
-            rows.append((f"`{key}`", format_setting(value)))
-    rows.append(("optimizer steps", format_setting(training_record.get("steps"))))
-    if training_record.get("blend", 1.0) != 1.0:
-        rows.append(
-            ("share of the way from the start to the trained weights", format_setting(training_record["blend"]))
-        )
-    for when, value in training_record.get("validation_ndcg@10", {}).items():
+def _training_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lay out data, settings and effort of the training, the arguments that the record calls essential first."""
+    rows: list[tuple[str, Any]] = [
+        (_DATA_NAMES.get(key, key.replace("_", " ")), value) for key, value in record.get("data", {}).items()
+    ]
+    rows += [(f"`{key}`", value) for key, value in record.get("model", {}).items() if value is not None]
+    arguments, essential = record.get("training_arguments", {}), record.get("essential", [])
+    others = [
+        key
+        for key, value in arguments.items()
+        if key not in essential and not _HOUSEKEEPING.fullmatch(key) and not isinstance(value, Mapping | None)
+    ]
+    rows += [(f"`{key}`", arguments.get(key)) for key in [*essential, *others]]
+    rows.append(("optimizer steps", record.get("steps")))
+    if record.get("blend", 1.0) != 1.0:
+        rows.append(("blend of the initial with the trained weights (share of the trained ones)", record["blend"]))
+    for when, value in record.get("validation_ndcg@10", {}).items():
         rows.append((f"NDCG@10 on held-out pairs, {_VALIDATED.get(when, when)}", format_figure(value)))
-    seconds = training_record.get("seconds", {})
-    rows += [(f"seconds for {what}", format_setting(value)) for what, value in seconds.items()]
-    energy = training_record.get("energy")
-    rows.append(
-        (f"kWh for encoding and training, an estimate by {energy['by']}", format_setting(energy["kwh"]))
-        if energy
-        else ("energy", NOT_MEASURED)
-    )
-    return rows
-
-
-def _rows(place: str, entry: Mapping[str, Any]) -> list[list[str]]:
-    systems = entry["systems"]
-    rows = []
-    for system in sorted(systems, key=lambda name: name != BASE):
-        metrics = [format_figure(systems[system].get(metric)) for metric in METRIC_NAMES]
-        rows.append([place, SYSTEM_NAMES.get(system, system), *metrics, *_comparison_cells(system, entry)])
-    return rows
-
-
-def _comparison_cells(system: str, entry: Mapping[str, Any]) -> list[str]:
-    """Difference to the base, interval and p; blank for the base itself."""
-    if system == BASE:
-        return ["", "", ""]
-    value, base_value = (entry["systems"].get(name, {}).get(METRIC) for name in (system, BASE))
-    difference = None if value is None or base_value is None else value - base_value
-    compared = entry.get("comparisons", {}).get(system, {})
-    if compared.get("metric") != METRIC:
-        return [format_difference(difference), NOT_MEASURED, NOT_MEASURED]
-    interval = f"{format_difference(compared['low'])} to {format_difference(compared['high'])}"
-    return [format_difference(difference), interval, format_figure(compared["p_value"])]
+    rows += [(f"seconds for {what}", value) for what, value in record.get("seconds", {}).items()]
+    energy = record.get("energy") or {"by": None, "kwh": NOT_MEASURED}
+    estimated = f", in kWh, estimated by {energy['by']}" if energy["by"] else ""
+    rows.append((f"energy for encoding and training{estimated}", energy["kwh"]))
+    return [(name, format_setting(value)) for name, value in rows]
 
 
 def _measurement(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Say how one results file was made."""
     machine = part["machine"]
-    names = [name for name in ("accelerator", "processor") if machine.get(name)]
+    names = [format_setting(machine[name]) for name in ("accelerator", "processor") if machine.get(name)]
     return {
         "created": format_setting(part["created"]),
         "command": " ".join(part["command"].split()),
         "commit": format_setting(part["commit"]),
         "versions": ", ".join(f"{package} {version}" for package, version in part["versions"].items()),
-        "machine": ", ".join(format_setting(machine[name]) for name in names)
-        + f", {machine['cores']} cores, Python {machine['python']}",
+        "machine": f"{', '.join(names)}, {machine['cores']} cores, Python {machine['python']}",
         "settings": [(key.replace("_", " "), format_setting(value)) for key, value in part["settings"].items()],
     }
+
+
+# Comparison with other models
+
+_PARTS = {"command", "datasets", "models", "overall", "systems"}
+_SAME = ("base_model", "output_dim", "projection_init", "projection_kind", "use_predictor", "similarity")
+
+
+def _comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the rows of this model out of a file of `eval_beir.py --compare`, with what was searched and how."""
+    if comparison.get("metric") != METRIC or not comparison.keys() >= _PARTS:
+        raise UserError(
+            f"--comparison expects a file that eval_beir.py --compare wrote, by {METRIC}, got another: write it again"
+        )
+    name = model["name"]
+    found = comparison["models"].get(name)
+    if found is None or any(found["model"].get(key) != model.get(key) for key in _SAME):
+        raise UserError(
+            f"--comparison expects a file with the model {name!r} as in --results (by name, {', '.join(_SAME)}), got "
+            f"{', '.join(comparison['models'])}: compare it, or evaluate it under the same --run_name"
+        )
+    return {
+        "command": comparison["command"],
+        "datasets": ", ".join(f"{dataset} {entry['split']}" for dataset, entry in comparison["datasets"].items()),
+        "rows": list(_comparison_rows(comparison, name)),
+    }
+
+
+def _comparison_rows(comparison: Mapping[str, Any], name: str) -> Iterator[list[str]]:
+    """Lay out the comparisons by the mean over data sets or, of a single data set, by its own figures.
+
+    Frozen bases are left out, as the model's own is in the table of results, and so are other models' predictors.
+    """
+    own = {name, f"{name}, predictor"}
+    entry = comparison["overall"] if len(comparison["datasets"]) > 1 else next(iter(comparison["datasets"].values()))
+    for each in entry["comparisons"]:
+        systems = (each["system"], each["reference"])
+        if own & {*systems} and {*systems} <= own | comparison["models"].keys():
+            yield [
+                *systems,
+                *(format_figure(entry["systems"][system][METRIC]) for system in systems),
+                format_difference(each["difference"]),
+                _interval(each),
+                format_figure(each["p_value"]),
+                " / ".join(format_setting(each[outcome]) for outcome in ("wins", "ties", "losses")),
+            ]

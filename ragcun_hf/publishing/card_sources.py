@@ -1,104 +1,132 @@
-"""The files a model card was rendered from, kept in the model's folder so that the card can be checked anywhere."""
+"""The sources of a model card: read from files, and kept beside the card so that it can be rendered again."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import UserError
-from ..evaluation.results import read_results, write_json
+from ..evaluation.results import mean_over_datasets, read_results, write_json
 from ..files import RECORD_FILE, weights_digest, write_whole
-from .card_findings import METRIC
-from .model_card import join_results, nothing_measured, read_json_object
-
-if TYPE_CHECKING:
-    from huggingface_hub import EvalResultEntry
+from .card_content import BEIR_ON_THE_HUB, METRIC
 
 SOURCES_FILE = "card_sources.json"
+PUBLISHED_FIGURES = Path(__file__).with_name("published.json")
+
 _RESULTS_FOLDER = "results"
 _EVAL_RESULTS_FOLDER = ".eval_results"
+_MEASUREMENT_KEYS = ("created", "command", "commit", "versions", "machine", "settings")
+_MANIFEST_KEYS = {"results", "training_record", "comparison", "published", "repo_id", "plots", "dataset_ids"}
 
-# Data set of BEIR -> the benchmark on the Hub that lists models by it, and its task there; as mteb 2.26 names them.
-_BENCHMARKS = {
-    "arguana": ("mteb/arguana", "ArguAna"),
-    "climate-fever": ("mteb/climate-fever", "ClimateFEVER"),
-    "dbpedia-entity": ("mteb/dbpedia", "DBPedia"),
-    "fever": ("mteb/fever", "FEVER"),
-    "fiqa": ("mteb/fiqa", "FiQA2018"),
-    "hotpotqa": ("mteb/hotpotqa", "HotpotQA"),
-    "nfcorpus": ("mteb/nfcorpus", "NFCorpus"),
-    "nq": ("mteb/nq", "NQ"),
-    "quora": ("mteb/quora", "QuoraRetrieval"),
-    "scidocs": ("mteb/scidocs", "SCIDOCS"),
-    "scifact": ("mteb/scifact", "SciFact"),
-    "trec-covid": ("mteb/trec-covid", "TRECCOVID"),
-    "webis-touche2020": ("mteb/touche2020", "Touche2020"),
-}
+
+def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join the contents of results files of one model, each with other data sets.
+
+    The result is the first file's content, its isotropy included, with the data sets of all files, their mean, and
+    under `measurements` how each file was made. A `UserError` says if models differ or a data set occurs twice.
+    """
+    if not results:
+        raise UserError("--results expects at least one results file, got none: write one with training/eval_beir.py")
+    first = results[0]
+    datasets: dict[str, Any] = {}
+    for part in results:
+        if part["model"] != first["model"]:
+            raise UserError(
+                f"--results expects files of one model, got {first['model']['name']!r} and {part['model']['name']!r} "
+                "with different settings: render a card for each"
+            )
+        twice = sorted(datasets.keys() & part["datasets"].keys())
+        if twice:
+            raise UserError(f"--results expects each data set once, got {twice[0]!r} twice: leave one file out")
+        datasets |= part["datasets"]
+    measurements = [{key: part[key] for key in _MEASUREMENT_KEYS} for part in results]
+    return {**first, "datasets": datasets, "mean": mean_over_datasets(datasets), "measurements": measurements}
+
+
+def nothing_measured(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return joined results without any figure, from a model's `config.json`: its card says "not measured"."""
+    facts = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")
+    model = {fact: config[fact] for fact in facts if fact in config}
+    base, similarity = config.get("base_model_name"), config.get("similarity_fn_name", "cosine")
+    model |= {"name": name, "path": name, "base_model": base, "similarity": similarity}
+    empty: dict[str, Any] = {part: {} for part in ("datasets", "mean", "isotropy", "settings")}
+    return {"model": {"use_predictor": False, **model}, "measurements": [], **empty}
+
+
+def read_published(path: Path, recipe: str) -> dict[str, Any] | None:
+    """Read what was published for a recipe: `figures` (`label`, `value`), `source`, `remark`; None if nothing was."""
+    recipes = read_json_object(path).get("recipes")
+    if not isinstance(recipes, Mapping):
+        raise UserError(f"{path}: expected the key 'recipes', got none: see publishing/published.json of the package")
+    return {"recipe": recipe, **recipes[recipe]} if recipe in recipes else None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds one object; a `UserError` says if there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"expected a JSON file, could not read {path} ({error.strerror}): check the path") from error
+    except ValueError as error:
+        raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
+    return content
 
 
 def keep_sources(
     folder: Path,
-    results_paths: Sequence[Path] = (),
     *,
+    results: Sequence[Path] = (),
+    training_record: Path | None = None,
     comparison: Mapping[str, Any] | None = None,
     published: Mapping[str, Any] | None = None,
     repo_id: str | None = None,
+    plots: Mapping[str, str] | None = None,
+    dataset_ids: Sequence[str] = (),
 ) -> None:
-    """Put what a card was rendered from into the model's folder: results, comparison, `.eval_results` of the Hub.
+    """Keep in a model's folder what its card was rendered from, and write the Hub's `.eval_results`.
 
-    Texts of queries, which a comparison quotes, stay out.
-
-    Args:
-        folder: The model's folder, its card rendered.
-        results_paths: Files of `eval_beir.py`; those outside the folder are copied into its `results/`.
-        comparison: Content of a file of `eval_beir.py --compare`, if the card shows it.
-        published: The published figures that the card shows, if any.
-        repo_id: Id on the Hub that the card names, if any.
+    Arguments are those of `render_card`, but `results` and `training_record` are files. Files outside the folder are
+    copied into its `results/`. The texts of queries in a comparison are not kept.
     """
-    files = [_kept(folder, path) for path in results_paths]
-    compared = None if comparison is None else f"{_RESULTS_FOLDER}/comparison.json"
+    kept_results = [_kept(folder, path, path.name) for path in results]
+    kept_comparison = None
     if comparison is not None:
-        write_json(folder / f"{_RESULTS_FOLDER}/comparison.json", _without_texts(comparison))
-    content = {"results": files, "comparison": compared, "published": published, "repo_id": repo_id}
-    write_json(folder / SOURCES_FILE, content)
+        kept_comparison = f"{_RESULTS_FOLDER}/comparison.json"
+        datasets = {
+            name: {key: value for key, value in entry.items() if key != "changed_queries"}
+            for name, entry in comparison["datasets"].items()
+        }
+        write_json(folder / kept_comparison, {**comparison, "datasets": datasets})
+    manifest = {
+        "results": kept_results,
+        "training_record": None if training_record is None else _kept(folder, training_record, RECORD_FILE),
+        "comparison": kept_comparison,
+        "published": published,
+        "repo_id": repo_id,
+        "plots": dict(plots or {}),
+        "dataset_ids": list(dataset_ids),
+    }
+    write_json(folder / SOURCES_FILE, manifest)
     for stale in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml"):
         stale.unlink()
-    for path, text in _eval_result_files(folder, [read_results(folder / file) for file in files]).items():
+    for path, text in _eval_results(folder, manifest).items():
         write_whole(path, text)
 
 
-def read_sources(folder: Path) -> dict[str, Any]:
-    """Read them again, for `check_card_against`.
-
-    Args:
-        folder: The model's folder.
-
-    Returns:
-        `results`, `training_record`, `published` and `comparison`.
-
-    Raises:
-        UserError: If a file is missing, cannot be read, was changed, or is of other weights than those in the folder.
-    """
-    manifest = read_manifest(folder)
-    results, digest = [], weights_digest(folder)
-    for name in manifest["results"]:
-        found = read_results(folder / name)
-        _check_weights(found, digest, folder, name)
-        results.append(found)
-    _check_eval_results(folder, results)
-    config = read_json_object(folder / "config.json")
-    record = folder / RECORD_FILE
-    return {
-        "results": join_results(results) if results else nothing_measured(folder.resolve().name, config),
-        "training_record": read_json_object(record) if record.is_file() else None,
-        "published": manifest["published"],
-        "comparison": read_json_object(folder / manifest["comparison"]) if manifest["comparison"] else None,
-    }
+def _kept(folder: Path, path: Path, name: str) -> str:
+    """Copy a JSON file into the results folder unless it is in the model's folder; return its path from there."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        return path.resolve().relative_to(folder.resolve()).as_posix()
+    write_json(folder / _RESULTS_FOLDER / name, read_json_object(path))
+    return f"{_RESULTS_FOLDER}/{name}"
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Read which files the card in a folder was rendered from; a `UserError` where there is none."""
+    """Read which files, and what else, the card in a folder was rendered from."""
     path = folder / SOURCES_FILE
     if not path.is_file():
         raise UserError(
@@ -106,76 +134,63 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"python training/render_card.py --model_path {folder} --results ... --repo_id organisation/name"
         )
     manifest = read_json_object(path)
-    missing = {"results", "comparison", "published", "repo_id"} - manifest.keys()
+    missing = _MANIFEST_KEYS - manifest.keys()
     if missing:
         raise UserError(f"{path}: expected the key {sorted(missing)[0]!r}, got none: render the card again")
     return manifest
 
 
-def _kept(folder: Path, path: Path) -> str:
-    """Name a results file as seen from the folder, copying it there if it lies elsewhere."""
-    if path.resolve().is_relative_to(folder.resolve()):
-        return path.resolve().relative_to(folder.resolve()).as_posix()
-    name = f"{_RESULTS_FOLDER}/{path.name}"
-    write_json(folder / name, read_results(path))
-    return name
+def read_sources(folder: Path) -> dict[str, Any]:
+    """Read what the card in a model's folder was rendered from: the arguments of `render_card`.
 
-
-def _without_texts(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    datasets = {
-        name: {key: value for key, value in entry.items() if key != "changed_queries"}
-        for name, entry in comparison.get("datasets", {}).items()
-    }
-    return {**comparison, "datasets": datasets}
-
-
-def _check_weights(results: Mapping[str, Any], present: str | None, folder: Path, name: str) -> None:
-    measured = results["model"].get("weights_sha256")
-    if measured != present:
-        raise UserError(
-            f"{folder / name}: expected figures of the weights in {folder} (sha256 {str(present)[:12]}), got those of "
-            f"{'unknown weights' if measured is None else measured[:12]}: evaluate this model, then render its card"
-        )
-
-
-def _check_eval_results(folder: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    expected = _eval_result_files(folder, results)
-    present = {path: path.read_text(encoding="utf-8") for path in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml")}
-    for path in sorted(expected.keys() | present.keys()):
-        if expected.get(path) != present.get(path):
+    A `UserError` says if a file is missing or unreadable, or does not fit the weights or `.eval_results` there.
+    """
+    manifest = read_manifest(folder)
+    results, present = [], weights_digest(folder)
+    for name in manifest["results"]:
+        results.append(read_results(folder / name))
+        measured = results[-1]["model"].get("weights_sha256")
+        if measured != present:
+            raise UserError(
+                f"{folder / name}: expected figures of the weights in {folder} (sha256 {str(present)[:12]}), got "
+                f"those of {'unknown weights' if measured is None else measured[:12]}: evaluate this model, then "
+                "render its card"
+            )
+    expected = _eval_results(folder, manifest)
+    found = {path: path.read_text(encoding="utf-8") for path in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml")}
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
             raise UserError(f"{path}: expected what the results files say, got something else: render the card again")
+    if results:
+        joined = join_results(results)
+    else:
+        joined = nothing_measured(folder.resolve().name, read_json_object(folder / "config.json"))
+    contents = {
+        part: None if manifest[part] is None else read_json_object(folder / manifest[part])
+        for part in ("training_record", "comparison")
+    }
+    return {**{key: manifest[key] for key in _MANIFEST_KEYS}, **contents, "results": joined}
 
 
-def _eval_result_files(folder: Path, results: Sequence[Mapping[str, Any]]) -> dict[Path, str]:
-    """Write down what the Hub's leaderboards read: a file for each data set that is a benchmark there."""
-    from huggingface_hub import eval_result_entries_to_yaml
+def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
+    """Return file -> content of what the Hub's leaderboards read, for each data set that is a benchmark there."""
+    import yaml
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}
-    for part in results:
+    for part in [read_results(folder / name) for name in manifest["results"]]:
         for name, entry in part["datasets"].items():
-            found = _eval_result(name, entry, part)
-            if found is not None:
-                files[folder / _EVAL_RESULTS_FOLDER / f"{name}.yaml"] = _as_yaml(eval_result_entries_to_yaml([found]))
+            value = entry["systems"].get("projection", {}).get(METRIC)
+            dataset_id, task = BEIR_ON_THE_HUB.get(name, (None, None))
+            if dataset_id is None or entry["split"] != "test" or value is None:
+                continue
+            listed = EvalResultEntry(
+                dataset_id=dataset_id,
+                task_id=f"{task}_default_test",
+                value=round(100 * value, 3),  # leaderboards count in hundredths
+                date=part["created"],
+                notes=f"{METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
+            )
+            text = yaml.safe_dump(eval_result_entries_to_yaml([listed]), sort_keys=False, allow_unicode=True)
+            files[folder / _EVAL_RESULTS_FOLDER / f"{name}.yaml"] = text
     return files
-
-
-def _eval_result(name: str, entry: Mapping[str, Any], part: Mapping[str, Any]) -> EvalResultEntry | None:
-    from huggingface_hub import EvalResultEntry
-
-    value = entry["systems"].get("projection", {}).get(METRIC)
-    if name not in _BENCHMARKS or entry["split"] != "test" or value is None:
-        return None
-    dataset_id, task = _BENCHMARKS[name]
-    return EvalResultEntry(
-        dataset_id=dataset_id,
-        task_id=f"{task}_default_test",
-        value=round(100 * value, 3),  # leaderboards count in hundredths
-        date=part["created"],
-        notes=f"{METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
-    )
-
-
-def _as_yaml(entries: Sequence[Mapping[str, Any]]) -> str:
-    import yaml
-
-    return yaml.safe_dump(list(entries), sort_keys=False, allow_unicode=True)

@@ -1,9 +1,9 @@
-"""A trained model as one ONNX graph, in a folder that needs tokenizers, onnxruntime and NumPy alone.
+"""Export a trained model as one ONNX graph, to a folder that needs tokenizers, onnxruntime and NumPy alone.
 
     input_ids, attention_mask (B, T), int64 -> embeddings (B, D) and, with a predictor, predictions (B, D), float32
 
-Beside the graph lie tokenizer.json, which cuts and pads as the model does, and onnx_config.json, which says the rest.
-Shape letters: B = texts, T = tokens per text, D = embedding width.
+The folder also holds tokenizer.json, which truncates and pads as the model does, and onnx_config.json, which documents
+the rest. Shape letters: B = texts, T = tokens per text, D = embedding width.
 """
 
 from __future__ import annotations
@@ -30,26 +30,38 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "onnx_config.json"
 GRAPHS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
+LARGEST_FILE_BYTES = 1_500_000_000
+"""Larger weights get a file of their own: protobuf ends at 2 GiB, and a graph is more than its weights."""
+
 _INPUTS = ("input_ids", "attention_mask")
 _OUTPUTS = ("embeddings", "predictions")
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_LARGEST_FILE = 1_500_000_000  # bytes of weights; protobuf takes 2 GiB, and the weights are not all of a graph
+_TOLERANCE = 1e-4  # of the coordinates' root mean square: float32 sums are taken in another order
+_CHECK_BATCH = 8
+_LONGEST_CHECK = 2_048  # tokens
 _NOTES = {
     "prompts": "Put prompts[role] before every text; neither the tokenizer nor the graph does.",
-    "tokenizer": "tokenizer.json, read by the tokenizers library, cuts to max_length and pads.",
+    "tokenizer": "tokenizer.json, read by the tokenizers library, truncates to max_length and pads.",
     "empty_text": "A text without any token is one padding token whose attention_mask is 1.",
     "embeddings": "Not of unit length; compare them by similarity_fn_name.",
-    "int8": "Scales are taken from each batch, so a vector depends a little on the texts beside it.",
+    "int8": "Scales are computed for each batch, so a vector depends slightly on the other texts in its batch.",
 }
 
 
+def check_packages(names: Sequence[str] = _PACKAGES) -> None:
+    """Refuse to begin if a package of the extra is missing; the `UserError` gives the command that installs it."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX expects the package {missing[0]}, found none: run pip install 'ragcun_hf[onnx]'")
+
+
 class OnnxEncoder:
-    """Embeds texts by a folder that `write_onnx` wrote, without PyTorch.
+    """Embeds texts with a folder that `write_onnx` wrote, without PyTorch.
 
     Args:
         folder: With onnx_config.json, tokenizer.json and the graphs.
         precision: `float32` or `int8`.
-        threads: Of one matrix product. Default: all cores.
+        threads: Threads of one matrix product. Default: all cores.
 
     Raises:
         UserError: If a package is missing, or the folder holds no such export.
@@ -72,18 +84,18 @@ class OnnxEncoder:
                 f"expected an export with {CONFIG_FILE}, got {folder}: run training/export_onnx.py first"
             ) from error
         if precision not in self.config["files"]:
-            held = " and ".join(self.config["files"])
-            raise UserError(f"expected a {precision} graph in {folder}, got {held}: export it with --precision")
+            present = " and ".join(self.config["files"])
+            raise UserError(f"expected a {precision} graph in {folder}, got {present}: export it with --precision")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
-        options.log_severity_level = 3  # errors; it warns of every initializer that its own optimizer makes idle
+        options.log_severity_level = 3  # errors; it warns of every initializer that its own optimizer makes unused
         self._graph = folder / self.config["files"][precision]
         with _refusals_explained(self._graph):
             self.session = onnxruntime.InferenceSession(str(self._graph), options, providers=["CPUExecutionProvider"])
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Return token ids and mask of texts that have their prompts, both (B, T), int64."""
+        """Return token ids and mask, both (B, T), int64, of texts that already start with their prompts."""
         encodings = self._tokenizer.encode_batch(list(texts))
         ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)
@@ -94,7 +106,7 @@ class OnnxEncoder:
         return ids, mask
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> dict[str, np.ndarray]:
-        """Map token ids and mask, (B, T), to each output's vectors, (B, D)."""
+        """Map token ids and mask, (B, T), to the vectors of each output, (B, D)."""
         inputs = dict(zip(_INPUTS, (input_ids, attention_mask), strict=True))
         with _refusals_explained(self._graph):
             found = self.session.run(self.config["outputs"], inputs)
@@ -103,7 +115,7 @@ class OnnxEncoder:
 
 @contextmanager
 def _refusals_explained(graph: Path) -> Iterator[None]:
-    """Turn what onnxruntime raises, by classes without a common parent, for a graph that it refuses into one line."""
+    """Turn the errors of onnxruntime about a graph, whose classes have no common parent, into one line."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     errors = tuple(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception))
@@ -116,27 +128,23 @@ def _refusals_explained(graph: Path) -> Iterator[None]:
         ) from error
 
 
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
 def write_onnx(
     model: IsotropicGaussianModel,
     folder: Path,
+    texts: Sequence[str],
     *,
     precisions: Sequence[str] = tuple(GRAPHS),
     weights_sha256: str | None = None,
 ) -> dict[str, Any]:
-    """Write the graphs with all they need. Compare their vectors with the model's before anybody uses them.
+    """Write the graphs with all that they need, compare them with the model on texts, and return onnx_config.json.
 
-    Args:
-        model: Is put on the CPU, into float32 and into evaluation mode.
-        folder: Exists and is empty; what lies in it after an error is no export.
-        precisions: Of `float32` and `int8`. The latter rounds the encoder's weights to 7 bits, each output channel
-            with a scale of its own, and the table of tokens; the head stays in float32.
-        weights_sha256: Of the model's weights, for the record.
-
-    Returns:
-        What onnx_config.json holds; the graph in float32 is always written and named there.
-
-    Raises:
-        UserError: If a package is missing, or encoder or tokenizer cannot be exported.
+    The model is moved to the CPU, converted to float32 and put into evaluation mode. The folder exists and is empty;
+    after an error its content is no export. For int8, the weights of the encoder and the table of token embeddings are
+    rounded to 7 bits; the head stays in float32.
     """
     check_packages()
     model.float().cpu().eval()
@@ -145,36 +153,40 @@ def write_onnx(
         opset = _write_graph(graph, folder / GRAPHS["float32"])
         if "int8" in precisions:
             _quantize(folder, graph)
-    _write_tokenizer(model, folder)
+    write_tokenizer(model, folder)
+    settings, tokenizer = model.config, model.tokenizer
     config = {
+        # The graph in float32 is always written: the one in int8 is made from it, and both are compared.
         "files": {name: file for name, file in GRAPHS.items() if name in (*precisions, "float32")},
         "outputs": graph.outputs,
-        **_description(model),
+        "inputs": list(_INPUTS),
+        "output_dim": settings.output_dim,
+        "max_length": settings.max_length,
+        "similarity_fn_name": settings.similarity_fn_name,
+        "prompts": {"query": settings.query_prompt, "document": settings.document_prompt},
+        "padding": {"side": tokenizer.padding_side, "id": tokenizer.pad_token_id},
+        "notes": _NOTES,
         "opset": opset,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *_PACKAGES)},
-        "source": {"base_model_name": model.config.base_model_name, "weights_sha256": weights_sha256},
+        "source": {"base_model_name": settings.base_model_name, "weights_sha256": weights_sha256},
     }
+    write_config(config, folder)
+    config["parity"] = {"num_texts": len(texts), **compare_with_model(model, folder, list(config["files"]), texts)}
+    if "float32" not in precisions:
+        for path in folder.glob(f"{config['files'].pop('float32')}*"):
+            path.unlink()
     write_config(config, folder)
     return config
 
 
-def check_packages(names: Sequence[str] = _PACKAGES) -> None:
-    """Refuse to begin where a package of the extra is missing.
-
-    Args:
-        names: What is needed.
-
-    Raises:
-        UserError: With the command that installs it.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UserError(f"ONNX expects the package {missing[0]}, found none: run pip install 'ragcun_hf[onnx]'")
+def write_config(config: dict[str, Any], folder: Path) -> None:
+    """Write onnx_config.json into the folder of an export, whole or not at all."""
+    write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's and the quantizer's remarks off the screen; errors come as exceptions."""
+    """Keep the remarks of exporter and quantizer off the screen; errors come as exceptions."""
     handlers, disabled = list(logging.root.handlers), logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -187,7 +199,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _GraphOfModel(nn.Module):
-    """Two tensors in, one or two out: what the exporter can trace."""
+    """The model as the exporter can trace it: two tensors in, one or two out."""
 
     def __init__(self, model: IsotropicGaussianModel) -> None:
         super().__init__()
@@ -198,13 +210,9 @@ class _GraphOfModel(nn.Module):
         output = self.model(input_ids, attention_mask)
         return tuple(output[name] for name in self.outputs)
 
-    def name_of(self, part: nn.Module) -> str:
-        """Name a part as the graph does."""
-        return next(name for name, module in self.named_modules() if module is part)
-
 
 def _write_graph(graph: _GraphOfModel, path: Path) -> int:
-    """Export with free batch and length; returns the version of the operators."""
+    """Export the graph for any batch size and length; return the version of its operators."""
     example = graph.model.tokenize(["two texts of", "unlike length, this one longer"])
     try:
         program = torch.onnx.export(
@@ -223,35 +231,32 @@ def _write_graph(graph: _GraphOfModel, path: Path) -> int:
             "another encoder, or try another version of torch"
         ) from error
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program")
+        raise RuntimeError("torch.onnx.export returned no program")
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # they name the source files of this machine
     num_bytes = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
-    program.save(path, external_data=num_bytes > _LARGEST_FILE)
+    program.save(path, external_data=num_bytes > LARGEST_FILE_BYTES)
     return program.model.opset_imports[""]
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-
-
 def _quantize(folder: Path, graph: _GraphOfModel) -> None:
-    """Round weights once, and what flows through them at run time.
+    """Round the weights of the graph once; activations are rounded at run time.
 
-    Each output channel has a scale: with one per matrix, MiniLM's embeddings have a cosine of .90 to the exact ones
-    instead of .99. Seven bits: on processors without VNNI, sums of products with eight overflow.
+    Each output channel has its own scale: with one scale per matrix, MiniLM's embeddings have a cosine of .90 with the
+    exact ones instead of .99. Seven bits: on processors without VNNI, sums of products of eight bits overflow.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     source, weights = folder / GRAPHS["float32"], folder / f"{GRAPHS['float32']}.data"
-    table = f"{graph.name_of(graph.model.get_input_embeddings())}.weight"
+    tokens = graph.model.get_input_embeddings()
+    table = next(f"{name}.weight" for name, module in graph.named_modules() if module is tokens)
     kept = []  # in float32
     for node in onnx.load(source, load_external_data=False).graph.node:
         is_of_head = any(name.startswith(("model.projection.", "model.predictor.")) for name in node.input)
         # Small tables, such as MPNet's bias by distance, would save nothing.
         if is_of_head or (node.op_type == "Gather" and node.input[0] != table):
-            kept += [node.name, f"{node.name}_MatMul"]  # as which the quantizer rewrites Gemm
+            kept += [node.name, f"{node.name}_MatMul"]  # the name that the quantizer gives a rewritten Gemm
     quantize_dynamic(
         source,
         folder / GRAPHS["int8"],
@@ -260,12 +265,13 @@ def _quantize(folder: Path, graph: _GraphOfModel) -> None:
         reduce_range=True,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=kept,
-        # A quarter of the size, and some that stays as it was.
-        use_external_data_format=weights.exists() and weights.stat().st_size > 2 * _LARGEST_FILE,
+        # The result has a quarter of the size, and some parts that stay as they were.
+        use_external_data_format=weights.exists() and weights.stat().st_size > 2 * LARGEST_FILE_BYTES,
     )
 
 
-def _write_tokenizer(model: IsotropicGaussianModel, folder: Path) -> None:
+def write_tokenizer(model: IsotropicGaussianModel, folder: Path) -> None:
+    """Write the model's tokenizer with tokenizer.json set to truncate and pad; a `UserError` if it is a slow one."""
     from tokenizers import Tokenizer
 
     given = model.tokenizer
@@ -282,19 +288,57 @@ def _write_tokenizer(model: IsotropicGaussianModel, folder: Path) -> None:
     own.save(str(folder / "tokenizer.json"))
 
 
-def _description(model: IsotropicGaussianModel) -> dict[str, Any]:
-    config, tokenizer = model.config, model.tokenizer
-    return {
-        "inputs": list(_INPUTS),
-        "output_dim": config.output_dim,
-        "max_length": config.max_length,
-        "similarity_fn_name": config.similarity_fn_name,
-        "prompts": {"query": config.query_prompt, "document": config.document_prompt},
-        "padding": {"side": tokenizer.padding_side, "id": tokenizer.pad_token_id},
-        "notes": _NOTES,
-    }
+def compare_with_model(
+    model: IsotropicGaussianModel, folder: Path, precisions: Sequence[str], texts: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Compare the model with each graph of an export, which gets its tokens from the export's own tokenizer.
+
+    In float32, return the largest difference of a coordinate in units of their root mean square; in int8, cosines. A
+    `UserError` says if that difference is too large or the tokens differ.
+    """
+    batches = list(_check_batches(texts, model.config.max_length))
+    tokens = [model.tokenize(batch) for batch in batches]
+    with torch.inference_mode():
+        outputs = [model(**inputs) for inputs in tokens]
+    found: dict[str, dict[str, float]] = {}
+    for precision in precisions:
+        encoder = OnnxEncoder(folder, precision=precision, threads=torch.get_num_threads())
+        own = [encoder.tokenize(batch) for batch in batches]
+        for expected, arrays in zip(tokens, own, strict=True):
+            if not all(np.array_equal(expected[name], array) for name, array in zip(_INPUTS, arrays, strict=True)):
+                raise UserError(
+                    f"expected tokenizer.json to produce the tokens of {type(model.tokenizer).__name__}, got others: "
+                    "nothing was written; save the model with a tokenizer that needs no Python code of its own"
+                )
+        runs = [encoder.run(*inputs) for inputs in own]
+        exact = np.stack([np.concatenate([output[name] for output in outputs]) for name in runs[0]])
+        ours = np.stack([np.concatenate([run[name] for run in runs]) for name in runs[0]])
+        found[precision] = _largest_difference(exact, ours) if precision == "float32" else _cosines(exact, ours)
+    return found
 
 
-def write_config(config: dict[str, Any], folder: Path) -> None:
-    """Write onnx_config.json into the folder of an export, complete or not at all."""
-    write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+def _largest_difference(exact: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    """Both (outputs, texts, D)."""
+    largest = float((abs(ours - exact) / np.sqrt((exact**2).mean((1, 2), keepdims=True))).max())
+    if not largest < _TOLERANCE:  # also refuses NaN
+        raise UserError(
+            f"expected the graph within {_TOLERANCE:g} of PyTorch, got a difference of {largest:.1e}: nothing was "
+            "written; try other versions of torch and onnxruntime"
+        )
+    return {"largest_difference": largest}
+
+
+def _cosines(exact: np.ndarray, ours: np.ndarray) -> dict[str, float]:
+    cosines = (exact * ours).sum(-1) / (np.linalg.norm(exact, axis=-1) * np.linalg.norm(ours, axis=-1))
+    return {"mean_cosine": float(cosines.mean()), "lowest_cosine": float(cosines.min())}
+
+
+def _check_batches(texts: Sequence[str], max_length: int) -> Iterator[list[str]]:
+    """Yield batches that pad short texts to the length of long ones, then the longest and the shortest text alone."""
+    ordered = sorted([*texts, ""], key=len)
+    num_batches = -(-len(ordered) // _CHECK_BATCH)
+    for first in range(num_batches):
+        yield ordered[first::num_batches]
+    joined = " ".join(texts) + " "
+    yield [joined * -(-8 * min(max_length, _LONGEST_CHECK) // len(joined))]  # truncated at the model's length
+    yield [ordered[1]]

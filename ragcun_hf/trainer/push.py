@@ -1,4 +1,4 @@
-"""`--push_to_hub` in training: the token is tried before, the whole folder goes in one commit after it."""
+"""`--push_to_hub` in training: test the token before the run, send the whole folder in one commit after it."""
 
 from __future__ import annotations
 
@@ -18,36 +18,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PlannedPush:
-    """Where a run goes once it is saved."""
+    """Where a run is sent once it is saved."""
 
     api: HfApi
     repo_id: str
     revision: str | None
 
     def send(self, folder: Path) -> None:
-        """Write a card that says what was trained and that nothing was evaluated yet, check, and send.
+        """Write a card that shows the training and says that nothing was evaluated yet, check the folder, and send it.
 
-        Args:
-            folder: Of the saved run.
-
-        Raises:
-            UserError: If the Hub refuses or the connection breaks; the folder stays, and can be sent later.
+        A `UserError` says if the Hub refuses or the connection breaks. The folder stays, and can be sent later.
         """
         from ..evaluation.plots import plot_learning_curves
-        from ..publishing.card_sources import keep_sources
-        from ..publishing.hub_upload import upload
-        from ..publishing.model_card import nothing_measured, read_json_object, render_card, write_card
-        from ..publishing.upload_plan import check_before_upload, describe_plan, plan_upload
+        from ..publishing.card import write_card
+        from ..publishing.card_sources import keep_sources, nothing_measured, read_json_object
+        from ..publishing.hub import check_before_upload, describe_plan, plan_upload, upload
 
         record = read_json_object(folder / RECORD_FILE)
-        name, config = self.repo_id.split("/")[-1], read_json_object(folder / "config.json")
         plot = folder / "learning_curves.png"
         plot_learning_curves(record["log_history"], plot)
-        plots = {"The terms of the loss while training": plot.name} if plot.is_file() else {}
-        results = nothing_measured(name, config)
-        text = render_card(results=results, training_record=record, repo_id=self.repo_id, plots=plots)
-        write_card(folder / "README.md", text)
-        keep_sources(folder, repo_id=self.repo_id)
+        plots = {"Loss terms during training": plot.name} if plot.is_file() else {}
+        results = nothing_measured(self.repo_id.split("/")[-1], read_json_object(folder / "config.json"))
+        card = folder / "README.md"
+        write_card(card, results=results, training_record=record, repo_id=self.repo_id, plots=plots)
+        keep_sources(folder, training_record=folder / RECORD_FILE, repo_id=self.repo_id, plots=plots)
         plan = plan_upload(folder)
         say(describe_plan(plan, self.repo_id, revision=self.revision))
         try:
@@ -61,13 +55,13 @@ class PlannedPush:
 
 
 def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush | None:
-    """Take `--push_to_hub` from the Trainer, which would send checkpoints and a card of its own, and try the token.
+    """Take `--push_to_hub` over from the Trainer, which would send checkpoints and its own card, and test the token.
 
     Args:
         training_args: Its `push_to_hub` is switched off.
 
     Returns:
-        The push, on the main process; None elsewhere, or where none was asked for.
+        The push, on the main process; None on others, or if no push is wanted.
 
     Raises:
         UserError: If the Hub would not take the model.
@@ -84,7 +78,7 @@ def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush 
         return None
     from huggingface_hub import HfApi
 
-    from ..publishing.hub_upload import prepare_repository
+    from ..publishing.hub import prepare_repository
 
     wanted = training_args.hub_model_id or Path(str(training_args.output_dir)).resolve().name
     api, revision = HfApi(token=training_args.hub_token), training_args.hub_revision

@@ -1,7 +1,7 @@
-"""A small Hub on loopback, as far as pushing and loading a model need one: the real client talks to it.
+"""A small Hub on loopback for the real client, with what pushing and loading a model needs.
 
-Repositories with commits and branches live in memory. Files below a size are sent inside the commit, others by the LFS
-protocol, as the Hub decides it; faults can be switched on.
+It keeps repositories with commits and branches in memory. As on the Hub, small files are sent inside the commit and
+others by the LFS protocol. Faults can be switched on.
 """
 
 import base64
@@ -64,7 +64,7 @@ class HubServer:
         self.repositories = {}
         self.objects = {}
         self.requests = Counter()
-        self.cut_uploads = 0  # so many uploads lose their connection in the middle
+        self.cut_uploads = 0  # number of uploads whose connection breaks halfway
 
     def stop(self):
         self._server.should_exit = True
@@ -92,7 +92,7 @@ class HubServer:
         name = "{owner}/{name}".format(**request.path_params)
         found = self.repositories.get(name)
         if found is None or (found.private and token != OWNER_TOKEN):
-            # The Hub does not tell whether a private one exists.
+            # The Hub does not reveal whether a private one exists.
             status = 404 if token else 401
             raise HTTPException(status, "Repository not found", headers={"X-Error-Code": "RepoNotFound"})
         return name, found
@@ -184,7 +184,7 @@ class HubServer:
         async for part in request.stream():
             parts.append(part)
             if is_cut and part:
-                request.receive.__self__.transport.abort()  # as when a cable is pulled
+                request.receive.__self__.transport.abort()  # like a pulled cable
                 return Response(status_code=500)
         data = b"".join(parts)
         if hashlib.sha256(data).hexdigest() != request.path_params["oid"]:
@@ -227,7 +227,7 @@ class HubServer:
         data = self._data(content)
         if isinstance(content, str):
             headers |= {"X-Linked-Etag": f'"{content}"', "X-Linked-Size": str(len(data))}
-            # To another host, as the Hub does: redirects within a host the client follows for metadata too.
+            # To another host, like the Hub: the client also follows redirects within a host when it asks for metadata.
             storage = self.endpoint.replace("127.0.0.1", "localhost")
             return RedirectResponse(f"{storage}/lfs/{content}", status_code=302, headers=headers)
         return Response(data, headers={**headers, "ETag": f'"{_git_blob(data)}"'})

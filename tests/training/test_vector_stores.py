@@ -1,4 +1,4 @@
-"""The examples of vector stores, run as a user runs them, give what an exact search gives."""
+"""The vector store examples, run like a user would, return the results of an exact search."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ def documents():
 
 @pytest.fixture(scope="module")
 def models(tiny_encoder_folder, tmp_path_factory):
-    """Folders of models with a moved head and a predictor, by similarity."""
+    """Folders of models with a random head and a predictor, by similarity."""
     folders = {}
     for similarity in ("cosine", "dot", "euclidean"):
         torch.manual_seed(1)
@@ -73,13 +73,13 @@ def run(folder, capsys):
 
 
 def _answers(output):
-    """Read the printed lines: score, id, beginning of the text."""
+    """Read the printed lines: score, id, start of the text."""
     found = [re.match(r" *(-?\d+\.\d{4})  (\S+)  ", line) for line in output.splitlines()]
     return {match[2]: float(match[1]) for match in found if match}
 
 
 def _exact(folder, documents, *, k=10, use_predictor=False):
-    """Compare the query with every document in NumPy; the best k and their scores."""
+    """Compare the query with every document in NumPy; return the best k and their scores."""
     model = IsotropicGaussianModel.from_pretrained(folder)
     query = model.encode_query(QUERY, use_predictor=use_predictor).astype(np.float64)
     matrix = model.encode_document(list(documents.values())).astype(np.float64)
@@ -94,7 +94,7 @@ def _exact(folder, documents, *, k=10, use_predictor=False):
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize("example", PACKAGES)
-def test_a_store_finds_what_an_exact_search_finds_also_when_reopened(
+def test_a_store_finds_the_results_of_an_exact_search_also_when_reopened(
     run, models, documents, example, similarity, monkeypatch
 ):
     expected = _exact(models[similarity], documents)
@@ -103,7 +103,7 @@ def test_a_store_finds_what_an_exact_search_finds_also_when_reopened(
     assert list(found)[:3] == list(expected)[:3]
     assert [found[name] for name in expected] == pytest.approx(list(expected.values()), rel=1e-5, abs=1e-4)
     with monkeypatch.context() as patch:
-        patch.setattr(IsotropicGaussianModel, "encode_document", None)  # nothing is embedded a second time
+        patch.setattr(IsotropicGaussianModel, "encode_document", None)  # no document is embedded a second time
         assert run(example, models[similarity], "--top_k", "10") == found
         predicted = run(example, models[similarity], "--top_k", "10", "--use_predictor")
     expected = _exact(models[similarity], documents, use_predictor=True)
@@ -112,13 +112,13 @@ def test_a_store_finds_what_an_exact_search_finds_also_when_reopened(
 
 
 def test_the_similarities_find_different_documents(models, documents):
-    # Otherwise the test above could not tell one metric from another.
+    # Otherwise the test above could not distinguish the metrics.
     found = [set(_exact(folder, documents)) for folder in models.values()]
     assert found[0] != found[1] != found[2] != found[0]
 
 
 @pytest.mark.parametrize("example", PACKAGES)
-def test_an_index_of_something_else_is_refused_until_overwritten(run, models, folder, documents, example):
+def test_an_index_of_another_model_or_corpus_is_refused_until_overwritten(run, models, folder, documents, example):
     flags = ("--output_dir", "kept", "--top_k", "3")
     first = run(example, models["dot"], *flags)
     with pytest.raises(UserError, match="with other weights|with other similarity"):
@@ -130,8 +130,8 @@ def test_an_index_of_something_else_is_refused_until_overwritten(run, models, fo
     assert run(example, models["dot"], *flags, "--overwrite", corpus="more.jsonl").keys() == {"a", "b"}
 
 
-def test_a_chroma_store_by_the_dot_product_loses_no_document(models, folder, documents):
-    # With Chroma's own settings of the graph this fails: some of the lists lack documents.
+def test_a_chroma_store_with_the_dot_product_misses_no_document(models, folder, documents):
+    # With Chroma's default settings of the graph this fails: some of the lists miss documents.
     pytest.importorskip("chromadb")
     store = importlib.import_module("chroma_store")
     model = IsotropicGaussianModel.from_pretrained(models["dot"])
@@ -144,7 +144,7 @@ def test_a_chroma_store_by_the_dot_product_loses_no_document(models, folder, doc
     assert [set(row) for row in found] == expected
 
 
-def test_an_unfinished_chroma_store_is_filled_again(run, models, documents, monkeypatch):
+def test_an_unfinished_chroma_store_is_completed(run, models, documents, monkeypatch):
     collection = pytest.importorskip("chromadb.api.models.Collection").Collection
     add = collection.add
 
@@ -171,7 +171,7 @@ def test_a_damaged_faiss_index_is_refused(run, models, folder):
 
 
 @pytest.mark.parametrize("example", PACKAGES)
-def test_what_the_user_must_change_is_said(run, models, folder, tiny_encoder_folder, example, monkeypatch):
+def test_the_message_names_what_the_user_must_change(run, models, folder, tiny_encoder_folder, example, monkeypatch):
     for flags, message in [
         ({"query": " "}, "--query expects a value"),
         ({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"),
@@ -203,7 +203,7 @@ def test_the_commands_of_the_readme_run(folder, models, documents, example):
     (folder / "checkpoints" / "mine").symlink_to(models["euclidean"])
     (folder / "training").symlink_to(EXAMPLES.parent)
     done = subprocess.run(
-        ["bash", "-c", f'"{sys.executable}" {command}'], env=os.environ, capture_output=True, text=True, timeout=120
+        ["bash", "-c", f'"{sys.executable}" {command}'], env=os.environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = _answers(done.stdout)

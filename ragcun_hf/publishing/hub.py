@@ -1,0 +1,238 @@
+"""Send a model folder to the Hub: choose its files, check them, and make one commit."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import UserError
+from .card import check_card
+from .card_sources import read_json_object, read_manifest, read_sources
+
+if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo, HfApi
+
+_CARD = "README.md"
+_NEEDED = {
+    "config.json": "its configuration",
+    "modeling_isotropic_gaussian.py": "its code",
+    "tokenizer_config.json": "its tokenizer",
+    _CARD: "its card",
+}
+_LEFT_OUT = (
+    (re.compile(r"(.*/)?(checkpoint-\d+|runs|__pycache__|\.unfinished)/.*"), "part of the run, not of the model"),
+    (re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)"), "a pickle, which can run code when it is loaded"),
+    (re.compile(r".*\.(trec|tmp|pyc|log|lock)"), "part of the run, not of the model"),
+    (re.compile(r"results/.*"), "not shown by the card"),
+    (re.compile(r"(?!\.eval_results/[^/]+\.yaml$)(.*/)?\..*"), "hidden"),
+)
+_IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+_LOG_IN = "run hf auth login, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)"
+
+
+@dataclass(frozen=True)
+class UploadPlan:
+    """Files to send, and files that stay."""
+
+    files: dict[str, Path]
+    """Path in the repository -> file."""
+    left_out: dict[str, str]
+    """Path in the folder -> why it stays."""
+
+
+def plan_upload(folder: Path) -> UploadPlan:
+    """List what to send of a model folder: weights, code, tokenizer, card, and the results and plots that it shows.
+
+    A `UserError` says if something that a model needs is missing. The files are sorted by name.
+    """
+    if not folder.is_dir():
+        raise UserError(f"--model_path expects the folder of a trained model, got {folder}: check the path")
+    for name, what in _NEEDED.items():
+        if not (folder / name).is_file():
+            remedy = "name the folder that a training script wrote"
+            if name == _CARD:
+                command = f"python training/render_card.py --model_path {folder} --results ... --repo_id ..."
+                remedy = f"evaluate it, then {command}"
+            raise UserError(f"expected a model with {what} in {folder}, found no {name}: {remedy}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"expected weights in {folder}, found no *.safetensors: train the model again")
+    manifest = read_manifest(folder)
+    wanted = {*manifest["results"], manifest["training_record"], manifest["comparison"]}
+    wanted |= set(_IMAGE.findall((folder / _CARD).read_text(encoding="utf-8")))
+    plan = UploadPlan({}, {})
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        reasons = [reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name)]
+        if reasons and name not in wanted:
+            plan.left_out[name] = reasons[0]
+        else:
+            plan.files[name] = path
+    return plan
+
+
+def describe_plan(plan: UploadPlan, repo_id: str, *, revision: str | None = None) -> str:
+    """Return lines that say what would be sent where, with sizes, and what is left out."""
+    sizes = {name: path.stat().st_size for name, path in plan.files.items()}
+    lines = [f"For {repo_id}, branch {revision or 'main'}, in one commit:"]
+    lines += [f"  {_size(size):>9}  {name}" for name, size in sizes.items()]
+    lines.append(f"{len(sizes)} files, {_size(sum(sizes.values()))}.")
+    for reason in dict.fromkeys(plan.left_out.values()):
+        names = [name for name, given in plan.left_out.items() if given == reason]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"Left out, {reason}: {', '.join(names[:3])}{more}.")
+    return "\n".join(lines)
+
+
+def _size(num_bytes: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.1f} GB"
+
+
+def check_before_upload(folder: Path, repo_id: str) -> None:
+    """Refuse a folder whose card differs from its sources or names another id, or that others could not load."""
+    config = read_json_object(folder / "config.json")
+    if config.get("model_type") != "isotropic_gaussian" or "AutoModel" not in config.get("auto_map", {}):
+        raise UserError(
+            f"{folder / 'config.json'}: expected an isotropic_gaussian model with its code, got "
+            f"{config.get('model_type')!r}: name the folder that a training script wrote"
+        )
+    named = read_manifest(folder)["repo_id"]
+    if named != repo_id:
+        raise UserError(
+            f"{folder / _CARD}: expected examples that load {repo_id}, got {named or 'a placeholder'}: run "
+            f"python training/render_card.py again with --repo_id {repo_id}"
+        )
+    check_card(folder / _CARD, read_sources(folder))
+    check_clean_load(folder)
+
+
+_LOAD_SCRIPT = """
+import sys
+sys.modules["ragcun_hf"] = None  # users who load the model do not have the package
+import numpy as np
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True)
+texts = ["how do vaccines work?", "Vaccines train the immune system to recognise a germ."]
+vectors = np.stack([model.encode_query(texts), model.encode_document(texts)])
+if vectors.shape != (2, 2, model.config.output_dim):
+    sys.exit(f"expected two vectors of {model.config.output_dim}, got the shape {vectors.shape}")
+if not np.isfinite(vectors).all() or np.allclose(vectors[:, 0], vectors[:, 1]):
+    sys.exit("expected finite vectors that differ between texts, got others")
+"""
+_SECONDS = 600
+
+
+def check_clean_load(folder: Path) -> None:
+    """Load a model folder without this package, the network or any cache, and embed two texts.
+
+    A `UserError` quotes the last line of what went wrong there.
+    """
+    with tempfile.TemporaryDirectory() as empty:
+        caches = {name: empty for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
+        left_out = ("HUGGINGFACE_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
+        kept = {name: value for name, value in os.environ.items() if name not in left_out}
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", _LOAD_SCRIPT, str(folder.resolve())],
+                env={**kept, **caches, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+                cwd=empty,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise UserError(
+                f"expected {folder} to load within {_SECONDS} seconds, got no result: try again"
+            ) from error
+    if done.returncode != 0:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(
+            f"expected {folder} to load with AutoModel in a clean process, got {reason!r}: train or save it again, so "
+            "that it contains code, tokenizer and weights"
+        )
+
+
+def prepare_repository(api: HfApi, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
+    """Create the repository and the branch if they are missing, which also tests the token; return the whole id.
+
+    `repo_id` is organisation/name, or a name alone for the token's owner. If `private` is None, the owner's settings
+    decide about a new repository.
+    """
+    with _hub_errors_explained(repo_id):
+        whole = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision not in (None, "main"):
+            api.create_branch(whole, branch=str(revision), exist_ok=True)
+    return whole
+
+
+def upload(api: HfApi, plan: UploadPlan, repo_id: str, *, revision: str | None = None) -> CommitInfo:
+    """Send all files in one commit, so that visitors see the whole new model or the old one.
+
+    A `UserError` says if the Hub refuses or the connection breaks. Nothing was committed then.
+    """
+    from huggingface_hub import CommitOperationAdd
+
+    operations = [CommitOperationAdd(name, str(path)) for name, path in plan.files.items()]
+    message = f"Upload {read_json_object(plan.files['config.json']).get('model_type')} model with its card"
+    with _hub_errors_explained(repo_id):
+        # Not upload_folder, which may split the files over several commits.
+        return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+
+
+@contextmanager
+def _hub_errors_explained(repo_id: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into one line that says what to do."""
+    import httpx2
+    from huggingface_hub import errors
+
+    network = (httpx2.HTTPError, ConnectionError, TimeoutError)
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UserError(f"--repo_id expects organisation/name, got {repo_id!r} ({error}): correct it") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise UserError("expected to reach the Hub, got HF_HUB_OFFLINE in the environment: unset it") from error
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError(f"expected a token for {repo_id}, found none: {_LOG_IN}") from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(_refusal(error, repo_id)) from error
+    except (*network, RuntimeError, OSError) as error:
+        # If an upload breaks, the client wraps the cause in a RuntimeError that names the file.
+        cause = error if isinstance(error, network) else error.__cause__
+        if isinstance(cause, errors.HfHubHTTPError):
+            raise UserError(_refusal(cause, repo_id)) from error
+        if not isinstance(cause, network):
+            raise
+        raise UserError(
+            f"expected to send to {repo_id}, but the connection broke ({error}): nothing was committed, run the same "
+            "command again; files that arrived are not sent twice"
+        ) from error
+
+
+def _refusal(error: Any, repo_id: str) -> str:
+    status = getattr(error.response, "status_code", None)
+    reason = " ".join(str(getattr(error, "server_message", None) or error).split())
+    if status == 401:
+        return f"expected a valid token for {repo_id}, got one that the Hub refuses, or none ({reason}): {_LOG_IN}"
+    if status == 403:
+        return (
+            f"expected a token that may write to {repo_id}, got one that may not ({reason}): use a token with write "
+            "access, or another organisation"
+        )
+    if status == 404:
+        return f"expected the repository {repo_id} on the Hub, found none ({reason}): check --repo_id and --revision"
+    if status in (409, 412):
+        return f"{repo_id} was changed on the Hub at the same time ({reason}): run the same command again"
+    return f"expected the Hub to take {repo_id}, got status {status} ({reason}): try again later"
