@@ -1,4 +1,4 @@
-"""What names an encoder in the feature cache: everything about it that changes a feature."""
+"""Cache key of an encoder: everything in the model that changes a feature."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
-    """Name everything about the model that changes a feature; weights and tokenizer by checksum."""
+    """Describe everything in the model that changes a feature, with checksums of the weights and the tokenizer."""
     config = model.config
     return {
         "layout": 2,
@@ -31,7 +31,7 @@ def _weights_checksum(encoder: Any) -> str:
     for name, tensor in sorted(encoder.state_dict().items()):
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         checksum.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    # What acts on the weights matters as much as they do: activation, norms, positions.
+    # Equal weights give other features under another activation, normalization or position scheme.
     settings = encoder.config.to_diff_dict()
     for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
         settings.pop(machine_dependent, None)
@@ -46,7 +46,7 @@ def _tokenizer_checksum(tokenizer: Any) -> str:
         description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "special": special}
     else:
         description = json.loads(backend.to_str())
-        # Padding and truncation are set anew by every call.
+        # Every call sets padding and truncation anew.
         description.pop("padding", None)
         description.pop("truncation", None)
     description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]

@@ -1,12 +1,12 @@
-"""Features on disk, by text: Arrow shards under a key of everything that changes a feature.
+"""Feature cache on disk: Arrow shards in one folder per key, where the key covers everything that changes a feature.
 
-    <folder>/<key>/key.json               what the key stands for, for people; its date is that of the last use
+    <folder>/<key>/key.json                  what the key was computed from; its date is that of the last use
     <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
 
-A shard is written to a temporary name and renamed when complete; its name carries the number of its rows and the
-checksum of its content, so that a cut or damaged file is recognised and never read. Writers, be they threads,
-processes or machines, never share a temporary file. Shards are mapped, not loaded: memory holds the digests of all,
-and the features of the one that is being read.
+A shard is written under a temporary name and renamed when it is complete. Its name carries the number of rows and a
+checksum of the content, so a cut or damaged file is recognized and never read. Writers (threads, processes, machines)
+never share a temporary file. Shards are memory-mapped: memory holds the digests of all shards, and the features of the
+shard that is being read.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ logger = logging.getLogger(__name__)
 
 FEATURE_DTYPES = ("float32", "float16")
 KEY_FILE = "key.json"
+TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
+SECONDS_PER_SHARD = 20.0  # at most this much work is lost when a process is killed
 
 
 class FeatureCache:
-    """The features of one key: one encoder, one way to use it.
+    """The features under one key: one encoder, used in one way.
 
     Args:
-        folder: Where all keys lie.
+        folder: The folder of all keys.
         key_parts: Everything that changes a feature, as JSON values.
         feature_dim: H.
-        dtype: Of the numbers on disk, `float32` or `float16`; part of the key. They are read as float32.
-        name: What people call the encoder; not part of the key.
+        dtype: Storage dtype, `float32` or `float16`; part of the key. Features are read as float32.
+        name: The encoder's name for people; not part of the key.
     """
 
     def __init__(
@@ -65,46 +67,39 @@ class FeatureCache:
         self.feature_dim = feature_dim
         self._dtype = np.dtype(dtype)
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
-        self._make_folder()
         self._shards: list[ShardFile] = []
-        self._names: set[str] = set()  # of the shards' files
-        self._damaged: dict[str, int] = {}  # names of other files, and when they were written
+        self._names: set[str] = set()  # of the files of these shards
+        self._damaged: dict[str, int] = {}  # name of a damaged file -> time of its last change
         self._index = DigestIndex()
-        self._look()
+        self._make_folder()
+        self._rescan()
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
     def num_bytes(self) -> int:
-        """The size of the shards on disk."""
+        """Size of the shards on disk."""
         return sum(shard.num_bytes for shard in self._shards)
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Return the positions of digests that have no whole feature yet; damaged shards are found out here."""
-        has_looked = False
+        """Return the positions of digests without a feature; checks every shard that holds one of the others."""
+        is_rescanned = False
         while True:
             shards, _ = self._index.find(digests)
             used = [self._shards[number] for number in np.unique(shards[shards >= 0])]
             if unusable := {shard.path.name for shard in used if not self._is_usable(shard)}:
                 self._forget(unusable)
-            elif has_looked or (shards >= 0).all():
+            elif is_rescanned or (shards >= 0).all():
                 return np.flatnonzero(shards < 0).tolist()
             else:
-                self._look()
-                has_looked = True
+                self._rescan()
+                is_rescanned = True
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """Look features up.
+        """Return the features of texts, shape (len(digests), H), float32.
 
-        Args:
-            digests: What `text_digest` gives for each text.
-
-        Returns:
-            Shape (len(digests), H), float32.
-
-        Raises:
-            KeyError: If not every digest is present, or a shard was removed or damaged since.
+        Raises KeyError if a digest is missing, or its shard was removed or damaged in the meantime.
         """
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
         if missing := self.missing(digests):
@@ -122,42 +117,37 @@ class FeatureCache:
         return features
 
     def write(self, digests: Sequence[bytes], features: np.ndarray) -> str:
-        """Add one shard, whole or not at all.
-
-        Args:
-            digests: What `text_digest` gives for each text.
-            features: Shape (len(digests), H).
-
-        Returns:
-            The name of its file.
-
-        Raises:
-            UserError: If the disk has no room or refuses (nothing half-written stays), or float16 is too small.
-        """
-        features = self._as_stored(features)
+        """Write features, shape (len(digests), H), as one shard, and return the name of its file."""
+        with np.errstate(over="ignore"):
+            stored = np.ascontiguousarray(features, dtype=self._dtype)
+        if not np.isfinite(stored).all() and np.isfinite(features).all():
+            raise UserError(
+                f"--feature_dtype {self._dtype} expects features below {np.finfo(self._dtype).max:.0f}, got "
+                f"{np.abs(features).max():.0f}: use --feature_dtype float32"
+            )
         self._make_folder()
         try:
             try:
-                name = write_shard(self.folder, digests, features)
-            except FileNotFoundError:  # pruned in this moment
+                name = write_shard(self.folder, digests, stored)
+            except FileNotFoundError:  # another process pruned the folder in this moment
                 self._make_folder()
-                name = write_shard(self.folder, digests, features)
+                name = write_shard(self.folder, digests, stored)
         except OSError as error:
             raise UserError(
-                f"expected room for {features.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
+                f"expected room for {stored.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
                 "some space, name another --feature_cache_dir, or use --no_feature_cache"
             ) from error
         self.open_shards([name])
         return name
 
     def open_shards(self, names: Iterable[str]) -> None:
-        """Take in shards that were written, here or by other processes."""
+        """Open shards that this or another process has written."""
         for name in names:
             if name not in self._names:
-                self._open(name)
+                self._open(self.folder / name)
 
-    def _look(self) -> None:
-        """Take in what this and other processes wrote and removed since the last look."""
+    def _rescan(self) -> None:
+        """Open shards that are new in the folder, and forget shards that are gone."""
         try:
             with os.scandir(self.folder) as entries:
                 present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
@@ -165,12 +155,11 @@ class FeatureCache:
             present = set()
         if gone := self._names - present:
             self._forget(gone)
-        for name in sorted(present - self._names):
-            if name not in self._damaged or self._damaged[name] != _written_at(self.folder / name):
-                self._open(name)
+        # A damaged file is tried again once it has changed: another process may have repaired it.
+        unchanged = {name for name, changed in self._damaged.items() if changed == _changed_at(self.folder / name)}
+        self.open_shards(sorted(present - unchanged))
 
-    def _open(self, name: str) -> None:
-        path = self.folder / name
+    def _open(self, path: Path) -> None:
         try:
             self._add(ShardFile(path, self.feature_dim, self._dtype))
         except FileNotFoundError:  # removed in this moment
@@ -178,8 +167,13 @@ class FeatureCache:
         except (OSError, pa.ArrowException, KeyError, ValueError):
             self._note_damage(path)
 
+    def _add(self, shard: ShardFile) -> None:
+        # The precedence makes every process read the same copy where several writers encoded a text.
+        self._index.add(shard.digests(), precedence=shard.checksum)
+        self._shards.append(shard)
+        self._names.add(shard.path.name)
+
     def _is_usable(self, shard: ShardFile) -> bool:
-        """Tell whether a shard is still there and whole, and say so if it is damaged."""
         if not shard.path.exists():
             return False
         if not shard.is_whole():
@@ -187,7 +181,7 @@ class FeatureCache:
         return shard.is_whole()
 
     def _note_damage(self, path: Path) -> None:
-        self._damaged[path.name] = _written_at(path)
+        self._damaged[path.name] = _changed_at(path)
         logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
 
     def _forget(self, names: set[str]) -> None:
@@ -197,24 +191,8 @@ class FeatureCache:
             with contextlib.suppress(OSError, pa.ArrowException):  # removed too
                 self._add(shard)
 
-    def _add(self, shard: ShardFile) -> None:
-        # Of copies that several writers left, every process reads the same one.
-        self._index.add(len(self._shards), shard.digests(), precedence=shard.checksum)
-        self._shards.append(shard)
-        self._names.add(shard.path.name)
-
-    def _as_stored(self, features: np.ndarray) -> np.ndarray:
-        with np.errstate(over="ignore"):
-            stored = np.ascontiguousarray(features, dtype=self._dtype)
-        if not np.isfinite(stored).all() and np.isfinite(features).all():
-            raise UserError(
-                f"--feature_dtype {self._dtype} expects features below {np.finfo(self._dtype).max:.0f}, got "
-                f"{np.abs(features).max():.0f}: use --feature_dtype float32"
-            )
-        return stored
-
     def _make_folder(self) -> None:
-        """Make the folder, which may have been pruned, and let its date say that it is in use."""
+        """Make the folder, which may have been pruned, and update the date of the last use."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / KEY_FILE
@@ -228,28 +206,19 @@ class FeatureCache:
             ) from error
 
 
-def _written_at(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0 where it is no more."""
+def _changed_at(path: Path) -> int:
+    """Return the time of a file's last change in nanoseconds, or 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-_TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
-_SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
-
-
 class GrowingShard:
-    """Features that are not on disk yet; written when they are many or old enough, and at the end.
-
-    What was encoded before an interruption is kept.
-
-    Args:
-        cache: Where they are written.
+    """Buffer of features that writes a shard when it is full or old, and at the end; an interruption loses little.
 
     Attributes:
-        names: Of the files that were written.
+        names: Names of the written files.
     """
 
     def __init__(self, cache: FeatureCache) -> None:
@@ -269,14 +238,14 @@ class GrowingShard:
         self._started = time.monotonic()
 
     def add(self, digests: list[bytes], features: np.ndarray) -> None:
-        """Take in features, shape (len(digests), H)."""
+        """Add features, shape (len(digests), H)."""
         self._digests.extend(digests)
         self._pieces.append(features)
-        if len(self._digests) >= _TEXTS_PER_SHARD or time.monotonic() - self._started > _SECONDS_PER_SHARD:
+        if len(self._digests) >= TEXTS_PER_SHARD or time.monotonic() - self._started > SECONDS_PER_SHARD:
             self._write()
 
     def _write(self) -> None:
         digests, pieces = self._digests, self._pieces
-        self._begin()  # first: what cannot be written is not tried again
+        self._begin()  # first, so that features that cannot be written are not tried again
         if digests:
             self.names.append(self._cache.write(digests, np.concatenate(pieces)))
