@@ -14,7 +14,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ..errors import UserError
 from .rows import Origin, Row, shorten
@@ -44,14 +44,6 @@ def file_kind(path: Path) -> str | None:
     return _KIND_OF_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-def required_kind(path: Path) -> str:
-    """Return `file_kind`; a file that no reader fits is a UserError."""
-    kind = file_kind(path)
-    if kind is None:
-        raise UserError(f"expected a file ending in {KNOWN_SUFFIXES}, got {str(path)!r}: convert or rename the file")
-    return kind
-
-
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file, without blank lines; an empty file is a UserError.
 
@@ -60,7 +52,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     """
     readers = {"json": _read_json, "csv": _read_csv, "tsv": _read_csv, "txt": _read_txt, "parquet": _read_parquet}
     is_empty = True
-    for row in readers[required_kind(path)](path):
+    for row in readers[str(file_kind(path))](path):
         is_empty = False
         yield row
     if is_empty:
@@ -70,7 +62,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield line numbers, from 1, and lines with their endings, of a UTF-8 file that may be gzipped."""
     try:
-        with _open_bytes(path) as file:
+        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             # Bytes are split at \n alone; str.splitlines would also split at U+2028, which may occur in JSON.
             for number, raw in enumerate(file, start=1):
                 if number == 1:
@@ -84,10 +76,6 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"expected a readable file, got {str(path)!r} ({reason}): check path and content") from error
-
-
-def _open_bytes(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
 def _read_json(path: Path) -> Iterator[Row]:

@@ -25,19 +25,10 @@ Views = TypeVar("Views")
 def hold_out_pairs(
     pairs: Dataset, *, val_data: str | None, val_split: str, val_fraction: float, seed: int
 ) -> tuple[Dataset, Dataset | None]:
-    """Return training pairs and validation pairs, which come from a file or are held out by document.
+    """Return training pairs and validation pairs; the latter are read from a file, held out by document, or None.
 
-    Validation documents are also removed from the training negatives.
-
-    Args:
-        pairs: Columns query, positive, negative.
-        val_data: Source of validation pairs, read instead of holding any out.
-        val_split: Split of that source.
-        val_fraction: Share of the pairs to hold out; 0 holds out none.
-        seed: Another seed holds out other documents.
-
-    Returns:
-        Training pairs, and validation pairs or None.
+    `val_data` wins over `val_fraction`, of which 0 holds out nothing. Validation documents are also removed from the
+    training negatives.
     """
     if val_data:
         train, validation = pairs, read_pairs(val_data, split=val_split)
@@ -55,17 +46,8 @@ def split_by_document(pairs: Dataset, fraction: float, seed: int = 0) -> tuple[D
     text of the group decides its part, so rows added later do not move other rows, and a larger fraction contains a
     smaller one.
 
-    Args:
-        pairs: Columns query and positive.
-        fraction: Share of rows wanted for validation, in (0, 1). The true share differs: groups are drawn at random,
-            and a group larger than half the wanted share goes to training.
-        seed: Another seed gives another split.
-
-    Returns:
-        Training and validation rows, each in their order; neither is empty.
-
-    Raises:
-        UserError: If the fraction is not between 0 and 1, or all rows form a single group.
+    The true share of validation rows differs from the fraction: groups are drawn at random, and a group larger than
+    half the wanted share goes to training. Neither part is empty.
     """
     if not 0 < fraction < 1:
         raise UserError(f"expected a validation fraction between 0 and 1, got {fraction}: set it to e.g. 0.1")
@@ -170,19 +152,9 @@ def read_texts(source: str, *, usable: Callable[[str], bool], **options: Any) ->
 def hold_out_texts(
     texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
 ) -> tuple[Views, Views | None]:
-    """Make training rows and validation rows of two parts of the texts.
+    """Split distinct texts and make rows of both parts; without a fraction, there are no validation rows.
 
-    Args:
-        texts: Distinct texts.
-        make_views: Turns texts into rows.
-        val_fraction: Share of texts to hold out, in [0, 1). The part of a text does not depend on other texts.
-        seed: Another seed holds out other texts.
-
-    Returns:
-        Training rows, and validation rows or None.
-
-    Raises:
-        UserError: If the fraction is out of range or leaves fewer than two texts in a part.
+    The part of a text depends on the seed and the text alone.
     """
     if val_fraction == 0:
         return make_views(list(texts)), None

@@ -9,7 +9,7 @@ _ROWS_AT_ONCE = 8_192
 
 
 class MappedColumn(Sequence[str]):
-    """A column of Arrow files, as `datasets` writes them. Unlike a table that stays open, it keeps no text in memory."""
+    """A column of Arrow files written by `datasets`. Unlike a table that stays open, it keeps no text in memory."""
 
     def __init__(self, files: Sequence[str], name: str) -> None:
         self._files, self._name = tuple(files), name

@@ -24,7 +24,7 @@ def maskable(text: str) -> bool:
 
 
 def mask_words(text: str, probability: float, *, rng: random.Random, mask_token: str = "[MASK]") -> str:
-    """Mask single words, each with the same probability; at least one word is masked and at least one is kept.
+    """Mask single words, each with the same probability in (0, 1); at least one is masked and at least one is kept.
 
     A text of fewer than two words is returned unchanged. An empty mask token removes the words, which suits every
     encoder; otherwise use the tokenizer's own (`tokenizer.mask_token`), or it is read as ordinary characters.
@@ -81,19 +81,10 @@ def _replace(text: str, spans: list[tuple[int, int]], chosen: set[int], mask_tok
 
 
 class MaskedViews:
-    """Map-style dataset of masked texts and their originals.
+    """Map-style dataset of masked texts and their originals. Documents must be `maskable`.
 
-    Args:
-        documents: The texts; texts that are not `maskable` stay as they are, so leave them out.
-        kind: "word" masks single words, "span" runs of words.
-        probability: Expected share of words masked, in (0, 1).
-        seed: Another seed masks other words.
-        mask_token: As for `mask_words`.
-
-    Example:
-        >>> views = MaskedViews(["a red fox ran"], kind="word", probability=0.3, seed=1)
-        >>> views[0]
-        {'query': 'a red [MASK] [MASK]', 'positive': 'a red fox ran', 'negative': []}
+    >>> MaskedViews(["a red fox ran"], kind="word", probability=0.3, seed=1)[0]
+    {'query': 'a red [MASK] [MASK]', 'positive': 'a red fox ran', 'negative': []}
     """
 
     def __init__(
@@ -131,9 +122,5 @@ class MaskedViews:
 
 
 def view_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """Return the random generator of one text in one epoch, the same in every process and Python version.
-
-    >>> view_rng(0, 1, 2).random() == view_rng(0, 1, 2).random() != view_rng(0, 2, 1).random()
-    True
-    """
+    """Return the random generator of one text in one epoch, the same in every process and Python version."""
     return random.Random(f"{seed}/{epoch}/{index}")  # strings are seeded through SHA-512, not `hash`

@@ -37,10 +37,9 @@ class PseudoQuery:
 class PseudoQueryViews:
     """Map-style dataset of pseudo-queries and the documents they were drawn from.
 
-    Example:
-        >>> documents = ["One fox. Two dogs."]
-        >>> PseudoQueryViews(documents, draw_pseudo_queries(documents, {"sentence": 1}))[0]
-        {'query': 'Two dogs.', 'positive': 'One fox. Two dogs.', 'negative': []}
+    >>> documents = ["One fox. Two dogs."]
+    >>> PseudoQueryViews(documents, draw_pseudo_queries(documents, {"sentence": 1}))[0]
+    {'query': 'Two dogs.', 'positive': 'One fox. Two dogs.', 'negative': []}
     """
 
     def __init__(self, documents: Sequence[str], queries: Sequence[PseudoQuery]) -> None:
@@ -60,19 +59,12 @@ def draw_pseudo_queries(
 ) -> list[PseudoQuery]:
     """Draw pseudo-queries from every document, in the order of the documents.
 
-    Args:
-        documents: The texts.
-        counts: Kind -> largest number per document. A document of one sentence yields no sentence, a short one no span,
-            and one without a word that another document has no keywords.
-        seed: Another seed draws other queries. Those of one document depend on other documents only through the rarity
-            of words.
+    `counts` gives the largest number of each kind per document. A document of one sentence yields no sentence, a short
+    one no span, and one that shares no word with another document no keywords. Queries depend on other documents only
+    through the rarity of words.
 
-    Returns:
-        The pseudo-queries.
-
-    Example:
-        >>> [query.text for query in draw_pseudo_queries(["One fox. Two dogs."], {"sentence": 2})]
-        ['Two dogs.', 'One fox.']
+    >>> [query.text for query in draw_pseudo_queries(["One fox. Two dogs."], {"sentence": 2})]
+    ['Two dogs.', 'One fox.']
     """
     num_sentences, num_spans, num_keywords = (counts.get(kind, 0) for kind in get_args(PseudoQueryKind))
     frequencies: Counter[str] = Counter()

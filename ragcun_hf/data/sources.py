@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .file_rows import KNOWN_SUFFIXES, file_kind, read_rows, required_kind
+from .file_rows import KNOWN_SUFFIXES, file_kind, read_rows
 from .rows import Origin, Row, shorten
 
 if TYPE_CHECKING:
@@ -58,19 +58,9 @@ def open_source(
 ) -> Source:
     """Find the rows that a data argument names; local files are not opened yet.
 
-    Args:
-        source: An existing file or folder, or a Hub dataset, `org/name` or `org/name:config`. A folder holds files of
-            one kind; if their names start with the names of splits (`train.jsonl`, `test-00001.parquet`), only the
-            files of `split` are read.
-        split: Split of a Hub dataset or folder; a single file has none.
-        streaming: Read a Hub dataset row by row instead of downloading it first; a limit does so too.
-        limit: Number of rows to read; None reads all.
-
-    Returns:
-        The source.
-
-    Raises:
-        UserError: If nothing of that name exists, here or on the Hub, or nothing in it can be read.
+    A Hub dataset is `org/name` or `org/name:config`; streaming or a limit read it row by row instead of downloading it
+    first. A folder holds files of one kind; if their names start with the names of splits (`train.jsonl`,
+    `test-00001.parquet`), only the files of `split` are read. A single file has no splits.
     """
     check_limit(limit)
     name = os.fspath(source)
@@ -80,7 +70,8 @@ def open_source(
             return _open_saved_dataset(path, split, limit)
         return Source(str(path), files=_files_of_folder(path, split), limit=limit)
     if name and path.exists():
-        required_kind(path)
+        if file_kind(path) is None:
+            raise UserError(f"expected a file ending in {KNOWN_SUFFIXES}, got {name!r}: convert or rename the file")
         return Source(name, files=(path,), limit=limit)
     hub_id = _HUB_ID.fullmatch(name)
     if hub_id is None or file_kind(path) is not None or name.startswith((".", "~")):
@@ -94,17 +85,11 @@ def open_source(
 def build_table(
     make_rows: Callable[..., Iterator[dict[str, Any]]], features: Any, *, streaming: bool, **arguments: Any
 ) -> Dataset | IterableDataset:
-    """Put checked rows into a dataset.
+    """Put checked rows into a `Dataset` in memory, or, for streaming, into an `IterableDataset` that keeps none.
 
-    Args:
-        make_rows: Generator function, called for every pass over the rows. Define it at the top level of a module, so
-            that it can be sent to the workers of a loader.
-        features: `datasets.Features` of the columns.
-        streaming: Return an `IterableDataset`, which makes the rows anew in every pass.
-        **arguments: Arguments of `make_rows`. Give several values as a tuple: `datasets` splits lists into shards.
-
-    Returns:
-        A `Dataset` in memory or an `IterableDataset`.
+    `make_rows` is a generator function, called with `arguments` for every pass over the rows. Define it at the top
+    level of a module, so that it can be sent to the workers of a loader. Pass several values as a tuple, because
+    `datasets` splits lists into shards.
     """
     import datasets
     import pyarrow

@@ -25,25 +25,14 @@ def splittable(text: str) -> bool:
 def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: float = 0.25) -> tuple[str, str]:
     """Split a text of at least two words into a query and the rest, neither empty, without whitespace at their ends.
 
-    Args:
-        text: The text.
-        method: "half": the first half is the query. "random": split anywhere; the shorter part is the query.
-            "prefix" or "suffix": the first or last `fraction` of the words is the query. "sentence": one random
-            sentence is the query and all others are the rest; a text of one sentence is halved.
-        rng: Random generator, for "random" and "sentence".
-        fraction: Share of words in the query of "prefix" and "suffix", in (0, 1); rounded, at least one word.
+    "half": the first half is the query. "random": the text is split anywhere, and the shorter part is the query.
+    "prefix" or "suffix": the first or last `fraction` of the words is the query. "sentence": one random sentence is
+    the query and the others are the rest; a text of one sentence is halved.
 
-    Returns:
-        Query and rest.
-
-    Raises:
-        UserError: If the text has fewer than two words.
-
-    Example:
-        >>> split_text("one two three four", "half", rng=random.Random(0))
-        ('one two', 'three four')
-        >>> split_text("One. Two. Three.", "sentence", rng=random.Random(0))
-        ('Two.', 'One. Three.')
+    >>> split_text("one two three four", "half", rng=random.Random(0))
+    ('one two', 'three four')
+    >>> split_text("One. Two. Three.", "sentence", rng=random.Random(0))
+    ('Two.', 'One. Three.')
     """
     if method == "sentence":
         sentences = sentence_spans(text)
@@ -73,17 +62,10 @@ def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Rand
 
 
 class SplitViews:
-    """Map-style dataset of two parts of each document: query and positive.
+    """Map-style dataset of two parts of each document: query and positive. Documents must be `splittable`.
 
-    Args:
-        documents: The texts; leave out those that are not `splittable`.
-        method: As for `split_text`.
-        seed: Another seed splits elsewhere.
-        fraction: As for `split_text`.
-
-    Example:
-        >>> SplitViews(["one two three four"], method="half")[0]
-        {'query': 'one two', 'positive': 'three four', 'negative': []}
+    >>> SplitViews(["one two three four"], method="half")[0]
+    {'query': 'one two', 'positive': 'three four', 'negative': []}
     """
 
     def __init__(

@@ -21,13 +21,8 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
     To reach a position, the rows before it are drawn again and skipped: only then does the buffer hold the same rows.
     Reading is far faster than training.
 
-    Args:
-        rows: Read anew in every pass.
-        buffer_size: Number of rows from which the next one is drawn; 1 keeps the order.
-        seed: Seed of the draws, which differ from pass to pass.
-
-    Attributes:
-        rows_at_once: Rows in one training step; a pass ends when fewer are left.
+    The next row is drawn from a buffer of `buffer_size` rows; 1 keeps the order. A pass ends when fewer than
+    `rows_at_once` rows, those of one training step, are left.
     """
 
     def __init__(self, rows: datasets.IterableDataset, *, buffer_size: int, seed: int) -> None:
@@ -38,7 +33,7 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         self._shows_skipping = False
 
     def start_at(self, number: int, num_rows: int, *, show_progress: bool = False) -> None:
-        """Make epoch 0 continue pass `number`, of which `num_rows` rows were used, or start the next one if it is over."""
+        """Let epoch 0 continue pass `number` after `num_rows` rows, or start the next pass if this one is over."""
         self._first_pass, self._num_skipped = number, num_rows
         self._shows_skipping = show_progress
 
@@ -57,8 +52,9 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         return self._num_skipped if self._epoch == 0 else 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows, num_skipped = self._pass(), self.num_skipped
-        for _ in tqdm(range(num_skipped), desc="Reading on", disable=not (num_skipped and self._shows_skipping)):
+        self._rows.set_epoch(self.number_of_pass)
+        rows, num_skipped = iter(self._rows), self.num_skipped
+        for _ in tqdm(range(num_skipped), desc="Skipping rows", disable=not (num_skipped and self._shows_skipping)):
             next(rows, None)
         step_rows = list(islice(rows, self.rows_at_once))
         if num_skipped and len(step_rows) < self.rows_at_once:
@@ -73,7 +69,3 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         while len(step_rows) == self.rows_at_once:
             yield from step_rows
             step_rows = list(islice(rows, self.rows_at_once))
-
-    def _pass(self) -> Iterator[dict[str, Any]]:
-        self._rows.set_epoch(self.number_of_pass)
-        return iter(self._rows)

@@ -26,8 +26,8 @@ _POSSIBLE_END = re.compile(
 def word_spans(text: str) -> list[tuple[int, int]]:
     """Return the spans of the words in order; everything between them is whitespace.
 
-    A word is a run without whitespace, punctuation included. In scripts without spaces, a run longer than 12 characters
-    may be a whole sentence: there, each character counts as a word.
+    A word is a run without whitespace, punctuation included. In scripts without spaces, a run of more than 12
+    characters may be a whole sentence: there, each character counts as a word.
 
     >>> [text[a:b] for text in ["Two words."] for a, b in word_spans(text)]
     ['Two', 'words.']

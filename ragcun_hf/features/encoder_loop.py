@@ -13,8 +13,6 @@ from tqdm.auto import tqdm
 from ..errors import UserError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from torch import Tensor
 
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -56,31 +54,17 @@ def encode_in_batches(
     progress: EncodingProgress | None = None,
     share: WorkShare | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Run the encoder over texts, longest first.
+    """Run the encoder over texts, longest first; yield positions and features, shape (rows, H), float32, on the CPU.
 
     The last bits of a feature depend on the other texts in its batch. Batches are therefore formed as if one process
-    did all the work, and several processes give exactly the features that one process gives.
-
-    Args:
-        model: Provides the tokenizer and the maximum length.
-        texts: Distinct texts; equal ones would be encoded again.
-        compute: Turns token ids and attention mask, both (rows, T), into features (`encoder_backends`).
-        prompt: Prepended to every text.
-        progress: Receives what is encoded.
-        share: Selects the blocks that this process encodes; None encodes all of them.
-
-    Yields:
-        tuple[list[int], Tensor]: Positions in `texts` and their features, shape (rows, H), float32, on the CPU. Every
-            position appears once, in one of the processes.
-
-    Raises:
-        UserError: If a feature is not finite.
+    did all the work: the processes of a `share` together give exactly the features that one process gives. Pass
+    distinct texts, as equal ones are encoded again. Features that are not finite are a UserError.
     """
     sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
     share = share or WorkShare()
+    progress = progress or EncodingProgress(is_shown=False)
     blocks = [block for block, size in blocks_by_size(texts, sizes) if share.deal(size) == share.number]
-    if progress is not None:
-        progress.begin([sizes[position] for block in blocks for position in block])
+    progress.begin([sizes[position] for block in blocks for position in block])
     for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
         for rows in batches_by_tokens([len(ids) for ids in token_ids]):
             batch = [positions[row] for row in rows]
@@ -91,9 +75,8 @@ def encode_in_batches(
                     f"expected finite features, got NaN or infinity for text {batch[0] + 1} or one of its batch: "
                     "check the encoder, or try --encoder_dtype float32"
                 )
-            if progress is not None:
-                num_tokens = sum(len(token_ids[row]) for row in rows)
-                progress.advance([sizes[position] for position in batch], num_tokens=num_tokens)
+            num_tokens = sum(len(token_ids[row]) for row in rows)
+            progress.advance([sizes[position] for position in batch], num_tokens=num_tokens)
             yield batch, features
 
 
@@ -162,10 +145,10 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 
 class EncodingProgress:
-    """One progress bar over several rounds. Long texts come first, so the time left follows from text, not from rows.
+    """One progress bar over several rounds.
 
-    Attributes:
-        num_upcoming: Texts that later rounds are known to have; estimated to cost as much as those so far.
+    Long texts come first, so the time left follows from the amount of text, not from the number of texts. Texts that
+    later rounds are known to have (`num_upcoming`) are expected to cost as much as those so far.
     """
 
     def __init__(self, *, is_shown: bool = True) -> None:
@@ -178,12 +161,10 @@ class EncodingProgress:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, error_type: type[BaseException] | None, *_: object) -> None:
         if self._bar is None:
             return
-        if error is None:
+        if error_type is None:
             self._bar.total = self._bar.n  # later rounds may have had nothing to encode
         self._bar.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,15 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import xxhash
 
 from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..distributed import gather_objects, made_by_first, rank, world_size
 from ..errors import UserError
 from .encoder_backends import choose_dtype, feature_function
-from .encoder_key import encoder_parts
 from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
-from .feature_cache import FeatureCache, GrowingShard
+from .feature_cache import FeatureCache
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -52,20 +54,10 @@ class FeatureStore:
 
     The encoder and its tokenizer must not change while a store is in use: their checksums are computed once.
 
-    Args:
-        model: Provides encoder, tokenizer, pooling and maximum length.
-        cache_folder: The folder of the feature cache; None caches nothing.
-        dtype: Arithmetic of the encoder: `auto`, `float32` or `bfloat16`.
-        backend: Runs the encoder: `torch` or `openvino`.
-        feature_dtype: Storage dtype: `float32`, or `float16` for half the space.
-        show_progress: Show a bar while encoding.
-        is_shared: Processes that train together divide the work: all of them call `encode` and `features` with the
-            same texts at the same time, each encodes its part, and each reads what the others wrote.
-
-    Example:
-        >>> store = FeatureStore(model, cache_folder=None)  # doctest: +SKIP
-        >>> store.features(["a text", "another", "a text"]).rows  # doctest: +SKIP
-        array([0, 1, 0])
+    Without a `cache_folder`, nothing is kept. `dtype` (auto, float32, bfloat16) is the arithmetic of the encoder, and
+    `backend` (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`,
+    processes that train together divide the work: all of them call `encode` and `features` with the same texts at the
+    same time, each encodes its part, and each reads what the others wrote.
     """
 
     def __init__(
@@ -146,37 +138,34 @@ class FeatureStore:
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
-        cache, share = self._cache(prompt), self._share()
+        cache = self._cache(prompt)
+        share = WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
         find_missing = partial(self._missing, texts, rows, cache)
         # All processes use the first one's answer: files written in between would give them different ones.
         num_distinct, missing = made_by_first(find_missing) if self._is_shared else find_missing()
         self._num_asked += num_distinct
-        with GrowingShard(cache) as shard:
-            for start in range(0, len(missing), TEXTS_AT_ONCE):
-                window = [rows.start + place for place in missing[start : start + TEXTS_AT_ONCE].tolist()]
-                num_later = len(missing) - start - len(window) + len(texts) - rows.stop
-                progress.num_upcoming = num_later // share.num_processes
-                self._encode_into(shard, take(texts, window), prompt, progress, share)
+        num_later = len(texts) - rows.stop
+        names = cache.write_as_computed(self._encoded(texts, missing, prompt, progress, share, num_later))
         if self._is_shared:
             # Wait for the others, and open their files by name: a shared folder may list new files late.
-            cache.open_shards(name for names in gather_objects(shard.names) for name in names)
+            cache.open_shards(name for written in gather_objects(names) for name in written)
 
-    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, np.ndarray]:
-        """Return the number of distinct texts among the rows, and the place of each one that the cache lacks."""
+    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, list[int]]:
+        """Return the number of distinct texts in the rows, and the first row of each one that the cache lacks."""
         digests: list[bytes] = []
         for start in range(rows.start, rows.stop, TEXTS_AT_ONCE):
             digests += [text_digest(text) for text in texts[start : min(start + TEXTS_AT_ONCE, rows.stop)]]
         _, places = np.unique(np.frombuffer(b"".join(digests), dtype="S16"), return_index=True)
-        places.sort()  # the first copy of each text, in the order of the texts
-        return len(places), places[cache.missing([digests[place] for place in places])]
+        places.sort()
+        missing = places[cache.missing([digests[place] for place in places])]
+        return len(places), (rows.start + missing).tolist()
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
         for _ in range(_MAX_READS):
-            missing = cache.missing(digests)
-            if missing:  # pruned in the meantime, or written by a machine whose files are not visible here
-                with self._progress() as progress, GrowingShard(cache) as shard:
-                    self._encode_into(shard, take(texts, missing), prompt, progress)
+            if missing := cache.missing(digests):  # pruned, or written by a machine whose files are not visible here
+                with self._progress() as progress:
+                    cache.write_as_computed(self._encoded(texts, missing, prompt, progress))
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
@@ -186,16 +175,22 @@ class FeatureStore:
             "were read: name another --feature_cache_dir"
         )
 
-    def _encode_into(
+    def _encoded(
         self,
-        shard: GrowingShard,
-        texts: list[str],
+        texts: Sequence[str],
+        rows: list[int],
         prompt: str,
         progress: EncodingProgress,
         share: WorkShare | None = None,
-    ) -> None:
-        for batch, features in self._batches(texts, prompt, progress, share):
-            shard.add([text_digest(texts[position]) for position in batch], features)
+        num_later: int = 0,
+    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Encode rows; yield digests and features. `num_later` rows may follow in other rounds."""
+        share = share or WorkShare()
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            window = take(texts, rows[start : start + TEXTS_AT_ONCE])
+            progress.num_upcoming = (len(rows) - start - len(window) + num_later) // share.num_processes
+            for batch, features in self._batches(window, prompt, progress, share):
+                yield [text_digest(window[position]) for position in batch], features
 
     def _batches(
         self, texts: list[str], prompt: str, progress: EncodingProgress, share: WorkShare | None = None
@@ -217,10 +212,8 @@ class FeatureStore:
             self._model.train(was_training)
 
     def _progress(self) -> EncodingProgress:
-        return EncodingProgress(is_shown=self._show_progress and self._share().number == 0)
-
-    def _share(self) -> WorkShare:
-        return WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
+        is_first = not self._is_shared or rank() == 0
+        return EncodingProgress(is_shown=self._show_progress and is_first)
 
     def _cache(self, prompt: str) -> FeatureCache:
         if prompt not in self._caches:
@@ -237,3 +230,44 @@ class FeatureStore:
                 name=self._model.config.base_model_name,
             )
         return self._caches[prompt]
+
+
+def encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
+    """Describe everything in the model that changes a feature, with checksums of the weights and the tokenizer."""
+    config = model.config
+    return {
+        "layout": 2,
+        "encoder": config.encoder_config.model_type,
+        "weights": _weights_checksum(model.encoder),
+        "tokenizer": _tokenizer_checksum(model.tokenizer),
+        "max_length": config.max_length,
+        "pooling": config.pooling,
+        "normalize_features": config.normalize_features,
+    }
+
+
+def _weights_checksum(encoder: Any) -> str:
+    checksum = xxhash.xxh3_128()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    # Equal weights give other features under another activation, normalization or position scheme.
+    settings = encoder.config.to_diff_dict()
+    for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        settings.pop(machine_dependent, None)
+    checksum.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return checksum.hexdigest()
+
+
+def _tokenizer_checksum(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "special": special}
+    else:
+        description = json.loads(backend.to_str())
+        # Every call sets padding and truncation anew.
+        description.pop("padding", None)
+        description.pop("truncation", None)
+    description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]
+    return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

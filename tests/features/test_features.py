@@ -1,4 +1,4 @@
-"""Features once: what is cached, what is never read, what an interruption costs."""
+"""Features: encoded once, cached, never read from damaged files, and kept after an interruption."""
 
 import copy
 import errno
@@ -16,13 +16,11 @@ import torch
 
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
-from ragcun_hf.features import encoder_loop, feature_store
-from ragcun_hf.features import feature_cache as growing_shard
-from ragcun_hf.features.cached_encoders import list_cached_encoders, remove_cached_encoder
-from ragcun_hf.features.digest_index import DigestIndex, first_rows
+from ragcun_hf.features import encoder_loop, feature_cache, feature_store
+from ragcun_hf.features.digest_index import DigestIndex
 from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
-from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, encode_in_batches
-from ragcun_hf.features.feature_cache import FeatureCache
+from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks_by_size, encode_in_batches
+from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
 from ragcun_hf.trainer.feature_pairs import FeaturePairs
@@ -43,27 +41,28 @@ def _store(model, folder, **options):
     return FeatureStore(model, cache_folder=folder, **{"dtype": "float32", "show_progress": False, **options})
 
 
-def _no_encoder(store):
-    """Make every further run of the encoder an error."""
+def _without_encoder(model):
+    """Copy a model, and make every run of the copy's encoder an error."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the encoder ran")
 
-    store._model.encoder.forward = refuse
-    return store
+    model = copy.deepcopy(model)
+    model.encoder.forward = refuse
+    return model
 
 
-def _counting(store):
-    """Record which texts the encoder is asked for."""
-    asked = []
-    batches = store._batches
+@pytest.fixture
+def encoded(monkeypatch):
+    """A list of the texts that the encoder is asked for, in order; tests empty it as they go."""
+    texts_so_far, run = [], feature_store.encode_in_batches
 
-    def record(texts, prompt, *share):
-        asked.extend(texts)
-        return batches(texts, prompt, *share)
+    def record(model, texts, **options):
+        texts_so_far.extend(texts)
+        return run(model, texts, **options)
 
-    store._batches = record
-    return asked
+    monkeypatch.setattr(feature_store, "encode_in_batches", record)
+    return texts_so_far
 
 
 def _shards(folder):
@@ -89,13 +88,11 @@ def test_prompt_is_put_before_every_text(tiny_model, tmp_path):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_equal_texts_share_a_row_and_are_encoded_once(tiny_model, tmp_path, cached):
-    store = _store(tiny_model, tmp_path if cached else None)
-    asked = _counting(store)
-    table = store.features(["moon", "the sun", "moon", "moon", "the sun"])
+def test_equal_texts_share_a_row_and_are_encoded_once(tiny_model, tmp_path, encoded, cached):
+    table = _store(tiny_model, tmp_path if cached else None).features(["moon", "the sun", "moon", "moon", "the sun"])
     assert table.rows.tolist() == [0, 1, 0, 0, 1]
     assert table.vectors.shape == (2, 16)
-    assert asked == ["moon", "the sun"]
+    assert encoded == ["moon", "the sun"]
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -134,8 +131,8 @@ def test_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
 
 
 def test_batches_hold_every_position_once_within_the_token_budget(monkeypatch):
-    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 40)
-    monkeypatch.setattr(encoder_loop, "_PADDING_SHARE", 1.0)
+    monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 40)
+    monkeypatch.setattr(encoder_loop, "PADDING_SHARE", 1.0)
     lengths = [3, 17, 5, 40, 8, 8, 2, 11, 60, 1, 9]  # one is longer than the budget: it goes alone
     batches = list(batches_by_tokens(lengths))
     assert sorted(position for batch in batches for position in batch) == list(range(len(lengths)))
@@ -158,8 +155,8 @@ def test_no_batch_is_more_than_a_few_percent_padding():
 @pytest.mark.parametrize(("size", "budget"), [(1, 8_192), (40, 12), (10_000, 1)])
 def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny_model, size, budget):
     expected = _store(tiny_model, None).features(TEXTS).vectors
-    monkeypatch.setattr(encoder_loop, "_BLOCK_SIZE", size)
-    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", budget)
+    monkeypatch.setattr(encoder_loop, "BLOCK_SIZE", size)
+    monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", budget)
     compute = feature_function(tiny_model, dtype=torch.float32)
     seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute) for position in rows]
     assert sorted(seen) == list(range(len(TEXTS)))
@@ -172,21 +169,23 @@ def test_progress_says_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
     assert all(part in shown for part in ("Encoding", f"{len(TEXTS)}/{len(TEXTS)}", "texts/s", "tokens/s", "left"))
 
 
-def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, monkeypatch, capsys):
+def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, encoded, monkeypatch, capsys):
     expected = _store(tiny_model, None).features(TEXTS)
     monkeypatch.setattr(feature_store, "TEXTS_AT_ONCE", 2)
     store = _store(tiny_model, tmp_path, show_progress=True)
     store.encode(TEXTS)
     bars = capsys.readouterr().err
     assert bars.count(f"{len(TEXTS)}/{len(TEXTS)}") == bars.count("100%") == 1
-    _no_encoder(store)
+    assert encoded[-len(TEXTS) :] == TEXTS
+    encoded.clear()
     np.testing.assert_allclose(store.read(TEXTS).expanded(), expected.expanded(), atol=1e-6)
     np.testing.assert_array_equal(store.read(TEXTS[1:3]).expanded(), store.features(TEXTS).expanded()[1:3])
+    assert encoded == []
     assert f"{len(TEXTS)} texts encoded, {len(TEXTS)} known before" in store.summary()
 
 
 def test_the_bar_ends_full_where_later_rounds_had_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(feature_store, "_TEXTS_PER_ROUND", 2)
+    monkeypatch.setattr(feature_store, "TEXTS_PER_ROUND", 2)
     _store(tiny_model, tmp_path).encode(TEXTS[2:])
     _store(tiny_model, tmp_path, show_progress=True).encode(TEXTS)
     assert "2/2" in capsys.readouterr().err.split("\r")[-1]
@@ -228,20 +227,21 @@ def test_an_encoder_that_openvino_does_not_know_is_a_user_error(tiny_decoder_fol
 # The cache is used
 
 
-def test_a_second_call_and_a_fresh_store_encode_nothing(tiny_model, tmp_path):
+def test_a_second_call_and_a_fresh_store_encode_nothing(tiny_model, tmp_path, encoded):
     store = _store(tiny_model, tmp_path)
     expected = store.features(TEXTS).expanded()
+    encoded.clear()
     fresh = _store(copy.deepcopy(tiny_model), tmp_path)
-    np.testing.assert_array_equal(_no_encoder(store).features(TEXTS).expanded(), expected)
-    np.testing.assert_array_equal(_no_encoder(fresh).features(TEXTS[::-1]).expanded(), expected[::-1])
+    np.testing.assert_array_equal(store.features(TEXTS).expanded(), expected)
+    np.testing.assert_array_equal(fresh.features(TEXTS[::-1]).expanded(), expected[::-1])
+    assert encoded == []
 
 
-def test_only_texts_never_seen_are_encoded(tiny_model, tmp_path):
+def test_only_texts_that_the_cache_lacks_are_encoded(tiny_model, tmp_path, encoded):
     _store(tiny_model, tmp_path).features(TEXTS[:3])
-    store = _store(tiny_model, tmp_path)
-    asked = _counting(store)
-    table = store.features(TEXTS)
-    assert asked == TEXTS[3:]
+    encoded.clear()
+    table = _store(tiny_model, tmp_path).features(TEXTS)
+    assert encoded == TEXTS[3:]
     np.testing.assert_allclose(table.expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6)
 
 
@@ -261,21 +261,22 @@ def test_a_saved_and_loaded_model_finds_the_features_of_the_original(tiny_model,
     tiny_model.save_pretrained(tmp_path / "model")
     for loaded in (load_trained_model(str(tmp_path / "model")), load_trained_model(str(tmp_path / "model"))):
         loaded.save_pretrained(tmp_path / "model")
-        _no_encoder(_store(loaded, tmp_path / "cache")).features(TEXTS)
+        _store(_without_encoder(loaded), tmp_path / "cache").features(TEXTS)
 
 
 def test_a_model_started_again_with_another_head_finds_the_features(tiny_encoder_folder, tiny_model, tmp_path):
     _store(tiny_model, tmp_path).features(TEXTS)
     other = load_base_model(str(tiny_encoder_folder), output_dim=8, projection_init="random", dropout=0.3)
-    _no_encoder(_store(other, tmp_path)).features(TEXTS)
+    _store(_without_encoder(other), tmp_path).features(TEXTS)
 
 
 KEY_PARTS = ["weights", "max_length", "pooling", "normalize_features", "tokenizer", "truncation", "prompt", "dtype"]
 
 
 @pytest.mark.parametrize("part", [*KEY_PARTS, "activation"])
-def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_model, tmp_path, part):
+def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_model, tmp_path, encoded, part):
     _store(tiny_model, tmp_path).features(TEXTS)
+    encoded.clear()
     fields = {"max_length": 5, "pooling": "cls", "normalize_features": False}
     model = load_base_model(str(tiny_encoder_folder), **({part: fields[part]} if part in fields else {}))
     if part == "weights":
@@ -289,9 +290,8 @@ def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_mo
     elif part == "activation":
         model.encoder.config.hidden_act = "relu"
     store = _store(model, tmp_path, dtype="bfloat16" if part == "dtype" else "float32")
-    asked = _counting(store)
     store.features(TEXTS, prompt="query: " if part == "prompt" else "")
-    assert asked == TEXTS
+    assert encoded == TEXTS
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -363,31 +363,30 @@ def _leave_half_written(path):
         _leave_half_written,
     ],
 )
-def test_a_damaged_or_unfinished_shard_is_never_read_and_its_texts_are_encoded_again(tiny_model, tmp_path, damage):
+def test_a_damaged_or_unfinished_shard_is_never_read_and_its_texts_are_encoded_again(
+    tiny_model, tmp_path, encoded, damage
+):
     expected = _store(tiny_model, tmp_path).features(TEXTS).expanded()
     (shard,) = _shards(tmp_path)
     _flip_a_bit_of_a_feature.feature = expected[2]
     before = shard.read_bytes()
     damage(shard)
     assert not shard.exists() or shard.read_bytes() != before
-    store = _store(tiny_model, tmp_path)
-    asked = _counting(store)
-    np.testing.assert_array_equal(store.features(TEXTS).expanded(), expected)
-    assert asked == TEXTS
-    # What was encoded again is kept: the next run encodes nothing.
-    np.testing.assert_array_equal(_no_encoder(_store(tiny_model, tmp_path)).features(TEXTS).expanded(), expected)
+    encoded.clear()
+    for _ in range(2):  # features that are encoded again are kept: the second run encodes nothing
+        np.testing.assert_array_equal(_store(tiny_model, tmp_path).features(TEXTS).expanded(), expected)
+        assert encoded == TEXTS
 
 
-def test_a_damaged_shard_costs_its_own_texts_only_and_is_named(tiny_model, tmp_path, caplog):
+def test_a_damaged_shard_costs_only_its_own_texts_and_is_named(tiny_model, tmp_path, encoded, caplog):
     store = _store(tiny_model, tmp_path)
     store.features(TEXTS[:4])
     (first,) = _shards(tmp_path)
     store.features(TEXTS)
     _truncate(first)
-    fresh = _store(tiny_model, tmp_path)
-    asked = _counting(fresh)
-    fresh.features(TEXTS)
-    assert asked == TEXTS[:4]
+    encoded.clear()
+    _store(tiny_model, tmp_path).features(TEXTS)
+    assert encoded == TEXTS[:4]
     assert str(first) in caplog.text
 
 
@@ -403,8 +402,8 @@ def test_a_shard_of_another_width_is_not_read(tmp_path):
 
 def _index(*shards):
     index = DigestIndex()
-    for number, digests in enumerate(shards):
-        index.add(number, digests)
+    for digests in shards:
+        index.add(digests)
     return index
 
 
@@ -416,7 +415,6 @@ def test_digests_of_many_shards_are_found_where_they_are():
     found = index.find([digest for digests in shards for digest in digests])
     assert found[0].tolist() == np.repeat(np.arange(60), lengths).tolist()
     assert found[1].tolist() == [row for length in lengths for row in range(length)]
-    assert len(index._runs) < 10
     assert len(index) == lengths.sum()
 
 
@@ -440,34 +438,37 @@ def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
 def test_of_copies_the_same_one_is_found_in_whatever_order_they_came(order):
     generator = np.random.default_rng(0)
-    copied, other = generator.bytes(16), [generator.bytes(16 * 50) for _ in range(3)]
+    copied, other = generator.bytes(16), [generator.bytes(16 * (50 + number)) for number in range(3)]
     index = DigestIndex()
     for number in order:
-        index.add(number, other[number] + copied, precedence=[7, 5, 6][number])
-        index.add(10 + number, generator.bytes(16 * 200))
-    assert [part.tolist() for part in index.find([copied])] == [[1], [50]]
-    assert len(index) == 751
+        index.add(other[number] + copied, precedence=[7, 5, 2**64 - 1][number])
+        index.add(generator.bytes(16 * 200))
+        assert len(index) == sum(len(other[each]) // 16 + 200 for each in order[: order.index(number) + 1]) + 1
+    assert [part.tolist() for part in index.find([copied])] == [[2 * order.index(1)], [51]]
 
 
-def test_an_index_takes_little_more_than_24_bytes_a_digest_also_while_it_grows():
+def test_of_copies_in_one_shard_the_first_is_found():
+    index = _index(b"b" * 16 + b"a" * 16 + b"b" * 16)
+    assert [part.tolist() for part in index.find([b"a" * 16, b"b" * 16])] == [[0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("finds_every", [1, 32, 128])
+def test_an_index_takes_24_bytes_a_digest_and_hardly_more_while_it_grows(finds_every):
     generator = np.random.default_rng(0)
     shards = [generator.bytes(16 * 4_096) for _ in range(128)]
     index = DigestIndex()
     tracemalloc.start()
     try:
         for number, digests in enumerate(shards):
-            index.add(number, digests)
+            index.add(digests)
+            if number % finds_every == finds_every - 1:
+                assert index.find([digests[:16]])[0].tolist() == [number]
         kept, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert len(index) == 128 * 4_096
-    assert kept < 27 * len(index)
-    assert most < 42 * len(index)
-
-
-def test_the_first_rows_are_those_of_the_first_copies():
-    assert first_rows([b"b" * 16, b"a" * 16, b"b" * 16, b"c" * 16, b"a" * 16]).tolist() == [0, 1, 3]
-    assert first_rows([]).tolist() == []
+    assert kept < 25 * len(index)
+    assert most < 27 * len(index)
 
 
 def test_an_empty_index_finds_nothing():
@@ -487,10 +488,8 @@ def test_half_precision_features_take_half_the_room_and_are_close(tiny_encoder_f
         vectors = store.features(texts).vectors
         assert vectors.dtype == np.float32
         np.testing.assert_allclose(vectors, _store(model, None).features(texts).vectors, atol=1e-3)
-        np.testing.assert_array_equal(
-            _no_encoder(_store(copy.deepcopy(model), tmp_path / dtype, feature_dtype=dtype)).features(texts).vectors,
-            vectors,
-        )
+        again = _store(_without_encoder(model), tmp_path / dtype, feature_dtype=dtype)
+        np.testing.assert_array_equal(again.features(texts).vectors, vectors)
         sizes[dtype] = sum(path.stat().st_size for path in _shards(tmp_path / dtype))
     assert sizes["float32"] - sizes["float16"] == pytest.approx(len(texts) * 16 * 2, rel=0.02)
 
@@ -515,18 +514,19 @@ def test_the_summary_counts_texts_and_room(tiny_model, tmp_path):
 # Writers, interruptions, a full disk
 
 
-def test_what_another_process_wrote_meanwhile_is_not_encoded_again(tiny_model, tmp_path):
+def test_features_that_another_process_wrote_meanwhile_are_not_encoded_again(tiny_model, tmp_path, encoded):
     store = _store(tiny_model, tmp_path)
     store.features(TEXTS[:1])
     _store(copy.deepcopy(tiny_model), tmp_path).features(TEXTS)
-    _no_encoder(store).features(TEXTS)
+    encoded.clear()
+    store.features(TEXTS)
+    assert encoded == []
 
 
 def test_a_shard_that_is_removed_meanwhile_is_encoded_again(tiny_model, tmp_path):
-    store = _store(tiny_model, tmp_path)
-    expected = store.features(TEXTS).vectors
+    expected = _store(tiny_model, tmp_path).features(TEXTS).vectors
     fresh = _store(copy.deepcopy(tiny_model), tmp_path)
-    fresh._cache("")
+    fresh.features(TEXTS[:1])  # opens the shard
     for path in _shards(tmp_path):
         path.unlink()
     np.testing.assert_array_equal(fresh.features(TEXTS).vectors, expected)
@@ -540,7 +540,7 @@ def test_a_cache_that_is_pruned_while_it_is_used_is_filled_again(tiny_model, tmp
     assert not list(tmp_path.iterdir())
     np.testing.assert_array_equal(store.features(TEXTS).vectors, expected)
     assert len(list_cached_encoders(tmp_path)) == 1
-    _no_encoder(_store(copy.deepcopy(tiny_model), tmp_path)).features(TEXTS)
+    _store(_without_encoder(tiny_model), tmp_path).features(TEXTS)
 
 
 def test_features_removed_between_the_look_and_the_reading_are_encoded_again(tiny_model, tmp_path, monkeypatch):
@@ -589,8 +589,8 @@ def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(t
 
 
 def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
-    monkeypatch.setattr(growing_shard, "_SECONDS_PER_SHARD", 0.0)
+    monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 1)  # one text per batch
+    monkeypatch.setattr(feature_cache, "SECONDS_PER_SHARD", 0.0)
     _store(tiny_model, tmp_path).features(TEXTS)
     assert len(_shards(tmp_path)) == len(TEXTS)
 
@@ -628,7 +628,7 @@ def test_features_pruned_meanwhile_are_encoded_again_when_asked_for(tiny_model, 
     for path in _shards(tmp_path):
         path.unlink()
     store.encode(TEXTS)
-    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    fresh = _store(_without_encoder(tiny_model), tmp_path)
     np.testing.assert_array_equal(fresh.features(TEXTS).vectors, store.features(TEXTS).vectors)
 
 
@@ -662,14 +662,14 @@ def test_a_damaged_shard_that_another_process_repairs_is_read_again(tmp_path):
 
 def test_a_cache_that_is_pruned_while_a_shard_is_written_is_made_again(tmp_path, monkeypatch):
     cache, digests = FeatureCache(tmp_path, {"a": 1}, feature_dim=4), [b"a" * 16]
-    make_folder = cache._make_folder
+    write_shard = feature_cache.write_shard
 
-    def prune_once():
-        make_folder()
-        shutil.rmtree(cache.folder)
-        monkeypatch.setattr(cache, "_make_folder", make_folder)
+    def prune_first(folder, *content):
+        monkeypatch.setattr(feature_cache, "write_shard", write_shard)
+        shutil.rmtree(folder)
+        return write_shard(folder, *content)
 
-    monkeypatch.setattr(cache, "_make_folder", prune_once)
+    monkeypatch.setattr(feature_cache, "write_shard", prune_first)
     cache.write(digests, np.ones((1, 4), np.float32))
     assert cache.read(digests).tolist() == [[1.0] * 4]
     assert (cache.folder / "key.json").exists()
@@ -689,8 +689,8 @@ def test_of_copies_in_one_cache_every_process_reads_the_same(tmp_path):
 
 
 def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
-    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 12)
+    monkeypatch.setattr(feature_cache, "TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 12)
     stores = [_store(copy.deepcopy(tiny_model), tmp_path) for _ in range(2)]
     start, results = threading.Barrier(2, timeout=60), {}
 
@@ -707,7 +707,7 @@ def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeyp
     assert len(results) == 2
     for vectors in results.values():
         np.testing.assert_allclose(vectors, expected, atol=1e-6)
-    fresh = _no_encoder(_store(tiny_model, tmp_path))
+    fresh = _store(_without_encoder(tiny_model), tmp_path)
     np.testing.assert_allclose(fresh.features(TEXTS).expanded(), expected, atol=1e-6)
 
 
@@ -737,12 +737,12 @@ def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, monkeypatch, interruption):
-    monkeypatch.setattr(growing_shard, "_TEXTS_PER_SHARD", 2)
-    monkeypatch.setattr(encoder_loop, "_TOKEN_BUDGET", 1)  # one text per batch
+def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, encoded, monkeypatch, interruption):
+    monkeypatch.setattr(feature_cache, "TEXTS_PER_SHARD", 2)
+    monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 1)  # one text per batch
     expected = _store(tiny_model, None).features(TEXTS).expanded()
-    store = _store(copy.deepcopy(tiny_model), tmp_path)
-    encode, calls = store._model.compute_features, []
+    model = copy.deepcopy(tiny_model)
+    encode, calls = model.compute_features, []
 
     def stop_at_the_fourth(*args):
         calls.append(1)
@@ -750,14 +750,13 @@ def test_an_interrupted_run_continues_where_it_stopped(tiny_model, tmp_path, mon
             raise interruption
         return encode(*args)
 
-    store._model.compute_features = stop_at_the_fourth
+    model.compute_features = stop_at_the_fourth
     with pytest.raises(interruption):
-        store.features(TEXTS)
+        _store(model, tmp_path).features(TEXTS)
     assert len(_shards(tmp_path)) == 2
-    again = _store(tiny_model, tmp_path)
-    asked = _counting(again)
-    np.testing.assert_allclose(again.features(TEXTS).expanded(), expected, atol=1e-6)
-    assert len(asked) == len(TEXTS) - 3
+    encoded.clear()
+    np.testing.assert_allclose(_store(tiny_model, tmp_path).features(TEXTS).expanded(), expected, atol=1e-6)
+    assert len(encoded) == len(TEXTS) - 3
 
 
 def _no_space(*args, **kwargs):
@@ -857,8 +856,8 @@ def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(e
 def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(
     tiny_model, num_processes, monkeypatch
 ):
-    monkeypatch.setattr(encoder_loop, "_BLOCK_SIZE", 1_000)
-    monkeypatch.setattr(encoder_loop, "_LAST_BLOCK_SIZE", 200)
+    monkeypatch.setattr(encoder_loop, "BLOCK_SIZE", 1_000)
+    monkeypatch.setattr(encoder_loop, "LAST_BLOCK_SIZE", 200)
     generator = np.random.default_rng(0)
     words = np.array("bread is food and music on the river of stone".split())
     texts = [" ".join(generator.choice(words, size=length)) for length in generator.integers(1, 28, size=300)]
@@ -880,12 +879,12 @@ def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_b
 
 def test_hundreds_of_processes_share_a_round_evenly():
     # Lengths of a round like those of real passages; what the busiest has to do decides how long all take.
-    lengths = np.exp(np.random.default_rng(0).normal(5.7, 0.5, size=feature_store._TEXTS_PER_ROUND)).astype(int)
+    lengths = np.exp(np.random.default_rng(0).normal(5.7, 0.5, size=feature_store.TEXTS_PER_ROUND)).astype(int)
     texts = ["x" * length for length in range(lengths.max() + 1)]
     sizes = []
     for start in range(0, len(lengths), feature_store.TEXTS_AT_ONCE):
         window = [texts[length] for length in lengths[start : start + feature_store.TEXTS_AT_ONCE]]
-        sizes += [size for _, size in encoder_loop._blocks(window, [len(text) for text in window])]
+        sizes += [size for _, size in blocks_by_size(window, [len(text) for text in window])]
     assert sum(sizes) == lengths.sum()
     for num_processes in (2, 5, 24, 48, 100, 200, 237, 250, 263, 275):
         share, loads = WorkShare(0, num_processes), [0] * num_processes
