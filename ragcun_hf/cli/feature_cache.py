@@ -57,7 +57,7 @@ def _entries_to_remove(args: CacheArguments, entries: list[Any]) -> list[Any]:
     if args.prune_days is not None and not args.prune_days >= 0:
         raise UserError(f"--prune_days must be at least 0, got {args.prune_days}: set it to e.g. 30")
     for key in args.prune_keys:
-        matches = [entry for entry in entries if key and entry.key.startswith(key)]
+        matches = [entry for entry in entries if key and entry.folder.name.startswith(key)]
         if len(matches) != 1:
             raise UserError(
                 f"--prune_keys expects keys of this cache, got {key!r}, the beginning of {len(matches)} keys: call "
@@ -65,7 +65,7 @@ def _entries_to_remove(args: CacheArguments, entries: list[Any]) -> list[Any]:
             )
     oldest = time.time() - args.prune_days * 86_400 if args.prune_days is not None else float("-inf")
     keys = tuple(args.prune_keys)
-    return [entry for entry in entries if entry.last_used <= oldest or (keys and entry.key.startswith(keys))]
+    return [entry for entry in entries if entry.last_used <= oldest or (keys and entry.folder.name.startswith(keys))]
 
 
 def _table(entries: list[Any]) -> str:
@@ -84,5 +84,5 @@ def _table(entries: list[Any]) -> str:
             settings.append(f"prompt {parts['prompt']!r}")
         encoder = ", ".join(map(str, [parts.get("name") or parts.get("encoder"), *settings]))
         used = time.strftime("%Y-%m-%d", time.localtime(entry.last_used))
-        rows.append([entry.key[:12], used, encoder, f"{entry.num_texts:,}", f"{entry.num_bytes / 2**20:,.1f}"])
+        rows.append([entry.folder.name[:12], used, encoder, f"{entry.num_texts:,}", f"{entry.num_bytes / 2**20:,.1f}"])
     return format_table(rows, num_names=3)

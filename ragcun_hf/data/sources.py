@@ -58,9 +58,9 @@ def open_source(
 ) -> Source:
     """Find the rows that a data argument names; local files are not opened yet.
 
-    A Hub dataset is `org/name` or `org/name:config`; streaming or a limit read it row by row instead of downloading it
-    first. A folder holds files of one kind; if their names start with the names of splits (`train.jsonl`,
-    `test-00001.parquet`), only the files of `split` are read. A single file has no splits.
+    A Hub dataset is named `org/name` or `org/name:config`. With streaming or a limit, it is read row by row instead of
+    being downloaded first. A folder holds files of one kind; if their names start with the names of splits
+    (`train.jsonl`, `test-00001.parquet`), only the files of `split` are read. A single file has no splits.
     """
     check_limit(limit)
     name = os.fspath(source)

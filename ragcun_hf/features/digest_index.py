@@ -11,16 +11,7 @@ _RECORD = np.dtype([("digest", "S16"), ("shard", ">u4"), ("row", ">u4")])
 
 
 class DigestIndex:
-    """Shard and row of each digest. The array grows and is sorted in place: memory never holds it twice.
-
-    Example:
-        >>> index = DigestIndex()
-        >>> index.add(b"a" * 16 + b"b" * 16)
-        >>> index.add(b"c" * 16)
-        >>> shards, rows = index.find([b"c" * 16, b"x" * 16, b"b" * 16])
-        >>> shards.tolist(), rows.tolist()
-        ([1, -1, 0], [0, -1, 1])
-    """
+    """Shard and row of each digest. The array grows and is sorted in place: memory never holds it twice."""
 
     def __init__(self) -> None:
         self._records = np.empty(0, dtype=_RECORD)

@@ -26,23 +26,18 @@ BACKENDS = ("torch", "openvino")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype in which the encoder computes; `auto` is bfloat16 where the device supports it natively."""
+    """Return the dtype of the encoder's arithmetic; `auto` is bfloat16 where native, which is several times faster."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
         raise UserError(f"expected an encoder dtype of auto, {' or '.join(DTYPES)}, got {name!r}: change the flag")
-    return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    """Say whether a device multiplies matrices in bfloat16, several times faster than in float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    # Not every supported torch has a public query; without this private one, float32 is the safe answer.
-    query = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(query and query())
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Not every supported torch has a public query; without this private one, float32 is the safe answer.
+        query = getattr(torch.cpu, "_is_avx512_bf16_supported", None) if device.type == "cpu" else None
+        is_native = bool(query and query())
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backend: str = "torch") -> ComputeFeatures:

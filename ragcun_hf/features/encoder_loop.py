@@ -72,8 +72,8 @@ def encode_in_batches(
             features = compute(tokens["input_ids"], tokens["attention_mask"])
             if not bool(features.isfinite().all()):
                 raise UserError(
-                    f"expected finite features, got NaN or infinity for text {batch[0] + 1} or one of its batch: "
-                    "check the encoder, or try --encoder_dtype float32"
+                    f"expected finite features, got NaN or infinity for text {batch[0] + 1} or another one in its "
+                    "batch: check the encoder, or try --encoder_dtype float32"
                 )
             num_tokens = sum(len(token_ids[row]) for row in rows)
             progress.advance([sizes[position] for position in batch], num_tokens=num_tokens)

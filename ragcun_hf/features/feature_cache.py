@@ -111,7 +111,7 @@ class FeatureCache:
         opened = list(self._shards.values())
         for number, places in zip(numbers, np.split(order, starts[1:]), strict=False):
             try:
-                features[places] = opened[number].features()[rows[places]]
+                features[places] = opened[number].read()[1][rows[places]]
             except OSError as error:
                 self._forget({opened[number].path.name})
                 raise KeyError(f"features were removed from {self.folder}: encode them again") from error
@@ -155,11 +155,8 @@ class FeatureCache:
                 digests += new_digests
                 pieces.append(features)
                 if len(digests) >= TEXTS_PER_SHARD or time.monotonic() - started > SECONDS_PER_SHARD:
-                    shard = digests, np.concatenate(pieces)
-                    digests, pieces = (
-                        [],
-                        [],
-                    )  # before writing, so that features that cannot be written are not tried again
+                    # Emptied before writing: features that cannot be written are not tried again below.
+                    shard, digests, pieces = (digests, np.concatenate(pieces)), [], []
                     names.append(self.write(*shard))
                     started = time.monotonic()
         finally:
@@ -182,7 +179,7 @@ class FeatureCache:
 
     def _add(self, shard: ShardFile) -> None:
         # The precedence makes every process read the same copy where several writers encoded a text.
-        self._index.add(shard.digests(), precedence=shard.checksum)
+        self._index.add(shard.read()[0], precedence=shard.checksum)
         self._shards[shard.path.name] = shard
 
     def _rescan(self) -> None:
@@ -201,9 +198,9 @@ class FeatureCache:
     def _is_usable(self, shard: ShardFile) -> bool:
         if not shard.path.exists():
             return False
-        if not shard.is_whole():
+        if not shard.is_whole:
             self._note_damage(shard.path)
-        return shard.is_whole()
+        return shard.is_whole
 
     def _note_damage(self, path: Path) -> None:
         self._damaged[path.name] = _changed_at(path)
@@ -249,11 +246,6 @@ class CachedEncoder:
     num_bytes: int
     last_used: float  # seconds since the epoch
 
-    @property
-    def key(self) -> str:
-        """The key, 24 hexadecimal digits."""
-        return self.folder.name
-
 
 def list_cached_encoders(folder: str | Path) -> list[CachedEncoder]:
     """List the keys of a feature cache, most recently used first; folders of another origin are left out."""
@@ -280,7 +272,7 @@ def _describe(folder: Path) -> CachedEncoder | None:
 
 def remove_cached_encoder(entry: CachedEncoder) -> None:
     """Remove the features under one key; a process that is using them encodes again the ones it misses."""
-    trash = entry.folder.with_name(f".{entry.key}.{uuid.uuid4().hex}.removed")
+    trash = entry.folder.with_name(f".{entry.folder.name}.{uuid.uuid4().hex}.removed")
     try:
         entry.folder.rename(trash)  # first, so that no writer adds a file to a folder that is being removed
         shutil.rmtree(trash)

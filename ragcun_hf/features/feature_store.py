@@ -52,12 +52,11 @@ class FeatureTable:
 class FeatureStore:
     """Returns the frozen encoder's features of texts, from the cache or by running the encoder.
 
-    The encoder and its tokenizer must not change while a store is in use: their checksums are computed once.
-
-    Without a `cache_folder`, nothing is kept. `dtype` (auto, float32, bfloat16) is the arithmetic of the encoder, and
-    `backend` (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`,
-    processes that train together divide the work: all of them call `encode` and `features` with the same texts at the
-    same time, each encodes its part, and each reads what the others wrote.
+    The encoder and its tokenizer must not change while a store is in use: their checksums are computed once. Without a
+    `cache_folder`, nothing is kept. `dtype` (auto, float32, bfloat16) is the arithmetic of the encoder, and `backend`
+    (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`, processes
+    that train together divide the work: all of them call `encode` and `features` with the same texts at the same time,
+    each encodes its part, and each reads what the others wrote.
     """
 
     def __init__(
@@ -90,11 +89,7 @@ class FeatureStore:
 
     def settings(self) -> dict[str, str]:
         """Return the settings, other than the model, that change a feature; for records and results."""
-        return {
-            "encoder_dtype": self.dtype_name,
-            "encoder_backend": self.backend,
-            "feature_dtype": self.feature_dtype,
-        }
+        return {"encoder_dtype": self.dtype_name, "encoder_backend": self.backend, "feature_dtype": self.feature_dtype}
 
     def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
         """Return the features of texts, each with the prompt prepended; encode the ones that the cache lacks."""
@@ -110,10 +105,7 @@ class FeatureStore:
                 self._encode_round(texts, range(start, min(start + TEXTS_PER_ROUND, len(texts))), prompt, progress)
 
     def read(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
-        """Return the features of texts, of other texts in each process if need be.
-
-        What the cache lacks, although `encode` has been called, is encoded in this process.
-        """
+        """Return the features of texts, which may differ between processes; encode here what the cache still lacks."""
         row_of_text: dict[str, int] = {}
         rows = np.array([row_of_text.setdefault(text, len(row_of_text)) for text in texts], dtype=np.int64)
         distinct = list(row_of_text)
@@ -141,7 +133,7 @@ class FeatureStore:
         cache = self._cache(prompt)
         share = WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
         find_missing = partial(self._missing, texts, rows, cache)
-        # All processes use the first one's answer: files written in between would give them different ones.
+        # All processes use the answer of the first: a file written a moment later would change it.
         num_distinct, missing = made_by_first(find_missing) if self._is_shared else find_missing()
         self._num_asked += num_distinct
         num_later = len(texts) - rows.stop
@@ -184,7 +176,7 @@ class FeatureStore:
         share: WorkShare | None = None,
         num_later: int = 0,
     ) -> Iterator[tuple[list[bytes], np.ndarray]]:
-        """Encode rows; yield digests and features. `num_later` rows may follow in other rounds."""
+        """Encode rows; yield digests and features. Up to `num_later` texts follow in later rounds."""
         share = share or WorkShare()
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             window = take(texts, rows[start : start + TEXTS_AT_ONCE])
@@ -222,12 +214,9 @@ class FeatureStore:
             parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
             if self._model.device.type != "cpu":
                 parts["device"] = self._model.device.type
+            dim, name = self._model.config.feature_dim, self._model.config.base_model_name
             self._caches[prompt] = FeatureCache(
-                self._cache_folder or "",
-                parts,
-                feature_dim=self._model.config.feature_dim,
-                dtype=self.feature_dtype,
-                name=self._model.config.base_model_name,
+                self._cache_folder or "", parts, feature_dim=dim, dtype=self.feature_dtype, name=name
             )
         return self._caches[prompt]
 

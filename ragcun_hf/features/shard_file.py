@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -45,34 +46,24 @@ class ShardFile:
     def __init__(self, path: Path, feature_dim: int, dtype: np.dtype) -> None:
         self.path = path
         self._dim, self._dtype = feature_dim, dtype
-        digests, features = self._read()
+        digests, features = self.read()
         num_rows, _, checksum = path.stem.partition("-")
         if num_rows != str(len(features)) or len(digests) != 16 * len(features):
             raise ValueError(f"{path}: expected the number of rows that its name says")
         self.checksum = int(checksum, 16)
         self.num_bytes = path.stat().st_size
-        self._is_whole: bool | None = None
 
-    def digests(self) -> bytes:
-        """Read the text digests, 16 bytes each, in the order of the rows."""
-        return self._read()[0]
-
-    def features(self) -> np.ndarray:
-        """Map the features, shape (rows, H), into memory; the mapping ends with the array."""
-        return self._read()[1]
-
+    @cached_property
     def is_whole(self) -> bool:
-        """Check the content against the checksum; the first answer is remembered."""
-        if self._is_whole is None:
-            try:
-                digests, features = self._read()
-            except (OSError, pa.ArrowException):  # removed or cut since it was opened
-                self._is_whole = False
-            else:
-                self._is_whole = self.path.stem == f"{len(features)}-{_checksum(digests, features)}"
-        return self._is_whole
+        """Whether the content has the checksum in the name; computed once."""
+        try:
+            digests, features = self.read()
+        except (OSError, pa.ArrowException):  # removed or cut since it was opened
+            return False
+        return self.path.stem == f"{len(features)}-{_checksum(digests, features)}"
 
-    def _read(self) -> tuple[bytes, np.ndarray]:
+    def read(self) -> tuple[bytes, np.ndarray]:
+        """Return the text digests, 16 bytes a row, and the features, (rows, H), mapped into memory while in use."""
         with pa.memory_map(str(self.path)) as source:
             table = pa.ipc.open_stream(source).read_all()
         column = table.column("feature")

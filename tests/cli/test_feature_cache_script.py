@@ -79,7 +79,7 @@ def test_use_makes_young(run, cache, tiny_model):
 
 def test_pruning_by_key_removes_that_key(run, cache):
     entry = next(entry for entry in list_cached_encoders(cache) if entry.num_texts == 3)
-    run("--prune_keys", entry.key[:8])
+    run("--prune_keys", entry.folder.name[:8])
     assert [left.num_texts for left in list_cached_encoders(cache)] == [2]
 
 
