@@ -45,7 +45,7 @@ def run(script, cache):
     return call
 
 
-def test_the_list_names_texts_room_and_use(run, capsys):
+def test_the_list_shows_texts_size_and_settings(run, capsys):
     run()
     head, _, first, second, total = capsys.readouterr().out.splitlines()
     assert "last used" in head
@@ -61,7 +61,7 @@ def test_a_missing_cache_holds_nothing(script, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("0 texts, 0.0 MiB")
 
 
-def test_pruning_by_age_removes_what_was_not_used_since(run, cache, capsys):
+def test_pruning_by_age_removes_features_not_used_since(run, cache, capsys):
     run("--prune_days", "5", "--dry_run")
     assert "Would remove" in capsys.readouterr().out
     assert len(list_cached_encoders(cache)) == 2
@@ -69,7 +69,7 @@ def test_pruning_by_age_removes_what_was_not_used_since(run, cache, capsys):
     assert [entry.num_texts for entry in list_cached_encoders(cache)] == [3]
 
 
-def test_use_makes_young(run, cache, tiny_model):
+def test_using_features_protects_them_from_pruning_by_age(run, cache, tiny_model):
     FeatureStore(tiny_model, cache_folder=cache, dtype="float32", show_progress=False).features(
         ["fish"], prompt="query: "
     )
@@ -92,13 +92,13 @@ def test_nothing_but_the_cache_is_removed(run, cache):
 
 
 @pytest.mark.parametrize("flags", [["--prune_keys", "zz"], ["--prune_keys", ""], ["--prune_days", "-1"]])
-def test_a_key_or_an_age_that_cannot_be_is_a_user_error(run, cache, flags):
+def test_an_impossible_key_or_age_is_a_user_error(run, cache, flags):
     with pytest.raises(UserError):
         run(*flags)
     assert len(list_cached_encoders(cache)) == 2
 
 
-def test_only_old_temporary_files_are_abandoned(cache):
+def test_only_old_temporary_files_are_removed(cache):
     (folder, *_) = (entry.folder for entry in list_cached_encoders(cache))
     old, new = folder / ".a.tmp", folder / ".b.tmp"
     for path in (old, new):
@@ -109,7 +109,7 @@ def test_only_old_temporary_files_are_abandoned(cache):
     assert not old.exists()
 
 
-def test_pruning_cleans_up_where_no_key_is_old_enough(run, cache):
+def test_pruning_cleans_up_even_if_no_key_is_old_enough(run, cache):
     (folder, *_) = (entry.folder for entry in list_cached_encoders(cache))
     old, removed = folder / ".a.tmp", cache / f".{folder.name}.1.removed"
     old.write_text("half")

@@ -49,7 +49,7 @@ def test_every_format_gives_the_rows_that_were_written(tmp_path, name):
     assert list(source.rows()) == list(source.rows())
 
 
-def test_json_lines_in_a_json_file_are_told_from_an_array_by_content(tmp_path):
+def test_content_decides_whether_a_json_file_is_lines_or_an_array(tmp_path):
     (tmp_path / "lines.json").write_text(as_json_lines(ROWS), encoding="utf-8")
     (tmp_path / "array.jsonl").write_text("\n  " + json.dumps(ROWS, indent=1), encoding="utf-8")
     assert read(tmp_path / "lines.json") == read(tmp_path / "array.jsonl") == ROWS
@@ -69,13 +69,13 @@ def test_quoted_separators_quotes_and_line_breaks_survive_csv(tmp_path, name, se
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
-def test_byte_order_mark_and_crlf_leave_no_trace(tmp_path, name):
+def test_byte_order_mark_and_crlf_are_removed(tmp_path, name):
     text = as_json_lines(ROWS[:1], "\r\n") if name == "a.jsonl" else "query,positive\r\nwho?,she\r\n"
     (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert read(tmp_path / name) == ROWS[:1]
 
 
-def test_csv_field_may_be_longer_than_the_default_limit(tmp_path):
+def test_a_csv_field_may_be_longer_than_the_default_limit(tmp_path):
     (tmp_path / "a.csv").write_text("text\n" + "x" * 200_000 + "\n")
     assert len(read(tmp_path / "a.csv")[0]["text"]) == 200_000
 
@@ -109,7 +109,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_file_is_reported_with_its_place_in_one_line(tmp_path, name):
+def test_the_error_of_a_bad_file_names_the_place_in_one_line(tmp_path, name):
     content, message = BAD_FILES[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as raised:
@@ -119,13 +119,13 @@ def test_bad_file_is_reported_with_its_place_in_one_line(tmp_path, name):
     assert "\n" not in str(raised.value)
 
 
-def test_folder_is_read_in_the_order_of_its_names(tmp_path):
+def test_the_files_of_a_folder_are_read_in_alphabetical_order(tmp_path):
     for name, text in (("b.jsonl", '{"n": 2}'), ("a.jsonl", '{"n": 1}'), (".c.jsonl", "hidden"), ("notes.md", "")):
         (tmp_path / name).write_text(text)
     assert read(tmp_path) == [{"n": 1}, {"n": 2}]
 
 
-def test_folder_with_files_named_after_splits_keeps_test_rows_out_of_training(tmp_path):
+def test_a_folder_with_files_named_after_splits_keeps_test_rows_out_of_training(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"n": 1}')
     (tmp_path / "validation-00001.jsonl").write_text('{"n": 2}')
     assert read(tmp_path) == [{"n": 1}]
@@ -134,7 +134,7 @@ def test_folder_with_files_named_after_splits_keeps_test_rows_out_of_training(tm
         read(tmp_path, split="test")
 
 
-def test_folder_of_mixed_or_unknown_files_is_refused(tmp_path):
+def test_a_folder_of_mixed_or_unknown_files_is_refused(tmp_path):
     (tmp_path / "notes.md").write_text("x")
     with pytest.raises(UserError, match="without any"):
         read(tmp_path)
@@ -144,7 +144,7 @@ def test_folder_of_mixed_or_unknown_files_is_refused(tmp_path):
         read(tmp_path)
 
 
-def test_dataset_saved_to_disk_is_read_by_split(tmp_path):
+def test_a_dataset_saved_to_disk_is_read_by_split(tmp_path):
     saved = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
     saved.save_to_disk(str(tmp_path / "saved"))
     assert read(tmp_path / "saved") == ROWS
@@ -153,13 +153,13 @@ def test_dataset_saved_to_disk_is_read_by_split(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nothing/here.jsonl", "./org/name", "a/b/c", "bareword", "/no/such/folder", ""])
-def test_what_looks_like_a_path_never_reaches_the_hub(name, monkeypatch):
+def test_a_name_that_looks_like_a_path_never_reaches_the_hub(name, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the Hub"))
     with pytest.raises(UserError, match="expected an existing file or folder"):
         open_source(name)
 
 
-def test_unknown_file_type_is_named(tmp_path):
+def test_an_unknown_file_type_lists_the_known_ones(tmp_path):
     (tmp_path / "model.bin").write_bytes(b"x")
     with pytest.raises(UserError, match=r"expected a file ending in \.json, .*model\.bin"):
         read(tmp_path / "model.bin")
@@ -173,7 +173,7 @@ def test_unknown_file_type_is_named(tmp_path):
         (ValueError('Unknown split "dev"'), "expected the split 'train' of the Hub dataset"),
     ],
 )
-def test_hub_failures_say_what_was_tried_and_that_no_file_is_there(monkeypatch, error, message):
+def test_hub_failures_say_that_no_such_file_exists_either(monkeypatch, error, message):
     def fail(*_, **__):
         raise error
 
@@ -183,7 +183,7 @@ def test_hub_failures_say_what_was_tried_and_that_no_file_is_there(monkeypatch, 
     assert "org/name" in str(raised.value)
 
 
-def test_hub_id_with_configuration_is_passed_on_and_rows_count_from_zero(monkeypatch):
+def test_a_hub_id_may_name_a_configuration_and_rows_count_from_zero(monkeypatch):
     asked = {}
 
     def load(name, config, *, split, streaming):
@@ -205,7 +205,7 @@ def test_a_limit_streams_a_hub_dataset_instead_of_downloading_it(monkeypatch):
     assert read_pairs("org/name", limit=1)["query"][:] == ["who?"]
 
 
-def test_equal_files_give_equal_fingerprints_and_other_rows_another(tmp_path):
+def test_fingerprints_are_equal_for_equal_files_only(tmp_path):
     for name, rows in (("a.jsonl", ROWS), ("b.jsonl", ROWS), ("c.jsonl", ROWS[::-1])):
         (tmp_path / name).write_text(as_json_lines(rows), encoding="utf-8")
     first, same, other = (read_pairs(tmp_path / name)._fingerprint for name in ("a.jsonl", "b.jsonl", "c.jsonl"))
@@ -225,12 +225,12 @@ def test_a_limit_below_one_row_is_refused(tmp_path):
         open_source(tmp_path / "a.txt", limit=0)
 
 
-def test_rows_count_from_one_and_blank_lines_count_too(tmp_path):
+def test_line_numbers_start_at_one_and_include_blank_lines(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n\n{"a": 2}\n')
     assert [row.number for row in read_rows(tmp_path / "a.jsonl")] == [2, 4]
 
 
-def test_compressed_parquet_is_not_claimed_to_be_readable(tmp_path):
+def test_compressed_parquet_has_no_reader(tmp_path):
     assert file_kind(tmp_path / "a.parquet.gz") is None
     assert file_kind(tmp_path / "A.JSONL") == "json"
 

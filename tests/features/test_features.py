@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 import threading
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ import torch
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.features import encoder_loop, feature_cache, feature_store
-from ragcun_hf.features.digest_index import DigestIndex
 from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
 from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks_by_size, encode_in_batches
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
@@ -73,7 +71,7 @@ def _shards(folder):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_features_equal_those_of_the_model_s_own_forward_in_order(tiny_model, tmp_path, cached):
+def test_features_equal_those_of_the_forward_pass_in_order(tiny_model, tmp_path, cached):
     table = _store(tiny_model, tmp_path if cached else None).features(TEXTS)
     expected = np.concatenate([tiny_model(**tiny_model.tokenize([text])).features.numpy() for text in TEXTS])
     assert (table.vectors.dtype, table.rows.dtype) == (np.float32, np.int64)
@@ -81,7 +79,7 @@ def test_features_equal_those_of_the_model_s_own_forward_in_order(tiny_model, tm
     assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 0.01  # the rows can be told apart
 
 
-def test_prompt_is_put_before_every_text(tiny_model, tmp_path):
+def test_the_prompt_is_prepended_to_every_text(tiny_model, tmp_path):
     table = _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
     plain = _store(tiny_model, None).features(["query: " + text for text in TEXTS])
     np.testing.assert_allclose(table.expanded(), plain.expanded(), atol=1e-6)
@@ -96,7 +94,7 @@ def test_equal_texts_share_a_row_and_are_encoded_once(tiny_model, tmp_path, enco
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_no_texts_give_no_rows(tiny_model, tmp_path, cached):
+def test_an_empty_list_of_texts_has_no_rows(tiny_model, tmp_path, cached):
     table = _store(tiny_model, tmp_path if cached else None).features([])
     assert (table.vectors.shape, table.rows.shape) == ((0, 16), (0,))
 
@@ -118,7 +116,7 @@ def test_bfloat16_features_are_close_and_come_out_in_float32(tiny_model, tmp_pat
     assert not np.array_equal(exact, rounded)
 
 
-def test_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
+def test_a_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
     device = torch.device("cpu")
     assert choose_dtype("float32", device) is torch.float32
     assert choose_dtype("bfloat16", device) is torch.bfloat16
@@ -163,7 +161,7 @@ def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny
     np.testing.assert_allclose(_store(tiny_model, None).features(TEXTS).vectors, expected, atol=1e-6)
 
 
-def test_progress_says_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
+def test_the_progress_bar_shows_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):
     _store(tiny_model, tmp_path, show_progress=True).features(TEXTS)
     shown = capsys.readouterr().err
     assert all(part in shown for part in ("Encoding", f"{len(TEXTS)}/{len(TEXTS)}", "texts/s", "tokens/s", "left"))
@@ -184,7 +182,7 @@ def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, enc
     assert f"{len(TEXTS)} texts encoded, {len(TEXTS)} known before" in store.summary()
 
 
-def test_the_bar_ends_full_where_later_rounds_had_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
+def test_the_bar_ends_full_if_later_rounds_have_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(feature_store, "TEXTS_PER_ROUND", 2)
     _store(tiny_model, tmp_path).encode(TEXTS[2:])
     _store(tiny_model, tmp_path, show_progress=True).encode(TEXTS)
@@ -205,7 +203,7 @@ def test_a_missing_openvino_is_a_user_error_that_says_how_to_install_it(tiny_mod
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", ["tiny_encoder_folder", "tiny_mpnet_folder"])
 @pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
-def test_openvino_gives_the_features_that_torch_gives(request, tmp_path, folder, pooling):
+def test_openvino_computes_the_features_that_torch_computes(request, tmp_path, folder, pooling):
     pytest.importorskip("openvino")
     model = load_base_model(str(request.getfixturevalue(folder)), pooling=pooling)
     expected = _store(model, None).features(TEXTS).vectors
@@ -245,7 +243,7 @@ def test_only_texts_that_the_cache_lacks_are_encoded(tiny_model, tmp_path, encod
     np.testing.assert_allclose(table.expanded(), _store(tiny_model, None).features(TEXTS).expanded(), atol=1e-6)
 
 
-def test_without_a_cache_folder_nothing_is_kept_anywhere(tiny_model, tmp_path, monkeypatch):
+def test_without_a_cache_folder_nothing_is_written(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     default = tmp_path / "default"
     monkeypatch.setattr(feature_store, "default_cache_folder", lambda: default)
@@ -295,7 +293,7 @@ def test_whatever_changes_a_feature_changes_the_key(tiny_encoder_folder, tiny_mo
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_key_is_explained_beside_the_shards(tiny_model, tmp_path):
+def test_a_file_beside_the_shards_explains_the_key(tiny_model, tmp_path):
     _store(tiny_model, tmp_path).features(TEXTS, prompt="query: ")
     (folder,) = tmp_path.iterdir()
     key = json.loads((folder / "key.json").read_text())
@@ -397,89 +395,10 @@ def test_a_shard_of_another_width_is_not_read(tmp_path):
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=3)) == 0
 
 
-# The index of digests
-
-
-def _index(*shards):
-    index = DigestIndex()
-    for digests in shards:
-        index.add(digests)
-    return index
-
-
-def test_digests_of_many_shards_are_found_where_they_are():
-    generator = np.random.default_rng(0)
-    lengths = generator.integers(0, 40, size=60)
-    shards = [[generator.bytes(16) for _ in range(length)] for length in lengths]
-    index = _index(*map(b"".join, shards))
-    found = index.find([digest for digests in shards for digest in digests])
-    assert found[0].tolist() == np.repeat(np.arange(60), lengths).tolist()
-    assert found[1].tolist() == [row for length in lengths for row in range(length)]
-    assert len(index) == lengths.sum()
-
-
-def test_digests_whose_halves_agree_are_told_apart():
-    halves = [bytes([number]) * 8 for number in range(3)]
-    digests = [first + second for first in halves for second in halves]
-    index = _index(b"".join(digests[0:7:2]), b"", b"".join(digests[1:7:2]))
-    shards, rows = index.find([*digests, halves[0] + b"z" * 8])
-    assert shards.tolist() == [0, 2, 0, 2, 0, 2, 0, -1, -1, -1]
-    assert rows.tolist() == [0, 0, 1, 1, 2, 2, 3, -1, -1, -1]
-    assert len(index) == 7
-
-
-def test_a_digest_in_two_shards_is_found_in_one_and_counts_once():
-    index = _index(b"a" * 16, b"b" * 16 + b"a" * 16)
-    shards, rows = index.find([b"a" * 16])
-    assert (shards[0], rows[0]) in {(0, 0), (1, 1)}
-    assert len(index) == 2
-
-
-@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_of_copies_the_same_one_is_found_in_whatever_order_they_came(order):
-    generator = np.random.default_rng(0)
-    copied, other = generator.bytes(16), [generator.bytes(16 * (50 + number)) for number in range(3)]
-    index = DigestIndex()
-    for number in order:
-        index.add(other[number] + copied, precedence=[7, 5, 2**64 - 1][number])
-        index.add(generator.bytes(16 * 200))
-        assert len(index) == sum(len(other[each]) // 16 + 200 for each in order[: order.index(number) + 1]) + 1
-    assert [part.tolist() for part in index.find([copied])] == [[2 * order.index(1)], [51]]
-
-
-def test_of_copies_in_one_shard_the_first_is_found():
-    index = _index(b"b" * 16 + b"a" * 16 + b"b" * 16)
-    assert [part.tolist() for part in index.find([b"a" * 16, b"b" * 16])] == [[0, 0], [1, 0]]
-
-
-@pytest.mark.parametrize("finds_every", [1, 32, 128])
-def test_an_index_takes_24_bytes_a_digest_and_hardly_more_while_it_grows(finds_every):
-    generator = np.random.default_rng(0)
-    shards = [generator.bytes(16 * 4_096) for _ in range(128)]
-    index = DigestIndex()
-    tracemalloc.start()
-    try:
-        for number, digests in enumerate(shards):
-            index.add(digests)
-            if number % finds_every == finds_every - 1:
-                assert index.find([digests[:16]])[0].tolist() == [number]
-        kept, most = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert len(index) == 128 * 4_096
-    assert kept < 25 * len(index)
-    assert most < 27 * len(index)
-
-
-def test_an_empty_index_finds_nothing():
-    assert [part.tolist() for part in DigestIndex().find([b"a" * 16])] == [[-1], [-1]]
-    assert [part.tolist() for part in _index(b"a" * 16).find([])] == [[], []]
-
-
 # What is kept
 
 
-def test_half_precision_features_take_half_the_room_and_are_close(tiny_encoder_folder, tmp_path):
+def test_half_precision_features_take_half_the_space_and_are_close(tiny_encoder_folder, tmp_path):
     texts = [f"{first} {second}" for first in WORDS for second in WORDS]
     model = load_base_model(str(tiny_encoder_folder))
     sizes = {}
@@ -501,7 +420,7 @@ def test_features_that_half_precision_cannot_hold_are_refused(tmp_path):
     assert not _shards(tmp_path)
 
 
-def test_the_summary_counts_texts_and_room(tiny_model, tmp_path):
+def test_the_summary_reports_texts_and_size(tiny_model, tmp_path):
     store = _store(tiny_model, tmp_path)
     store.features(TEXTS[:4])
     assert "4 texts encoded, 0 known before" in store.summary()
@@ -543,7 +462,7 @@ def test_a_cache_that_is_pruned_while_it_is_used_is_filled_again(tiny_model, tmp
     _store(_without_encoder(tiny_model), tmp_path).features(TEXTS)
 
 
-def test_features_removed_between_the_look_and_the_reading_are_encoded_again(tiny_model, tmp_path, monkeypatch):
+def test_features_removed_just_before_they_are_read_are_encoded_again(tiny_model, tmp_path, monkeypatch):
     store = _store(tiny_model, tmp_path)
     expected = store.features(TEXTS).vectors
     read, calls = FeatureCache.read, []
@@ -578,7 +497,7 @@ def test_features_that_are_not_finite_are_refused_and_not_kept(tiny_model, tmp_p
 
 
 @pytest.mark.parametrize("texts", [[""], ["", "sort an array"], ["sort an array", " ", "the sun"]])
-def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(tiny_model, texts):
+def test_a_blank_text_has_a_feature_even_without_special_tokens(tiny_model, texts):
     tiny_model.tokenizer.backend_tokenizer.post_processor = None
     assert tiny_model.tokenizer("")["input_ids"] == []
     features = _store(tiny_model, None).features(texts).vectors
@@ -588,7 +507,7 @@ def test_a_blank_text_has_a_feature_where_the_tokenizer_adds_no_special_tokens(t
     np.testing.assert_allclose(features, expected, atol=1e-6)
 
 
-def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
+def test_shards_are_written_during_encoding_not_only_at_the_end(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 1)  # one text per batch
     monkeypatch.setattr(feature_cache, "SECONDS_PER_SHARD", 0.0)
     _store(tiny_model, tmp_path).features(TEXTS)
@@ -598,7 +517,7 @@ def test_shards_are_written_while_encoding_not_only_at_the_end(tiny_model, tmp_p
 def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_path):
     import datasets.arrow_writer  # noqa: F401 (once, before the threads race)
 
-    start, failures = threading.Barrier(4, timeout=60), []
+    start, failures = threading.Barrier(4, timeout=600), []
     digests = [f"{row:016d}".encode() for row in range(200)]
 
     def write():
@@ -615,14 +534,14 @@ def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_p
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     assert not failures
     assert len(_shards(tmp_path)) == 8
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=256)) == 200
     assert not list(tmp_path.glob("*/.*.tmp"))
 
 
-def test_features_pruned_meanwhile_are_encoded_again_when_asked_for(tiny_model, tmp_path):
+def test_pruned_features_are_encoded_again_when_needed(tiny_model, tmp_path):
     store = _store(tiny_model, tmp_path)
     store.encode(TEXTS)
     for path in _shards(tmp_path):
@@ -675,7 +594,7 @@ def test_a_cache_that_is_pruned_while_a_shard_is_written_is_made_again(tmp_path,
     assert (cache.folder / "key.json").exists()
 
 
-def test_of_copies_in_one_cache_every_process_reads_the_same(tmp_path):
+def test_every_process_reads_the_same_copy_of_a_text_encoded_twice(tmp_path):
     digests = [b"a" * 16]
     first, second = (FeatureCache(tmp_path, {"a": 1}, feature_dim=4) for _ in range(2))
     for number, cache in enumerate((first, second)):
@@ -692,7 +611,7 @@ def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeyp
     monkeypatch.setattr(feature_cache, "TEXTS_PER_SHARD", 2)
     monkeypatch.setattr(encoder_loop, "TOKEN_BUDGET", 12)
     stores = [_store(copy.deepcopy(tiny_model), tmp_path) for _ in range(2)]
-    start, results = threading.Barrier(2, timeout=60), {}
+    start, results = threading.Barrier(2, timeout=600), {}
 
     def write(number):
         start.wait()
@@ -702,7 +621,7 @@ def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeyp
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     expected = _store(tiny_model, None).features(TEXTS).expanded()
     assert len(results) == 2
     for vectors in results.values():
@@ -727,7 +646,7 @@ def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(600)
     assert [process.exitcode for process in processes] == [0, 0]
     cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=4)
     values = sorted({*range(1, 10, 2), *(100 * number + turn for number in (1, 2) for turn in range(0, 10, 2))})
@@ -764,7 +683,7 @@ def _no_space(*args, **kwargs):
 
 
 @pytest.mark.parametrize("step", ["write_table", "finalize", "replace"])
-def test_a_full_disk_is_said_in_one_line_and_leaves_no_half_written_file(tiny_model, tmp_path, monkeypatch, step):
+def test_a_full_disk_is_a_user_error_and_leaves_no_half_written_file(tiny_model, tmp_path, monkeypatch, step):
     from datasets.arrow_writer import ArrowWriter
 
     store = _store(tiny_model, tmp_path)
@@ -790,7 +709,7 @@ def test_a_cache_folder_that_cannot_be_made_is_a_user_error(tiny_model, tmp_path
         _store(tiny_model, tmp_path / "file" / "cache").features(TEXTS)
 
 
-def test_a_failed_run_gives_the_model_s_mode_back(tiny_encoder_folder, tmp_path):
+def test_a_failed_run_restores_the_mode_of_the_model(tiny_encoder_folder, tmp_path):
     model = load_base_model(str(tiny_encoder_folder), freeze_base=False).train()
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError):
@@ -798,7 +717,7 @@ def test_a_failed_run_gives_the_model_s_mode_back(tiny_encoder_folder, tmp_path)
     assert model.training
 
 
-# Pairs of features and the models behind them
+# Pairs of features
 
 
 def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pairs):
@@ -821,28 +740,8 @@ def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pai
         )
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "max"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
-def test_a_model_flag_that_does_not_fit_is_a_user_error_that_names_it(tiny_encoder_folder, fields):
-    with pytest.raises(UserError, match=next(iter(fields))):
-        load_base_model(str(tiny_encoder_folder), **fields)
-
-
-def test_a_base_model_that_cannot_be_had_is_a_user_error_that_names_the_way_out(tmp_path):
-    with pytest.raises(UserError, match="--base_model embedded"):
-        load_base_model("no-such-owner/no-such-model")
-    with pytest.raises(UserError, match="does not fit: Unrecognized model"):
-        load_base_model(str(tmp_path))
-
-
-def test_a_folder_with_another_type_of_model_is_a_user_error(tiny_encoder_folder, tmp_path):
-    with pytest.raises(UserError, match="expects a model of type isotropic_gaussian, got bert"):
-        load_trained_model(str(tiny_encoder_folder))
-    with pytest.raises(UserError, match="--model_path expects a folder"):
-        load_trained_model(str(tmp_path / "nothing"))
-
-
 @pytest.mark.slow
-def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(embedded_folder, tmp_path):
+def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_forward_pass(embedded_folder, tmp_path):
     model = IsotropicGaussianModel.from_encoder(str(embedded_folder))
     texts = ["Which bird sleeps in water?", "Sort an array.", "A tree. " * 300, ""]
     expected = model.encode_document(texts, normalize_embeddings=True)
@@ -853,7 +752,7 @@ def test_features_of_the_real_encoder_in_bfloat16_are_close_to_its_own_forward(e
 
 
 @pytest.mark.parametrize("num_processes", [2, 3, 7])
-def test_processes_share_texts_evenly_and_give_the_features_of_one_to_the_last_bit(
+def test_processes_share_texts_evenly_and_compute_the_features_of_one_process_to_the_last_bit(
     tiny_model, num_processes, monkeypatch
 ):
     monkeypatch.setattr(encoder_loop, "BLOCK_SIZE", 1_000)
