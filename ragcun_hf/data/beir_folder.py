@@ -149,7 +149,7 @@ def read_corpus(path: Path) -> tuple[Sequence[str], Sequence[str]]:
     else:
         documents = list(_documents(path))
         ids, texts = ([document[name] for document in documents] for name in ("id", "text"))
-    # Equal checksums, of 8 bytes an id, are candidates; only then is the file read again, which also finds the line.
+    # Only checksums, of 8 bytes an id, are compared; if two are equal, the file is read again to name the line.
     checksums = np.fromiter(map(_checksum, ids), dtype=np.uint64, count=len(ids))
     checksums.sort()
     candidates = set(checksums[1:][checksums[1:] == checksums[:-1]].tolist())

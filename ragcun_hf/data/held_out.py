@@ -27,8 +27,8 @@ def hold_out_pairs(
 ) -> tuple[Dataset, Dataset | None]:
     """Return training pairs and validation pairs; the latter are read from a file, held out by document, or None.
 
-    `val_data` wins over `val_fraction`, of which 0 holds out nothing. Validation documents are also removed from the
-    training negatives.
+    `val_data` takes precedence over `val_fraction`, and a fraction of 0 holds out nothing. Validation documents are
+    also removed from the training negatives.
     """
     if val_data:
         train, validation = pairs, read_pairs(val_data, split=val_split)
@@ -118,7 +118,7 @@ def drop_validation_negatives(train: Dataset, validation: Dataset) -> Dataset:
 
 
 def drop_validation_negatives_of_stream(train: IterableDataset, validation: Dataset) -> IterableDataset:
-    """Do the same to the rows of a stream as they are read, without counting."""
+    """Do as `drop_validation_negatives` to the rows of a stream as they are read, without counting."""
     options = {"held_out": {_stripped_digest(text) for text in validation["positive"]}}
     return train.map(_negatives_without, input_columns="negative", fn_kwargs=options, features=pair_features())
 

@@ -106,7 +106,7 @@ def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:
         logger.warning("%s: skipped %d judgements of missing or empty documents", folder, num_absent)
     if not num_kept:
         raise UserError(
-            f"{folder}: expected a relevant judgement of a document in the corpus, split {split!r}, got none: check it"
+            f"{folder}: expected a relevant judgement of a document in the corpus in {split!r}, got none: check it"
         )
 
 
@@ -172,7 +172,7 @@ class PairAudit:
     rows: int
     distinct_queries: int
     distinct_positives: int  # fewer than rows: positives of other rows can be false negatives in a batch
-    query_is_positive: int  # rows that teach nothing
+    query_is_positive: int  # rows whose two texts are equal, which teach nothing
     duplicate_rows: int  # rows whose query and positive both occur in an earlier row
     negatives: int  # over all rows
 

@@ -60,8 +60,8 @@ def draw_pseudo_queries(
     """Draw pseudo-queries from every document, in the order of the documents.
 
     `counts` gives the largest number of each kind per document. A document of one sentence yields no sentence, a short
-    one no span, and one that shares no word with another document no keywords. Queries depend on other documents only
-    through the rarity of words.
+    one yields no span, and one that shares no word with another document yields no keywords. Queries depend on other
+    documents only through the rarity of words.
 
     >>> [query.text for query in draw_pseudo_queries(["One fox. Two dogs."], {"sentence": 2})]
     ['Two dogs.', 'One fox.']

@@ -55,7 +55,7 @@ class Row(NamedTuple):
         return self.valid_unicode(field, value)
 
     def optional_text(self, field: str) -> str:
-        """Return a text that may be missing or null ("") or blank."""
+        """Return a text that may be blank; a missing or null one is returned as ""."""
         value = self.fields.get(field)
         if value is None:
             return ""

@@ -38,9 +38,9 @@ class DigestIndex:
     def find(self, digests: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Return the shard and the row of each digest, counted from 0; -1 for a digest that no shard holds."""
         records, precedences = self._sorted(), np.array(self._precedences, dtype=np.uint64)
-        wanted = np.zeros(len(digests), dtype=_RECORD)  # with zeros, before every record of the same digest
+        wanted = np.zeros(len(digests), dtype=_RECORD)  # zeros sort before every record of the same digest
         wanted["digest"] = np.frombuffer(b"".join(digests), dtype="S16")
-        order = np.argsort(wanted.view("S24"))  # neighbours are found several times faster than in a random order
+        order = np.argsort(wanted.view("S24"))  # sorted digests are found several times faster than random ones
         places = np.empty(len(wanted), dtype=np.int64)
         places[order] = np.searchsorted(records.view("S24"), wanted[order].view("S24"))
         shards, rows = np.full(len(wanted), -1), np.full(len(wanted), -1)
