@@ -1,9 +1,9 @@
-"""List and prune the features that the frozen encoders left on disk.
+"""List and prune the features that frozen encoders have left on disk.
 
     python training/feature_cache.py
     python training/feature_cache.py --prune_days 30 --dry_run
 
-Features are kept by encoder and text, for every script. Pruned ones are computed again when they are needed.
+Features are kept by encoder and text, and every script uses them. Pruned features are computed again when needed.
 """
 
 from __future__ import annotations
@@ -13,75 +13,76 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..command_line import argument, parse_arguments, say
+from ..command_line import argument, format_table, parse_arguments, say
+from ..errors import UserError
 
 
 @dataclass
 class CacheArguments:
-    """Which cache, and what to remove from it."""
+    """The cache, and what to remove from it."""
 
     feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
-    prune_days: float | None = argument(None, "Remove what was not used for so many days, >= 0; 0 removes all.")
-    prune_keys: list[str] = argument([], "Remove these: keys, or beginnings of keys, as the list shows them.")
+    prune_days: float | None = argument(None, "Remove features not used for this many days, >= 0; 0 removes all.")
+    prune_keys: list[str] = argument([], "Remove these keys, given in full or by their first characters.")
     dry_run: bool = argument(False, "Say what would be removed, and remove nothing.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """List, or prune what the flags name and list what is left."""
+    """Prune what the flags name, and list what is left."""
     (args,) = parse_arguments([CacheArguments], description=__doc__ or "", arguments=arguments)
-    from ..features.cached_encoders import list_cached_encoders, remove_abandoned_files, remove_cached_encoder
+    from ..features.feature_cache import list_cached_encoders, remove_abandoned_files, remove_cached_encoder
     from ..features.feature_store import default_cache_folder
 
     folder = Path(args.feature_cache_dir) if args.feature_cache_dir else default_cache_folder()
     entries = list_cached_encoders(folder)
-    doomed = _doomed(args, entries)
-    for entry in doomed:
-        say(f"{'Would remove' if args.dry_run else 'Removing'} {_line(entry)}")
-        if not args.dry_run:
+    to_remove = _entries_to_remove(args, entries)
+    if to_remove:
+        say(f"{'Would remove' if args.dry_run else 'Removing'}:\n{_table(to_remove)}")
+    if not args.dry_run:
+        for entry in to_remove:
             remove_cached_encoder(entry)
-    if not args.dry_run and (args.prune_days is not None or args.prune_keys):
-        remove_abandoned_files(folder)
-    left = [entry for entry in entries if entry not in doomed]
-    if doomed:
-        freed = sum(entry.num_bytes for entry in doomed) / 2**20
-        say(f"{'Would free' if args.dry_run else 'Freed'} {freed:,.1f} MiB; what stays:")
-    _show(left, folder)
+        if args.prune_days is not None or args.prune_keys:
+            remove_abandoned_files(folder)
+    if to_remove:
+        freed = sum(entry.num_bytes for entry in to_remove) / 2**20
+        say(f"{'Would free' if args.dry_run else 'Freed'} {freed:,.1f} MiB; left:")
+    left = [entry for entry in entries if entry not in to_remove]
+    if left:
+        say(_table(left))
+    mebibytes = sum(entry.num_bytes for entry in left) / 2**20
+    say(f"{sum(entry.num_texts for entry in left):,} texts, {mebibytes:,.1f} MiB in {folder}")
 
 
-def _doomed(args: CacheArguments, entries: list[Any]) -> list[Any]:
-    from ..errors import UserError
-
+def _entries_to_remove(args: CacheArguments, entries: list[Any]) -> list[Any]:
     if args.prune_days is not None and not args.prune_days >= 0:
         raise UserError(f"--prune_days must be at least 0, got {args.prune_days}: set it to e.g. 30")
     for key in args.prune_keys:
-        matches = [entry for entry in entries if key and entry.key.startswith(key)]
+        matches = [entry for entry in entries if key and entry.folder.name.startswith(key)]
         if len(matches) != 1:
             raise UserError(
-                f"--prune_keys expects keys of this cache, got {key!r}, which {len(matches)} begin with: call without "
-                "flags to see them"
+                f"--prune_keys expects keys of this cache, got {key!r}, the beginning of {len(matches)} keys: call "
+                "without flags to see them"
             )
     oldest = time.time() - args.prune_days * 86_400 if args.prune_days is not None else float("-inf")
     keys = tuple(args.prune_keys)
-    return [entry for entry in entries if entry.last_used <= oldest or (keys and entry.key.startswith(keys))]
+    return [entry for entry in entries if entry.last_used <= oldest or (keys and entry.folder.name.startswith(keys))]
 
 
-def _show(entries: list[Any], folder: Path) -> None:
-    if entries:
-        say(f"{'key':12}  {'texts':>10}  {'MiB':>9}  {'last used':10}  encoder, and how it is used")
+def _table(entries: list[Any]) -> str:
+    rows = [["key", "last used", "encoder and settings", "texts", "MiB"]]
     for entry in entries:
-        say(_line(entry))
-    mebibytes = sum(entry.num_bytes for entry in entries) / 2**20
-    say(f"{sum(entry.num_texts for entry in entries):,} texts, {mebibytes:,.1f} MiB in {folder}")
-
-
-def _line(entry: Any) -> str:
-    parts = entry.parts
-    used = time.strftime("%Y-%m-%d", time.localtime(entry.last_used))
-    settings = [f"{parts.get('max_length')} tokens", parts.get("pooling"), parts.get("dtype"), parts.get("backend")]
-    if parts.get("feature_dtype") != "float32":
-        settings.append(f"kept in {parts.get('feature_dtype')}")
-    if parts.get("prompt"):
-        settings.append(f"prompt {parts['prompt']!r}")
-    name = parts.get("name") or parts.get("encoder")
-    size = f"{entry.num_texts:>10,}  {entry.num_bytes / 2**20:>9,.1f}"
-    return f"{entry.key[:12]}  {size}  {used}  {name}, {', '.join(str(setting) for setting in settings)}"
+        parts = entry.parts
+        settings = [
+            f"{parts.get('max_length')} tokens",
+            parts.get("pooling"),
+            parts.get("dtype"),
+            parts.get("backend"),
+        ]
+        if parts.get("feature_dtype") != "float32":
+            settings.append(f"stored in {parts.get('feature_dtype')}")
+        if parts.get("prompt"):
+            settings.append(f"prompt {parts['prompt']!r}")
+        encoder = ", ".join(map(str, [parts.get("name") or parts.get("encoder"), *settings]))
+        used = time.strftime("%Y-%m-%d", time.localtime(entry.last_used))
+        rows.append([entry.folder.name[:12], used, encoder, f"{entry.num_texts:,}", f"{entry.num_bytes / 2**20:,.1f}"])
+    return format_table(rows, num_names=3)

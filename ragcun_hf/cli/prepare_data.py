@@ -1,6 +1,6 @@
-"""Turn a file, a folder or a Hub dataset into the files that the training scripts read.
+"""Convert a file, a folder or a Hub dataset into the files that the training scripts read.
 
-Every row is read and checked; what is kept and dropped is counted. Examples:
+Every row is read and checked, and the numbers of kept and dropped rows are printed. Examples:
 
   python training/prepare_data.py --input raw.csv --query_column question --positive_column answer --output train.json
   python training/prepare_data.py --input corpus.txt --output documents.json
@@ -23,7 +23,7 @@ from ..data.documents import document_text, is_beir_folder, read_documents, text
 from ..data.masking import MaskedViews, MaskKind, maskable
 from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
 from ..data.python_docs import DEFAULT_PACKAGES, build_python_docs, is_test_entry, write_entries
-from ..data.sources import open_source
+from ..data.sources import check_limit, open_source
 from ..data.writing import refuse_existing, write_beir_folder, write_json_rows
 from ..errors import UserError
 
@@ -36,53 +36,51 @@ OutputFormat = Literal["auto", "pairs", "documents", "xy", "beir"]
 
 @dataclass
 class InputArguments:
-    """What is read."""
+    """The data to read."""
 
     input: str | None = argument(
-        None, "File (JSON, JSON Lines, CSV, TSV, Parquet, txt; .gz), folder, or Hub id org/name."
+        None, "File (JSON, JSON Lines, CSV, TSV, Parquet, txt; .gz), folder, or Hub dataset org/name."
     )
-    input_format: InputFormat = argument("auto", "What the input holds; auto tells it from its columns.")
+    input_format: InputFormat = argument("auto", "Format of the input; auto decides by its columns.")
     python_docs: bool = argument(
-        False, "Build the embedded corpus from installed packages instead of reading --input."
+        False, "Build a corpus from the docstrings of installed packages instead of reading --input."
     )
-    packages: list[str] = argument(
-        list(DEFAULT_PACKAGES), "Installed packages whose documentation --python_docs reads."
-    )
+    packages: list[str] = argument(list(DEFAULT_PACKAGES), "Installed packages for --python_docs.")
     split: str = argument(
-        "train", "Part of a Hub dataset, BEIR folder or folder of files; names the qrels of BEIR output."
+        "train", "Split of a Hub dataset, BEIR folder or folder of files; names the qrels of BEIR output."
     )
-    limit: int | None = argument(None, "Read only so many rows; all if left out.")
-    query_column: str = argument("query", "Column with the query; a column 'anchor' is found without it.")
-    positive_column: str = argument("positive", "Column with the document that answers.")
+    limit: int | None = argument(None, "Read only this many rows; all rows by default.")
+    query_column: str = argument("query", "Column with the query; a column 'anchor' is found without this flag.")
+    positive_column: str = argument("positive", "Column with a document that answers the query.")
     negative_column: str = argument(
-        "negative", "Column with a document, or a list, that does not answer; may be absent."
+        "negative", "Column with a document, or a list of documents, that do not answer it; may be missing."
     )
     text_column: str = argument("text", "Column with a document's text.")
-    title_column: str = argument("title", "Column with a document's title; may be absent.")
+    title_column: str = argument("title", "Column with a document's title; may be missing.")
     x_column: str = argument("x", "Column with the original text of a masked pair.")
     y_column: str = argument("y", "Column with the masked text of a masked pair.")
 
 
 @dataclass
 class OutputArguments:
-    """What is written, and how texts are masked for it."""
+    """The data to write, and how to mask texts for it."""
 
     output: str = argument(dataclasses.MISSING, "File ending in .json or .jsonl, or a folder for the format beir.")
     output_format: OutputFormat = argument(
-        "auto", "What to write; auto keeps the input's format (a BEIR folder becomes pairs)."
+        "auto", "Format of the output; auto keeps the input's format (a BEIR folder becomes pairs)."
     )
     overwrite: bool = argument(False, "Replace an existing output.")
-    seed: int = argument(42, "Another seed masks other words.")
+    seed: int = argument(42, "Seed of the masking.")
     mask_kind: MaskKind = argument("word", "Mask single words, or runs of about three.")
     mask_probability: float = argument(0.2, "Share of words masked, above 0 and below 1.")
     mask_token: str = argument(
-        "[MASK]", "Stands for what is masked: use the encoder's own ('<mask>' for MPNet); '' removes the words."
+        "[MASK]", "Replaces masked words: use the encoder's own ('<mask>' for MPNet); '' removes the words."
     )
-    mask_variants: int = argument(1, "Masked versions written per text.", "--num_variants")
+    mask_variants: int = argument(1, "Masked versions per text.", "--num_variants")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Read, check, convert, write, and say what was done."""
+    """Read, check, convert and write, and report the counts."""
     read, write = parse_arguments((InputArguments, OutputArguments), description=__doc__ or "", arguments=arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     refuse_existing(write.output, overwrite=write.overwrite)
@@ -91,68 +89,59 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if read.input is None:
         raise UserError("expected --input (or --python_docs), got neither: name a file, a folder or a Hub dataset")
-    kind = _input_kind(read)
+    kind, query_column = _kind_and_query_column(read)
     wanted = write.output_format if write.output_format != "auto" else {"beir": "pairs"}.get(kind, kind)
     convert = _CONVERSIONS.get((kind, wanted))
     if convert is None:
         possible = ", ".join(goal for start, goal in _CONVERSIONS if start == kind)
         raise UserError(f"expected an output format of {possible} for {kind}, got {wanted}: set --output_format")
-    convert(read, write)
+    convert(dataclasses.replace(read, query_column=query_column), write)
     _say_next(wanted, write.output)
 
 
-def _input_kind(read: InputArguments) -> str:
-    """Return pairs, documents, beir or xy, and find the query column of triples."""
+def _kind_and_query_column(read: InputArguments) -> tuple[str, str]:
+    """Return pairs, documents, beir or xy, and the column with the query, which may be `anchor`."""
     kind = read.input_format
-    beir = is_beir_folder(read.input or "")
-    if kind == "beir" and not beir:
+    is_beir = is_beir_folder(read.input or "")
+    if kind == "beir" and not is_beir:
         raise UserError(
             f"expected a BEIR folder (corpus.jsonl, queries.jsonl, qrels/), got {read.input!r}: check --input"
         )
-    if beir and kind in ("auto", "beir", "documents"):
-        return "beir" if kind != "documents" else "documents"
-    columns = set(_first_columns(read))
-    if read.query_column == "query" and "query" not in columns and "anchor" in columns:
-        read.query_column = "anchor"
+    if is_beir and kind in ("auto", "beir", "documents"):
+        return "documents" if kind == "documents" else "beir", read.query_column
+    first = next(open_source(read.input or "", split=read.split, limit=read.limit).rows(), None)
+    if first is None:
+        raise UserError(f"{read.input}: expected at least one row, got none: check --input and --split")
+    columns = set(first.fields)
+    has_anchor = read.query_column == "query" and "query" not in columns and "anchor" in columns
+    query_column = "anchor" if has_anchor else read.query_column
     if kind == "triples" and read.negative_column not in columns:
         raise UserError(
             f"{read.input}: expected triples with the column {read.negative_column!r}, got the columns "
             f"{', '.join(sorted(columns))}: set --negative_column"
         )
-    return _kind_of_columns(read, columns) if kind == "auto" else {"triples": "pairs"}.get(kind, kind)
+    if kind == "auto":
+        return _kind_of_columns(read, query_column, columns), query_column
+    return {"triples": "pairs"}.get(kind, kind), query_column
 
 
-def _first_columns(read: InputArguments) -> list[str]:
-    first = next(open_source(read.input or "", split=read.split, streaming=read.limit is not None).rows(), None)
-    if first is None:
-        raise UserError(f"{read.input}: expected at least one row, got none: check --input and --split")
-    return list(first.fields)
-
-
-def _kind_of_columns(read: InputArguments, columns: set[str]) -> str:
-    if {read.query_column, read.positive_column} <= columns:
+def _kind_of_columns(read: InputArguments, query_column: str, columns: set[str]) -> str:
+    if {query_column, read.positive_column} <= columns:
         return "pairs"
     if {read.x_column, read.y_column} <= columns:
         return "xy"
     if read.text_column in columns:
         return "documents"
     raise UserError(
-        f"{read.input}: expected columns {read.query_column!r} and {read.positive_column!r} (pairs), "
+        f"{read.input}: expected columns {query_column!r} and {read.positive_column!r} (pairs), "
         f"{read.x_column!r} and {read.y_column!r} (xy) or {read.text_column!r} (documents), "
         f"got {', '.join(sorted(columns))}: name yours with --query_column, --text_column, ..."
     )
 
 
 def _read_pairs(read: InputArguments) -> Dataset:
-    pairs: Any = read_pairs(
-        read.input or "",
-        split=read.split,
-        query_column=read.query_column,
-        positive_column=read.positive_column,
-        negative_column=read.negative_column,
-        streaming=False,
-        limit=read.limit,
-    )
+    names = ("split", "query_column", "positive_column", "negative_column", "limit")
+    pairs: Any = read_pairs(read.input or "", **{name: getattr(read, name) for name in names})
     say(f"read {audit_pairs(pairs)}")
     pairs, dropped = drop_duplicate_rows(pairs)
     say(f"kept {len(pairs)}, dropped {dropped} (query and positive came before)")
@@ -160,15 +149,17 @@ def _read_pairs(read: InputArguments) -> Dataset:
 
 
 def _read_documents(read: InputArguments) -> list[dict[str, str]]:
-    documents: Any = read_documents(
-        read.input or "",
-        split=read.split,
-        text_column=read.text_column,
-        title_column=read.title_column,
-        limit=read.limit,
-    )
+    names = ("split", "text_column", "title_column", "limit")
+    documents: Any = read_documents(read.input or "", **{name: getattr(read, name) for name in names})
     say(f"read {len(documents)} distinct documents")
     return list(documents)
+
+
+def _read_xy(read: InputArguments) -> Dataset:
+    names = ("split", "x_column", "y_column", "limit")
+    pairs: Any = read_xy_pairs(read.input or "", **{name: getattr(read, name) for name in names})
+    say(f"read {audit_pairs(pairs)} (query: masked, positive: original)")
+    return pairs
 
 
 def _texts_of_pairs(pairs: Dataset) -> list[str]:
@@ -177,9 +168,8 @@ def _texts_of_pairs(pairs: Dataset) -> list[str]:
 
 
 def _pairs_to_pairs(read: InputArguments, write: OutputArguments) -> None:
-    rows = (
-        row if row["negative"] else {"query": row["query"], "positive": row["positive"]} for row in _read_pairs(read)
-    )
+    pairs = _read_pairs(read)
+    rows = (row if row["negative"] else {"query": row["query"], "positive": row["positive"]} for row in pairs)
     _write_rows(rows, write, "pairs")
 
 
@@ -216,14 +206,6 @@ def _documents_to_xy(read: InputArguments, write: OutputArguments) -> None:
     _write_masked([document_text(row["title"], row["text"]) for row in _read_documents(read)], write)
 
 
-def _read_xy(read: InputArguments) -> Dataset:
-    rows: Any = read_xy_pairs(
-        read.input or "", split=read.split, x_column=read.x_column, y_column=read.y_column, limit=read.limit
-    )
-    say(f"read {audit_pairs(rows)} (query: masked, positive: original)")
-    return rows
-
-
 def _xy_to_xy(read: InputArguments, write: OutputArguments) -> None:
     rows, dropped = drop_duplicate_rows(_read_xy(read))
     say(f"kept {len(rows)}, dropped {dropped} (the same x and y came before)")
@@ -235,7 +217,7 @@ def _xy_to_documents(read: InputArguments, write: OutputArguments) -> None:
 
 
 def _write_masked(texts: list[str], write: OutputArguments) -> None:
-    """Write x (original) and y (masked), several versions per text where asked."""
+    """Write each text (x) with one or more masked versions (y)."""
     if write.mask_variants < 1:
         raise UserError(f"expected --mask_variants of at least 1, got {write.mask_variants}: set it to e.g. 3")
     usable = [text for text in texts if maskable(text)]
@@ -249,7 +231,7 @@ def _write_masked(texts: list[str], write: OutputArguments) -> None:
             rows.setdefault(text_digest(row["x"], row["y"]), row)
     repeated = write.mask_variants * len(views) - len(rows)
     if repeated:
-        say(f"dropped {repeated} versions masked alike")
+        say(f"dropped {repeated} versions that are masked alike")
     _write_rows(rows.values(), write, "masked pairs")
 
 
@@ -261,6 +243,7 @@ def _write_rows(rows: Any, write: OutputArguments, what: str) -> None:
 def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
     if write.output_format not in ("auto", "beir") or read.input is not None:
         raise UserError("expected --python_docs without --input and with the format beir, got others: leave them out")
+    check_limit(read.limit)
     entries = build_python_docs(read.packages)[: read.limit]
     write_entries(entries, write.output)
     test = sum(map(is_test_entry, entries))

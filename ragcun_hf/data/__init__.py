@@ -1,1 +1,1 @@
-"""From files, folders and Hub ids to checked columns of text."""
+"""Read files, folders and Hub datasets into checked rows of text."""

@@ -1,7 +1,6 @@
-"""Documents: one column of texts, with ids and titles, from any source.
+"""Read documents: id, title and text from any source.
 
-Nothing here knows about queries. A document is its title and its text joined by `document_text`,
-wherever it is encoded, compared or counted.
+The text of a document is its title and text joined by `document_text`, wherever it is encoded, compared or counted.
 """
 
 from __future__ import annotations
@@ -10,13 +9,12 @@ import logging
 import os
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from .rows import Row
-from .sources import Source, build_table, open_source
+from .sources import Source, build_table, check_limit, open_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -27,47 +25,33 @@ ID_COLUMNS = ("_id", "id")
 
 
 def document_text(title: str, text: str) -> str:
-    """Join title and text into what is encoded, as BEIR does it.
+    """Join title and text with a space, as BEIR does, and strip the result.
 
-    Args:
-        title: The title, or "".
-        text: The text, or "".
-
-    Returns:
-        `title + " " + text` without blanks at either end.
-
-    Example:
-        >>> document_text("", "One text."), document_text("Title", "One text.")
-        ('One text.', 'Title One text.')
+    >>> document_text("", "One text."), document_text("Title", "One text.")
+    ('One text.', 'Title One text.')
     """
     return (title + " " + text).strip()
 
 
 def is_beir_folder(source: str | os.PathLike[str]) -> bool:
-    """Tell whether a folder has BEIR's three parts: corpus.jsonl, queries.jsonl and qrels/."""
+    """Say whether a folder has the three parts of a BEIR collection: corpus.jsonl, queries.jsonl and qrels/."""
     folder = Path(source).expanduser()
     files = os.fspath(source) != "" and (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
     return files and (folder / "qrels").is_dir()
 
 
 def text_digest(*texts: str) -> bytes:
-    """Return 16 bytes that stand for these texts, to find repetitions without keeping the texts.
-
-    Args:
-        *texts: Valid Unicode; where one ends and the next begins matters.
-
-    Returns:
-        The digest: equal for equal texts in every process, otherwise different for all practical purposes.
-
-    Example:
-        >>> text_digest("ab", "c") == text_digest("a", "bc")
-        False
-    """
+    """Return 16 bytes that identify these texts, in this order, in every process."""
     digest = blake2b(digest_size=16)
     for text in texts:
         data = text.encode("utf-8")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.digest()
+
+
+def text_position(*texts: str) -> float:
+    """Return a number in [0, 1) that depends on these texts alone, uniform over texts: a split by it never changes."""
+    return int.from_bytes(text_digest(*texts)[:8], "little") / 2**64
 
 
 def read_documents(
@@ -79,78 +63,73 @@ def read_documents(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Read documents, every row checked and repeated ones left out.
+    """Read documents, check every row, and drop repeated texts.
 
     Args:
-        source: A file or folder of strings or of rows with a text, a .txt file with one document per
-            line, a BEIR folder (its corpus only), or a Hub id `org/name`.
-        split: Part of a Hub dataset or folder.
+        source: A file or folder of strings or of rows with a text, a .txt file with one document per line, a BEIR
+            folder (its corpus only), or a Hub dataset `org/name`.
+        split: Split of a Hub dataset or folder.
         text_column: Column with the text.
-        title_column: Column with the title; may be absent.
-        streaming: Return an `IterableDataset`; finding repetitions then still costs about 100 bytes of
-            memory per document.
-        limit: Read only so many rows of the source; None reads all.
+        title_column: Column with the title; may be missing.
+        streaming: Return an `IterableDataset`; it still needs about 100 bytes per document to find repetitions.
+        limit: Number of rows to read; None reads all.
 
     Returns:
-        A dataset with the columns `id` (the source's `_id` or `id`, else the row's position), `title`
-        ("" where there is none) and `text`, all strings. A document whose joined text has come before
-        is dropped and counted in the log; so is an empty document of a BEIR corpus, where releases have some.
+        A dataset with the string columns `id` (the source's `_id` or `id`, else the row's position), `title` ("" if
+        missing) and `text`. Repeated documents are dropped, as are empty documents of a BEIR corpus, which some
+        releases have; the log counts both.
 
     Raises:
-        UserError: If the source cannot be read, a row has no text, or an id comes twice.
+        UserError: If the source cannot be read, a row has no text, or two rows have the same id.
     """
     import datasets
 
-    check_limit(limit)
-    beir = is_beir_folder(source)
-    if beir:
-        opened = Source(os.fspath(source), files=(Path(source).expanduser() / "corpus.jsonl",))
+    is_beir = is_beir_folder(source)
+    if is_beir:
+        check_limit(limit)
+        opened = Source(os.fspath(source), files=(Path(source).expanduser() / "corpus.jsonl",), limit=limit)
     else:
-        opened = open_source(source, split=split, streaming=streaming or limit is not None)
-    columns = (text_column, title_column)
-    features = datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")})
-    return build_table(_distinct_documents, (opened, columns, limit, beir), features, streaming=streaming)
+        opened = open_source(source, split=split, streaming=streaming, limit=limit)
+    return build_table(
+        _distinct_documents,
+        datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")}),
+        streaming=streaming,
+        opened=opened,
+        columns=(text_column, title_column),
+        is_beir=is_beir,
+    )
 
 
-def check_limit(limit: int | None) -> None:
-    """Refuse a limit below one row."""
-    if limit is not None and limit < 1:
-        raise UserError(f"expected a limit of at least 1 row, got {limit}: leave it out to read all rows")
-
-
-def _distinct_documents(
-    opened: Source, columns: tuple[str, str], limit: int | None, empty_allowed: bool
-) -> Iterator[tuple[Row, dict[str, Any]]]:
+def _distinct_documents(opened: Source, columns: tuple[str, str], is_beir: bool) -> Iterator[dict[str, str]]:
+    text_column, title_column = columns
     seen_texts: set[bytes] = set()
     seen_ids: set[bytes] = set()
-    repeated = empty = 0
-    for position, row in enumerate(islice(opened.rows(), limit)):
-        document = _checked_document(row, columns, position, empty_allowed)
-        joined = document_text(document["title"], document["text"])
-        _refuse_known_id(row, document["id"], seen_ids)
+    num_repeated = num_empty = 0
+    for position, row in enumerate(opened.rows()):
+        text = row.optional_text(text_column) if is_beir else row.text(text_column)
+        identifier, title = document_id(row, position), row.optional_text(title_column)
+        if text_digest(identifier) in seen_ids:
+            column = next((name for name in ID_COLUMNS if name in row.fields), ID_COLUMNS[0])
+            row.reject(column, "an id that no earlier document has", "give every document its own id")
+        seen_ids.add(text_digest(identifier))
+        joined = document_text(title, text)
         digest = text_digest(joined)
         if not joined:
-            empty += 1
+            num_empty += 1
         elif digest in seen_texts:
-            repeated += 1
+            num_repeated += 1
         else:
             seen_texts.add(digest)
-            yield row, document
+            yield {"id": identifier, "title": title, "text": text}
     if not seen_texts:
         raise UserError(f"{opened.name}: expected at least one document that is not empty, got none: check the file")
-    if repeated or empty:
-        logger.warning("%s: dropped %d repeated and %d empty documents", opened.name, repeated, empty)
+    if num_repeated or num_empty:
+        logger.warning("%s: dropped %d repeated and %d empty documents", opened.name, num_repeated, num_empty)
     logger.info("%s: %d distinct documents", opened.name, len(seen_texts))
 
 
-def _checked_document(row: Row, columns: tuple[str, str], position: int, empty_allowed: bool) -> dict[str, str]:
-    text_column, title_column = columns
-    text = row.optional_text(text_column) if empty_allowed else row.text(text_column)
-    return {"id": document_id(row, position), "title": row.optional_text(title_column), "text": text}
-
-
 def document_id(row: Row, position: int | None = None) -> str:
-    """Return a row's id as text; where it has none, its position, if one is given."""
+    """Return the id of a row as text; a row without one is named by its position, or rejected if none is given."""
     column = next((name for name in ID_COLUMNS if row.fields.get(name) is not None), None)
     if column is None:
         if position is None:
@@ -160,11 +139,3 @@ def document_id(row: Row, position: int | None = None) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
         row.reject(column, "a string or whole number as id", "correct the row")
     return row.valid_unicode(column, str(value))
-
-
-def _refuse_known_id(row: Row, identifier: str, seen_ids: set[bytes]) -> None:
-    digest = text_digest(identifier)
-    if digest in seen_ids:
-        column = next((name for name in ID_COLUMNS if name in row.fields), ID_COLUMNS[0])
-        row.reject(column, "an id that no earlier document has", "give every document its own id")
-    seen_ids.add(digest)

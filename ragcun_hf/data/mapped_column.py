@@ -1,4 +1,4 @@
-"""A column of text on disk, mapped into memory only while some of it is being read."""
+"""A column of text on disk, mapped into memory only while it is read."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ _ROWS_AT_ONCE = 8_192
 
 
 class MappedColumn(Sequence[str]):
-    """Texts of Arrow files; what has been read does not stay in memory, as it does in a table that is kept open.
-
-    Args:
-        files: Arrow files as `datasets` writes them, in order.
-        name: The column.
-    """
+    """A column of Arrow files written by `datasets`. Unlike a table that stays open, it keeps no text in memory."""
 
     def __init__(self, files: Sequence[str], name: str) -> None:
         self._files, self._name = tuple(files), name
@@ -43,21 +38,9 @@ class MappedColumn(Sequence[str]):
 
 
 def take(texts: Sequence[str], rows: Sequence[int]) -> list[str]:
-    """Look some rows of a column up.
-
-    Args:
-        texts: A list, or a column on disk, which is opened once for all rows.
-        rows: Any, also several times.
-
-    Returns:
-        Their texts, in the order of the rows.
-
-    Example:
-        >>> take(["a", "b", "c"], [2, 0, 2])
-        ['c', 'a', 'c']
-    """
+    """Return the texts of some rows, in this order; a column on disk is opened once for all of them."""
     if not isinstance(texts, MappedColumn):
         return [texts[row] for row in rows]
-    # Rows that follow each other are read as a slice, in less than half the time.
+    # Consecutive rows are read as a slice, in less than half the time.
     is_run = len(rows) > 0 and list(rows) == list(range(rows[0], rows[0] + len(rows)))
     return texts[rows[0] : rows[0] + len(rows)] if is_run else texts[rows]

@@ -1,7 +1,7 @@
-"""Pairs of a query and a document that answers it, with optional negatives.
+"""Read pairs of a query and a document that answers it, with optional negatives.
 
-Every reader of training data ends in the same three columns: query, positive (texts) and negative (a
-list of texts, often empty).
+Every reader of training data returns the same three columns: query and positive (texts), and negative (a list of
+texts, often empty).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .beir_folder import load_beir_folder
-from .documents import check_limit, is_beir_folder, text_digest
+from .documents import is_beir_folder, text_digest
 from .rows import Row
-from .sources import Source, build_table, open_source
+from .sources import Source, build_table, check_limit, open_source
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -25,37 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PairAudit:
-    """What a set of pairs consists of, in numbers of rows unless said otherwise.
-
-    Attributes:
-        rows: All rows.
-        distinct_queries: Different query texts.
-        distinct_positives: Different positive texts; fewer than rows means that other rows' positives
-            can be false negatives in a batch.
-        query_is_positive: Rows whose query equals their positive, which teach nothing.
-        duplicate_rows: Rows whose query and positive both came before, together.
-        negatives: Negative texts over all rows.
-    """
-
-    rows: int
-    distinct_queries: int
-    distinct_positives: int
-    query_is_positive: int
-    duplicate_rows: int
-    negatives: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rows} pairs, {self.distinct_queries} distinct queries, "
-            f"{self.distinct_positives} distinct positives, {self.query_is_positive} with query equal to positive, "
-            f"{self.duplicate_rows} exact duplicates, {self.negatives} negatives"
-        )
-
-
 def pair_features() -> Features:
-    """Return the columns that every reader of pairs gives: query, positive, negative."""
+    """Return the columns of a table of pairs: query, positive, negative."""
     import datasets
 
     text = datasets.Value("string")
@@ -72,26 +43,25 @@ def read_pairs(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Read pairs, every row checked.
+    """Read pairs and check every row.
 
     Args:
-        source: A file, a folder of files of one kind, a Hub id `org/name`, or a BEIR folder, whose
-            relevant judgements (score above 0) of `split` become pairs.
-        split: Part of a Hub dataset, folder, or BEIR folder.
+        source: A file, a folder of files of one kind, a Hub dataset `org/name`, or a BEIR folder, whose relevant
+            judgements (score above 0) of `split` become pairs without negatives.
+        split: Split of a Hub dataset, folder or BEIR folder.
         query_column: Column with the query.
-        positive_column: Column with the document that answers it.
-        negative_column: Column with a document, or a list of documents, that do not; may be absent or
-            empty, but a name other than "negative" has to be in some row (not checked when streaming).
-            A BEIR folder gives none.
-        streaming: Return an `IterableDataset`, which reads and checks while it is walked through.
-        limit: Read only so many rows (BEIR: pairs); None reads all.
+        positive_column: Column with a document that answers it.
+        negative_column: Column with a document, or a list of documents, that do not answer it. It may be missing or
+            empty, but a name other than "negative" must occur in some row (not checked when streaming).
+        streaming: Return an `IterableDataset`, which reads and checks rows as they are asked for.
+        limit: Number of rows to read (BEIR: pairs); None reads all.
 
     Returns:
         A dataset with the columns `query`, `positive` (strings) and `negative` (list of strings).
 
     Raises:
-        UserError: If the source cannot be read, a text is missing, blank or not a text (the message names
-            file, line or row, and field), or no row has the named column of negatives.
+        UserError: If the source cannot be read, a text is missing, blank or not a text, or no row has the named column
+            of negatives.
 
     Example:
         >>> import pathlib, tempfile
@@ -100,74 +70,56 @@ def read_pairs(
         >>> read_pairs(file)[0]
         {'query': 'who?', 'positive': 'she', 'negative': ['he']}
     """
-    check_limit(limit)
     if is_beir_folder(source):
-        pairs = list(islice(_beir_pairs(os.fspath(source), split), limit))
-        return build_table(_without_rows, (tuple(pairs),), pair_features(), streaming=streaming)
-    opened = open_source(source, split=split, streaming=streaming or limit is not None)
-    columns = (query_column, positive_column, negative_column)
-    # A stream would tell only at its end, when training is over.
-    is_named = negative_column != "negative" and not streaming
-    return build_table(_checked_pairs, (opened, columns, limit, is_named), pair_features(), streaming=streaming)
+        check_limit(limit)
+        pairs = tuple(islice(_beir_pairs(os.fspath(source), split), limit))
+        return build_table(_known_pairs, pair_features(), streaming=streaming, pairs=pairs)
+    return build_table(
+        _checked_pairs,
+        pair_features(),
+        streaming=streaming,
+        opened=open_source(source, split=split, streaming=streaming, limit=limit),
+        columns=(query_column, positive_column, negative_column),
+        # A stream would notice a missing column only at its end, when training is over.
+        must_have_negatives=negative_column != "negative" and not streaming,
+    )
 
 
-def audit_pairs(pairs: Dataset) -> PairAudit:
-    """Count what a set of pairs holds.
-
-    Args:
-        pairs: Columns query, positive, negative.
-
-    Returns:
-        The counts; about 100 bytes of memory per row are needed to find repetitions.
-    """
-    queries: set[bytes] = set()
-    positives: set[bytes] = set()
-    rows: set[bytes] = set()
-    count = same = negatives = 0
-    for row in pairs:
-        query, positive = row["query"], row["positive"]
-        queries.add(text_digest(query))
-        positives.add(text_digest(positive))
-        rows.add(text_digest(query, positive))
-        count += 1
-        same += query == positive
-        negatives += len(row["negative"])
-    return PairAudit(count, len(queries), len(positives), same, count - len(rows), negatives)
+def _known_pairs(pairs: tuple[dict[str, Any], ...]) -> Iterator[dict[str, Any]]:
+    yield from pairs
 
 
-def drop_duplicate_rows(pairs: Dataset) -> tuple[Dataset, int]:
-    """Keep the first row of each query-and-positive.
-
-    Args:
-        pairs: Columns query, positive, negative.
-
-    Returns:
-        The rows that stay, in their order, and how many were dropped.
-    """
-    seen: set[bytes] = set()
-    kept = []
-    for index, row in enumerate(pairs.select_columns(["query", "positive"])):
-        digest = text_digest(row["query"], row["positive"])
-        if digest not in seen:
-            seen.add(digest)
-            kept.append(index)
-    return pairs.select(kept), len(pairs) - len(kept)
+def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:
+    collection = load_beir_folder(folder, split)
+    judged = {document for judgements in collection.qrels.values() for document in judgements}
+    documents = zip(collection.corpus_ids, collection.corpus_texts, strict=True)
+    texts = {identifier: text for identifier, text in documents if identifier in judged}
+    num_absent = num_kept = 0
+    for query_id, judgements in collection.qrels.items():
+        for document, score in judgements.items():
+            if score > 0 and texts.get(document):
+                num_kept += 1
+                yield {"query": collection.queries[query_id], "positive": texts[document], "negative": []}
+            elif score > 0:
+                num_absent += 1
+    if num_absent:
+        logger.warning("%s: skipped %d judgements of missing or empty documents", folder, num_absent)
+    if not num_kept:
+        raise UserError(
+            f"{folder}: expected a relevant judgement of a document in the corpus in {split!r}, got none: check it"
+        )
 
 
 def _checked_pairs(
-    opened: Source, columns: tuple[str, str, str], limit: int | None, is_negative_named: bool
-) -> Iterator[tuple[Row, dict[str, Any]]]:
+    opened: Source, columns: tuple[str, str, str], must_have_negatives: bool
+) -> Iterator[dict[str, Any]]:
     query_column, positive_column, negative_column = columns
     present: dict[str, None] = {}
-    for row in islice(opened.rows(), limit):
+    for row in opened.rows():
         present.update(dict.fromkeys(row.fields))
-        pair = {
-            "query": row.text(query_column),
-            "positive": row.text(positive_column),
-            "negative": _negatives(row, negative_column),
-        }
-        yield row, pair
-    if is_negative_named and present and negative_column not in present:
+        query, positive = row.text(query_column), row.text(positive_column)
+        yield {"query": query, "positive": positive, "negative": _negatives(row, negative_column)}
+    if must_have_negatives and present and negative_column not in present:
         raise UserError(
             f"{opened.name}: expected the column {negative_column!r} with negatives, got only the columns "
             f"{', '.join(map(repr, list(present)[:12]))}: correct --negative_column, or leave it out"
@@ -184,32 +136,6 @@ def _negatives(row: Row, column: str) -> list[str]:
     return [row.valid_unicode(column, text) for text in texts]
 
 
-def _without_rows(pairs: tuple[dict[str, Any], ...]) -> Iterator[tuple[None, dict[str, Any]]]:
-    for pair in pairs:
-        yield None, pair
-
-
-def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:
-    collection = load_beir_folder(folder, split)
-    judged = {document for judgements in collection.qrels.values() for document in judgements}
-    documents = zip(collection.corpus_ids, collection.corpus_texts, strict=True)
-    texts = {identifier: text for identifier, text in documents if identifier in judged}
-    absent = kept = 0
-    for query_id, judgements in collection.qrels.items():
-        for document, score in judgements.items():
-            if score > 0 and texts.get(document):
-                kept += 1
-                yield {"query": collection.queries[query_id], "positive": texts[document], "negative": []}
-            elif score > 0:
-                absent += 1
-    if absent:
-        logger.warning("%s: skipped %d judgements to absent or empty documents", folder, absent)
-    if not kept:
-        raise UserError(
-            f"{folder}: expected a relevant judgement of a present document in {split!r}, got none: check it"
-        )
-
-
 def read_xy_pairs(
     source: str | os.PathLike[str],
     *,
@@ -219,39 +145,69 @@ def read_xy_pairs(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Read masked pairs, every row checked.
+    """Read masked pairs: the masked text (`y_column`) becomes the query, the original (`x_column`) the positive.
 
-    Args:
-        source: A file, a folder of files of one kind, or a Hub id `org/name`.
-        split: Part of a Hub dataset or folder.
-        x_column: Column with the original text.
-        y_column: Column with the masked text.
-        streaming: Return an `IterableDataset`, which reads and checks while it is walked through.
-        limit: Read only so many rows; None reads all.
-
-    Returns:
-        A dataset with the columns `query` (y), `positive` (x) and `negative` (always empty).
-
-    Raises:
-        UserError: If the source cannot be read, or a text is missing, blank or not a text.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> file = pathlib.Path(tempfile.mkdtemp(), "xy.json")
-        >>> _ = file.write_text('[{"x": "a red fox", "y": "a [MASK] fox"}]')
-        >>> read_xy_pairs(file)[0]
-        {'query': 'a [MASK] fox', 'positive': 'a red fox', 'negative': []}
+    The other arguments, the result and the errors are those of `read_pairs`; a BEIR folder has no masked texts.
     """
-    check_limit(limit)
-    opened = open_source(source, split=split, streaming=streaming or limit is not None)
-    return build_table(_checked, (opened, x_column, y_column, limit), pair_features(), streaming=streaming)
+    opened = open_source(source, split=split, streaming=streaming, limit=limit)
+    columns = (x_column, y_column)
+    return build_table(_checked_xy_pairs, pair_features(), streaming=streaming, opened=opened, columns=columns)
 
 
-def _checked(opened: Source, x_column: str, y_column: str, limit: int | None) -> Iterator[tuple[Row, dict[str, Any]]]:
-    unmasked = 0
-    for row in islice(opened.rows(), limit):
+def _checked_xy_pairs(opened: Source, columns: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    x_column, y_column = columns
+    num_unmasked = 0
+    for row in opened.rows():
         original, masked = row.text(x_column), row.text(y_column)
-        unmasked += original == masked
-        yield row, {"query": masked, "positive": original, "negative": []}
-    if unmasked:
-        logger.warning("%s: %d rows have the same text in %r and %r", opened.name, unmasked, x_column, y_column)
+        num_unmasked += original == masked
+        yield {"query": masked, "positive": original, "negative": []}
+    if num_unmasked:
+        logger.warning("%s: %d rows have the same text in %r and %r", opened.name, num_unmasked, x_column, y_column)
+
+
+@dataclass(frozen=True)
+class PairAudit:
+    """Counts over a table of pairs."""
+
+    rows: int
+    distinct_queries: int
+    distinct_positives: int  # fewer than rows: positives of other rows can be false negatives in a batch
+    query_is_positive: int  # rows whose two texts are equal, which teach nothing
+    duplicate_rows: int  # rows whose query and positive both occur in an earlier row
+    negatives: int  # over all rows
+
+    def __str__(self) -> str:
+        return (
+            f"{self.rows} pairs, {self.distinct_queries} distinct queries, "
+            f"{self.distinct_positives} distinct positives, {self.query_is_positive} with query equal to positive, "
+            f"{self.duplicate_rows} exact duplicates, {self.negatives} negatives"
+        )
+
+
+def audit_pairs(pairs: Dataset) -> PairAudit:
+    """Count what a table of pairs contains; needs about 100 bytes of memory per row."""
+    queries: set[bytes] = set()
+    positives: set[bytes] = set()
+    rows: set[bytes] = set()
+    num_rows = num_same = num_negatives = 0
+    for row in pairs:
+        query, positive = row["query"], row["positive"]
+        queries.add(text_digest(query))
+        positives.add(text_digest(positive))
+        rows.add(text_digest(query, positive))
+        num_rows += 1
+        num_same += query == positive
+        num_negatives += len(row["negative"])
+    return PairAudit(num_rows, len(queries), len(positives), num_same, num_rows - len(rows), num_negatives)
+
+
+def drop_duplicate_rows(pairs: Dataset) -> tuple[Dataset, int]:
+    """Keep the first row of each (query, positive); return the kept rows, in order, and the number of dropped rows."""
+    seen: set[bytes] = set()
+    kept = []
+    for index, row in enumerate(pairs.select_columns(["query", "positive"])):
+        digest = text_digest(row["query"], row["positive"])
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(index)
+    return pairs.select(kept), len(pairs) - len(kept)

@@ -1,7 +1,7 @@
-"""Pseudo-queries: short texts out of a document that ask for it, where nobody has written queries.
+"""Draw pseudo-queries: short texts from a document that ask for it, where nobody has written queries.
 
-A sentence, a run of words, or the document's rare words in their order: what people type is short, and what they type
-is rarely in the same words, so several of each kind are drawn.
+People type short queries, often in words that the document does not use. Hence several kinds are drawn: a sentence, a
+run of words, or the document's rare words in their order.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from .masking import view_rng
 from .word_spans import sentence_spans, word_spans
@@ -20,38 +20,26 @@ from .word_spans import sentence_spans, word_spans
 PseudoQueryKind = Literal["sentence", "span", "keywords"]
 _SPAN_WORDS = (5, 12)
 _KEYWORDS = (3, 7)
-_RARE_WORDS = 12  # of a document; keywords are drawn from them
+_RARE_WORDS = 12  # per document; keywords are drawn from them
 _LETTERS = re.compile(r"[^\W\d_][\w-]+")
 
 
 @dataclass(frozen=True)
 class PseudoQuery:
-    """A short text that asks for a document.
+    """A short text that asks for a document."""
 
-    Args:
-        document: Position of the document.
-        kind: How the text was made.
-        text: The query.
-        rest: The document without it, for measuring; None for keywords, which stand all over the document.
-    """
-
-    document: int
+    document: int  # position of the document
     kind: PseudoQueryKind
     text: str
-    rest: str | None
+    rest: str | None  # the document without the text, for measuring; None for keywords, which occur all over it
 
 
 class PseudoQueryViews:
-    """A map-style dataset of pseudo-queries and their documents.
+    """Map-style dataset of pseudo-queries and the documents they were drawn from.
 
-    Args:
-        documents: The texts.
-        queries: Of these documents.
-
-    Example:
-        >>> documents = ["One fox. Two dogs."]
-        >>> PseudoQueryViews(documents, draw_pseudo_queries(documents, {"sentence": 1}))[0]
-        {'query': 'Two dogs.', 'positive': 'One fox. Two dogs.', 'negative': []}
+    >>> documents = ["One fox. Two dogs."]
+    >>> PseudoQueryViews(documents, draw_pseudo_queries(documents, {"sentence": 1}))[0]
+    {'query': 'Two dogs.', 'positive': 'One fox. Two dogs.', 'negative': []}
     """
 
     def __init__(self, documents: Sequence[str], queries: Sequence[PseudoQuery]) -> None:
@@ -69,35 +57,29 @@ class PseudoQueryViews:
 def draw_pseudo_queries(
     documents: Sequence[str], counts: Mapping[PseudoQueryKind, int], *, seed: int = 0
 ) -> list[PseudoQuery]:
-    """Draw pseudo-queries of every document.
+    """Draw pseudo-queries from every document, in the order of the documents.
 
-    Args:
-        documents: The texts.
-        counts: Kind -> how many per document at most. A document of one sentence gives no sentence, one of a few
-            words no span, one without a word that others have no keywords.
-        seed: Another seed draws others; a document's do not depend on its neighbours, but for how rare a word is.
+    `counts` gives the largest number of each kind per document. A document of one sentence yields no sentence, a short
+    one yields no span, and one that shares no word with another document yields no keywords. Queries depend on other
+    documents only through the rarity of words.
 
-    Returns:
-        Document by document.
-
-    Example:
-        >>> [query.text for query in draw_pseudo_queries(["One fox. Two dogs."], {"sentence": 2})]
-        ['Two dogs.', 'One fox.']
+    >>> [query.text for query in draw_pseudo_queries(["One fox. Two dogs."], {"sentence": 2})]
+    ['Two dogs.', 'One fox.']
     """
+    num_sentences, num_spans, num_keywords = (counts.get(kind, 0) for kind in get_args(PseudoQueryKind))
     frequencies: Counter[str] = Counter()
-    if counts.get("keywords"):
-        for text in documents:
-            frequencies.update({word.lower() for word in _LETTERS.findall(text)})
+    for text in documents if num_keywords else ():
+        frequencies.update({word.lower() for word in _LETTERS.findall(text)})
     queries: list[PseudoQuery] = []
     for position, text in enumerate(documents):
         rng = view_rng(seed, 0, position)
-        for query, rest in _sentences(text, counts.get("sentence", 0), rng):
+        for query, rest in _sentences(text, num_sentences, rng):
             queries.append(PseudoQuery(position, "sentence", query, rest))
-        for query, rest in _spans(text, counts.get("span", 0), rng):
+        for query, rest in _spans(text, num_spans, rng):
             queries.append(PseudoQuery(position, "span", query, rest))
-        rare = _rare_words(text, frequencies, len(documents)) if counts.get("keywords") else []
-        for words in _keywords(text, rare, counts.get("keywords", 0), rng):
-            queries.append(PseudoQuery(position, "keywords", words, None))
+        rare = _rare_words(text, frequencies, len(documents)) if num_keywords else []
+        for query in _keywords(text, rare, num_keywords, rng):
+            queries.append(PseudoQuery(position, "keywords", query, None))
     return queries
 
 
@@ -123,7 +105,7 @@ def _without(text: str, start: int, end: int) -> str:
 
 
 def _rare_words(text: str, frequencies: Mapping[str, int], num_documents: int) -> list[str]:
-    """Return the words that tell this document from others best; a word of this document alone may be a misprint."""
+    """Return the most characteristic words (tf-idf); a word that only this document has may be a misprint."""
     counts = Counter(word.lower() for word in _LETTERS.findall(text))
     weights = {
         word: count * math.log(num_documents / frequencies[word])

@@ -1,7 +1,7 @@
-"""The embedded corpus: documentation strings of installed Python packages.
+"""Build a corpus from the docstrings of installed Python packages, for trials without a network.
 
-For trying everything without a network: the summary (first sentence) of a function, class or method asks for the
-rest of its documentation. The source files are read, never imported or run.
+The query is the summary (first sentence) of a function, class or method; the document is the rest of its docstring.
+The source files are read, never imported or run.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import UserError
-from .documents import text_digest
+from .documents import text_digest, text_position
 from .word_spans import sentence_spans
 from .writing import write_beir_folder
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PACKAGES = ("numpy", "torch", "scipy")
-SHORTEST_QUERY_WORDS = 4
-LONGEST_QUERY_WORDS = 40  # longer first sentences are lists and tables
-SHORTEST_DOCUMENT_WORDS = 20
+_MIN_QUERY_WORDS = 4
+_MAX_QUERY_WORDS = 40  # longer first sentences are lists and tables
+_MIN_DOCUMENT_WORDS = 20
 _SKIPPED_FOLDERS = frozenset({"test", "tests", "testing", "benchmarks", "vendored", "third_party"})
 _PUBLIC_FOLDERS = frozenset({"_core"})  # where NumPy defines what `numpy` exports
 _SIGNATURE = re.compile(r"^\s*[\w.\[\], ]*\w\(.*\)(\s*->.*)?\s*:?\s*(\\)?$|^\s*[\w.]+\s*=\s*\w+\(")
@@ -35,31 +35,18 @@ _TEST_SHARE = 0.2
 
 
 class DocEntry(NamedTuple):
-    """One documented object.
+    """One documented object."""
 
-    Attributes:
-        id: Dotted name, such as `scipy.signal._filter_design.butter`.
-        query: The summary: the first sentence.
-        document: The rest of the documentation string.
-    """
-
-    id: str
-    query: str
-    document: str
+    id: str  # dotted name, such as `scipy.signal._filter_design.butter`
+    query: str  # the summary: the first sentence
+    document: str  # the rest of the docstring
 
 
 def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEntry]:
-    """Read the documentation of public functions, classes and methods.
+    """Read the docstrings of public functions, classes and methods, in the order of packages, files and lines.
 
-    Args:
-        packages: Names of installed packages. The entries change with their versions.
-
-    Returns:
-        Entries in the order of packages, files and lines. No query and no document comes twice, a query has
-        4 to 40 words and a document at least 20, and no document contains its query word for word.
-
-    Raises:
-        UserError: If a package is not installed as source files, or nothing usable is found.
+    No query and no document occurs twice, a query has 4 to 40 words, a document has at least 20, and no document
+    contains its query word for word. The entries depend on the versions of the packages.
     """
     seen_queries: set[bytes] = set()
     seen_documents: set[bytes] = set()
@@ -83,54 +70,20 @@ def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEnt
 
 
 def is_test_entry(entry: DocEntry) -> bool:
-    """Tell whether an entry belongs to the test split (one in five), by a hash of its document.
+    """Say whether an entry belongs to the test split (one in five).
 
-    It depends on nothing but the document, so other packages or versions never move an entry from test
-    to training.
-
-    Args:
-        entry: Any entry.
-
-    Returns:
-        True for test, False for training.
-
-    Example:
-        >>> is_test_entry(DocEntry("a.b", "What it does.", "How it does it."))
-        False
+    Only the document decides, so that other packages or versions never move an entry from test to training.
     """
-    return int.from_bytes(text_digest(entry.document)[:8], "little") / 2**64 < _TEST_SHARE
+    return text_position(entry.document) < _TEST_SHARE
 
 
 def write_python_docs(folder: str | os.PathLike[str], packages: Sequence[str] = DEFAULT_PACKAGES) -> Path:
-    """Build the corpus and write it as a BEIR folder with the splits train and test.
-
-    Args:
-        folder: New folder, or one written before.
-        packages: Names of installed packages.
-
-    Returns:
-        The folder, as `write_entries` leaves it.
-
-    Raises:
-        UserError: If a package is not installed or the folder cannot be written.
-    """
+    """Build the corpus and write it with `write_entries`."""
     return write_entries(build_python_docs(packages), folder)
 
 
 def write_entries(entries: Sequence[DocEntry], folder: str | os.PathLike[str]) -> Path:
-    """Write entries as a BEIR folder.
-
-    Args:
-        entries: From `build_python_docs`.
-        folder: New folder, or one written before.
-
-    Returns:
-        The folder: all documents in corpus.jsonl, all queries, and each query's one judgement in
-        qrels/train.tsv or qrels/test.tsv.
-
-    Raises:
-        UserError: If the folder cannot be written.
-    """
+    """Write entries as a BEIR folder whose splits train and test hold one judgement per query; return the folder."""
     qrels: dict[str, dict[str, dict[str, int]]] = {"train": {}, "test": {}}
     for entry in entries:
         qrels["test" if is_test_entry(entry) else "train"][f"query:{entry.id}"] = {entry.id: 1}
@@ -140,7 +93,7 @@ def write_entries(entries: Sequence[DocEntry], folder: str | os.PathLike[str]) -
 
 
 def _documented_objects(package: str) -> Iterator[tuple[str, str]]:
-    # A dotted name would make find_spec import the parent package.
+    # find_spec would import the parent package of a dotted name.
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or not found.submodule_search_locations:
         raise UserError(f"expected an installed package, got {package!r}: install it, or name others")
@@ -152,22 +105,22 @@ def _documented_objects(package: str) -> Iterator[tuple[str, str]]:
             continue
         module = ".".join((package, *(part for part in parts if part != "__init__")))
         for name, docstring in _docstrings(_parse(file), module):
-            if name not in known:  # overloads and branches define a name again
+            if name not in known:  # overloads and branches define a name several times
                 known.add(name)
                 yield name, docstring
 
 
 def _is_public(parts: tuple[str, ...]) -> bool:
-    """Leave out tests and private folders (compiler internals); private modules hold what SciPy exports."""
+    """Leave out tests and private folders, but not private modules: they define what SciPy exports."""
     *folders, module = parts
-    private = any(folder.startswith("_") and folder not in _PUBLIC_FOLDERS for folder in folders)
-    test = _SKIPPED_FOLDERS.intersection(parts) or module.startswith("test_") or module == "conftest"
-    return not (private or test)
+    is_private = any(folder.startswith("_") and folder not in _PUBLIC_FOLDERS for folder in folders)
+    is_test = _SKIPPED_FOLDERS.intersection(parts) or module.startswith("test_") or module == "conftest"
+    return not (is_private or is_test)
 
 
 def _parse(file: Path) -> ast.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # other people's invalid escapes
+        warnings.simplefilter("ignore")  # of invalid escapes in the packages
         try:
             return ast.parse(file.read_text(encoding="utf-8"))
         except (SyntaxError, UnicodeDecodeError, ValueError) as error:
@@ -176,7 +129,7 @@ def _parse(file: Path) -> ast.Module:
 
 
 def _docstrings(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
-    """Walk definitions in the order of the file; bodies of functions are not public."""
+    """Yield dotted names and docstrings in the order of the file; what functions define inside is not public."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             if child.name.startswith("_"):
@@ -192,7 +145,7 @@ def _docstrings(node: ast.AST, prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _summary_and_rest(docstring: str) -> tuple[str, str]:
-    """Return the first sentence on one line, and what follows it; signature lines are passed over."""
+    """Return the first sentence, on one line, and the text after it; signature lines are skipped."""
     paragraphs = re.split(r"\n\s*\n", inspect.cleandoc(docstring).strip(), maxsplit=1)
     first_lines = paragraphs[0].splitlines()
     while first_lines and _SIGNATURE.match(first_lines[0]):
@@ -206,11 +159,8 @@ def _summary_and_rest(docstring: str) -> tuple[str, str]:
 
 
 def _is_meaningful(query: str, document: str) -> bool:
-    query_words = len(query.split())
-    if (
-        not SHORTEST_QUERY_WORDS <= query_words <= LONGEST_QUERY_WORDS
-        or len(document.split()) < SHORTEST_DOCUMENT_WORDS
-    ):
+    has_usual_length = _MIN_QUERY_WORDS <= len(query.split()) <= _MAX_QUERY_WORDS
+    if not has_usual_length or len(document.split()) < _MIN_DOCUMENT_WORDS:
         return False
     if not query[0].isalnum() and query[0] not in "`\"'":
         return False

@@ -1,8 +1,4 @@
-"""A row that knows where it came from.
-
-It can turn any complaint about one of its fields into the one-line error that users see: file, line,
-field, what was expected, what came.
-"""
+"""One row of a file or dataset, with its place, so that an error names file, line and field."""
 
 from __future__ import annotations
 
@@ -15,33 +11,17 @@ _SHOWN_CHARACTERS = 60
 
 
 def shorten(value: Any) -> str:
-    """Show a value in an error message: its `repr`, cut to 60 characters.
-
-    Args:
-        value: Anything.
-
-    Returns:
-        One line of text.
-
-    Example:
-        >>> shorten("a" * 100)
-        "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
-    """
+    """Return the `repr` of a value for an error message, cut to 60 characters."""
     text = ascii(value) if _has_lone_surrogate(str(value)) else repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a row came from.
+    """The file or dataset that rows come from, and the unit in which messages count them."""
 
-    Attributes:
-        name: The file, or the Hub dataset with its split.
-        unit: What its rows are counted in: "line" (from 1), "row" (from 1) or "row index" (from 0).
-    """
-
-    name: str
-    unit: str
+    name: str  # a file, or a Hub dataset with its split
+    unit: str  # "line" or "row", counted from 1, or "row index", counted from 0
 
     def place(self, number: int) -> str:
         """Name one row, as in `train.jsonl, line 5000`."""
@@ -49,33 +29,24 @@ class Origin:
 
 
 class Row(NamedTuple):
-    """One row as it was read, with the place it came from."""
+    """One row as it was read, with its place."""
 
     origin: Origin
     number: int
     fields: dict[str, Any]
 
     def reject(self, field: str, expected: str, advice: str) -> NoReturn:
-        """Raise the error that names file, row, field and value."""
-        found = (
-            shorten(self.fields[field]) if field in self.fields else f"no such field (it has {self._field_names()})"
-        )
-        raise UserError(
-            f"{self.origin.place(self.number)}, field '{field}': expected {expected}, got {found}: {advice}"
-        )
+        """Raise a UserError that names file, row, field and value."""
+        if field in self.fields:
+            found = shorten(self.fields[field])
+        else:
+            names = ", ".join(repr(name) for name in list(self.fields)[:12]) or "none"
+            found = f"no such field (it has {names})"
+        place = self.origin.place(self.number)
+        raise UserError(f"{place}, field '{field}': expected {expected}, got {found}: {advice}")
 
     def text(self, field: str) -> str:
-        """Return a field that has to hold text.
-
-        Args:
-            field: Name of the column.
-
-        Returns:
-            The text as it stands in the file, not blank and valid Unicode.
-
-        Raises:
-            UserError: If the field is missing, not a string, blank, or holds half a surrogate pair.
-        """
+        """Return a required text: not blank, valid Unicode, exactly as it is in the file."""
         value = self.fields.get(field)
         if field not in self.fields:
             self.reject(field, "a text", "add it (a CSV file needs a header line), or name another column")
@@ -84,7 +55,7 @@ class Row(NamedTuple):
         return self.valid_unicode(field, value)
 
     def optional_text(self, field: str) -> str:
-        """Return a text that may be absent, null or blank; "" stands for all three."""
+        """Return a text that may be blank; a missing or null one is returned as ""."""
         value = self.fields.get(field)
         if value is None:
             return ""
@@ -93,22 +64,17 @@ class Row(NamedTuple):
         return self.valid_unicode(field, value)
 
     def valid_unicode(self, field: str, value: str) -> str:
-        """Return the text unless it holds half a surrogate pair, which no UTF-8 file can store."""
+        """Return the text, or reject the row if it contains half a surrogate pair, which UTF-8 cannot encode."""
         if _has_lone_surrogate(value):
-            self.reject(
-                field, "valid Unicode", "a half surrogate pair (\\ud800-\\udfff) has to be removed or completed"
-            )
+            self.reject(field, "valid Unicode", "remove or complete the half surrogate pair (\\ud800-\\udfff)")
         return value
-
-    def _field_names(self) -> str:
-        return ", ".join(repr(name) for name in list(self.fields)[:12]) or "none"
 
 
 def _has_lone_surrogate(text: str) -> bool:
     if text.isascii():
         return False
     try:
-        text.encode("utf-8")  # several times faster than looking for them with a pattern
+        text.encode("utf-8")  # several times faster than a regular expression
     except UnicodeEncodeError:
         return True
     return False

@@ -1,7 +1,7 @@
-"""Split views: one part of a document as a query for the other part.
+"""One part of a document as a query for the other part.
 
-No word is lost: every word of the document is in exactly one of the two parts. Needs neither torch nor
-a tokenizer; like masking, a split depends on seed, position and epoch only.
+No word is lost: every word of the document is in exactly one of the two parts. As in masking, a split depends only on
+seed, position and epoch. This module needs neither torch nor a tokenizer.
 """
 
 from __future__ import annotations
@@ -18,43 +18,21 @@ SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
 
 
 def splittable(text: str) -> bool:
-    """Tell whether a text has the two words that a split needs.
-
-    Args:
-        text: Any text.
-
-    Returns:
-        True from two words on.
-
-    Example:
-        >>> splittable("Word."), splittable("Two words.")
-        (False, True)
-    """
+    """Say whether a text has the two words that a split needs."""
     return len(word_spans(text)) >= 2
 
 
 def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: float = 0.25) -> tuple[str, str]:
-    """Split a text into a query and the rest.
+    """Split a text of at least two words into a query and the rest, neither empty, without whitespace at their ends.
 
-    Args:
-        text: A text of at least two words.
-        method: Where to split. "half": in the middle, the first half asks. "random": anywhere, the
-            shorter part asks. "prefix" / "suffix": the first / last `fraction` of the words asks.
-            "sentence": one random sentence asks for all the others; a text of one sentence is halved.
-        rng: Source of the choice ("random" and "sentence").
-        fraction: Share of words in the query of "prefix" and "suffix", in (0, 1); rounded, at least one word.
+    "half": the first half is the query. "random": the text is split anywhere, and the shorter part is the query.
+    "prefix" or "suffix": the first or last `fraction` of the words is the query. "sentence": one random sentence is
+    the query and the others are the rest; a text of one sentence is halved.
 
-    Returns:
-        Query and rest, neither empty, without blanks at their ends.
-
-    Raises:
-        UserError: If the text has fewer than two words.
-
-    Example:
-        >>> split_text("one two three four", "half", rng=random.Random(0))
-        ('one two', 'three four')
-        >>> split_text("One. Two. Three.", "sentence", rng=random.Random(0))
-        ('Two.', 'One. Three.')
+    >>> split_text("one two three four", "half", rng=random.Random(0))
+    ('one two', 'three four')
+    >>> split_text("One. Two. Three.", "sentence", rng=random.Random(0))
+    ('Two.', 'One. Three.')
     """
     if method == "sentence":
         sentences = sentence_spans(text)
@@ -69,25 +47,25 @@ def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: 
     cut = {"half": count // 2, "prefix": share, "suffix": count - share}.get(method) or rng.randrange(1, count)
     first = text[words[0][0] : words[cut - 1][1]]
     second = text[words[cut][0] : words[-1][1]]
-    last_asks = method == "suffix" or (method == "random" and cut > count - cut)
-    return (second, first) if last_asks else (first, second)
+    is_last_the_query = method == "suffix" or (method == "random" and cut > count - cut)
+    return (second, first) if is_last_the_query else (first, second)
+
+
+def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Random) -> tuple[str, str]:
+    chosen = rng.randrange(len(sentences))
+    start, end = sentences[chosen]
+    before = text[: sentences[chosen - 1][1]].strip() if chosen else ""
+    after = text[sentences[chosen + 1][0] :].strip() if chosen + 1 < len(sentences) else ""
+    # Whatever separated the sentence from the one before joins the parts: nothing in Chinese or Japanese.
+    gap = text[sentences[chosen - 1][1] : start] if chosen else ""
+    return text[start:end], (before + gap + after).strip() if before and after else before or after
 
 
 class SplitViews:
-    """A map-style dataset of parts of documents, for `torch.utils.data.DataLoader`.
+    """Map-style dataset of two parts of each document: query and positive. Documents must be `splittable`.
 
-    Args:
-        documents: The texts, each of at least two words: leave others out first (`splittable`).
-        method: As for `split_text`.
-        seed: Another seed splits elsewhere.
-        fraction: As for `split_text`.
-
-    Raises:
-        UserError: If the method is unknown, the fraction is not between 0 and 1, or a text is too short.
-
-    Example:
-        >>> SplitViews(["one two three four"], method="half")[0]
-        {'query': 'one two', 'positive': 'three four', 'negative': []}
+    >>> SplitViews(["one two three four"], method="half")[0]
+    {'query': 'one two', 'positive': 'three four', 'negative': []}
     """
 
     def __init__(
@@ -105,7 +83,7 @@ class SplitViews:
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Split anew ("random" and "sentence"); call before each epoch."""
+        """Split anew ("random" and "sentence"); call this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -115,13 +93,3 @@ class SplitViews:
         rng = view_rng(self.seed, self.epoch, index if index >= 0 else index + len(self))
         query, rest = split_text(self.documents[index], self.method, rng=rng, fraction=self.fraction)
         return {"query": query, "positive": rest, "negative": []}
-
-
-def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Random) -> tuple[str, str]:
-    chosen = rng.randrange(len(sentences))
-    start, end = sentences[chosen]
-    before = text[: sentences[chosen - 1][1]].strip() if chosen else ""
-    after = text[sentences[chosen + 1][0] :].strip() if chosen + 1 < len(sentences) else ""
-    # Where the text had no blank (CJK), the join needs none.
-    blank = text[sentences[chosen - 1][1] : start] if chosen else ""
-    return text[start:end], (before + blank + after).strip() if before and after else before or after

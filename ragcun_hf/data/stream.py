@@ -1,4 +1,4 @@
-"""Rows read while they are trained on, shuffled in a buffer, and read on from where an earlier run stopped."""
+"""Stream of training rows: shuffled in a buffer, and resumed where an earlier run stopped."""
 
 from __future__ import annotations
 
@@ -16,20 +16,13 @@ if TYPE_CHECKING:
 
 
 class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
-    """A stream that is walked through any number of times, each time in another order, and from any position.
+    """A stream of rows that can be read in many passes, each in another order, and from any position.
 
-    A position is reached by drawing the same rows again without using them: only so does the buffer hold the same
-    rows, and reading is far faster than training.
+    To reach a position, the rows before it are drawn again and skipped: only then does the buffer hold the same rows.
+    Reading is far faster than training.
 
-    Args:
-        rows: Read anew for every pass.
-        buffer_size: Rows among which the next one is drawn; 1 keeps the order.
-        seed: Of the draws, which differ from pass to pass.
-
-    Attributes:
-        buffer_size: As given.
-        seed: As given.
-        rows_at_once: Rows that are trained on together; a pass ends where fewer are left.
+    The next row is drawn from a buffer of `buffer_size` rows; 1 keeps the order. A pass ends when fewer than
+    `rows_at_once` rows, those of one training step, are left.
     """
 
     def __init__(self, rows: datasets.IterableDataset, *, buffer_size: int, seed: int) -> None:
@@ -40,48 +33,39 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         self._shows_skipping = False
 
     def start_at(self, number: int, num_rows: int, *, show_progress: bool = False) -> None:
-        """Let epoch 0 begin in the midst of a pass, or with the next one where nothing is left of it.
-
-        Args:
-            number: The pass, from 0.
-            num_rows: Rows of it that were used.
-            show_progress: Show a bar while rows are read that were used.
-        """
+        """Let epoch 0 continue pass `number` after `num_rows` rows, or start the next pass if this one is over."""
         self._first_pass, self._num_skipped = number, num_rows
         self._shows_skipping = show_progress
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the pass that is walked through next."""
+        """Choose the pass to read next."""
         self._epoch = epoch
 
     @property
     def number_of_pass(self) -> int:
-        """The pass of this epoch, from 0."""
+        """Number of this epoch's pass, from 0."""
         return self._first_pass + self._epoch
 
     @property
     def num_skipped(self) -> int:
-        """Rows of this epoch's pass that are left out."""
+        """Number of rows of this epoch's pass that are skipped."""
         return self._num_skipped if self._epoch == 0 else 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        rows, num_skipped = self._pass(), self.num_skipped
-        for _ in tqdm(range(num_skipped), desc="Reading on", disable=not (num_skipped and self._shows_skipping)):
+        self._rows.set_epoch(self.number_of_pass)
+        rows, num_skipped = iter(self._rows), self.num_skipped
+        for _ in tqdm(range(num_skipped), desc="Skipping rows", disable=not (num_skipped and self._shows_skipping)):
             next(rows, None)
-        together = list(islice(rows, self.rows_at_once))
-        if num_skipped and len(together) < self.rows_at_once:
+        step_rows = list(islice(rows, self.rows_at_once))
+        if num_skipped and len(step_rows) < self.rows_at_once:
             self._first_pass, self._num_skipped = self._first_pass + 1, 0
             yield from self
             return
-        if len(together) < self.rows_at_once:
+        if len(step_rows) < self.rows_at_once:
             raise UserError(
-                f"expected a stream of at least {self.rows_at_once} rows, which are trained on together, got "
-                f"{len(together)}: lower --batch_size, or leave --streaming out"
+                f"expected a stream of at least {self.rows_at_once} rows, the rows of one step, got {len(step_rows)}: "
+                "lower --batch_size, or leave --streaming out"
             )
-        while len(together) == self.rows_at_once:
-            yield from together
-            together = list(islice(rows, self.rows_at_once))
-
-    def _pass(self) -> Iterator[dict[str, Any]]:
-        self._rows.set_epoch(self.number_of_pass)
-        return iter(self._rows)
+        while len(step_rows) == self.rows_at_once:
+            yield from step_rows
+            step_rows = list(islice(rows, self.rows_at_once))

@@ -1,13 +1,10 @@
-"""Where the words and sentences of a text are, for any script.
-
-Spans are positions in the text, so that what is cut out and put together again is the text itself.
-"""
+"""Find the words and sentences of a text in any script, as spans: pairs of start and end positions."""
 
 from __future__ import annotations
 
 import re
 
-# Kana, CJK ideographs and Hangul-free neighbours, Thai, Lao, Khmer, Myanmar: scripts written without blanks.
+# Scripts written without spaces: Thai, Lao, Myanmar, Khmer, kana, Chinese and Japanese ideographs.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -17,8 +14,8 @@ _ABBREVIATIONS = frozenset(
     "inc ltd co corp dept univ gen col lt sgt capt rev hon jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m "
     "u.s u.k u.n z.b d.h bzw usw bspw vgl nr abb hr fr bl av p.ex env".split()
 )
-# A sentence may end at a stop with closing quotes or brackets and a blank after it; CJK stops and
-# paragraph breaks need no blank.
+# A sentence may end at a stop, with closing quotes or brackets, if whitespace follows; Chinese and Japanese stops and
+# paragraph breaks need no whitespace.
 _POSSIBLE_END = re.compile(
     r"""(?P<stop>[.!?\u2026\u061f\u06d4\u0964\u0965\u1362\u17d4]+)["'\u201d\u2019\u00bb)\]]*(?=\s)"""
     r"""|[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\u201d\u2019\uff09"')]*"""
@@ -27,20 +24,13 @@ _POSSIBLE_END = re.compile(
 
 
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Find the words of a text.
+    """Return the spans of the words in order; everything between them is whitespace.
 
-    A word is a run without blanks, punctuation included. In scripts written without blanks a run
-    longer than 12 characters would be a whole sentence: there each character counts as a word.
+    A word is a run without whitespace, punctuation included. In scripts without spaces, a run of more than 12
+    characters may be a whole sentence: there, each character counts as a word.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        Start and end of each word, in order; all that is not in a word is blank.
-
-    Example:
-        >>> [text[a:b] for text in ["Two words."] for a, b in word_spans(text)]
-        ['Two', 'words.']
+    >>> [text[a:b] for text in ["Two words."] for a, b in word_spans(text)]
+    ['Two', 'words.']
     """
     spans: list[tuple[int, int]] = []
     for match in re.finditer(r"\S+", text):
@@ -54,21 +44,14 @@ def word_spans(text: str) -> list[tuple[int, int]]:
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Find the sentences of a text by its punctuation, in any language.
+    """Return the spans of the sentences in order, without surrounding whitespace, judged by punctuation alone.
 
-    A stop ends a sentence if a blank follows and the next word does not start in lower case; not after
-    a common abbreviation, an initial, or inside a number. Paragraph breaks always end one.
+    A stop ends a sentence if whitespace follows and the next word does not start in lower case, but not after a common
+    abbreviation or an initial. A paragraph break always ends a sentence.
 
-    Args:
-        text: Any text.
-
-    Returns:
-        Start and end of each sentence, without the blanks around it, in order.
-
-    Example:
-        >>> text = "Dr. Smith paid 3.50 euros. Why? See Fig. 2."
-        >>> [text[a:b] for a, b in sentence_spans(text)]
-        ['Dr. Smith paid 3.50 euros.', 'Why?', 'See Fig. 2.']
+    >>> text = "Dr. Smith paid 3.50 euros. Why? See Fig. 2."
+    >>> [text[a:b] for a, b in sentence_spans(text)]
+    ['Dr. Smith paid 3.50 euros.', 'Why?', 'See Fig. 2.']
     """
     ends = [match.end() for match in _POSSIBLE_END.finditer(text) if not match["stop"] or _ends_sentence(text, match)]
     spans = []

@@ -1,4 +1,4 @@
-"""Writing data files: never half a file, never over an existing one by accident."""
+"""Write data files: whole or not at all, and never over an existing file by accident."""
 
 from __future__ import annotations
 
@@ -13,18 +13,7 @@ from ..files import replaced_file, replaced_folder
 
 
 def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
-    """Return the path unless something is there that must not be replaced.
-
-    Args:
-        path: File or folder to be written.
-        overwrite: Allow replacing it. A folder is only ever replaced by a BEIR folder if it is one.
-
-    Returns:
-        The path, with `~` resolved.
-
-    Raises:
-        UserError: If it exists and may not be replaced.
-    """
+    """Return the path, with `~` expanded; an existing file or folder is a UserError unless it may be replaced."""
     target = Path(path).expanduser()
     if target.exists() and not overwrite:
         raise UserError(f"expected a new output, got the existing {str(target)!r}: name another, or add --overwrite")
@@ -32,18 +21,7 @@ def refuse_existing(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
 
 
 def write_json_rows(rows: Iterable[Mapping[str, Any] | str], path: str | os.PathLike[str]) -> int:
-    """Write rows as JSON.
-
-    Args:
-        rows: Objects or strings.
-        path: Ends in .jsonl (one row per line) or .json (one array, one row per line of text).
-
-    Returns:
-        How many rows were written.
-
-    Raises:
-        UserError: If the file name ends otherwise, or the file cannot be written.
-    """
+    """Write rows to a .jsonl file (one row per line) or a .json file (one array), and return how many there were."""
     target = Path(path).expanduser()
     if target.suffix not in (".json", ".jsonl"):
         raise UserError(f"expected an output file ending in .json or .jsonl, got {str(target)!r}: rename it")
@@ -69,19 +47,9 @@ def write_beir_folder(
     queries: Mapping[str, str],
     qrels: Mapping[str, Mapping[str, Mapping[str, int]]],
 ) -> Path:
-    """Write a BEIR folder; an existing folder is replaced if it is a BEIR folder.
+    """Write a BEIR folder, replacing an earlier one, and return its path; a folder of anything else is a UserError.
 
-    Args:
-        folder: Where to.
-        documents: Document id -> (title, text).
-        queries: Query id -> text.
-        qrels: Split -> query id -> document id -> score.
-
-    Returns:
-        The folder.
-
-    Raises:
-        UserError: If something else is there, or it cannot be written.
+    Documents are id -> (title, text), queries id -> text, qrels split -> query id -> document id -> score.
     """
     target = Path(folder).expanduser()
     if target.exists() and not (target / "corpus.jsonl").is_file() and (target.is_file() or any(target.iterdir())):
@@ -93,15 +61,10 @@ def write_beir_folder(
             write_json_rows(corpus_rows, new / "corpus.jsonl")
             write_json_rows(({"_id": key, "text": text} for key, text in queries.items()), new / "queries.jsonl")
             for split, judgements in qrels.items():
-                _write_qrels(new / "qrels" / f"{split}.tsv", judgements)
+                with (new / "qrels" / f"{split}.tsv").open("w", encoding="utf-8", newline="\n") as file:
+                    file.write("query-id\tcorpus-id\tscore\n")
+                    for query_id, scores in judgements.items():
+                        file.writelines(f"{query_id}\t{document}\t{score}\n" for document, score in scores.items())
     except OSError as error:
         raise UserError(f"expected a writable folder, got {str(target)!r} ({error.strerror}): name another") from error
     return target
-
-
-def _write_qrels(path: Path, judgements: Mapping[str, Mapping[str, int]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("query-id\tcorpus-id\tscore\n")
-        for query_id, scores in judgements.items():
-            for document_id, score in scores.items():
-                file.write(f"{query_id}\t{document_id}\t{score}\n")

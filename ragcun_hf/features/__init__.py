@@ -1,1 +1,1 @@
-"""The frozen encoder, run once per distinct text."""
+"""Run the frozen encoder once per distinct text, and cache its features."""

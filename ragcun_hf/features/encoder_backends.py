@@ -1,6 +1,7 @@
-"""What computes features from tokens: the model itself in PyTorch, or its graph in OpenVINO.
+"""Two ways to compute features from tokens: the model in PyTorch, or its graph in OpenVINO.
 
-Both take token ids and mask, (rows, T), and give what `model.compute_features` gives: (rows, H), float32, on the CPU.
+Both take token ids and attention mask, shape (rows, T), and return what `model.compute_features` returns: shape
+(rows, H), float32, on the CPU.
 """
 
 from __future__ import annotations
@@ -25,49 +26,24 @@ BACKENDS = ("torch", "openvino")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Choose the arithmetic of the encoder.
-
-    Args:
-        name: `float32`, `bfloat16`, or `auto`: bfloat16 where the processor computes it natively.
-        device: Where the encoder runs.
-
-    Returns:
-        The torch dtype.
-
-    Raises:
-        UserError: On an unknown name.
-    """
+    """Return the dtype of the encoder's arithmetic; `auto` is bfloat16 where native, which is several times faster."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
         raise UserError(f"expected an encoder dtype of auto, {' or '.join(DTYPES)}, got {name!r}: change the flag")
-    return torch.bfloat16 if _has_native_bfloat16(device) else torch.float32
-
-
-def _has_native_bfloat16(device: torch.device) -> bool:
-    """Tell whether a device has instructions for products in bfloat16, several times faster than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu":
-        return False
-    # No public query exists in every supported torch; without this one, float32 is the safe answer.
-    query = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(query and query())
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Not every supported torch has a public query; without this private one, float32 is the safe answer.
+        query = getattr(torch.cpu, "_is_avx512_bf16_supported", None) if device.type == "cpu" else None
+        is_native = bool(query and query())
+    return torch.bfloat16 if is_native else torch.float32
 
 
 def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backend: str = "torch") -> ComputeFeatures:
-    """Prepare the encoder to run many batches; the model must be in evaluation mode when they run.
+    """Return the function that computes features; put the model into evaluation mode before you call it.
 
-    Args:
-        model: Whose encoder, pooling and normalisation make the features.
-        dtype: Arithmetic inside the encoder; features come out in float32.
-        backend: `torch` (any device) or `openvino` (CPU only; needs the extra of that name).
-
-    Returns:
-        A function of token ids and mask.
-
-    Raises:
-        UserError: On an unknown backend, or if OpenVINO is missing, cannot run there, or does not know the encoder.
+    `dtype` is the arithmetic inside the encoder. `openvino` runs on the CPU only and needs the extra of that name.
     """
     if backend not in BACKENDS:
         raise UserError(f"expected an encoder backend of {' or '.join(BACKENDS)}, got {backend!r}: change the flag")
@@ -83,34 +59,19 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     return compute
 
 
-class _FeatureGraph(nn.Module):
-    """Two tensors in, one out: what a converter can trace."""
-
-    def __init__(self, model: IsotropicGaussianModel) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model.compute_features(input_ids, attention_mask)
-
-
 def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> ComputeFeatures:
     if model.device.type != "cpu":
         raise UserError(f"--encoder_backend openvino runs on the CPU, got {model.device}: leave the flag out")
     if importlib.util.find_spec("openvino") is None:
-        raise UserError("--encoder_backend openvino expects OpenVINO: run pip install 'ragcun_hf[openvino]'")
+        raise UserError("--encoder_backend openvino needs OpenVINO: run pip install 'ragcun_hf[openvino]'")
     import openvino
 
-    compiled = openvino.Core().compile_model(
-        _openvino_graph(model),
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
-            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-            "PERFORMANCE_HINT": "LATENCY",
-        },
-    )
-    request = compiled.create_infer_request()
+    settings = {
+        "INFERENCE_PRECISION_HINT": "bf16" if dtype == torch.bfloat16 else "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "PERFORMANCE_HINT": "LATENCY",
+    }
+    request = openvino.Core().compile_model(_openvino_graph(model), "CPU", settings).create_infer_request()
 
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         (features,) = request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True).values()
@@ -120,8 +81,19 @@ def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> Com
     return compute
 
 
+class _FeatureGraph(nn.Module):
+    """`compute_features` as a forward pass, which the converter can trace."""
+
+    def __init__(self, model: IsotropicGaussianModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.compute_features(input_ids, attention_mask)
+
+
 def _openvino_graph(model: IsotropicGaussianModel) -> Any:
-    """Convert by way of the frontend: `openvino.convert_model` does the same, but reports to its makers' servers."""
+    """Convert through the frontend: `openvino.convert_model` does the same but sends usage data to its makers."""
     import openvino
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
@@ -131,16 +103,16 @@ def _openvino_graph(model: IsotropicGaussianModel) -> Any:
     frontend = FrontEndManager().load_by_framework("pytorch")
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            # Tracing warns of every branch on a shape; the parity of the result is what counts.
+            # Tracing warns about every branch on a shape; tests compare the results instead.
             warnings.simplefilter("ignore")
             decoder = TorchScriptPythonDecoder(_FeatureGraph(model), example_input=inputs)
-            graph = frontend.convert(frontend.load(decoder))  # reads from the decoder, which has to outlive it
+            graph = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must stay alive
     except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
         raise UserError(
             f"--encoder_backend openvino cannot convert a {model.config.encoder_config.model_type} encoder "
             f"({str(error).splitlines()[0][:120]}): leave the flag out"
         ) from error
-    # Any number of texts of any length, whole numbers as torch has them.
+    # Any number of texts of any length; integers as torch has them.
     for given in graph.inputs:
         given.get_node().set_partial_shape(openvino.PartialShape([-1, -1]))
         given.get_node().set_element_type(openvino.Type.i64)

@@ -1,12 +1,12 @@
-"""Features on disk, by text: Arrow shards under a key of everything that changes a feature.
+"""Feature cache on disk: Arrow shards in one folder per key, where the key covers everything that changes a feature.
 
-    <folder>/<key>/key.json               what the key stands for, for people; its date is that of the last use
+    <folder>/<key>/key.json                  what the key was computed from; its date is that of the last use
     <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
 
-A shard is written to a temporary name and renamed when complete; its name carries the number of its rows and the
-checksum of its content, so that a cut or damaged file is recognised and never read. Writers, be they threads,
-processes or machines, never share a temporary file. Shards are mapped, not loaded: memory holds the digests of all,
-and the features of the one that is being read.
+A shard is written under a temporary name and renamed when it is complete. Its name carries the number of rows and a
+checksum of the content, so a cut or damaged file is recognized and never read. Writers (threads, processes, machines)
+never share a temporary file. Shards are memory-mapped: memory holds the digests of all shards, and the features of the
+shard that is being read.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shutil
 import time
+import uuid
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,18 +36,17 @@ from .shard_file import ShardFile, write_shard
 logger = logging.getLogger(__name__)
 
 FEATURE_DTYPES = ("float32", "float16")
-KEY_FILE = "key.json"
+_KEY_FILE = "key.json"
+TEXTS_PER_SHARD = 4_096  # bounds the memory of features that are not written yet
+SECONDS_PER_SHARD = 20.0  # at most this much work is lost when a process is killed
+_ABANDONED_SECONDS = 24 * 3600  # no writer is at work on a temporary file of this age
 
 
 class FeatureCache:
-    """The features of one key: one encoder, one way to use it.
+    """The features under one key of the cache: one encoder, used in one way.
 
-    Args:
-        folder: Where all keys lie.
-        key_parts: Everything that changes a feature, as JSON values.
-        feature_dim: H.
-        dtype: Of the numbers on disk, `float32` or `float16`; part of the key. They are read as float32.
-        name: What people call the encoder; not part of the key.
+    The key follows from `key_parts`, everything that changes a feature, as JSON values, and from `dtype`, in which
+    features are stored; they are read as float32. `name` tells people which encoder it is and is not part of the key.
     """
 
     def __init__(
@@ -65,46 +68,39 @@ class FeatureCache:
         self.feature_dim = feature_dim
         self._dtype = np.dtype(dtype)
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
-        self._make_folder()
-        self._shards: list[ShardFile] = []
-        self._names: set[str] = set()  # of the shards' files
-        self._damaged: dict[str, int] = {}  # names of other files, and when they were written
+        self._shards: dict[str, ShardFile] = {}  # by the name of the file, in the order of the index
+        self._damaged: dict[str, int] = {}  # name of a damaged file -> time of its last change
         self._index = DigestIndex()
-        self._look()
+        self._make_folder()
+        self._rescan()
 
     def __len__(self) -> int:
         return len(self._index)
 
     @property
     def num_bytes(self) -> int:
-        """The size of the shards on disk."""
-        return sum(shard.num_bytes for shard in self._shards)
+        """Size of the shards on disk."""
+        return sum(shard.num_bytes for shard in self._shards.values())
 
     def missing(self, digests: Sequence[bytes]) -> list[int]:
-        """Return the positions of digests that have no whole feature yet; damaged shards are found out here."""
-        has_looked = False
+        """Return the positions of digests without a feature; checks every shard that holds one of the others."""
+        is_rescanned = False
         while True:
             shards, _ = self._index.find(digests)
-            used = [self._shards[number] for number in np.unique(shards[shards >= 0])]
-            if unusable := {shard.path.name for shard in used if not self._is_usable(shard)}:
+            names = list(self._shards)
+            used = [names[number] for number in np.unique(shards[shards >= 0])]
+            if unusable := {name for name in used if not self._is_usable(self._shards[name])}:
                 self._forget(unusable)
-            elif has_looked or (shards >= 0).all():
+            elif is_rescanned or (shards >= 0).all():
                 return np.flatnonzero(shards < 0).tolist()
             else:
-                self._look()
-                has_looked = True
+                self._rescan()
+                is_rescanned = True
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """Look features up.
+        """Return the features of texts, shape (len(digests), H), float32.
 
-        Args:
-            digests: What `text_digest` gives for each text.
-
-        Returns:
-            Shape (len(digests), H), float32.
-
-        Raises:
-            KeyError: If not every digest is present, or a shard was removed or damaged since.
+        Raises KeyError if a digest is missing, or its shard was removed or damaged in the meantime.
         """
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
         if missing := self.missing(digests):
@@ -112,98 +108,17 @@ class FeatureCache:
         shards, rows = self._index.find(digests)
         order = np.argsort(shards, kind="stable")
         numbers, starts = np.unique(shards[order], return_index=True)
-        for number, start, end in zip(numbers, starts, [*starts[1:], len(order)], strict=False):
-            places = order[start:end]
+        opened = list(self._shards.values())
+        for number, places in zip(numbers, np.split(order, starts[1:]), strict=False):
             try:
-                features[places] = self._shards[number].features()[rows[places]]
+                features[places] = opened[number].read()[1][rows[places]]
             except OSError as error:
-                self._forget({self._shards[number].path.name})
+                self._forget({opened[number].path.name})
                 raise KeyError(f"features were removed from {self.folder}: encode them again") from error
         return features
 
     def write(self, digests: Sequence[bytes], features: np.ndarray) -> str:
-        """Add one shard, whole or not at all.
-
-        Args:
-            digests: What `text_digest` gives for each text.
-            features: Shape (len(digests), H).
-
-        Returns:
-            The name of its file.
-
-        Raises:
-            UserError: If the disk has no room or refuses (nothing half-written stays), or float16 is too small.
-        """
-        features = self._as_stored(features)
-        self._make_folder()
-        try:
-            try:
-                name = write_shard(self.folder, digests, features)
-            except FileNotFoundError:  # pruned in this moment
-                self._make_folder()
-                name = write_shard(self.folder, digests, features)
-        except OSError as error:
-            raise UserError(
-                f"expected room for {features.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
-                "some space, name another --feature_cache_dir, or use --no_feature_cache"
-            ) from error
-        self.open_shards([name])
-        return name
-
-    def open_shards(self, names: Iterable[str]) -> None:
-        """Take in shards that were written, here or by other processes."""
-        for name in names:
-            if name not in self._names:
-                self._open(name)
-
-    def _look(self) -> None:
-        """Take in what this and other processes wrote and removed since the last look."""
-        try:
-            with os.scandir(self.folder) as entries:
-                present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
-        except FileNotFoundError:  # pruned
-            present = set()
-        if gone := self._names - present:
-            self._forget(gone)
-        for name in sorted(present - self._names):
-            if name not in self._damaged or self._damaged[name] != _written_at(self.folder / name):
-                self._open(name)
-
-    def _open(self, name: str) -> None:
-        path = self.folder / name
-        try:
-            self._add(ShardFile(path, self.feature_dim, self._dtype))
-        except FileNotFoundError:  # removed in this moment
-            return
-        except (OSError, pa.ArrowException, KeyError, ValueError):
-            self._note_damage(path)
-
-    def _is_usable(self, shard: ShardFile) -> bool:
-        """Tell whether a shard is still there and whole, and say so if it is damaged."""
-        if not shard.path.exists():
-            return False
-        if not shard.is_whole():
-            self._note_damage(shard.path)
-        return shard.is_whole()
-
-    def _note_damage(self, path: Path) -> None:
-        self._damaged[path.name] = _written_at(path)
-        logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
-
-    def _forget(self, names: set[str]) -> None:
-        others = [shard for shard in self._shards if shard.path.name not in names]
-        self._shards, self._names, self._index = [], set(), DigestIndex()
-        for shard in others:
-            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
-                self._add(shard)
-
-    def _add(self, shard: ShardFile) -> None:
-        # Of copies that several writers left, every process reads the same one.
-        self._index.add(len(self._shards), shard.digests(), precedence=shard.checksum)
-        self._shards.append(shard)
-        self._names.add(shard.path.name)
-
-    def _as_stored(self, features: np.ndarray) -> np.ndarray:
+        """Write features, shape (len(digests), H), as one shard, and return the name of its file."""
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(features, dtype=self._dtype)
         if not np.isfinite(stored).all() and np.isfinite(features).all():
@@ -211,13 +126,98 @@ class FeatureCache:
                 f"--feature_dtype {self._dtype} expects features below {np.finfo(self._dtype).max:.0f}, got "
                 f"{np.abs(features).max():.0f}: use --feature_dtype float32"
             )
-        return stored
+        self._make_folder()
+        try:
+            try:
+                name = write_shard(self.folder, digests, stored)
+            except FileNotFoundError:  # another process pruned the folder in this moment
+                self._make_folder()
+                name = write_shard(self.folder, digests, stored)
+        except OSError as error:
+            raise UserError(
+                f"expected room for {stored.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
+                "some space, name another --feature_cache_dir, or use --no_feature_cache"
+            ) from error
+        self.open_shards([name])
+        return name
+
+    def write_as_computed(self, batches: Iterable[tuple[list[bytes], np.ndarray]]) -> list[str]:
+        """Write batches of digests and features while they are computed, and return the names of the files.
+
+        A shard is written when it is full or old, and at the end or an interruption: little work is ever lost.
+        """
+        names: list[str] = []
+        digests: list[bytes] = []
+        pieces: list[np.ndarray] = []
+        started = time.monotonic()
+        try:
+            for new_digests, features in batches:
+                digests += new_digests
+                pieces.append(features)
+                if len(digests) >= TEXTS_PER_SHARD or time.monotonic() - started > SECONDS_PER_SHARD:
+                    # Emptied before writing: features that cannot be written are not tried again below.
+                    shard, digests, pieces = (digests, np.concatenate(pieces)), [], []
+                    names.append(self.write(*shard))
+                    started = time.monotonic()
+        finally:
+            if digests:
+                names.append(self.write(digests, np.concatenate(pieces)))
+        return names
+
+    def open_shards(self, names: Iterable[str]) -> None:
+        """Open shards that this or another process has written."""
+        for name in names:
+            if name in self._shards:
+                continue
+            path = self.folder / name
+            try:
+                self._add(ShardFile(path, self.feature_dim, self._dtype))
+            except FileNotFoundError:  # removed in this moment
+                continue
+            except (OSError, pa.ArrowException, KeyError, ValueError):
+                self._note_damage(path)
+
+    def _add(self, shard: ShardFile) -> None:
+        # The precedence makes every process read the same copy where several writers encoded a text.
+        self._index.add(shard.read()[0], precedence=shard.checksum)
+        self._shards[shard.path.name] = shard
+
+    def _rescan(self) -> None:
+        """Open shards that are new in the folder, and forget shards that are gone."""
+        try:
+            with os.scandir(self.folder) as entries:
+                present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
+        except FileNotFoundError:  # pruned
+            present = set()
+        if gone := self._shards.keys() - present:
+            self._forget(gone)
+        # A damaged file is tried again once it has changed: another process may have repaired it.
+        unchanged = {name for name, changed in self._damaged.items() if changed == _changed_at(self.folder / name)}
+        self.open_shards(sorted(present - unchanged))
+
+    def _is_usable(self, shard: ShardFile) -> bool:
+        if not shard.path.exists():
+            return False
+        if not shard.is_whole:
+            self._note_damage(shard.path)
+        return shard.is_whole
+
+    def _note_damage(self, path: Path) -> None:
+        self._damaged[path.name] = _changed_at(path)
+        logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
+
+    def _forget(self, names: set[str]) -> None:
+        others = [shard for name, shard in self._shards.items() if name not in names]
+        self._shards, self._index = {}, DigestIndex()
+        for shard in others:
+            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
+                self._add(shard)
 
     def _make_folder(self) -> None:
-        """Make the folder, which may have been pruned, and let its date say that it is in use."""
+        """Make the folder, which may have been pruned, and update the date of the last use."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            key_file = self.folder / KEY_FILE
+            key_file = self.folder / _KEY_FILE
             if not key_file.exists():
                 write_whole(key_file, self._description + "\n")
             os.utime(key_file)
@@ -228,55 +228,66 @@ class FeatureCache:
             ) from error
 
 
-def _written_at(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0 where it is no more."""
+def _changed_at(path: Path) -> int:
+    """Return the time of a file's last change in nanoseconds, or 0 if it does not exist."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return 0
 
 
-_TEXTS_PER_SHARD = 4_096  # bounds the buffer in memory
-_SECONDS_PER_SHARD = 20.0  # what a killed process loses at most
+@dataclass(frozen=True)
+class CachedEncoder:
+    """The features under one key of the cache."""
+
+    folder: Path  # holds the shards; its name is the key
+    parts: dict[str, Any]  # what the key was computed from (`key.json`)
+    num_texts: int  # rows of finished shards; a text that two writers encoded at the same time counts twice
+    num_bytes: int
+    last_used: float  # seconds since the epoch
 
 
-class GrowingShard:
-    """Features that are not on disk yet; written when they are many or old enough, and at the end.
+def list_cached_encoders(folder: str | Path) -> list[CachedEncoder]:
+    """List the keys of a feature cache, most recently used first; folders of another origin are left out."""
+    folders = [path for path in Path(folder).glob("*") if re.fullmatch(r"[0-9a-f]{24}", path.name)]
+    entries = [entry for path in folders if (entry := _describe(path)) is not None]
+    return sorted(entries, key=lambda entry: -entry.last_used)
 
-    What was encoded before an interruption is kept.
 
-    Args:
-        cache: Where they are written.
+def _describe(folder: Path) -> CachedEncoder | None:
+    key_file = folder / _KEY_FILE
+    try:
+        parts = json.loads(key_file.read_text(encoding="utf-8"))
+        last_used = key_file.stat().st_mtime
+    except (OSError, ValueError):  # of another origin, or removed in this moment
+        return None
+    sizes = {}
+    for path in folder.glob("[!.]*"):  # skips the temporary files of writers
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
+    shards = [re.fullmatch(r"(\d+)-[0-9a-f]+\.arrow", name) for name in sizes]
+    num_texts = sum(int(shard[1]) for shard in shards if shard)
+    return CachedEncoder(folder, parts, num_texts, sum(sizes.values()), last_used)
 
-    Attributes:
-        names: Of the files that were written.
-    """
 
-    def __init__(self, cache: FeatureCache) -> None:
-        self.names: list[str] = []
-        self._cache = cache
-        self._begin()
+def remove_cached_encoder(entry: CachedEncoder) -> None:
+    """Remove the features under one key; a process that is using them encodes again the ones it misses."""
+    trash = entry.folder.with_name(f".{entry.folder.name}.{uuid.uuid4().hex}.removed")
+    try:
+        entry.folder.rename(trash)  # first, so that no writer adds a file to a folder that is being removed
+        shutil.rmtree(trash)
+    except FileNotFoundError:  # another process was faster
+        return
+    except OSError as error:
+        raise UserError(f"expected a feature cache that can be pruned, got {error}: check its permissions") from error
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._write()
-
-    def _begin(self) -> None:
-        self._digests: list[bytes] = []
-        self._pieces: list[np.ndarray] = []
-        self._started = time.monotonic()
-
-    def add(self, digests: list[bytes], features: np.ndarray) -> None:
-        """Take in features, shape (len(digests), H)."""
-        self._digests.extend(digests)
-        self._pieces.append(features)
-        if len(self._digests) >= _TEXTS_PER_SHARD or time.monotonic() - self._started > _SECONDS_PER_SHARD:
-            self._write()
-
-    def _write(self) -> None:
-        digests, pieces = self._digests, self._pieces
-        self._begin()  # first: what cannot be written is not tried again
-        if digests:
-            self.names.append(self._cache.write(digests, np.concatenate(pieces)))
+def remove_abandoned_files(folder: str | Path) -> None:
+    """Remove the files of killed writers and killed prunings."""
+    for path in Path(folder).glob(".*.removed"):
+        shutil.rmtree(path, ignore_errors=True)
+    oldest = time.time() - _ABANDONED_SECONDS
+    for path in Path(folder).glob("*/.*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < oldest:
+                path.unlink()

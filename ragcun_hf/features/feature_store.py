@@ -1,7 +1,8 @@
-"""Features of texts, each distinct text encoded at most once."""
+"""Features of texts: the encoder runs at most once for each distinct text."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,30 +10,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+import xxhash
 
 from ..data.documents import text_digest
 from ..data.mapped_column import take
-from ..distributed import broadcast_from_first, gather_objects, rank, world_size
+from ..distributed import gather_objects, broadcast_from_first, rank, world_size
 from ..errors import UserError
-from .digest_index import first_rows
 from .encoder_backends import choose_dtype, feature_function
-from .encoder_key import encoder_parts
 from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
-from .feature_cache import FeatureCache, GrowingShard
+from .feature_cache import FeatureCache
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
-TEXTS_AT_ONCE = 32_768  # of a large corpus, in memory; batches of like length are formed among them
-_TEXTS_PER_ROUND = 262_144  # after which processes wait for each other; so many that none waits long
-_MOST_READINGS = 3  # of features that others keep removing
+TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
+TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
+_MAX_READS = 3  # of features that another process keeps removing
 
 
 def default_cache_folder() -> Path:
-    """The folder of the feature cache beside the other Hugging Face caches (`HF_HOME`)."""
+    """Return the feature cache's folder, beside the other Hugging Face caches (`HF_HOME`)."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "ragcun_hf" / "features"
@@ -40,44 +39,24 @@ def default_cache_folder() -> Path:
 
 @dataclass(frozen=True)
 class FeatureTable:
-    """Features of some texts.
+    """Features of N texts, U of them distinct."""
 
-    Args:
-        vectors: Shape (U, H), float32, one row per distinct text.
-        rows: Shape (N,), int64, the row of each text asked for; equal texts have equal rows.
-    """
-
-    vectors: np.ndarray
-    rows: np.ndarray
+    vectors: np.ndarray  # (U, H), float32
+    rows: np.ndarray  # (N,), int64: the row of each text; equal texts have equal rows
 
     def expanded(self) -> np.ndarray:
-        """Return (N, H), one row per text asked for; `vectors` itself where no text came twice."""
+        """Return one row per text, shape (N, H); `vectors` itself if all texts are distinct."""
         return self.vectors if len(self.rows) == len(self.vectors) else self.vectors[self.rows]
 
 
 class FeatureStore:
-    """Give the frozen encoder's features of texts, from the cache or by running it.
+    """Returns the frozen encoder's features of texts, from the cache or by running the encoder.
 
-    The encoder and its tokenizer must not change while a store is in use: their checksums are taken once.
-
-    Args:
-        model: Whose encoder, tokenizer, pooling and length make the features.
-        cache_folder: Where features are kept; None keeps nothing.
-        dtype: Arithmetic of the encoder: `auto`, `float32` or `bfloat16`.
-        backend: What runs the encoder: `torch` or `openvino`.
-        feature_dtype: Of features on disk: `float32`, or `float16` for half the room.
-        show_progress: Show a bar while encoding.
-        is_shared: All processes that train together call `encode` and `features` with the same texts at the same
-            time; each then encodes its part of them, and reads what the others wrote.
-
-    Attributes:
-        backend: As given.
-        feature_dtype: As given.
-
-    Example:
-        >>> store = FeatureStore(model, cache_folder=None)  # doctest: +SKIP
-        >>> store.features(["a text", "another", "a text"]).rows  # doctest: +SKIP
-        array([0, 1, 0])
+    The encoder and its tokenizer must not change while a store is in use: their checksums are computed once. Without a
+    `cache_folder`, nothing is kept. `dtype` (auto, float32, bfloat16) is the arithmetic of the encoder, and `backend`
+    (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`, processes
+    that train together divide the work: all of them call `encode` and `features` with the same texts at the same time,
+    each encodes its part, and each reads what the others wrote.
     """
 
     def __init__(
@@ -105,64 +84,42 @@ class FeatureStore:
 
     @property
     def dtype_name(self) -> str:
-        """The arithmetic in use, `float32` or `bfloat16`."""
+        """Arithmetic in use: `float32` or `bfloat16`."""
         return str(self._dtype).removeprefix("torch.")
 
     def settings(self) -> dict[str, str]:
-        """Name what changes a feature beside the model, for records and results."""
-        return {
-            "encoder_dtype": self.dtype_name,
-            "encoder_backend": self.backend,
-            "feature_dtype": self.feature_dtype,
-        }
+        """Return the settings, other than the model, that change a feature; for records and results."""
+        return {"encoder_dtype": self.dtype_name, "encoder_backend": self.backend, "feature_dtype": self.feature_dtype}
 
     def features(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
-        """Return the features of texts; the encoder runs for those never seen before.
-
-        Args:
-            texts: Any number, equal ones welcome.
-            prompt: Put before every text; part of the cache's key.
-
-        Returns:
-            One row per distinct text, and the row of each text.
-        """
+        """Return the features of texts, each with the prompt prepended; encode the ones that the cache lacks."""
         self.encode(texts, prompt=prompt)
         return self.read(texts, prompt=prompt)
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> None:
-        """See that the cache holds the features of texts, without reading them; without a cache, do nothing.
-
-        Args:
-            texts: Any number; memory holds 32,768 of them at once. Where the store is shared, all processes have to
-                ask for the same.
-            prompt: As for `features`.
-        """
+        """Fill the cache with the features of texts, without reading them. Without a cache, do nothing."""
         if self._cache_folder is None:
             return
         with self._progress() as progress:
-            for start in range(0, len(texts), _TEXTS_PER_ROUND):
-                self._encode_round(texts, range(start, min(start + _TEXTS_PER_ROUND, len(texts))), prompt, progress)
+            for start in range(0, len(texts), TEXTS_PER_ROUND):
+                self._encode_round(texts, range(start, min(start + TEXTS_PER_ROUND, len(texts))), prompt, progress)
 
     def read(self, texts: Sequence[str], *, prompt: str = "") -> FeatureTable:
-        """Return the features of texts that `encode` has seen; processes may ask for different ones.
-
-        Args:
-            texts: Any number; what the cache does not hold is encoded here.
-            prompt: As for `features`.
-
-        Returns:
-            As `features`.
-        """
-        first_rows: dict[str, int] = {}
-        rows = np.array([first_rows.setdefault(text, len(first_rows)) for text in texts], dtype=np.int64)
-        distinct = list(first_rows)
-        if self._cache_folder is None:
-            self._num_asked += len(distinct)
-            return FeatureTable(vectors=self._encode(distinct, prompt), rows=rows)
-        return FeatureTable(vectors=self._read_through(self._cache(prompt), distinct, prompt), rows=rows)
+        """Return the features of texts, which may differ between processes; encode here what the cache still lacks."""
+        row_of_text: dict[str, int] = {}
+        rows = np.array([row_of_text.setdefault(text, len(row_of_text)) for text in texts], dtype=np.int64)
+        distinct = list(row_of_text)
+        if self._cache_folder is not None:
+            return FeatureTable(self._read_through(self._cache(prompt), distinct, prompt), rows)
+        self._num_asked += len(distinct)
+        vectors = np.empty((len(distinct), self._model.config.feature_dim), dtype=np.float32)
+        with self._progress() as progress:
+            for batch, features in self._batches(distinct, prompt, progress):
+                vectors[batch] = features
+        return FeatureTable(vectors, rows)
 
     def summary(self) -> str:
-        """Say how many texts were encoded so far, how many were known, and what the cache holds."""
+        """Report the number of texts encoded so far, those already known, and the size of the cache."""
         known = self._num_asked - self._num_encoded
         line = f"Features: {self._num_encoded:,} texts encoded, {known:,} known before"
         if self._cache_folder is None:
@@ -172,89 +129,83 @@ class FeatureStore:
         return f"{line}; the cache holds {held:,} of this encoder ({mebibytes:,.1f} MiB)."
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
-        """Encode what is missing of some of the texts; together with other processes, this one's part of it."""
-        cache, share = self._cache(prompt), self._share()
-        look = partial(self._missing, texts, rows, cache)
-        # The first one's word counts: another may look later.
-        num_distinct, missing = broadcast_from_first(look) if self._is_shared else look()
+        """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
+        cache = self._cache(prompt)
+        share = WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
+        find_missing = partial(self._missing, texts, rows, cache)
+        # All processes use the answer of the first: a file written a moment later would change it.
+        num_distinct, missing = broadcast_from_first(find_missing) if self._is_shared else find_missing()
         self._num_asked += num_distinct
-        with GrowingShard(cache) as shard:
-            for start in range(0, len(missing), TEXTS_AT_ONCE):
-                window = [rows.start + place for place in missing[start : start + TEXTS_AT_ONCE].tolist()]
-                num_later = len(missing) - start - len(window) + len(texts) - rows.stop
-                progress.num_later = num_later // share.num_processes
-                self._encode_into(shard, take(texts, window), prompt, progress, share)
+        num_later = len(texts) - rows.stop
+        names = cache.write_as_computed(self._encoded(texts, missing, prompt, progress, share, num_later))
         if self._is_shared:
-            # Wait for the others, and open what they wrote by name: a folder on another machine may be listed late.
-            cache.open_shards(name for names in gather_objects(shard.names) for name in names)
+            # Wait for the others, and open their files by name: a shared folder may list new files late.
+            cache.open_shards(name for written in gather_objects(names) for name in written)
 
-    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, np.ndarray]:
-        """Return how many of some rows are distinct, and the places among them of each text that the cache lacks."""
+    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, list[int]]:
+        """Return the number of distinct texts in the rows, and the first row of each one that the cache lacks."""
         digests: list[bytes] = []
         for start in range(rows.start, rows.stop, TEXTS_AT_ONCE):
             digests += [text_digest(text) for text in texts[start : min(start + TEXTS_AT_ONCE, rows.stop)]]
-        distinct = first_rows(digests)
-        missing = distinct[cache.missing([digests[row] for row in distinct])]
-        return len(distinct), missing
+        _, places = np.unique(np.frombuffer(b"".join(digests), dtype="S16"), return_index=True)
+        places.sort()
+        missing = places[cache.missing([digests[place] for place in places])]
+        return len(places), (rows.start + missing).tolist()
 
     def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
         digests = [text_digest(text) for text in texts]
-        for _ in range(_MOST_READINGS):
-            missing = cache.missing(digests)
-            if missing:  # pruned meanwhile, or another machine's files do not lie here
-                with self._progress() as progress, GrowingShard(cache) as shard:
-                    self._encode_into(shard, take(texts, missing), prompt, progress)
+        for _ in range(_MAX_READS):
+            if missing := cache.missing(digests):  # pruned, or written by a machine whose files are not visible here
+                with self._progress() as progress:
+                    cache.write_as_computed(self._encoded(texts, missing, prompt, progress))
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
                 continue
         raise UserError(
-            f"expected the features to stay in {cache.folder}, got them removed {_MOST_READINGS} times while they "
+            f"expected the features to stay in {cache.folder}, but they were removed {_MAX_READS} times while they "
             "were read: name another --feature_cache_dir"
         )
 
-    def _encode_into(
+    def _encoded(
         self,
-        shard: GrowingShard,
-        texts: list[str],
+        texts: Sequence[str],
+        rows: list[int],
         prompt: str,
         progress: EncodingProgress,
         share: WorkShare | None = None,
-    ) -> None:
-        self._num_encoded += len(texts)
-        for batch, features in self._batches(texts, prompt, progress, share):
-            shard.add([text_digest(texts[position]) for position in batch], features.numpy())
-
-    def _encode(self, texts: list[str], prompt: str) -> np.ndarray:
-        self._num_encoded += len(texts)
-        vectors = np.empty((len(texts), self._model.config.feature_dim), dtype=np.float32)
-        with self._progress() as progress:
-            for batch, features in self._batches(texts, prompt, progress):
-                vectors[batch] = features.numpy()
-        return vectors
-
-    def _progress(self) -> EncodingProgress:
-        return EncodingProgress(is_shown=self._show_progress and self._share().number == 0)
-
-    def _share(self) -> WorkShare:
-        """Begin to share work with those that encode together."""
-        return WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
+        num_later: int = 0,
+    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Encode rows; yield digests and features. Up to `num_later` texts follow in later rounds."""
+        share = share or WorkShare()
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            window = take(texts, rows[start : start + TEXTS_AT_ONCE])
+            progress.num_upcoming = (len(rows) - start - len(window) + num_later) // share.num_processes
+            for batch, features in self._batches(window, prompt, progress, share):
+                yield [text_digest(window[position]) for position in batch], features
 
     def _batches(
         self, texts: list[str], prompt: str, progress: EncodingProgress, share: WorkShare | None = None
-    ) -> Iterator[tuple[list[int], Tensor]]:
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Encode texts in evaluation mode; yield positions and features."""
         if not texts:
             return
+        self._num_encoded += len(texts)
         if self._compute is None:
             self._compute = feature_function(self._model, dtype=self._dtype, backend=self.backend)
         was_training = self._model.training
         self._model.eval()
         try:
-            yield from encode_in_batches(
+            for batch, features in encode_in_batches(
                 self._model, texts, compute=self._compute, prompt=prompt, progress=progress, share=share
-            )
+            ):
+                yield batch, features.numpy()
         finally:
             self._model.train(was_training)
+
+    def _progress(self) -> EncodingProgress:
+        is_first = not self._is_shared or rank() == 0
+        return EncodingProgress(is_shown=self._show_progress and is_first)
 
     def _cache(self, prompt: str) -> FeatureCache:
         if prompt not in self._caches:
@@ -263,11 +214,49 @@ class FeatureStore:
             parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
             if self._model.device.type != "cpu":
                 parts["device"] = self._model.device.type
+            dim, name = self._model.config.feature_dim, self._model.config.base_model_name
             self._caches[prompt] = FeatureCache(
-                self._cache_folder or "",
-                parts,
-                feature_dim=self._model.config.feature_dim,
-                dtype=self.feature_dtype,
-                name=self._model.config.base_model_name,
+                self._cache_folder or "", parts, feature_dim=dim, dtype=self.feature_dtype, name=name
             )
         return self._caches[prompt]
+
+
+def encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
+    """Describe everything in the model that changes a feature, with checksums of the weights and the tokenizer."""
+    config = model.config
+    return {
+        "layout": 2,
+        "encoder": config.encoder_config.model_type,
+        "weights": _weights_checksum(model.encoder),
+        "tokenizer": _tokenizer_checksum(model.tokenizer),
+        "max_length": config.max_length,
+        "pooling": config.pooling,
+        "normalize_features": config.normalize_features,
+    }
+
+
+def _weights_checksum(encoder: Any) -> str:
+    checksum = xxhash.xxh3_128()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        checksum.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    # Equal weights give other features under another activation, normalization or position scheme.
+    settings = encoder.config.to_diff_dict()
+    for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        settings.pop(machine_dependent, None)
+    checksum.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    return checksum.hexdigest()
+
+
+def _tokenizer_checksum(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+        description = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab(), "special": special}
+    else:
+        description = json.loads(backend.to_str())
+        # Every call sets padding and truncation anew.
+        description.pop("padding", None)
+        description.pop("truncation", None)
+    description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]
+    return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

@@ -327,8 +327,8 @@ from ragcun_hf.features import feature_store
 from ragcun_hf.search import memory_maps
 model_evaluation._HEAD_ROWS = 3
 feature_store.TEXTS_AT_ONCE = 3
-feature_store._TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
-memory_maps._LARGEST_IN_MEMORY = beir_folder._LARGEST_IN_MEMORY = 0  # and on the disk
+feature_store.TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
+memory_maps._LARGEST_IN_MEMORY = beir_folder.LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """
 

@@ -208,7 +208,7 @@ def test_a_corpus_on_the_disk_is_ranked_as_one_in_memory(evaluate, trained, tmp_
     flags = ["--model_path", trained(documents=[CORPUS["d0"]]), "--use_predictor"]
     small = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="small")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for module, name in ((beir_corpus, "_LARGEST_IN_MEMORY"), (vector_files, "_LARGEST_IN_MEMORY")):
+    for module, name in ((beir_corpus, "LARGEST_IN_MEMORY"), (vector_files, "_LARGEST_IN_MEMORY")):
         monkeypatch.setattr(module, name, 0)
     for module in (feature_store, model_evaluation):
         monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)

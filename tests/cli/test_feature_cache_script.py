@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.features.cached_encoders import list_cached_encoders, remove_abandoned_files
+from ragcun_hf.features.feature_cache import list_cached_encoders, remove_abandoned_files
 from ragcun_hf.features.feature_store import FeatureStore
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
@@ -45,12 +45,13 @@ def run(script, cache):
     return call
 
 
-def test_the_list_names_texts_room_and_use(run, capsys):
+def test_the_list_shows_texts_size_and_settings(run, capsys):
     run()
-    head, first, second, total = capsys.readouterr().out.splitlines()
+    head, _, first, second, total = capsys.readouterr().out.splitlines()
     assert "last used" in head
-    assert first.split()[1] == "3"
-    assert second.split()[1] == "2"
+    assert head.split()[-2:] == ["texts", "MiB"]
+    assert first.split()[-2:] == ["3", "0.0"]
+    assert second.split()[-2:] == ["2", "0.0"]
     assert "32 tokens, mean, float32, torch, prompt 'query: '" in second
     assert total.startswith("5 texts, 0.0 MiB in ")
 
@@ -60,7 +61,7 @@ def test_a_missing_cache_holds_nothing(script, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("0 texts, 0.0 MiB")
 
 
-def test_pruning_by_age_removes_what_was_not_used_since(run, cache, capsys):
+def test_pruning_by_age_removes_features_not_used_since(run, cache, capsys):
     run("--prune_days", "5", "--dry_run")
     assert "Would remove" in capsys.readouterr().out
     assert len(list_cached_encoders(cache)) == 2
@@ -68,7 +69,7 @@ def test_pruning_by_age_removes_what_was_not_used_since(run, cache, capsys):
     assert [entry.num_texts for entry in list_cached_encoders(cache)] == [3]
 
 
-def test_use_makes_young(run, cache, tiny_model):
+def test_using_features_protects_them_from_pruning_by_age(run, cache, tiny_model):
     FeatureStore(tiny_model, cache_folder=cache, dtype="float32", show_progress=False).features(
         ["fish"], prompt="query: "
     )
@@ -78,7 +79,7 @@ def test_use_makes_young(run, cache, tiny_model):
 
 def test_pruning_by_key_removes_that_key(run, cache):
     entry = next(entry for entry in list_cached_encoders(cache) if entry.num_texts == 3)
-    run("--prune_keys", entry.key[:8])
+    run("--prune_keys", entry.folder.name[:8])
     assert [left.num_texts for left in list_cached_encoders(cache)] == [2]
 
 
@@ -91,24 +92,24 @@ def test_nothing_but_the_cache_is_removed(run, cache):
 
 
 @pytest.mark.parametrize("flags", [["--prune_keys", "zz"], ["--prune_keys", ""], ["--prune_days", "-1"]])
-def test_a_key_or_an_age_that_cannot_be_is_a_user_error(run, cache, flags):
+def test_an_impossible_key_or_age_is_a_user_error(run, cache, flags):
     with pytest.raises(UserError):
         run(*flags)
     assert len(list_cached_encoders(cache)) == 2
 
 
-def test_only_old_temporary_files_are_abandoned(cache):
+def test_only_old_temporary_files_are_removed(cache):
     (folder, *_) = (entry.folder for entry in list_cached_encoders(cache))
     old, new = folder / ".a.tmp", folder / ".b.tmp"
     for path in (old, new):
         path.write_text("half")
     os.utime(old, (0, 0))
-    assert remove_abandoned_files(cache) == 1
+    remove_abandoned_files(cache)
     assert new.exists()
     assert not old.exists()
 
 
-def test_pruning_cleans_up_where_no_key_is_old_enough(run, cache):
+def test_pruning_cleans_up_even_if_no_key_is_old_enough(run, cache):
     (folder, *_) = (entry.folder for entry in list_cached_encoders(cache))
     old, removed = folder / ".a.tmp", cache / f".{folder.name}.1.removed"
     old.write_text("half")

@@ -1,4 +1,4 @@
-"""The preparation script: it converts what it says, counts what it drops, and overwrites nothing unasked."""
+"""The preparation script: it converts formats, counts dropped rows, and overwrites only when asked to."""
 
 import json
 import os
@@ -38,21 +38,21 @@ def run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
-def test_help_ends_well_and_names_every_flag():
+def test_help_exits_with_0_and_names_the_flags():
     done = run("--help")
     assert done.returncode == 0
     for flag in ("--input_format", "--python_docs", "--mask_probability", "--overwrite", "--x_column"):
         assert flag in done.stdout
 
 
-def test_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path):
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path):
     done = run("--input", tmp_path / "absent.json", "--output", tmp_path / "out.json")
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "absent.json" in done.stderr
 
 
-def test_pairs_are_recognised_deduplicated_counted_and_written(prepare, pairs_csv, tmp_path, capsys):
+def test_pairs_are_recognized_deduplicated_counted_and_written(prepare, pairs_csv, tmp_path, capsys):
     out = tmp_path / "new" / "train.json"
     prepare("--input", pairs_csv, *COLUMNS, "--output", out)
     assert json.loads(out.read_text()) == [
@@ -66,7 +66,7 @@ def test_pairs_are_recognised_deduplicated_counted_and_written(prepare, pairs_cs
     assert [entry.name for entry in out.parent.iterdir()] == ["train.json"]
 
 
-def test_existing_output_is_kept_unless_told_otherwise(prepare, pairs_csv, tmp_path):
+def test_an_existing_output_is_replaced_only_with_overwrite(prepare, pairs_csv, tmp_path):
     out = tmp_path / "train.jsonl"
     out.write_text("mine")
     with pytest.raises(UserError, match="--overwrite"):
@@ -76,7 +76,7 @@ def test_existing_output_is_kept_unless_told_otherwise(prepare, pairs_csv, tmp_p
     assert len(read_pairs(out)) == 3
 
 
-def test_failed_run_leaves_the_old_output_and_no_scratch_file(prepare, tmp_path):
+def test_a_failed_run_leaves_the_old_output_and_no_temporary_file(prepare, tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text("old")
     (tmp_path / "in.jsonl").write_text('{"query": "a", "positive": "b"}\n{"query": "a"}\n')
@@ -90,6 +90,12 @@ def test_triples_with_an_anchor_column_keep_their_negatives(prepare, tmp_path):
     (tmp_path / "in.jsonl").write_text('{"anchor": "q", "positive": "p", "negative": "n"}\n')
     prepare("--input", tmp_path / "in.jsonl", "--input_format", "triples", "--output", tmp_path / "out.jsonl")
     assert read_pairs(tmp_path / "out.jsonl")[0] == {"query": "q", "positive": "p", "negative": ["n"]}
+
+
+def test_pairs_with_an_anchor_column_are_recognized(prepare, tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"anchor": "q", "positive": "p"}\n')
+    prepare("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.jsonl").read_text()) == {"query": "q", "positive": "p"}
 
 
 def test_triples_without_negatives_are_refused(prepare, pairs_csv, tmp_path):
@@ -131,7 +137,7 @@ def test_documents_of_pairs_are_written_once_each(prepare, pairs_csv, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text()) == [{"text": "she was here"}, {"text": "so it is"}]
 
 
-def test_impossible_conversion_lists_the_possible(prepare, tmp_path):
+def test_an_impossible_conversion_lists_the_possible_ones(prepare, tmp_path):
     (tmp_path / "in.txt").write_text("one document\n")
     with pytest.raises(UserError, match="documents, xy for documents, got pairs"):
         prepare("--input", tmp_path / "in.txt", "--output_format", "pairs", "--output", tmp_path / "out.json")
@@ -142,17 +148,23 @@ def test_unknown_columns_are_listed(prepare, pairs_csv, tmp_path):
         prepare("--input", pairs_csv, "--output", tmp_path / "out.json")
 
 
-def test_limit_and_output_name_are_obeyed(prepare, pairs_csv, tmp_path):
+def test_the_limit_is_obeyed_and_an_unknown_output_suffix_refused(prepare, pairs_csv, tmp_path):
     prepare("--input", pairs_csv, *COLUMNS, "--limit", 1, "--output", tmp_path / "out.jsonl")
     assert len(read_pairs(tmp_path / "out.jsonl")) == 1
     with pytest.raises(UserError, match=r"ending in \.json or \.jsonl"):
         prepare("--input", pairs_csv, *COLUMNS, "--output", tmp_path / "out.parquet")
 
 
-def test_embedded_corpus_is_built_from_named_packages(prepare, tmp_path, capsys):
+def test_the_python_docs_are_built_from_the_named_packages(prepare, tmp_path, capsys):
     prepare("--python_docs", "--packages", "numpy", "--limit", 50, "--output", tmp_path / "docs")
     assert len(load_beir_folder(tmp_path / "docs", "train").corpus_ids) == 50
     assert "wrote 50 entries" in capsys.readouterr().out
+
+
+def test_a_limit_below_one_is_refused(prepare, pairs_csv, tmp_path):
+    for source in (("--python_docs", "--packages", "numpy"), ("--input", pairs_csv, *COLUMNS)):
+        with pytest.raises(UserError, match="expected a limit of at least 1 row, got 0"):
+            prepare(*source, "--limit", 0, "--output", tmp_path / "out.json")
 
 
 def test_input_is_required(prepare, tmp_path):
@@ -160,7 +172,7 @@ def test_input_is_required(prepare, tmp_path):
         prepare("--output", tmp_path / "out.json")
 
 
-def test_yaml_file_fills_the_flags(prepare, pairs_csv, tmp_path):
+def test_a_yaml_file_sets_the_flags(prepare, pairs_csv, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(
         f"input: {pairs_csv}\nquery_column: question\npositive_column: answer\noutput: {tmp_path}/o.json\n"

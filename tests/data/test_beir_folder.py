@@ -1,4 +1,4 @@
-"""BEIR folders: the same content as BEIR's own loader gives, and errors with file and line."""
+"""BEIR folders: the content is that of BEIR's own loader, and errors name file and line."""
 
 import json
 import zipfile
@@ -9,7 +9,7 @@ import requests
 from beir import util
 from beir.datasets.data_loader import GenericDataLoader
 
-from ragcun_hf.data import beir_folder as beir_corpus
+from ragcun_hf.data import beir_folder
 from ragcun_hf.data.beir_folder import find_beir_dataset, load_beir_folder
 from ragcun_hf.data.documents import document_text
 from ragcun_hf.data.mapped_column import MappedColumn, take
@@ -37,16 +37,14 @@ def folder(tmp_path):
 
 @pytest.fixture(params=["small", "large"])
 def corpus_size(request, tmp_path, monkeypatch):
-    """Let a corpus be read into memory, or left on the disk."""
-    import datasets
-
+    """Read a corpus into memory, or leave it on the disk."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     if request.param == "large":
-        monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+        monkeypatch.setattr(beir_folder, "LARGEST_IN_MEMORY", 0)
     return request.param
 
 
-def test_content_and_order_are_those_of_beirs_loader(folder, corpus_size):
+def test_content_and_order_equal_those_of_the_loader_of_beir(folder, corpus_size):
     ours = load_beir_folder(folder)
     corpus, queries, qrels = GenericDataLoader(str(folder)).load("test")
     assert list(ours.queries.items()) == list(queries.items())
@@ -64,12 +62,12 @@ def test_quoted_ids_are_read_as_beir_reads_them(folder):
     assert load_beir_folder(folder).qrels == GenericDataLoader(str(folder)).load("test")[2] == {"q1": {"d1": 1}}
 
 
-def test_header_may_be_missing(folder):
+def test_the_header_of_qrels_may_be_missing(folder):
     (folder / "qrels" / "test.tsv").write_text("q1\td1\t1\r\nq2\td2\t0\r\n")
     assert load_beir_folder(folder).qrels == {"q1": {"d1": 1}, "q2": {"d2": 0}}
 
 
-def test_missing_split_lists_those_present(folder):
+def test_a_missing_split_lists_the_splits_that_exist(folder):
     (folder / "qrels" / "dev.tsv").write_text(QRELS)
     with pytest.raises(UserError, match="split 'train', got the splits dev, test"):
         load_beir_folder(folder, "train")
@@ -90,21 +88,19 @@ def test_missing_split_lists_those_present(folder):
         ("qrels/test.tsv", "q7\td1\t1", r"test\.tsv: expected queries of queries\.jsonl, got 1 others, first 'q7'"),
     ],
 )
-def test_malformed_line_is_named(folder, corpus_size, name, line, message):
+def test_a_malformed_line_is_named(folder, corpus_size, name, line, message):
     with (folder / name).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=message):
         load_beir_folder(folder)
 
 
-def test_a_large_corpus_that_changes_is_read_again_and_one_that_does_not_is_not(folder, monkeypatch, tmp_path):
-    import datasets
-
+def test_a_large_corpus_is_copied_again_only_after_it_has_changed(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(beir_folder, "LARGEST_IN_MEMORY", 0)
     assert len(load_beir_folder(folder).corpus_ids) == 4
-    read, calls = beir_corpus.read_rows, []
-    monkeypatch.setattr(beir_corpus, "read_rows", lambda path: calls.append(path) or read(path))
+    read, calls = beir_folder.read_rows, []
+    monkeypatch.setattr(beir_folder, "read_rows", lambda path: calls.append(path) or read(path))
     assert len(load_beir_folder(folder).corpus_ids) == 4
     assert folder / "corpus.jsonl" not in calls
     with (folder / "corpus.jsonl").open("a") as file:
@@ -114,37 +110,35 @@ def test_a_large_corpus_that_changes_is_read_again_and_one_that_does_not_is_not(
 
 
 def test_a_large_corpus_without_room_for_its_copy_is_a_user_error(folder, monkeypatch, tmp_path):
-    import datasets
-
     (tmp_path / "file").touch()
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "file" / "cache")
-    monkeypatch.setattr(beir_corpus, "_LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(beir_folder, "LARGEST_IN_MEMORY", 0)
     with pytest.raises(UserError, match=r"expected room for a copy of .*corpus\.jsonl in .*set HF_DATASETS_CACHE"):
         load_beir_folder(folder)
 
 
-def test_ids_with_equal_checksums_are_no_repetition(folder, monkeypatch):
-    monkeypatch.setattr(beir_corpus, "_checksum", lambda identifier: 7)
+def test_different_ids_with_equal_checksums_are_accepted(folder, monkeypatch):
+    monkeypatch.setattr(beir_folder.xxhash, "xxh3_64_intdigest", lambda identifier: 7)
     assert load_beir_folder(folder).corpus_ids == ["d1", "d2", "d3", "q1"]
 
 
-def test_split_without_judgements_is_refused(folder):
+def test_a_split_without_judgements_is_refused(folder):
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n")
     with pytest.raises(UserError, match="at least one judgement"):
         load_beir_folder(folder)
 
 
-def test_folder_without_its_parts_is_refused(tmp_path):
+def test_a_folder_without_all_three_parts_is_refused(tmp_path):
     with pytest.raises(UserError, match="expected a BEIR folder with"):
         load_beir_folder(tmp_path)
 
 
-def test_collection_on_disk_is_found_without_a_network(folder, monkeypatch):
+def test_a_collection_on_disk_needs_no_network(folder, monkeypatch):
     monkeypatch.setattr(util, "download_and_unzip", lambda *_: pytest.fail("asked the network"))
     assert find_beir_dataset("tiny", folder.parent).corpus_ids == ["d1", "d2", "d3", "q1"]
 
 
-def test_missing_collection_is_downloaded_into_place_and_leaves_no_zip(folder, tmp_path, monkeypatch):
+def test_a_missing_collection_is_downloaded_once_and_leaves_no_zip(folder, tmp_path, monkeypatch):
     archive = tmp_path / "archive.zip"
     with zipfile.ZipFile(archive, "w") as zipped:
         for file in sorted(folder.rglob("*.*")):
@@ -163,7 +157,7 @@ def test_missing_collection_is_downloaded_into_place_and_leaves_no_zip(folder, t
     assert [entry.name for entry in data_dir.iterdir()] == ["tiny"]
 
 
-def test_failed_download_says_what_was_looked_for_where_and_leaves_nothing(tmp_path, monkeypatch):
+def test_a_failed_download_names_collection_and_folder_and_leaves_no_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise requests.ConnectionError("no route")
 
@@ -177,13 +171,13 @@ def test_failed_download_says_what_was_looked_for_where_and_leaves_nothing(tmp_p
 
 
 @pytest.mark.parametrize("name", ["../secret", "a/b", "", ".."])
-def test_name_that_leaves_the_data_folder_is_refused(tmp_path, name):
+def test_a_name_that_leaves_the_data_folder_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="expected the name of a BEIR collection"):
         find_beir_dataset(name, tmp_path)
 
 
 @pytest.mark.parametrize("rows", [[], [0], [11], [2, 3, 4], [4, 3, 2], [2, 4, 6], [5, 5, 6], [0, 11], [10, 11]])
-def test_rows_of_a_column_on_disk_are_those_of_a_list(tmp_path, rows):
+def test_a_column_on_disk_gives_the_same_rows_as_a_list(tmp_path, rows):
     texts = [f"text {number}" for number in range(12)]
     table = datasets.Dataset.from_generator(
         lambda texts: ({"text": text} for text in texts), gen_kwargs={"texts": texts}, cache_dir=str(tmp_path)

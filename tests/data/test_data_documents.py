@@ -13,7 +13,7 @@ def write(path, rows):
     return path
 
 
-def test_text_file_gives_one_document_per_line(tmp_path):
+def test_a_text_file_holds_one_document_per_line(tmp_path):
     (tmp_path / "a.txt").write_text("first line\n\nsecond line\r\n")
     assert list(read_documents(tmp_path / "a.txt")) == [
         {"id": "0", "title": "", "text": "first line"},
@@ -39,13 +39,13 @@ def test_repeated_texts_are_dropped_and_counted(tmp_path, caplog):
     assert "dropped 2 repeated and 0 empty" in caplog.text
 
 
-def test_streaming_drops_the_same_repetitions_on_every_walk(tmp_path):
+def test_a_stream_drops_the_same_repetitions_in_every_pass(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"text": "a"}, {"text": "a"}, {"text": "b"}])
     stream = read_documents(path, streaming=True)
     assert list(stream) == list(stream) == list(read_documents(path))
 
 
-def test_beir_folder_gives_its_corpus_without_empty_documents(tmp_path, caplog):
+def test_a_beir_folder_is_read_as_its_corpus_without_empty_documents(tmp_path, caplog):
     (tmp_path / "qrels").mkdir()
     write(tmp_path / "queries.jsonl", [{"_id": "q", "text": "not a document"}])
     rows = [{"_id": "d1", "title": "T", "text": "t"}, {"_id": "d2", "title": "", "text": ""}]
@@ -64,22 +64,22 @@ def test_beir_folder_gives_its_corpus_without_empty_documents(tmp_path, caplog):
         ({"text": "a", "id": 1.5}, "line 5000, field 'id'"),
     ],
 )
-def test_bad_document_on_line_5000_is_named(tmp_path, bad, message):
+def test_the_error_names_a_bad_document_on_line_5000(tmp_path, bad, message):
     rows = [{"id": f"x{n}", "text": f"text {n}"} for n in range(4999)]
     with pytest.raises(UserError, match=message):
         read_documents(write(tmp_path / "a.jsonl", [*rows, bad]))
 
 
-def test_limit_counts_rows_read(tmp_path):
+def test_a_limit_counts_rows_read_not_documents_kept(tmp_path):
     (tmp_path / "a.txt").write_text("a\na\nb\n")
     assert read_documents(tmp_path / "a.txt", limit=2)["text"][:] == ["a"]
 
 
-def test_title_and_text_are_joined_by_one_blank_and_stripped():
+def test_title_and_text_are_joined_by_one_space_and_stripped():
     assert document_text("Title", "text ") == "Title text"
     assert document_text("", " text") == "text"
     assert document_text("Title", "") == "Title"
 
 
-def test_digest_tells_where_one_text_ends_and_the_next_begins():
+def test_a_digest_depends_on_where_one_text_ends_and_the_next_begins():
     assert len({text_digest("ab", "c"), text_digest("a", "bc"), text_digest("abc"), text_digest("abc", "")}) == 4

@@ -1,4 +1,4 @@
-"""Pairs: every row is checked, wherever it stands, and nothing is changed on the way."""
+"""Pairs: every row is checked, and its texts are read unchanged."""
 
 import json
 import pickle
@@ -30,7 +30,7 @@ def test_one_row_is_enough(tmp_path):
     assert len(read_pairs(write_lines(tmp_path / "a.jsonl", good_rows(1)))) == 1
 
 
-def test_other_columns_are_found_by_name_and_left_out(tmp_path):
+def test_columns_are_found_by_their_flags_and_others_are_left_out(tmp_path):
     (tmp_path / "a.csv").write_text("id,question,answer,wrong\n1,who?,she,he\n2,why?,so,\n")
     names = {"query_column": "question", "positive_column": "answer", "negative_column": "wrong"}
     assert list(read_pairs(tmp_path / "a.csv", **names)) == [
@@ -48,7 +48,7 @@ def test_a_named_column_of_negatives_that_no_row_has_is_refused(tmp_path, limit)
     assert f"{path}: expected the column 'typo' with negatives, got only the columns {columns}: " in str(raised.value)
 
 
-def test_a_named_column_of_negatives_may_be_in_the_last_row_only(tmp_path):
+def test_a_named_column_of_negatives_may_occur_in_the_last_row_only(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [*good_rows(2), {"query": "q", "positive": "p", "wrong": "n"}])
     assert read_pairs(path, negative_column="wrong")["negative"][:] == [[], [], ["n"]]
 
@@ -60,7 +60,7 @@ def test_unicode_is_kept_to_the_last_code_point(tmp_path):
     assert pairs["query"][:] == texts
 
 
-def test_surrogate_pair_written_as_two_escapes_is_one_character(tmp_path):
+def test_a_surrogate_pair_written_as_two_escapes_is_one_character(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"query": "\\ud83e\\udd8a", "positive": "fox"}')
     assert read_pairs(tmp_path / "a.jsonl")[0]["query"] == "🦊"
 
@@ -79,7 +79,7 @@ BAD_VALUES = {
 
 @pytest.mark.parametrize("name", BAD_VALUES)
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_row_on_line_5000_is_found_and_named(tmp_path, name, streaming):
+def test_the_error_names_a_bad_row_on_line_5000(tmp_path, name, streaming):
     bad, message = BAD_VALUES[name]
     path = write_lines(tmp_path / "a.jsonl", [*good_rows(4999), bad, *good_rows(3)])
     with pytest.raises(UserError) as raised:
@@ -95,14 +95,14 @@ def test_rows_of_an_array_are_counted_as_rows(tmp_path):
         read_pairs(tmp_path / "a.json")
 
 
-def test_long_value_is_shortened_in_the_message(tmp_path):
+def test_a_long_value_is_shortened_in_the_message(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"query": ["x" * 5000], "positive": "p"}])
     with pytest.raises(UserError) as raised:
         read_pairs(path)
     assert len(str(raised.value)) < 400
 
 
-def test_streaming_gives_the_same_rows(tmp_path):
+def test_a_stream_has_the_same_rows(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", good_rows(25))
     assert list(read_pairs(path, streaming=True)) == list(read_pairs(path))
     assert list(read_pairs(path, streaming=True).features) == ["query", "positive", "negative"]
@@ -117,7 +117,7 @@ def good_rows_with_negatives(count):
     return [{**row, "negative": []} for row in good_rows(count)]
 
 
-def test_limit_reads_no_further_than_it_says(tmp_path):
+def test_rows_after_the_limit_are_not_read(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [*good_rows(3), {"query": ""}])
     assert len(read_pairs(path, limit=3)) == 3
     with pytest.raises(UserError, match="at least 1 row, got 0"):
@@ -133,7 +133,7 @@ def beir_folder(tmp_path, qrels):
     return tmp_path
 
 
-def test_beir_folder_becomes_its_relevant_judgements(tmp_path, caplog):
+def test_the_relevant_judgements_of_a_beir_folder_become_pairs(tmp_path, caplog):
     folder = beir_folder(tmp_path, "q1\td1\t2\nq1\td2\t0\nq2\tabsent\t1\nq2\td2\t1\n")
     assert list(read_pairs(folder)) == [
         {"query": "first?", "positive": "Title text.", "negative": []},
@@ -143,12 +143,12 @@ def test_beir_folder_becomes_its_relevant_judgements(tmp_path, caplog):
     assert list(read_pairs(folder, streaming=True)) == list(read_pairs(folder))
 
 
-def test_beir_split_that_is_not_there_lists_those_that_are(tmp_path):
+def test_a_missing_beir_split_lists_the_splits_that_exist(tmp_path):
     with pytest.raises(UserError, match="split 'test', got the splits train"):
         read_pairs(beir_folder(tmp_path, "q1\td1\t1\n"), split="test")
 
 
-def test_audit_counts_what_is_there(tmp_path):
+def test_an_audit_counts_distinct_texts_duplicates_and_negatives(tmp_path):
     rows = [
         {"query": "a", "positive": "x"},
         {"query": "a", "positive": "x", "negative": ["n", "m"]},
@@ -168,7 +168,7 @@ def test_dropping_duplicates_keeps_the_first_of_each_and_the_order(tmp_path):
     assert dropped == 2
 
 
-def test_masked_text_asks_for_the_original(tmp_path):
+def test_the_masked_text_is_the_query_and_the_original_the_positive(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", [{"x": "a red fox", "y": "a [MASK] fox"}])
     assert read_xy_pairs(path)[0] == {"query": "a [MASK] fox", "positive": "a red fox", "negative": []}
     with pytest.raises(UserError, match=r"line 1, field 'original'"):

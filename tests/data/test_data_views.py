@@ -31,7 +31,7 @@ def rngs(count):
 @pytest.mark.parametrize("mask", [mask_words, mask_spans])
 @pytest.mark.parametrize("probability", [0.01, 0.2, 0.5, 0.99])
 @pytest.mark.parametrize("words", [2, 3, 10])
-def test_masking_always_hides_one_word_and_keeps_one(mask, probability, words):
+def test_masking_always_masks_one_word_and_keeps_one(mask, probability, words):
     text = " ".join(TEXT.split()[:words])
     for rng in rngs(50):
         kept = mask(text, probability, rng=rng, mask_token="").split()
@@ -39,7 +39,7 @@ def test_masking_always_hides_one_word_and_keeps_one(mask, probability, words):
 
 
 @pytest.mark.parametrize("mask", [mask_words, mask_spans])
-def test_share_of_masked_words_is_the_probability(mask):
+def test_the_share_of_masked_words_is_the_probability(mask):
     for probability in (0.15, 0.5):
         kept = sum(len(mask(TEXT, probability, rng=rng, mask_token="").split()) for rng in rngs(300))
         assert 1 - kept / (300 * 60) == pytest.approx(probability, abs=0.01)
@@ -72,7 +72,7 @@ def test_spans_are_longer_than_single_words_and_bounded():
     assert max(lengths) <= LONGEST_SPAN_WORDS
 
 
-def test_one_mask_token_stands_for_a_whole_span():
+def test_one_mask_token_replaces_a_whole_span():
     for rng in rngs(50):
         assert "[MASK] [MASK]" not in mask_spans(TEXT, 0.3, rng=rng)
 
@@ -108,19 +108,19 @@ def test_views_are_the_same_in_another_process():
     assert run.stdout.splitlines() == views
 
 
-def test_views_end_an_ordinary_loop():
+def test_a_for_loop_over_views_ends():
     assert len(list(MaskedViews(TEXTS))) == len(list(SplitViews(TEXTS))) == len(TEXTS)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, -1, 1.5])
-def test_probability_outside_its_range_is_refused(probability):
+def test_a_probability_outside_its_range_is_refused(probability):
     with pytest.raises(UserError, match="between 0 and 1"):
         MaskedViews(TEXTS, "word", probability)
     with pytest.raises(UserError, match="between 0 and 1"):
         SplitViews(TEXTS, "prefix", fraction=probability)
 
 
-def test_unknown_kind_and_method_list_the_known():
+def test_an_unknown_kind_or_method_lists_the_known_ones():
     with pytest.raises(UserError, match="word, span"):
         MaskedViews(TEXTS, "letter")
     with pytest.raises(UserError, match="half, random, prefix, suffix, sentence"):
@@ -137,13 +137,13 @@ def test_no_word_is_lost_and_neither_part_is_empty(method, text):
 
 
 @pytest.mark.parametrize("method", CONTIGUOUS)
-def test_contiguous_parts_put_together_are_the_text(method):
+def test_two_contiguous_parts_make_up_the_text(method):
     for rng in rngs(20):
         query, rest = split_text(TEXT, method, rng=rng)
         assert TEXT in (f"{query} {rest}", f"{rest} {query}")
 
 
-def test_each_method_splits_where_it_says():
+def test_each_method_splits_at_its_own_place():
     rng = random.Random(0)
     assert split_text("a b c d e", "half", rng=rng) == ("a b", "c d e")
     assert split_text("a b c d e", "prefix", rng=rng, fraction=0.4) == ("a b", "c d e")
@@ -151,7 +151,7 @@ def test_each_method_splits_where_it_says():
     assert split_text("a b", "prefix", rng=rng, fraction=0.99) == ("a", "b")
 
 
-def test_random_split_reaches_every_point_and_asks_with_the_shorter_part():
+def test_a_random_split_may_be_anywhere_and_the_shorter_part_is_the_query():
     seen = set()
     for rng in rngs(200):
         query, rest = split_text("a b c d e", "random", rng=rng)
@@ -160,7 +160,7 @@ def test_random_split_reaches_every_point_and_asks_with_the_shorter_part():
     assert seen == {("a", "b c d e"), ("a b", "c d e"), ("d e", "a b c"), ("e", "a b c d")}
 
 
-def test_sentence_split_takes_any_sentence_and_leaves_the_others_in_order():
+def test_a_sentence_split_takes_any_sentence_and_keeps_the_order_of_the_others():
     text = "One is here. Two is there. Three is gone."
     seen = {split_text(text, "sentence", rng=rng) for rng in rngs(50)}
     assert seen == {
@@ -203,13 +203,13 @@ def test_split_views_change_with_the_epoch():
         (" \n ", 0),
     ],
 )
-def test_sentences_are_told_apart(text, sentences):
+def test_sentences_are_counted_correctly(text, sentences):
     spans = sentence_spans(text)
     assert len(spans) == sentences, [text[a:b] for a, b in spans]
     assert "".join("".join(text[a:b] for a, b in spans).split()) == "".join(text.split())
 
 
-def test_scripts_without_blanks_are_split_and_masked_by_character():
+def test_scripts_without_spaces_are_split_and_masked_by_character():
     text = "東京は日本の首都です。人口は多いと言われています。"
     assert len(word_spans(text)) == len(text)
     query, rest = split_text(text, "half", rng=random.Random(0))

@@ -1,4 +1,4 @@
-"""The validation split: nothing crosses it, and it stays where it is when data grows."""
+"""The validation split: no text is in both parts, and added rows move no other row."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def test_a_chain_of_shared_texts_stays_together():
         assert len(validation) and len(train)
 
 
-def test_a_text_that_is_query_here_and_document_there_does_not_cross():
+def test_a_text_that_is_both_a_query_and_a_document_stays_in_one_part():
     rows = [(f"t{n}", f"t{n + 1}") for n in range(0, 10)] + [(f"q{n}", f"d{n}") for n in range(30)]
     train, validation = split_by_document(pairs(rows), 0.4, 1)
     texts = [set(part["query"]) | set(part["positive"]) for part in (train, validation)]
@@ -53,7 +53,7 @@ def test_a_text_that_is_query_here_and_document_there_does_not_cross():
 
 
 @pytest.mark.parametrize("fraction", [0.05, 0.1, 0.3])
-def test_size_is_near_the_fraction(fraction):
+def test_the_size_is_near_the_fraction(fraction):
     rows = [(f"q{n}", f"d{n // 3}") for n in range(9000)]
     _, validation = split_by_document(pairs(rows), fraction, 0)
     assert len(validation) / len(rows) == pytest.approx(fraction, abs=0.025)
@@ -70,19 +70,19 @@ def test_added_rows_move_no_other_row():
     assert len(after) > len(before)
 
 
-def test_larger_fraction_contains_the_smaller():
+def test_a_larger_fraction_contains_a_smaller_one():
     rows = [(f"q{n}", f"d{n}") for n in range(500)]
     small, large = (set(rows_of(split_by_document(pairs(rows), fraction)[1])) for fraction in (0.1, 0.2))
     assert small < large
 
 
-def test_seed_changes_the_split_and_repeats_it():
+def test_the_same_seed_repeats_a_split_and_another_one_changes_it():
     rows = pairs([(f"q{n}", f"d{n}") for n in range(300)])
     first, again, other = (rows_of(split_by_document(rows, 0.2, seed)[1]) for seed in (0, 0, 1))
     assert first == again != other
 
 
-def test_giant_group_is_trained_on_and_the_log_says_so(caplog):
+def test_a_giant_group_goes_to_training_and_the_log_says_so(caplog):
     rows = [(f"q{n}", "everything") for n in range(500)] + [(f"r{n}", f"d{n}") for n in range(20)]
     for seed in range(20):
         train, validation = split_by_document(pairs(rows), 0.3, seed)
@@ -103,7 +103,7 @@ def test_a_single_group_cannot_be_split(rows):
 
 
 @pytest.mark.parametrize("fraction", [0, 1, -0.1, 2])
-def test_fraction_outside_its_range_is_refused(fraction):
+def test_a_fraction_outside_its_range_is_refused(fraction):
     with pytest.raises(UserError, match="between 0 and 1"):
         split_by_document(pairs([("a", "1"), ("b", "2")]), fraction)
 
@@ -124,7 +124,7 @@ def negatives_of(rows):
     return {text.strip() for row in rows for text in row["negative"]}
 
 
-def test_held_out_documents_are_no_negatives_of_training_rows(caplog):
+def test_held_out_documents_are_removed_from_training_negatives(caplog):
     rows = rows_with_negatives(30)
     with caplog.at_level(logging.INFO):
         train, validation = hold_out(rows, val_fraction=0.3)
@@ -135,7 +135,7 @@ def test_held_out_documents_are_no_negatives_of_training_rows(caplog):
     assert train.column_names == rows.column_names
 
 
-def test_documents_of_a_validation_file_are_no_negatives_of_training_rows(tmp_path, caplog):
+def test_documents_of_a_validation_file_are_removed_from_training_negatives(tmp_path, caplog):
     (tmp_path / "val.json").write_text(json.dumps([{"query": "q", "positive": text} for text in ("d0", "d1")]))
     with caplog.at_level(logging.INFO):
         train, validation = hold_out(rows_with_negatives(5), val_data=tmp_path / "val.json")

@@ -19,7 +19,7 @@ def _of(queries, kind, document=None):
     return [each for each in queries if each.kind == kind and document in (None, each.document)]
 
 
-def test_sentences_and_spans_stand_in_their_document_and_leave_the_rest():
+def test_sentences_and_spans_come_from_their_document_and_leave_the_rest():
     queries = draw_pseudo_queries(DOCUMENTS, COUNTS, seed=1)
     for each in [*_of(queries, "sentence"), *_of(queries, "span")]:
         document = DOCUMENTS[each.document]
@@ -59,23 +59,23 @@ def test_keywords_are_rare_words_of_the_document_in_its_order_each_once():
         }
 
 
-def test_documents_too_short_for_a_kind_give_none_of_it():
+def test_documents_too_short_for_a_kind_yield_none_of_it():
     queries = draw_pseudo_queries(DOCUMENTS, COUNTS, seed=0)
     assert not _of(queries, "sentence", 2)
     assert not [each for each in queries if each.document in (4, 5)]
 
 
-def test_a_seed_draws_the_same_again_and_another_seed_others():
+def test_the_same_seed_draws_the_same_queries_and_another_one_others():
     first, again, other = (draw_pseudo_queries(DOCUMENTS, COUNTS, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_a_kind_that_is_not_asked_for_is_not_drawn():
+def test_only_the_kinds_asked_for_are_drawn():
     assert {each.kind for each in draw_pseudo_queries(DOCUMENTS, {"span": 1})} == {"span"}
 
 
 @pytest.mark.parametrize("documents", [[], [""], ["a", "b"]])
-def test_nothing_to_draw_from_gives_nothing(documents):
+def test_documents_without_usable_text_yield_no_queries(documents):
     assert draw_pseudo_queries(documents, COUNTS) == []
 
 

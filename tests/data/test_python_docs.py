@@ -1,4 +1,4 @@
-"""The embedded corpus: meaningful, without repetitions, and read without importing anything."""
+"""The corpus of docstrings: meaningful, without repetitions, and read without importing any package."""
 
 import sys
 
@@ -100,7 +100,7 @@ def test_exactly_the_public_meaningful_and_distinct_entries_are_kept(package):
     assert package not in sys.modules
 
 
-def test_corpus_is_a_beir_folder_whose_splits_cover_it_once(package, tmp_path):
+def test_the_corpus_is_a_beir_folder_whose_splits_cover_it_once(package, tmp_path):
     entries = build_python_docs([package])
     folder = write_python_docs(tmp_path / "corpus", [package])
     ids = set()
@@ -118,13 +118,13 @@ def test_corpus_is_a_beir_folder_whose_splits_cover_it_once(package, tmp_path):
     assert ids == {entry.id for entry in entries}
 
 
-def test_one_entry_in_five_is_for_test_whatever_its_name():
+def test_one_entry_in_five_belongs_to_the_test_split_whatever_its_name():
     entries = [DocEntry(f"a.b{n}", "Some query here.", f"document {n}") for n in range(5000)]
     assert sum(map(is_test_entry, entries)) / 5000 == pytest.approx(0.2, abs=0.02)
     assert all(is_test_entry(entry) == is_test_entry(entry._replace(id="x", query="y")) for entry in entries[:50])
 
 
-def test_numpy_alone_gives_hundreds_of_clean_entries_in_a_stable_order():
+def test_numpy_alone_yields_hundreds_of_clean_entries_in_a_stable_order():
     entries = build_python_docs(["numpy"])
     assert 500 < len(entries) < 1500
     for field in ("id", "query", "document"):
@@ -138,7 +138,7 @@ def test_numpy_alone_gives_hundreds_of_clean_entries_in_a_stable_order():
 
 
 @pytest.mark.parametrize("name", ["no_such_package_here", "numpy.linalg", "", "math"])
-def test_package_that_is_not_there_as_source_is_named(name):
+def test_the_error_names_a_package_without_source_files(name):
     with pytest.raises(UserError, match="expected an installed package"):
         build_python_docs([name])
 
@@ -150,7 +150,7 @@ def test_another_folder_is_never_replaced(tmp_path):
     assert (tmp_path / "photo.jpg").exists()
 
 
-def test_rewriting_leaves_nothing_of_the_old_corpus_and_no_scratch_files(tmp_path):
+def test_rewriting_leaves_no_old_entries_and_no_temporary_files(tmp_path):
     for text in ("old", "new"):
         write_entries([DocEntry(text, "query", f"document {text}")], tmp_path / "corpus")
     assert "old" not in (tmp_path / "corpus" / "corpus.jsonl").read_text()
