@@ -15,7 +15,7 @@ import xxhash
 
 from ..data.documents import text_digest
 from ..data.mapped_column import take
-from ..distributed import gather_objects, broadcast_from_first, rank, world_size
+from ..distributed import broadcast_from_first, gather_objects, rank, world_size
 from ..errors import UserError
 from .encoder_backends import choose_dtype, feature_function
 from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
