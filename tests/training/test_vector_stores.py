@@ -1,4 +1,4 @@
-"""The examples of vector stores, run as a user runs them, give what an exact search gives."""
+"""The examples of vector stores, run as a user runs them, find what an exact search finds."""
 
 import importlib
 import json
@@ -32,7 +32,7 @@ def documents():
 
 @pytest.fixture(scope="module")
 def models(tiny_encoder_folder, tmp_path_factory):
-    """Folders of models with a moved head and a predictor, by similarity."""
+    """Save models with a changed head and a predictor; return their folders by similarity."""
     folders = {}
     for similarity in ("cosine", "dot", "euclidean"):
         torch.manual_seed(1)
@@ -73,7 +73,7 @@ def run(folder, capsys):
 
 
 def _answers(output):
-    """Read the printed lines: score, id, beginning of the text."""
+    """Read score and id from the printed lines."""
     found = [re.match(r" *(-?\d+\.\d{4})  (\S+)  ", line) for line in output.splitlines()]
     return {match[2]: float(match[1]) for match in found if match}
 
@@ -112,13 +112,13 @@ def test_a_store_finds_what_an_exact_search_finds_also_when_reopened(
 
 
 def test_the_similarities_find_different_documents(models, documents):
-    # Otherwise the test above could not tell one metric from another.
+    # Otherwise the test above could not distinguish the metrics.
     found = [set(_exact(folder, documents)) for folder in models.values()]
     assert found[0] != found[1] != found[2] != found[0]
 
 
 @pytest.mark.parametrize("example", PACKAGES)
-def test_an_index_of_something_else_is_refused_until_overwritten(run, models, folder, documents, example):
+def test_an_index_of_another_model_or_corpus_is_refused_until_overwritten(run, models, folder, documents, example):
     flags = ("--output_dir", "kept", "--top_k", "3")
     first = run(example, models["dot"], *flags)
     with pytest.raises(UserError, match="with other weights|with other similarity"):
@@ -131,7 +131,7 @@ def test_an_index_of_something_else_is_refused_until_overwritten(run, models, fo
 
 
 def test_a_chroma_store_by_the_dot_product_loses_no_document(models, folder, documents):
-    # With Chroma's own settings of the graph this fails: some of the lists lack documents.
+    # With Chroma's default graph this fails: some of the lists lack documents.
     pytest.importorskip("chromadb")
     store = importlib.import_module("chroma_store")
     model = IsotropicGaussianModel.from_pretrained(models["dot"])
@@ -171,7 +171,7 @@ def test_a_damaged_faiss_index_is_refused(run, models, folder):
 
 
 @pytest.mark.parametrize("example", PACKAGES)
-def test_what_the_user_must_change_is_said(run, models, folder, tiny_encoder_folder, example, monkeypatch):
+def test_errors_say_what_the_user_must_change(run, models, folder, tiny_encoder_folder, example, monkeypatch):
     for flags, message in [
         ({"query": " "}, "--query expects a value"),
         ({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"),
@@ -203,7 +203,7 @@ def test_the_commands_of_the_readme_run(folder, models, documents, example):
     (folder / "checkpoints" / "mine").symlink_to(models["euclidean"])
     (folder / "training").symlink_to(EXAMPLES.parent)
     done = subprocess.run(
-        ["bash", "-c", f'"{sys.executable}" {command}'], env=os.environ, capture_output=True, text=True, timeout=120
+        ["bash", "-c", f'"{sys.executable}" {command}'], env=os.environ, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     found = _answers(done.stdout)
