@@ -10,15 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "ragcun_hf",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "evaluate",
-    "beir",
-    "pytrec-eval-terrier",
-    "numpy",
+    "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy".split()
 )
 
 

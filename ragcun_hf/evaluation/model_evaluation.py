@@ -77,8 +77,7 @@ class ModelSystems:
     def __post_init__(self) -> None:
         if PREDICTOR_SYSTEM in self.heads and self.encoder.model.predictor is None:
             raise UserError(
-                "--use_predictor expects a model with a predictor, got one without: leave the flag out, or train with "
-                "it"
+                "--use_predictor expects a model with a predictor, got one without: leave the flag out, or train one"
             )
 
     def of(self, dataset: BeirDataset, shard: Shard) -> list[VectorSystem]:

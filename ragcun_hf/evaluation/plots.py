@@ -124,6 +124,7 @@ def plot_isotropy(
         name = f"{label}, mean {cosines.mean():.2f}"
         cosine_axes.hist(cosines, bins=60, density=True, histtype="step", **line, linewidth=2, label=name)
     spectrum_axes.axhline(1, color="black", linewidth=1, linestyle=":", label="isotropic")
+    spectrum_axes.set_yscale("log")
     label_axes(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
     knots = np.linspace(-4, 4, 200)
     density = np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi)
@@ -140,12 +141,11 @@ def plot_isotropy(
 
 
 def draw_spectrum(axes: Axes, eigenvalues_D: np.ndarray[Any, Any], **line: Any) -> None:
-    """Draw the variances along the principal directions relative to their mean, on a logarithmic axis."""
+    """Draw the variances along the principal directions relative to their mean, for a logarithmic axis."""
     relative_D = eigenvalues_D / max(eigenvalues_D.mean(), 1e-30)
     # Values below this are rounding errors, which would stretch the axis over nothing.
     relative_D = np.where(relative_D > 1e-7, relative_D, np.nan)
     axes.plot(np.arange(1, len(relative_D) + 1), relative_D, **line)
-    axes.set_yscale("log")
 
 
 def _draw_projections(

@@ -93,24 +93,11 @@ def evaluate_retrieval(
     """Rank with every system, compute the official figures, and compare each system with the base.
 
     Queries without judgements are not searched. Judged documents that are not in the corpus count as never found, as
-    in BEIR (ArguAna has five).
+    in BEIR (ArguAna has five); BEIR also drops the document with the query's own id from its ranking.
 
-    Args:
-        dataset: Queries, corpus and judgements.
-        systems: Systems with distinct names, one of them `base`.
-        k: Documents kept per query; MAP@100 and recall@100 need at least 100.
-        drop_identical_ids: Drop the document with the query's id from its ranking, as BEIR does.
-        seen_document_ids: Documents seen in training. If given, figures are also reported separately for queries with
-            at least one relevant document among them and for all others: a head can memorise documents, and only the
-            second group shows what it gains on new ones.
-
-    Returns:
-        Runs, figures per query, and the entry of the results file, which leaves out a group without queries.
-
-    Raises:
-        UserError: If a judged query has no text, nothing is judged, vectors do not fit the data set, or a relevant
-            document would be dropped.
-        ValueError: If names repeat, or none is `base`.
+    With `seen_document_ids` of training documents, figures are also reported separately for queries with at least one
+    relevant document among them and for all others, unless a group is empty: a head can memorise documents, and only
+    the second group shows what it gains on new ones.
     """
     names = [system.name for system in systems]
     if BASE_SYSTEM not in names or len(set(names)) < len(names):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..evaluation.model_evaluation import apply_head
-from ..search.similarity import score_pairs, score_rows
+from ..search.similarity import normalize_rows, score_pairs, score_rows
 
 if TYPE_CHECKING:
     from ..data.pseudo_queries import PseudoQuery
@@ -50,11 +50,14 @@ class PseudoValidation:
 
     def scores(self, model: IsotropicGaussianModel) -> np.ndarray:
         """Return NDCG@10 of each pseudo-query, shape (P,), by the projection."""
-        documents_ND, queries_PD, rests_PD = (
+        embeddings = [
             torch.from_numpy(apply_head(model, features, num_predicted=0)[0])
             for features in (self._documents, self._queries, self._rests)
-        )
+        ]
         similarity = model.config.similarity_fn_name
+        if similarity == "cosine":  # normalise once, not for every block of queries
+            embeddings, similarity = [normalize_rows(rows) for rows in embeddings], "dot"
+        documents_ND, queries_PD, rests_PD = embeddings
         parts = []
         for start in range(0, len(queries_PD), _QUERIES_AT_ONCE):
             rows = slice(start, start + _QUERIES_AT_ONCE)

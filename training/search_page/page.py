@@ -132,7 +132,7 @@ def render_spread(base: Spread, trained: Spread) -> str:
 
     def draw_eigenvalues(axes: Axes, spread: Spread, **line: Any) -> None:
         draw_spectrum(axes, spread.eigenvalues, **line)
-        axes.set(xlabel="principal direction", ylabel="variance / mean variance")
+        axes.set(yscale="log", xlabel="principal direction", ylabel="variance / mean variance")
 
     def draw_cosines(axes: Axes, spread: Spread, **line: Any) -> None:
         axes.hist(spread.cosines, bins=60, density=True, histtype="step", **line)

@@ -24,21 +24,13 @@ _NUM_DIRECTIONS, _NUM_KNOTS, _LAST_KNOT = 256, 17, 3.0  # as `sigreg_statistic` 
 
 
 def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
-    """Compute the variances along the principal directions.
+    """Compute the variances of vectors (N, D), N >= 1, along the principal directions: (D,) float64, falling, >= 0.
 
-    Args:
-        embeddings: Shape (N, D), N >= 1, any real dtype; computed in float64 in blocks of rows.
+    They are in squared units of the embeddings, all 1 for N(0, I). The covariance divides by N. It is computed in
+    float64 in blocks of rows.
 
-    Returns:
-        Shape (D,) float64, falling, >= 0, in squared units of the embeddings; all 1 for N(0, I).
-        The covariance divides by N.
-
-    Raises:
-        ValueError: If the shape is not (N, D) with N >= 1, or a value is not finite.
-
-    Example:
-        >>> covariance_eigenvalues(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])).tolist()
-        [2.0, 0.5]
+    >>> covariance_eigenvalues(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])).tolist()
+    [2.0, 0.5]
     """
     mean_D = _mean(embeddings)
     covariance_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64)
