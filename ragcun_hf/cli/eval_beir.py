@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.compare:
         _compare(args, features, datasets, arguments)
         return
-    evaluation, facts = _evaluate(args, features, datasets, args.run_name)
+    evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
             _write(args, evaluation, {**_facts(arguments), **facts})
@@ -100,12 +100,40 @@ def _check(args: EvaluationArguments) -> None:
 
 
 def _evaluate(
-    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], name: str | None
+    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], path: str | None, name: str | None
 ) -> tuple[Any, dict[str, Any]]:
-    """Load the model and evaluate it; return its evaluation, and the parts `model` and `settings` of the results."""
+    """Evaluate one model; return its evaluation, and the parts `model` and `settings` of the results."""
+    from ..evaluation.model_evaluation import evaluate_model, load_seen_digests
+
+    systems = _load_systems(args, features, path)
+    evaluation = evaluate_model(
+        systems,
+        datasets,
+        k=args.top_k,
+        drop_identical_ids=not args.keep_identical_ids,
+        seen_document_digests=load_seen_digests(path) if path else (),
+    )
+    model, store = systems.encoder.model, systems.encoder.store
+    say(store.summary())
+    settings = {
+        "split": args.split,
+        "max_length": model.config.max_length,
+        "document_text": "title + ' ' + text",
+        "identical_ids_dropped": not args.keep_identical_ids,
+        "top_k": args.top_k,
+        **store.settings(),
+        "base_similarity": "cosine",
+        "search": args.search,
+        **(_recall(args, systems.search) if args.search == "faiss" else {}),
+    }
+    return evaluation, {"model": _model_facts(args, model, name), "settings": settings}
+
+
+def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: str | None) -> Any:
+    """Load a trained model, with its untrained base if training changed the encoder, or an encoder without a head."""
     from accelerate import PartialState
 
-    from ..evaluation.model_evaluation import ModelSystems, TextEncoder, evaluate_model, load_seen_digests
+    from ..evaluation.model_evaluation import ModelSystems, TextEncoder
     from ..evaluation.results import PREDICTOR_SYSTEM, PROJECTION_SYSTEM
     from ..model.base_models import load_base_model, load_trained_model, load_untrained_base
     from ..search.approximate import MeasuredSearch, require_faiss
@@ -120,41 +148,16 @@ def _evaluate(
         model.to(PartialState().device)
         return TextEncoder(model, features.store(model))
 
-    heads: tuple[str, ...] = ()
-    base = None
-    if args.base_model:
-        model = load_base_model(args.base_model, revision=args.revision)
-    else:
-        model = load_trained_model(args.model_path or "", revision=args.revision)
-        base = None if model.config.freeze_base else load_untrained_base(model)
-        heads = (PROJECTION_SYSTEM,)
-        # In a comparison, models without a predictor are evaluated without it.
-        if args.use_predictor and not (args.compare and model.predictor is None):
-            heads += (PREDICTOR_SYSTEM,)
-    encoder = encoder_of(model)
-    systems = ModelSystems(
-        encoder, None if base is None else encoder_of(base), heads=heads, search=search, folder=args.output_dir
-    )
-    evaluation = evaluate_model(
-        systems,
-        datasets,
-        k=args.top_k,
-        drop_identical_ids=not args.keep_identical_ids,
-        seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
-    )
-    say(encoder.store.summary())
-    settings = {
-        "split": args.split,
-        "max_length": model.config.max_length,
-        "document_text": "title + ' ' + text",
-        "identical_ids_dropped": not args.keep_identical_ids,
-        "top_k": args.top_k,
-        **encoder.store.settings(),
-        "base_similarity": "cosine",
-        "search": args.search,
-        **(_recall(args, search) if args.search == "faiss" else {}),
-    }
-    return evaluation, {"model": _model_facts(args, model, name), "settings": settings}
+    if not path:
+        encoder = encoder_of(load_base_model(args.base_model or "", revision=args.revision))
+        return ModelSystems(encoder, heads=(), search=search, folder=args.output_dir)
+    model = load_trained_model(path, revision=args.revision)
+    heads = [PROJECTION_SYSTEM]
+    # In a comparison, models without a predictor are evaluated without it.
+    if args.use_predictor and not (args.compare and model.predictor is None):
+        heads.append(PREDICTOR_SYSTEM)
+    base = None if model.config.freeze_base else encoder_of(load_untrained_base(model))
+    return ModelSystems(encoder_of(model), base, heads=tuple(heads), search=search, folder=args.output_dir)
 
 
 def _recall(args: EvaluationArguments, search: Any) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def _compare(
     evaluations, models = {}, {}
     for name, path in zip(system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
-        evaluations[name], models[name] = _evaluate(replace(args, model_path=path), features, datasets, name)
+        evaluations[name], models[name] = _evaluate(args, features, datasets, path, name)
     seen = set().union(*(load_seen_digests(path) for path in args.compare))
     comparison = compare_models(gather_systems(datasets, evaluations, seen))
     if rank() != 0:

@@ -9,9 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = (
-    "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy".split()
-)
+_PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
 
 
 def environment_facts() -> dict[str, Any]:
@@ -23,7 +21,7 @@ def environment_facts() -> dict[str, Any]:
     import torch
 
     versions = {}
-    for package in _PACKAGES:
+    for package in _PACKAGES.split():
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

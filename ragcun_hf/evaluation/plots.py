@@ -220,8 +220,9 @@ def _draw_bar(axes: Axes, x: float, width: float, entry: Mapping[str, Any], syst
         top = max(value, base + compared["high"])
     # The white box keeps the number legible where the base's dashed line runs through it.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
-    place: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-    axes.annotate(f"{value:.3f}", (x, top), bbox=box, fontsize=9, zorder=5, **place)
+    axes.annotate(
+        f"{value:.3f}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, zorder=5, bbox=box
+    )
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:

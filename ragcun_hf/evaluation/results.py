@@ -49,9 +49,7 @@ _SCHEMA = {
     "versions": {_EACH: str},
     "machine": {"processor": str, "cores": int, "python": str, _OPEN: object},
     "model": {
-        "path": str,
-        "name": str,
-        "similarity": str,
+        **dict.fromkeys(("path", "name", "similarity"), str),
         "base_model": (str, NoneType),
         "use_predictor": bool,
         _OPEN: object,

@@ -55,10 +55,10 @@ class RetrievalValidation:
             documents, _ = self._embed(model, is_query=False)
         finally:
             model.train(was_training)
-        figures = {MAIN_METRIC: self._figure(queries, documents, model.config.similarity_fn_name)}
+        similarity = model.config.similarity_fn_name
+        figures = {MAIN_METRIC: self._figure(queries, documents, similarity)}
         if predictions is not None:
-            predicted = self._figure(predictions, documents, model.config.similarity_fn_name)
-            figures[f"{MAIN_METRIC}_predictor"] = predicted
+            figures[f"{MAIN_METRIC}_predictor"] = self._figure(predictions, documents, similarity)
         return figures
 
     @torch.inference_mode()
