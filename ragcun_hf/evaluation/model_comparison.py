@@ -189,8 +189,8 @@ def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapp
 def format_comparison(comparison: Mapping[str, Any]) -> str:
     """Format the result of `compare_models` for the terminal.
 
-    There is one row per data set (or subset) and pair of systems. Below stand the queries that changed most against
-    the first system.
+    The table has one row per data set (or subset) and pair of systems. The queries that changed most against the first
+    system follow.
     """
     metric = comparison["metric"]
     head = ("data set (queries)", "system", "against", metric.upper(), "difference", "95% interval", "p", "w/t/l")

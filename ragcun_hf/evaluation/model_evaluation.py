@@ -1,4 +1,4 @@
-"""Evaluate a trained model on retrieval data sets, beside its frozen base and in the same way."""
+"""Evaluate a trained model and its frozen base on retrieval data sets, in the same way."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ModelSystems:
             vectors.
         heads: The outputs to evaluate: `projection`, and `predictor` to use its output as the query vector.
         search: Finds the documents; called as `exact_search`.
-        folder: Where the vectors of a large corpus are kept meanwhile.
+        folder: Folder for temporary files with the vectors of a large corpus.
 
     Raises:
         UserError: If the model has no predictor to evaluate.
@@ -148,7 +148,7 @@ def evaluate_model(
     evaluations = [evaluate(dataset, shard) for dataset, shard in zip(datasets, shards, strict=True)]
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}
     samples = sample.vectors()
-    # The base's vectors at the scale that the head's input has, so that both are measured alike.
+    # Scale the base's vectors as the head's input is scaled, so that both systems are measured at one scale.
     samples[BASE_SYSTEM] = samples[BASE_SYSTEM] * float(systems.encoder.model.config.feature_scale)
     # SIGReg per row does not grow with the sample: 0.40 after a collapse, 1.05 / N at best. The function is not the
     # loss's, which would count this sample once for each process.

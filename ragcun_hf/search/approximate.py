@@ -1,4 +1,4 @@
-"""Approximate search with faiss, for so many queries that exact search is too slow, and how much it misses.
+"""Approximate search with faiss, for more queries than exact search can handle in time, and how much it misses.
 
 An inverted-file index (IVF) assigns documents to lists around centroids, and each query searches the nearest lists
 only. The documents found are scored and ordered as in the exact search, so the two differ only in missed documents.

@@ -61,7 +61,7 @@ def exact_search(
 
     Args:
         queries: Shape (Q, D), NumPy array, memory map or tensor of any real dtype; read as float32.
-        documents: Shape (N, D), likewise, N >= 1.
+        documents: Shape (N, D), in the same forms, N >= 1.
         k: Results per query, >= 1; more than N gives N.
         similarity: `cosine` (a zero vector has similarity 0 to everything), `dot`, or `euclidean`
             (the score is minus the Euclidean distance, so that larger is always better).

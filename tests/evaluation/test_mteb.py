@@ -115,7 +115,7 @@ def test_the_query_s_own_document_is_dropped_as_in_eval_beir_unless_kept(scripts
         _assert_same_figures(found[flags], by_us(*common, *own, *flags), "toy", 1e-4)
     scores = [result["tasks"][0]["main_score"] for result in found.values()]
     assert scores[0] > scores[1]  # the query's own text was the best document
-    # Where a query is answered by the document of its own id, dropping it is an error.
+    # If the document with the query's own id is relevant, dropping it is an error.
     _write_beir(tmp_path / "beir" / "numbered", [("a", "a")])
     with pytest.raises(UserError, match="pass --keep_identical_ids"):
         by_mteb(*common, "--beir_folders", tmp_path / "beir" / "numbered")

@@ -73,7 +73,7 @@ def _features(**changes):
 
 
 def _train(model, similarity="cosine"):
-    """Give the head random weights, because with the identity start both systems rank alike."""
+    """Give the head random weights, because with the identity start both rankings are equal."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in (model.projection.linear.weight, model.predictor.linear.weight):
@@ -601,7 +601,7 @@ def _requested(driver):
 def test_a_browser_shows_both_rankings_and_the_page_fetches_nothing_from_other_hosts(tiny_model, tmp_path, browser):
     _train(tiny_model, "euclidean").save_pretrained(tmp_path / "mine")
     model = load_trained_model(str(tmp_path / "mine"))
-    # Words of their own before what the tiny encoder does not know, or their ranks would hang on the last bits.
+    # Distinct words before text that the tiny encoder does not know; otherwise ranks would depend on the last bits.
     hostile = [f"{word} bread red {text}" for word, text in zip(WORDS[20:24], HOSTILE[:4], strict=True)]
     rows = [*_documents(), *({"title": "", "text": text} for text in hostile)]
     queries = ["moon and sun", rows[61]["text"], *(f"{QUERY} and more than that, number {row}" for row in range(9))]

@@ -26,7 +26,7 @@ _CITATION = """\
 _DESCRIPTION = """\
 Measures of isotropy of embeddings: effective rank and RankMe, IsoScore, average cosine of random pairs, mean
 standard deviation, partition score, uniformity, the SIGReg statistic and, for pairs, alignment. The docstrings of
-measures.py beside this file give the meaning, range and paper of each.
+measures.py, in the same folder, explain the meaning, range and paper of each.
 """
 
 _INPUTS = """

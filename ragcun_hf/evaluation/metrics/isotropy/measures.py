@@ -1,7 +1,7 @@
 """Measures of how evenly vectors, the rows of one matrix, fill their space.
 
 A collapsed or anisotropic space uses few of its directions; a standard Gaussian uses all directions equally. This file
-is copied beside `isotropy.py` by `evaluate.load`, so it imports nothing from the package.
+is copied together with `isotropy.py` by `evaluate.load`, so it imports nothing from the package.
 
 Shape letters used in this file: N = vectors, B = vectors in a block, D = vector width, K = random directions.
 """

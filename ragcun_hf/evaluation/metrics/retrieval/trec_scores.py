@@ -1,6 +1,6 @@
 """The official retrieval figures of each query, computed by `pytrec_eval` (the code of NIST's trec_eval).
 
-This file is copied beside `retrieval.py` by `evaluate.load`, so it imports nothing from the package.
+This file is copied together with `retrieval.py` by `evaluate.load`, so it imports nothing from the package.
 """
 
 from __future__ import annotations
