@@ -101,18 +101,11 @@ def gather_systems(
 
 
 def compare_models(datasets: Sequence[ComparedDataset]) -> dict[str, Any]:
-    """Compare every system with every system before it, by NDCG@10.
+    """Compare every system with every system before it, by NDCG@10, on data sets with the same systems in one order.
 
-    Args:
-        datasets: Data sets with the same systems in the same order.
-
-    Returns:
-        `metric`, `systems` (in order), `datasets` (name -> split, number of queries, figures of each system,
-        comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
-        sets). A comparison names `system` and `reference`; its difference is system minus reference.
-
-    Raises:
-        ValueError: If there is no data set, or not all have the same systems.
+    The result has `metric`, `systems` (in order), `datasets` (name -> split, number of queries, figures of each
+    system, comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
+    sets). A comparison names `system` and `reference`; its difference is system minus reference.
     """
     orders = [list(dataset.per_query) for dataset in datasets]
     if not orders or any(order != orders[0] for order in orders):

@@ -55,34 +55,24 @@ def exact_search(
 ) -> SearchResult:
     """Find the k most similar documents of every query by comparing every pair.
 
-    Documents are read block by block, so a memory map larger than memory works. The search holds about
-    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. If very many documents have
-    almost equal scores, the time grows with the number of such pairs, because each is scored again in float64.
+    Queries (Q, D) and documents (N, D), N >= 1, are NumPy arrays, memory maps or tensors of any real dtype, read as
+    float32 in blocks: a memory map may be larger than memory. The search holds about
+    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. The products of the blocks
+    are computed on `device`. If very many documents have almost equal scores, the time grows with the number of such
+    pairs, because each is scored again in float64 on the CPU.
 
-    Args:
-        queries: Shape (Q, D), NumPy array, memory map or tensor of any real dtype; read as float32.
-        documents: Shape (N, D), in the same forms, N >= 1.
-        k: Results per query, >= 1; more than N gives N.
-        similarity: `cosine` (a zero vector has similarity 0 to everything), `dot`, or `euclidean`
-            (the score is minus the Euclidean distance, so that larger is always better).
-        ties: Distinct integers, shape (N,): of documents with equal scores the one with the lower number comes
-            first. Or a function that numbers some rows, such as `IdOrder`. Default: the lower row comes first.
-        document_block: M, documents compared at once.
-        query_block: Queries compared at once.
-        device: Where the products of the blocks are computed; candidates are scored again on the CPU.
+    The similarity is `cosine` (a zero vector has similarity 0 to everything), `dot` or `euclidean` (the score is minus
+    the distance). `ties` orders documents with equal scores, the lower number first: it holds distinct integers (N,),
+    or is a function that numbers some rows, such as `IdOrder`. The default number is the row.
 
-    Returns:
-        Scores (Q, K) float32 and document rows (Q, K) int64, K = min(k, N), each row from best to worst.
+    Returns scores (Q, K) float32 and document rows (Q, K) int64, K = min(k, N), each row from best to worst. Raises a
+    UserError if shapes do not fit, a vector holds NaN or infinity, or scores leave float32.
 
-    Raises:
-        UserError: If shapes do not fit, a vector holds NaN or infinity, or scores leave float32.
-
-    Example:
-        >>> found = exact_search(np.eye(2), np.array([[0.0, 2.0], [1.0, 1.0], [3.0, 0.0]]), k=2)
-        >>> found.indices.tolist()
-        [[2, 1], [0, 1]]
-        >>> found.scores.round(3).tolist()
-        [[1.0, 0.7070000171661377], [1.0, 0.7070000171661377]]
+    >>> found = exact_search(np.eye(2), np.array([[0.0, 2.0], [1.0, 1.0], [3.0, 0.0]]), k=2)
+    >>> found.indices.tolist()
+    [[2, 1], [0, 1]]
+    >>> found.scores.round(3).tolist()
+    [[1.0, 0.7070000171661377], [1.0, 0.7070000171661377]]
     """
     check_arguments(queries, documents, k, similarity)
     if document_block < 1 or query_block < 1:

@@ -74,12 +74,8 @@ class DocumentBlock:
 class CandidatePass:
     """Collects the documents that can be among each query's k best, one block of documents at a time.
 
-    Args:
-        queries: Shape (Q, D), float32.
-        query_errors: Shape (Q,), upper bounds of the lengths of their rounding errors.
-        k: Results per query.
-        query_block: Queries per product.
-        choose: Scores pairs exactly and returns the positions of each query's k best.
+    Queries (Q, D) are float32; `query_errors` (Q,) bounds the lengths of their rounding errors, and `query_block` is
+    the number of queries per product. `choose` scores pairs exactly and returns the positions of each query's k best.
     """
 
     def __init__(
