@@ -2,8 +2,8 @@
 
     python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
 
-Without --model_path, the encoder that --base_model names is evaluated as it is. Writes a table to the screen, a
-results file, TREC run files and, for a trained model, plots.
+With --base_model instead of --model_path, an encoder is evaluated without a head. The script prints a table and
+writes a results file, TREC run files and, for a trained model, plots.
 
     python training/eval_beir.py --compare checkpoints/a checkpoints/b --datasets scifact
 
@@ -14,18 +14,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass, replace
-from datetime import UTC
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from ..command_line import argument, parse_arguments, portable_command, quiet_libraries, say
+from ..errors import UserError
 from ..features.arguments import FeatureArguments
 
 
 @dataclass
 class EvaluationArguments:
-    """What to evaluate, on what, and where the figures go."""
+    """The model to evaluate, the data sets, and the output folder."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
     revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
@@ -40,9 +41,9 @@ class EvaluationArguments:
         ["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name; your own is a folder inside --data_dir."
     )
     data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
-    split: str = argument("test", "Which judgements to use.")
+    split: str = argument("test", "Name of the judgements to use.")
     output_dir: str = argument(
-        "results", "Where the results file, the run files and, for a trained model, the plots go."
+        "results", "Folder for the results file, the run files and, for a trained model, the plots."
     )
     run_name: str | None = argument(None, "Name of the results. Default: the model folder's name.")
     top_k: int = argument(100, "Documents kept per query, at least 100 for the official figures.")
@@ -51,14 +52,14 @@ class EvaluationArguments:
     )
     search: Literal["exact", "faiss"] = argument(
         "exact",
-        "exact compares every pair; faiss looks into some lists only, and reports what it missed (needs the "
-        "extra of that name): for millions of documents with thousands of queries.",
+        "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the extra "
+        "of that name): for millions of documents and thousands of queries.",
     )
-    faiss_probes: int = argument(32, "With --search faiss: lists that each query looks into; more find more.")
+    faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, evaluate, write, and say what was written."""
+    """Evaluate one model, or compare several."""
     args, features = parse_arguments(
         [EvaluationArguments, FeatureArguments], description=__doc__ or "", arguments=arguments
     )
@@ -66,77 +67,23 @@ def main(arguments: list[str] | None = None) -> None:
     _check(args)
     from ..data.beir_folder import find_beir_dataset
     from ..distributed import rank
+    from ..evaluation.ranking import check_trec_ids
     from ..files import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
-    _check_ids(datasets)
+    for dataset in datasets:  # before all the work, because run files could not hold such ids
+        check_trec_ids(dataset.queries, f"query id of {dataset.name}")
+        check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
     if args.compare:
         _compare(args, features, datasets, arguments)
         return
-    search = _search(args)
-    model, store, evaluation = _evaluate(args, features, datasets, search)
-    facts = _search_facts(args, search)
+    evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
-            _write(args, model, store, facts, evaluation, arguments)
-
-
-def _evaluate(args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], search: Any) -> Any:
-    """Load the model, search all data sets with it, and return it with its features and figures."""
-    from ..evaluation.model_evaluation import evaluate_model, load_seen_digests
-
-    model, base_model = _load(args)
-    store = _store(features, model)
-    evaluation = evaluate_model(
-        model,
-        datasets,
-        store=store,
-        base_store=None if base_model is None else _store(features, base_model),
-        base_prompts=_prompts(base_model),
-        base_only=args.model_path is None,
-        # In a comparison the models that have none do without.
-        use_predictor=args.use_predictor and not (args.compare and model.predictor is None),
-        drop_identical_ids=not args.keep_identical_ids,
-        k=args.top_k,
-        seen_document_digests=load_seen_digests(args.model_path) if args.model_path else (),
-        search=search,
-        folder=args.output_dir,
-    )
-    say(store.summary())
-    return model, store, evaluation
-
-
-def _compare(
-    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], arguments: list[str] | None
-) -> None:
-    """Evaluate every model, compare all pairs, write, draw, and say so."""
-    from ..distributed import rank
-    from ..evaluation.comparison_report import format_comparison, plot_comparison_of_models
-    from ..evaluation.model_comparison import compare_models, gather, system_names
-    from ..evaluation.model_evaluation import load_seen_digests
-    from ..evaluation.results import write_json
-    from ..files import disk_errors_explained
-
-    evaluations, settings = {}, {}
-    for name, path in zip(system_names(args.compare), args.compare, strict=True):
-        say(f"Evaluating {name}")
-        search = _search(args)  # one for each model, for it remembers what it missed
-        model, store, evaluations[name] = _evaluate(replace(args, model_path=path), features, datasets, search)
-        facts = _search_facts(args, search)
-        settings[name] = {"model": _model_facts(args, model, name), "settings": _settings(args, model, store, facts)}
-    seen = {name: load_seen_digests(path) for name, path in zip(evaluations, args.compare, strict=True)}
-    comparison = compare_models(gather(datasets, evaluations, seen))
-    if rank() != 0:
-        return
-    folder, name = Path(args.output_dir), args.run_name or "comparison"
-    with disk_errors_explained(folder):
-        write_json(folder / f"{name}.json", {**_facts(arguments), "models": settings, **comparison})
-        plot_comparison_of_models(comparison, folder / f"{name}.png")
-    say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")
+            _write(args, evaluation, {**_facts(arguments), **facts})
 
 
 def _check(args: EvaluationArguments) -> None:
-    from ..errors import UserError
     from ..files import check_writable
 
     if sum(map(bool, (args.model_path, args.base_model, args.compare))) != 1:
@@ -152,94 +99,102 @@ def _check(args: EvaluationArguments) -> None:
     check_writable(Path(args.output_dir))
 
 
-def _check_ids(datasets: list[Any]) -> None:
-    """Tell now what the run files could not hold after all the work."""
-    from ..evaluation.ranking import check_trec_ids
+def _evaluate(
+    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], path: str | None, name: str | None
+) -> tuple[Any, dict[str, Any]]:
+    """Evaluate one model; return its evaluation, and the parts `model` and `settings` of the results."""
+    from ..evaluation.model_evaluation import evaluate_model, load_seen_digests
 
-    for dataset in datasets:
-        check_trec_ids(dataset.queries, f"query id of {dataset.name}")
-        check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
+    systems = _load_systems(args, features, path)
+    evaluation = evaluate_model(
+        systems,
+        datasets,
+        k=args.top_k,
+        drop_identical_ids=not args.keep_identical_ids,
+        seen_document_digests=load_seen_digests(path) if path else (),
+    )
+    model, store = systems.encoder.model, systems.encoder.store
+    say(store.summary())
+    settings = {
+        "split": args.split,
+        "max_length": model.config.max_length,
+        "document_text": "title + ' ' + text",
+        "identical_ids_dropped": not args.keep_identical_ids,
+        "top_k": args.top_k,
+        **store.settings(),
+        "base_similarity": "cosine",
+        "search": args.search,
+        **(_recall(args, systems.search) if args.search == "faiss" else {}),
+    }
+    return evaluation, {"model": _model_facts(args, model, name), "settings": settings}
 
 
-def _load(args: EvaluationArguments) -> tuple[Any, Any]:
-    """Return the model and, where its encoder was trained too, the untrained base to stand beside it."""
-    from ..model.base_models import load_base_model, load_trained_model, load_untrained_base
-
-    if args.base_model:
-        return load_base_model(args.base_model, revision=args.revision), None
-    model = load_trained_model(args.model_path or "", revision=args.revision)
-    return model, None if model.config.freeze_base else load_untrained_base(model)
-
-
-def _prompts(base_model: Any) -> tuple[str, str]:
-    return ("", "") if base_model is None else (base_model.config.query_prompt, base_model.config.document_prompt)
-
-
-def _store(features: FeatureArguments, model: Any) -> Any:
+def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: str | None) -> Any:
+    """Load a trained model, with its untrained base if training changed the encoder, or an encoder without a head."""
     from accelerate import PartialState
 
-    model.to(PartialState().device)
-    return features.store(model)
-
-
-def _search(args: EvaluationArguments) -> Any:
+    from ..evaluation.model_evaluation import ModelSystems, TextEncoder
+    from ..evaluation.results import PREDICTOR_SYSTEM, PROJECTION_SYSTEM
+    from ..model.base_models import load_base_model, load_trained_model, load_untrained_base
     from ..search.approximate import MeasuredSearch, require_faiss
     from ..search.exact import exact_search
 
-    if args.search == "exact":
-        return exact_search
-    require_faiss()
-    return MeasuredSearch(num_probes=args.faiss_probes)
+    search: Any = exact_search
+    if args.search == "faiss":
+        require_faiss()
+        search = MeasuredSearch(num_probes=args.faiss_probes)
+
+    def encoder_of(model: Any) -> TextEncoder:
+        model.to(PartialState().device)
+        return TextEncoder(model, features.store(model))
+
+    if not path:
+        encoder = encoder_of(load_base_model(args.base_model or "", revision=args.revision))
+        return ModelSystems(encoder, heads=(), search=search, folder=args.output_dir)
+    model = load_trained_model(path, revision=args.revision)
+    heads = [PROJECTION_SYSTEM]
+    # In a comparison, models without a predictor are evaluated without it.
+    if args.use_predictor and not (args.compare and model.predictor is None):
+        heads.append(PREDICTOR_SYSTEM)
+    base = None if model.config.freeze_base else encoder_of(load_untrained_base(model))
+    return ModelSystems(encoder_of(model), base, heads=tuple(heads), search=search, folder=args.output_dir)
 
 
-def _search_facts(args: EvaluationArguments, search: Any) -> dict[str, Any]:
+def _recall(args: EvaluationArguments, search: Any) -> dict[str, Any]:
+    """Report how much faiss found, averaged over the searches of all processes."""
     from ..distributed import gather_objects
 
-    if args.search == "exact":
-        return {"search": "exact"}
     recalls = [recall for part in gather_objects(search.recalls) for recall in part]
     recall = sum(recalls) / len(recalls)
     say(f"Searched with faiss: {recall:.4f} of what an exact search finds, on a sample of the queries.")
-    return {"search": "faiss", "faiss_probes": args.faiss_probes, "recall_of_exact_search": round(recall, 4)}
+    return {"faiss_probes": args.faiss_probes, "recall_of_exact_search": round(recall, 4)}
 
 
-def _write(
-    args: EvaluationArguments,
-    model: Any,
-    store: Any,
-    search_facts: dict[str, Any],
-    evaluation: Any,
-    arguments: list[str] | None,
-) -> None:
-    from ..evaluation.results import format_results_table, write_results
+def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dict[str, Any]:
+    from ..files import weights_digest
 
-    name = args.run_name or _run_name(args, model)
-    results = {
-        **_facts(arguments),
-        "model": _model_facts(args, model, name),
-        "settings": _settings(args, model, store, search_facts),
-        "datasets": evaluation.datasets,
-        "mean": evaluation.mean,
-        "isotropy": evaluation.isotropy,
+    config, path = model.config, args.model_path
+    is_folder = path is not None and Path(path).is_dir()
+    if not name and path:
+        name = Path(path).resolve().name if is_folder else path.replace("/", "__")
+    name = name or "base-" + (config.base_model_name or "encoder").rstrip("/").split("/")[-1]
+    return {
+        "path": name if path is None or is_folder else path,
+        "name": name,
+        "similarity": config.similarity_fn_name,
+        "base_model": config.base_model_name,
+        "use_predictor": config.use_predictor,
+        "output_dim": config.output_dim,
+        "projection_init": config.projection_init,
+        "projection_kind": config.projection_kind,
+        "freeze_base": config.freeze_base,
+        "weights_sha256": weights_digest(Path(path)) if path else None,
     }
-    folder = Path(args.output_dir)
-    results_path = folder / f"{name}.json"
-    write_results(results_path, results)
-    say(format_results_table(results))
-    _write_runs(folder / name, name, evaluation)
-    if not args.model_path:
-        say(f"\nWrote {results_path}, and run files in {folder / name}.")
-        return
-    _draw(folder / name, results, evaluation)
-    say(f"\nWrote {results_path}, and run files and plots in {folder / name}.")
-    paths = f"--model_path {shlex.quote(args.model_path)} --results {shlex.quote(str(results_path))}"
-    say(f"Next: python training/render_card.py {paths}")
 
 
 def _facts(arguments: list[str] | None) -> dict[str, Any]:
-    from datetime import datetime
-
-    from ..evaluation.results import SCHEMA_VERSION, environment_facts
+    from ..evaluation.environment import environment_facts
+    from ..evaluation.results import SCHEMA_VERSION
 
     return {
         "schema_version": SCHEMA_VERSION,
@@ -249,55 +204,61 @@ def _facts(arguments: list[str] | None) -> dict[str, Any]:
     }
 
 
-def _settings(args: EvaluationArguments, model: Any, store: Any, search_facts: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "split": args.split,
-        "max_length": model.config.max_length,
-        "document_text": "title + ' ' + text",
-        "identical_ids_dropped": not args.keep_identical_ids,
-        "top_k": args.top_k,
-        **store.settings(),
-        "base_similarity": "cosine",
-        **search_facts,
-    }
-
-
-def _write_runs(folder: Path, name: str, evaluation: Any) -> None:
+def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) -> None:
+    """Write the results file, print the table, write the run files and the plots, and say where they are."""
     from ..evaluation.ranking import write_trec_run
+    from ..evaluation.results import BASE_SYSTEM, PROJECTION_SYSTEM, format_results_table, write_results
 
+    figures = {"datasets": evaluation.datasets, "mean": evaluation.mean, "isotropy": evaluation.isotropy}
+    results = {**facts, **figures}
+    name = facts["model"]["name"]
+    folder = Path(args.output_dir) / name
+    results_path = Path(args.output_dir) / f"{name}.json"
+    write_results(results_path, results)
+    say(format_results_table(results))
     for dataset in evaluation.evaluations:
         for system, run in dataset.runs.items():
             tag = re.sub(r"\s+", "_", f"{name}.{system}")
             write_trec_run(folder / f"{dataset.name}.{system}.trec", run, tag=tag)
-
-
-def _draw(folder: Path, results: dict[str, Any], evaluation: Any) -> None:
+    if not args.model_path:
+        say(f"\nWrote {results_path}, and run files in {folder}.")
+        return
     from ..evaluation.plots import plot_comparison, plot_isotropy
 
     plot_comparison(results, folder / "comparison.png")
-    plot_isotropy(evaluation.samples["base"], evaluation.samples["projection"], folder / "isotropy.png")
+    samples = evaluation.samples
+    plot_isotropy(samples[BASE_SYSTEM], samples[PROJECTION_SYSTEM], folder / "isotropy.png")
+    say(f"\nWrote {results_path}, and run files and plots in {folder}.")
+    paths = f"--model_path {shlex.quote(args.model_path)} --results {shlex.quote(str(results_path))}"
+    say(f"Next: python training/render_card.py {paths}")
 
 
-def _run_name(args: EvaluationArguments, model: Any) -> str:
-    if args.model_path:
-        path = Path(args.model_path)
-        return path.resolve().name if path.is_dir() else args.model_path.replace("/", "__")
-    return "base-" + (model.config.base_model_name or "encoder").rstrip("/").split("/")[-1]
+def _compare(
+    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], arguments: list[str] | None
+) -> None:
+    """Evaluate every model, compare all pairs of systems, write the file and the plot, and print the table."""
+    from ..distributed import rank
+    from ..evaluation.model_comparison import (
+        compare_models,
+        format_comparison,
+        gather_systems,
+        plot_model_comparison,
+        system_names,
+    )
+    from ..evaluation.model_evaluation import load_seen_digests
+    from ..evaluation.results import write_json
+    from ..files import disk_errors_explained
 
-
-def _model_facts(args: EvaluationArguments, model: Any, name: str) -> dict[str, Any]:
-    from ..files import weights_digest
-
-    config = model.config
-    return {
-        "path": name if args.model_path is None or Path(args.model_path).is_dir() else args.model_path,
-        "name": name,
-        "similarity": config.similarity_fn_name,
-        "base_model": config.base_model_name,
-        "use_predictor": config.use_predictor,
-        "output_dim": config.output_dim,
-        "projection_init": config.projection_init,
-        "projection_kind": config.projection_kind,
-        "freeze_base": config.freeze_base,
-        "weights_sha256": weights_digest(Path(args.model_path)) if args.model_path else None,
-    }
+    evaluations, models = {}, {}
+    for name, path in zip(system_names(args.compare), args.compare, strict=True):
+        say(f"Evaluating {name}")
+        evaluations[name], models[name] = _evaluate(args, features, datasets, path, name)
+    seen = set().union(*(load_seen_digests(path) for path in args.compare))
+    comparison = compare_models(gather_systems(datasets, evaluations, seen))
+    if rank() != 0:
+        return
+    folder, name = Path(args.output_dir), args.run_name or "comparison"
+    with disk_errors_explained(folder):
+        write_json(folder / f"{name}.json", {**_facts(arguments), "models": models, **comparison})
+        plot_model_comparison(comparison, folder / f"{name}.png")
+    say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")

@@ -1,17 +1,17 @@
-"""Evaluate a model with MTEB, on BEIR folders of your own or on MTEB's tasks.
+"""Evaluate a model with MTEB, on your own BEIR folders or on MTEB's tasks.
 
     python training/eval_mteb.py --model_path checkpoints/mine --beir_folders data/beir/scifact data/beir/nfcorpus
     python training/eval_mteb.py --model_path your-name/mine --tasks NFCorpus ArguAna
 
-The model is loaded by sentence-transformers, as by everybody who runs MTEB on it. Writes a table to the screen and
-MTEB's scores as JSON; tests of significance and the frozen base beside the model are in training/eval_beir.py.
+The model is loaded by sentence-transformers, as by everybody who runs MTEB on it. The script prints a table and
+writes MTEB's scores as JSON. For significance tests and the frozen base beside the model, use training/eval_beir.py.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,28 @@ from ..errors import UserError
 
 @dataclass
 class MtebArguments:
-    """Which model, on which tasks, and where the scores go."""
+    """The model, the tasks, and the output folder."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
     revision: str | None = argument(None, "Branch, tag or commit of a model on the Hub.")
-    beir_folders: list[str] = argument([], "Folders in BEIR's layout; each becomes a retrieval task.")
-    split: str = argument("test", "Which judgements of --beir_folders to use.")
+    beir_folders: list[str] = argument([], "Folders in BEIR's layout, one retrieval task each.")
+    split: str = argument("test", "Name of the judgements of --beir_folders to use.")
     language: str = argument("eng-Latn", "Language and script of --beir_folders, as MTEB writes them.")
     keep_identical_ids: bool = argument(
         False, "Keep a document of --beir_folders that has the query's own id in its ranking; BEIR drops it."
     )
-    tasks: list[str] = argument([], "Names of MTEB's own tasks; their data comes from the Hub.")
+    tasks: list[str] = argument([], "Names of MTEB's own tasks; their data is downloaded from the Hub.")
     trust_remote_code: bool = argument(
         False,
-        "Run the code that lies beside a model of another type; models of this package always run the installed code.",
+        "Run the code that comes with a model of another type; models of this package always run the installed code.",
     )
     output_dir: str = argument("results/mteb", "Folder for the scores.")
-    run_name: str | None = argument(None, "Name of the scores' file. Default: the model folder's name.")
+    run_name: str | None = argument(None, "Name of the file with the scores. Default: the model folder's name.")
     batch_size: int = argument(32, "Texts per batch.")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, evaluate task by task, write, and say what was written."""
+    """Evaluate task by task, and write the scores after each."""
     (args,) = parse_arguments([MtebArguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     _check(args)
@@ -59,15 +59,16 @@ def main(arguments: list[str] | None = None) -> None:
         device=str(PartialState().device),
         trust_remote_code=args.trust_remote_code,
     )
-    path = Path(args.output_dir) / f"{args.run_name or _name(args.model_path)}.json"
-    facts = _facts(args, model, arguments)
+    folder = Path(args.model_path)
+    name = folder.resolve().name if folder.is_dir() else args.model_path.replace("/", "__")
+    path = Path(args.output_dir) / f"{args.run_name or name}.json"
+    facts = _facts(args, model, name, arguments)
     entries: list[dict[str, Any]] = []
     for task in tasks:
         entry = run_task(model, task, batch_size=args.batch_size, show_progress=sys.stderr.isatty())
         entries.append(entry)
         say(f"Evaluated {entry['task']}, {len(entries)} of {len(tasks)}")
-        # After each task, for many of them take hours.
-        with disk_errors_explained(path.parent):
+        with disk_errors_explained(path.parent):  # after each task, because many tasks take hours
             write_json(path, {**facts, "tasks": entries})
     say(f"\n{format_mteb_table(entries)}\n\nWrote {path}.")
 
@@ -101,26 +102,20 @@ def _tasks(args: MtebArguments) -> list[Any]:
     return tasks
 
 
-def _name(model_path: str) -> str:
-    path = Path(model_path)
-    return path.resolve().name if path.is_dir() else model_path.replace("/", "__")
-
-
-def _facts(args: MtebArguments, model: Any, arguments: list[str] | None) -> dict[str, Any]:
-    from datetime import datetime
+def _facts(args: MtebArguments, model: Any, name: str, arguments: list[str] | None) -> dict[str, Any]:
     from importlib.metadata import version
 
-    from ..evaluation.results import environment_facts
+    from ..evaluation.environment import environment_facts
 
     environment = environment_facts()
-    packages = {name: version(name) for name in ("mteb", "sentence-transformers")}
+    packages = {package: version(package) for package in ("mteb", "sentence-transformers")}
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": portable_command("training/eval_mteb.py", arguments),
         **environment,
         "versions": {**environment["versions"], **packages},
         "model": {
-            "name": _name(args.model_path or ""),
+            "name": name,
             "revision": args.revision,
             "similarity": model.similarity_fn_name,
             "output_dim": model.get_embedding_dimension(),

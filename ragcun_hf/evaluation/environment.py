@@ -1,51 +1,36 @@
-"""Versions, machine and commit: what a reader needs to repeat a measurement."""
+"""Versions, machine and commit: the facts that a reader needs to repeat a measurement."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import logging
 import os
 import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger(__name__)
-
-_PACKAGES = (
-    "ragcun_hf",
-    "torch",
-    "transformers",
-    "sentence-transformers",
-    "datasets",
-    "evaluate",
-    "beir",
-    "pytrec-eval-terrier",
-    "numpy",
-)
+_PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
 
 
 def environment_facts() -> dict[str, Any]:
-    """Gather what a reader needs to repeat a measurement: versions, machine and commit.
+    """Return the facts that a reader needs to repeat a measurement.
 
-    Returns:
-        The parts `versions` (package -> version, installed ones only), `machine` (`processor`, usable
-        `cores`, `python`, and `accelerator` if there is one) and `commit` (of the package's checkout,
-        with "-dirty" if tracked files were changed; None if it is not a checkout).
+    `versions` maps installed packages to versions. `machine` has `processor`, usable `cores`, `python` and, with a
+    GPU, `accelerator`. `commit` is that of the package's checkout, or None.
     """
     import torch
 
     versions = {}
-    for package in _PACKAGES:
+    for package in _PACKAGES.split():
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            logger.debug("%s is not installed and left out of the versions", package)
+            continue
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     machine = {"processor": _processor_name(), "cores": cores, "python": platform.python_version()}
     if torch.cuda.is_available():
         machine["accelerator"] = torch.cuda.get_device_name()
-    return {"versions": versions, "machine": machine, "commit": _commit(Path(__file__).resolve())}
+    return {"versions": versions, "machine": machine, "commit": checkout_commit(Path(__file__).resolve())}
 
 
 def _processor_name() -> str:
@@ -57,8 +42,9 @@ def _processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def _commit(file: Path) -> str | None:
-    # A package installed inside some other project's checkout must not claim that project's commit.
+def checkout_commit(file: Path) -> str | None:
+    """Return the commit of a file's checkout, "-dirty" added if tracked files changed; None if it is not tracked."""
+    # A package installed inside another project's checkout must not claim that project's commit.
     if not _git(file.parent, "ls-files", "--", file.name):
         return None
     commit = _git(file.parent, "rev-parse", "HEAD")
@@ -67,7 +53,7 @@ def _commit(file: Path) -> str | None:
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """Run git in a folder; None if there is no git or the folder is no checkout."""
+    """Run git in a folder; None if git is missing or the folder is not a checkout."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True

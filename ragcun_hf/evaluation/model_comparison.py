@@ -1,31 +1,45 @@
-"""Several models on the same queries: who is better, by how much, by chance or not, and on which queries."""
+"""Compare several models on the same queries: differences, their significance, a table and a plot."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
-from .model_evaluation import PREDICTOR_SYSTEM, PROJECTION_SYSTEM, ModelEvaluation, seen_document_ids
-from .retrieval import BASE_SYSTEM, PerQuery, RetrievalDataset, mean_metrics, split_queries_by_seen_documents
-from .significance import Comparison, compare_over_datasets, compare_systems
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-_CHANGED_QUERIES = 5  # shown each way
+from ..command_line import format_table
+from ..data.beir_folder import BeirDataset
+from ..errors import UserError
+from .metrics.retrieval.trec_scores import average_scores
+from .model_evaluation import ModelEvaluation, seen_document_ids
+from .plots import BLUE, GREY, ORANGE, PIXELS_PER_INCH, WIDTH_INCHES, label_axes, save_figure
+from .results import BASE_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM, mean_over_datasets, shorten
+from .retrieval import PerQuery, select_queries, split_queries_by_seen_documents
+from .significance import PairedComparison, compare_over_datasets, compare_systems
+
+Pair = tuple[str, str]  # a system and the reference that it is compared with
+
+_CHANGED_QUERIES = 5  # shown in each direction
+_PANEL_COLUMNS = 3
+_MOST_PANELS = 9  # with more pairs, only those against the first system are drawn
+_TEXT_WIDTH = 76
 
 
 @dataclass(frozen=True)
 class ComparedDataset:
-    """One data set with the figures of all systems.
+    """One data set with the figures of all systems, each on the same queries.
 
     Args:
-        name: Of the data set.
-        split: Which judgements were used.
+        name: Name of the data set.
+        split: Judgements that were used.
         texts: Query id -> text.
-        per_query: System -> query id -> metric -> value; every system on the same queries.
-        subsets: Name -> query ids, to be compared apart, as from `split_queries_by_seen_documents`.
+        per_query: System -> query id -> metric -> value, the reference of all comparisons first.
+        subsets: Name -> query ids, to be compared separately, as from `split_queries_by_seen_documents`.
     """
 
     name: str
@@ -36,20 +50,12 @@ class ComparedDataset:
 
 
 def system_names(paths: Sequence[str]) -> list[str]:
-    """Name models by the last part of their folders or ids, or by two parts where that is not enough.
+    """Name models by the last part of their folder or Hub id, or by the last two or three parts if names repeat.
 
-    Args:
-        paths: Folders or Hub ids.
+    Raises a UserError for fewer than two models, or models that still have the same name.
 
-    Returns:
-        One name per path, all different.
-
-    Raises:
-        UserError: If fewer than two are given, or two cannot be told apart.
-
-    Example:
-        >>> system_names(["runs/a/final", "runs/b/final"])
-        ['a/final', 'b/final']
+    >>> system_names(["runs/a/final", "runs/b/final"])
+    ['a/final', 'b/final']
     """
     if len(paths) < 2:
         raise UserError(f"--compare expects at least two models, got {len(paths)}: name another")
@@ -61,132 +67,176 @@ def system_names(paths: Sequence[str]) -> list[str]:
     raise UserError(f"--compare expects different models, got {', '.join(paths)}: leave one out")
 
 
-def gather(
-    datasets: Sequence[RetrievalDataset],
-    evaluations: Mapping[str, ModelEvaluation],
-    seen_digests: Mapping[str, Collection[str]],
+def gather_systems(
+    datasets: Sequence[BeirDataset], evaluations: Mapping[str, ModelEvaluation], seen_digests: Collection[str]
 ) -> list[ComparedDataset]:
-    """Bring the evaluations of several models together, data set by data set.
+    """Collect the systems of several models, data set by data set.
 
     Args:
-        datasets: As they were evaluated.
+        datasets: The data sets that were evaluated.
         evaluations: Name of each model -> its evaluation of all data sets.
-        seen_digests: Name of each model -> digests of the documents that it was trained on.
+        seen_digests: Digests of the documents that any of the models was trained on.
 
     Returns:
-        The frozen base first, once where all models have the same; then every model's systems.
+        The first model's frozen base comes first, then every model's systems, with its own base if that differs.
     """
-    digests = set().union(*seen_digests.values())
     first, *others = ([each.per_query[BASE_SYSTEM] for each in found.evaluations] for found in evaluations.values())
     has_own_base = dict(zip(evaluations, [False, *(base != first for base in others)], strict=True))
     gathered = []
     for place, dataset in enumerate(datasets):
         per_query: dict[str, PerQuery] = {BASE_SYSTEM: first[place]}
         for name, evaluation in evaluations.items():
-            found = evaluation.evaluations[place].per_query
-            if has_own_base[name]:
-                per_query[f"{BASE_SYSTEM} of {name}"] = found[BASE_SYSTEM]
-            per_query[name] = found[PROJECTION_SYSTEM]
-            if PREDICTOR_SYSTEM in found:
-                per_query[f"{name}, {PREDICTOR_SYSTEM}"] = found[PREDICTOR_SYSTEM]
+            for system, values in evaluation.evaluations[place].per_query.items():
+                if system == PROJECTION_SYSTEM:
+                    per_query[name] = values
+                elif system != BASE_SYSTEM:
+                    per_query[f"{name}, {system}"] = values
+                elif has_own_base[name]:
+                    per_query[f"{BASE_SYSTEM} of {name}"] = values
         judged = {query: dataset.qrels[query] for query in first[place]}
-        known = seen_document_ids(dataset, digests)
+        known = seen_document_ids(dataset, seen_digests)
         subsets = split_queries_by_seen_documents(judged, known) if known else {}
         gathered.append(ComparedDataset(dataset.name, dataset.split, dataset.queries, per_query, subsets))
     return gathered
 
 
-def compare_models(datasets: Sequence[ComparedDataset], *, metric: str = "ndcg@10") -> dict[str, Any]:
-    """Compare every system with every one before it.
+def compare_models(datasets: Sequence[ComparedDataset]) -> dict[str, Any]:
+    """Compare every system with every system before it, by NDCG@10, on data sets with the same systems in one order.
 
-    Args:
-        datasets: All with the same systems, the reference first.
-        metric: What decides.
-
-    Returns:
-        `metric`, `systems` (their order), `datasets` (name -> split, number of queries, figures of each system,
-        comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
-        sets). A comparison names `system` and `reference`; its difference is system minus reference.
-
-    Raises:
-        ValueError: If there is no data set, or not all have the same systems.
+    The result has `metric`, `systems` (in order), `datasets` (name -> split, number of queries, figures of each
+    system, comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
+    sets). A comparison names `system` and `reference`; its difference is system minus reference.
     """
     orders = [list(dataset.per_query) for dataset in datasets]
     if not orders or any(order != orders[0] for order in orders):
         raise ValueError(f"expected the same systems on every data set, got {orders}: evaluate all on all")
     pairs = [(second, first) for first, second in itertools.combinations(orders[0], 2)]
+    entries: dict[str, dict[str, Any]] = {}
+    for dataset in datasets:
+        changed = [{"system": a, "reference": b, **_changed_queries(dataset, a, b)} for a, b in pairs]
+        entry = {"split": dataset.split, **_figures(dataset.per_query, pairs), "changed_queries": changed}
+        if dataset.subsets:
+            entry["subsets"] = {
+                name: _figures(select_queries(dataset.per_query, queries), pairs)
+                for name, queries in dataset.subsets.items()
+                if queries
+            }
+        entries[dataset.name] = entry
+    overall = []
+    for a, b in pairs:
+        figures = [(dataset.per_query[a], dataset.per_query[b]) for dataset in datasets]
+        overall.append(_comparison((a, b), compare_over_datasets(figures, MAIN_METRIC)))
     return {
-        "metric": metric,
+        "metric": MAIN_METRIC,
         "systems": orders[0],
-        "datasets": {dataset.name: _dataset_entry(dataset, pairs, metric) for dataset in datasets},
-        "overall": {
-            "systems": _means_over_datasets(datasets, orders[0]),
-            "comparisons": [
-                _entry(system, reference, _overall(datasets, system, reference, metric)) for system, reference in pairs
-            ],
-        },
+        "datasets": entries,
+        "overall": {"systems": mean_over_datasets(entries), "comparisons": overall},
     }
 
 
-def _dataset_entry(dataset: ComparedDataset, pairs: Sequence[tuple[str, str]], metric: str) -> dict[str, Any]:
-    queries = list(next(iter(dataset.per_query.values())))
-    entry = {"split": dataset.split, **_figures(dataset, queries, pairs, metric)}
-    entry["changed_queries"] = [
-        {"system": system, "reference": reference, **_changed(dataset, system, reference, metric)}
-        for system, reference in pairs
-    ]
-    if dataset.subsets:
-        parts = dataset.subsets.items()
-        entry["subsets"] = {name: _figures(dataset, part, pairs, metric) for name, part in parts if part}
-    return entry
-
-
-def _figures(
-    dataset: ComparedDataset, queries: Iterable[str], pairs: Sequence[tuple[str, str]], metric: str
-) -> dict[str, Any]:
-    part = {system: {query: values[query] for query in queries} for system, values in dataset.per_query.items()}
+def _figures(per_query: Mapping[str, PerQuery], pairs: Sequence[Pair]) -> dict[str, Any]:
     return {
-        "num_queries": len(next(iter(part.values()))),
-        "systems": {system: mean_metrics(values) for system, values in part.items()},
+        "num_queries": len(next(iter(per_query.values()))),
+        "systems": {system: average_scores(values) for system, values in per_query.items()},
         "comparisons": [
-            _entry(system, reference, compare_systems(part[system], part[reference], metric))
-            for system, reference in pairs
+            _comparison((a, b), compare_systems(per_query[a], per_query[b], MAIN_METRIC)) for a, b in pairs
         ],
     }
 
 
-def _entry(system: str, reference: str, comparison: Comparison) -> dict[str, Any]:
-    return {"system": system, "reference": reference, **asdict(comparison)}
+def _comparison(pair: Pair, compared: PairedComparison) -> dict[str, Any]:
+    return {"system": pair[0], "reference": pair[1], **asdict(compared)}
 
 
-def _overall(datasets: Sequence[ComparedDataset], system: str, reference: str, metric: str) -> Comparison:
-    parts = [(dataset.per_query[system], dataset.per_query[reference]) for dataset in datasets]
-    return compare_over_datasets(parts, metric)
-
-
-def _means_over_datasets(datasets: Sequence[ComparedDataset], systems: Sequence[str]) -> dict[str, dict[str, float]]:
-    means = {}
-    for system in systems:
-        per_dataset = [mean_metrics(dataset.per_query[system]) for dataset in datasets]
-        means[system] = {name: sum(each[name] for each in per_dataset) / len(per_dataset) for name in per_dataset[0]}
-    return means
-
-
-def _changed(dataset: ComparedDataset, system: str, reference: str, metric: str) -> dict[str, Any]:
-    """Find the queries that gained and lost most, with their texts; those without a change are left out."""
+def _changed_queries(dataset: ComparedDataset, system: str, reference: str) -> dict[str, Any]:
+    """Find the queries that gained and lost most, with their texts; leave out queries without a change."""
     ours, theirs = dataset.per_query[system], dataset.per_query[reference]
-    differences = {query: ours[query][metric] - theirs[query][metric] for query in ours}
+    differences = {query: ours[query][MAIN_METRIC] - theirs[query][MAIN_METRIC] for query in ours}
     ordered = sorted(differences, key=lambda query: (differences[query], query))
 
-    def shown(query: str) -> dict[str, Any]:
-        return {
-            "id": query,
-            "text": dataset.texts[query],
-            "system_value": ours[query][metric],
-            "reference_value": theirs[query][metric],
-        }
+    def describe(query: str) -> dict[str, Any]:
+        values = {"system_value": ours[query][MAIN_METRIC], "reference_value": theirs[query][MAIN_METRIC]}
+        return {"id": query, "text": dataset.texts[query], **values}
 
     return {
-        "gained": [shown(query) for query in ordered[::-1][:_CHANGED_QUERIES] if differences[query] > 0],
-        "lost": [shown(query) for query in ordered[:_CHANGED_QUERIES] if differences[query] < 0],
+        "gained": [describe(query) for query in ordered[::-1][:_CHANGED_QUERIES] if differences[query] > 0],
+        "lost": [describe(query) for query in ordered[:_CHANGED_QUERIES] if differences[query] < 0],
     }
+
+
+def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a label and an entry (systems, comparisons) for every data set, its subsets, and the mean of several.
+
+    If a data set's only subset is the whole set, its figures are the same, and the label just mentions it.
+    """
+    for name, entry in comparison["datasets"].items():
+        subsets = entry.get("subsets", {})
+        note = f", {next(iter(subsets)).replace('_', ' ')}" if len(subsets) == 1 else ""
+        yield f"{name} {entry['split']} ({entry['num_queries']:,}{note})", entry
+        for subset, part in subsets.items() if len(subsets) > 1 else ():
+            yield f"  {subset.replace('_', ' ')} ({part['num_queries']:,})", part
+    if len(comparison["datasets"]) > 1:
+        yield "mean of data sets", comparison["overall"]
+
+
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """Format the result of `compare_models` for the terminal.
+
+    The table has one row per data set (or subset) and pair of systems. The queries that changed most against the first
+    system follow.
+    """
+    metric = comparison["metric"]
+    head = ("data set (queries)", "system", "against", metric.upper(), "difference", "95% interval", "p", "w/t/l")
+    rows: list[tuple[str, ...]] = [head]
+    for label, entry in _labelled_entries(comparison):
+        for each in entry["comparisons"]:
+            value = entry["systems"][each["system"]][metric]
+            interval = f"[{each['low']:+.4f}, {each['high']:+.4f}]"
+            counts = f"{each['wins']}/{each['ties']}/{each['losses']}"
+            figures = (f"{value:.4f}", f"{each['difference']:+.4f}", interval, f"{each['p_value']:.4f}", counts)
+            rows.append((label, each["system"], each["reference"], *figures))
+            label = ""
+    lines = [format_table(rows, num_names=3)]
+    for name, entry in comparison["datasets"].items():
+        for changed in entry["changed_queries"]:
+            queries = [*changed["gained"], *changed["lost"]]
+            if changed["reference"] != comparison["systems"][0] or not queries:
+                continue
+            lines += ["", f"{name}, {changed['system']} against {changed['reference']}: queries that changed most"]
+            for query in queries:
+                text = shorten(" ".join(query["text"].split()), _TEXT_WIDTH)
+                lines.append(f"  {query['reference_value']:.2f} -> {query['system_value']:.2f}  {query['id']}: {text}")
+    return "\n".join(lines)
+
+
+def plot_model_comparison(comparison: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the differences of `compare_models` with their intervals, one panel per pair of systems."""
+    rows = list(_labelled_entries(comparison))
+    pairs = [(each["system"], each["reference"]) for each in rows[0][1]["comparisons"]]
+    if len(pairs) > _MOST_PANELS:
+        pairs = [pair for pair in pairs if pair[1] == comparison["systems"][0]]
+    columns = min(_PANEL_COLUMNS, len(pairs))
+    num_rows = -(-len(pairs) // columns)
+    size = (WIDTH_INCHES, num_rows * (1.4 + 0.32 * len(rows)))
+    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained")
+    all_axes = list(figure.subplots(num_rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes, pair in zip(all_axes, pairs, strict=False):
+        _draw_pair(axes, [entry for _, entry in rows], pair, comparison["metric"])
+    for axes in all_axes[len(pairs) :]:
+        axes.remove()
+    all_axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
+    all_axes[0].set_ylim(len(rows) - 0.5, -0.5)  # the first row at the top
+    save_figure(figure, path)
+
+
+def _draw_pair(axes: Axes, entries: Sequence[Mapping[str, Any]], pair: Pair, metric: str) -> None:
+    for place, entry in enumerate(entries):
+        each = next(each for each in entry["comparisons"] if (each["system"], each["reference"]) == pair)
+        is_certain = each["low"] > 0 or each["high"] < 0
+        colour = GREY if not is_certain else BLUE if each["difference"] > 0 else ORANGE
+        # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
+        ends = [[max(each["difference"] - each["low"], 0)], [max(each["high"] - each["difference"], 0)]]
+        marker = "o" if is_certain else "s"
+        axes.errorbar(each["difference"], place, xerr=ends, fmt=marker, color=colour, capsize=3, linewidth=1.5)
+    axes.axvline(0, color="black", linewidth=1, linestyle=":")
+    label_axes(axes, f"difference in {metric.upper()}", "", f"{pair[0]}\nagainst {pair[1]}")

@@ -1,4 +1,6 @@
-"""Plots of training, isotropy and results, drawn for 1200 pixels in width and readable without colour vision.
+"""Plots of training, isotropy and results, 1200 pixels wide and readable without colour vision.
+
+The suffix of a path, such as PNG, SVG or PDF, decides the format; a file is replaced only when complete.
 
 Shape letters used in this file: N = vectors, D = vector width, K = random directions.
 """
@@ -16,41 +18,37 @@ from matplotlib.figure import Figure
 
 from ..files import replaced_file
 from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
+from .results import BASE_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, PROJECTION_SYSTEM
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
-_SYSTEM_COLOURS = {"base": GREY, "projection": BLUE, "predictor": ORANGE}
+_SYSTEM_COLOURS = {BASE_SYSTEM: GREY, PROJECTION_SYSTEM: BLUE, PREDICTOR_SYSTEM: ORANGE}
 _OTHER_COLOURS = (GREEN, PURPLE, "#E69F00", "#56B4E9")
-_HATCHES = {"projection": "//", "predictor": ".."}  # a second mark beside colour, for printing in grey
+_HATCHES = {PROJECTION_SYSTEM: "//", PREDICTOR_SYSTEM: ".."}  # so that bars differ in a grey print too
 
-_LOSS_PANELS = (
-    ("loss", "total loss (weighted sum)"),
-    ("loss/contrastive", "contrastive loss (nats)"),
-    ("loss/isotropy", "isotropy loss (no unit)"),
-    ("loss/predictive", "predictive loss (no unit)"),
-)
-_QUALITY_ENDINGS = ("ndcg@10", "ndcg@10_predictor")
+_LOSS_PANELS = {
+    "loss": "total loss (weighted sum)",
+    "loss/contrastive": "contrastive loss (nats)",
+    "loss/isotropy": "isotropy loss (no unit)",
+    "loss/predictive": "predictive loss (no unit)",
+}
 _NUM_DIRECTIONS = 6
 _NUM_PAIRS = 20_000
 PIXELS_PER_INCH = 120
-WIDTH_INCHES = 10.0  # times the line above: 1200 pixels
+WIDTH_INCHES = 10.0  # times the pixels per inch: 1200 pixels
 
 
 def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw one panel per logged loss term, the total, and NDCG@10 on held-out data if it was logged.
 
-    Args:
-        log_history: `TrainerState.log_history`: dictionaries with `step` and any of `loss`,
-            `loss/contrastive`, `loss/isotropy`, `loss/predictive` (unweighted), the same with `eval_` in
-            front, and keys that start with `eval_` and end with `ndcg@10` or `ndcg@10_predictor`.
-        path: PNG, SVG or PDF file to write; replaced at once when complete.
-
-    Raises:
-        ValueError: If nothing that can be drawn was logged.
+    `log_history` is that of the `TrainerState`: dictionaries with `step` and any of `loss`, `loss/contrastive`,
+    `loss/isotropy`, `loss/predictive` (unweighted), the same with the prefix `eval_`, and keys that start with `eval_`
+    and end with `ndcg@10` or `ndcg@10_predictor`. Raises a ValueError if nothing that can be drawn was logged.
     """
-    panels = [(key, label) for key, label in _LOSS_PANELS if _points(log_history, key)[0]]
+    panels = [(key, label) for key, label in _LOSS_PANELS.items() if _points(log_history, key)[0]]
+    endings = (MAIN_METRIC, f"{MAIN_METRIC}_predictor")
     quality_keys = sorted(
-        {key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith(_QUALITY_ENDINGS)}
+        {key for entry in log_history for key in entry if key.startswith("eval_") and key.endswith(endings)}
     )
     num_panels = len(panels) + bool(quality_keys)
     if num_panels == 0:
@@ -62,7 +60,13 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     for axes, (key, label) in zip(all_axes, panels, strict=False):
         _draw_term(axes, log_history, key, label)
     if quality_keys:
-        _draw_quality(all_axes[len(panels)], log_history, quality_keys)
+        axes = all_axes[len(panels)]
+        for key, colour, marker in zip(quality_keys, (BLUE, ORANGE, GREEN, GREY, PURPLE), "osD^v", strict=False):
+            data, _, system = key.removeprefix("eval_").rpartition(MAIN_METRIC)
+            name = ", ".join([data.strip("_/") or "held out", *filter(None, [system.strip("_")])])
+            axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=name)
+        axes.legend(frameon=False)
+        label_axes(axes, "optimiser step", "NDCG@10 (0 to 1)")
     for axes in all_axes[num_panels:]:
         axes.remove()
     save_figure(figure, path)
@@ -81,10 +85,8 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
     if is_noisy:
         window = max(3, len(values) // 20)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")
-        centre = (window - 1) // 2
-        axes.plot(
-            steps[centre : centre + len(smooth)], smooth, color=BLUE, linewidth=2, label=f"mean of {window} logs"
-        )
+        centres = steps[(window - 1) // 2 :][: len(smooth)]
+        axes.plot(centres, smooth, color=BLUE, linewidth=2, label=f"mean of {window} logs")
     if held_out:
         axes.plot(held_out_steps, held_out, color=ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
     if is_noisy or held_out:
@@ -92,64 +94,44 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
     label_axes(axes, "optimiser step", label)
 
 
-def _draw_quality(axes: Axes, log_history: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> None:
-    for key, colour, marker in zip(keys, (BLUE, ORANGE, GREEN, GREY, PURPLE), "osD^v", strict=False):
-        axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=_quality_name(key))
-    axes.legend(frameon=False)
-    label_axes(axes, "optimiser step", "NDCG@10 (0 to 1)")
-
-
-def _quality_name(key: str) -> str:
-    name, _, system = key.removeprefix("eval_").rpartition("ndcg@10")
-    return ", ".join([name.strip("_/") or "held out", *filter(None, [system.strip("_")])])
-
-
 def plot_isotropy(
     before: Vectors,
     after: Vectors,
     path: str | os.PathLike[str],
     *,
-    labels: tuple[str, str] = ("base", "projection"),
+    labels: tuple[str, str] = (BASE_SYSTEM, PROJECTION_SYSTEM),
     seed: int = 0,
 ) -> None:
-    """Draw how evenly two sets of vectors fill their space, side by side.
+    """Draw how evenly two sets of vectors, (N, D) with N >= 2, fill their space, side by side; widths may differ.
 
-    The three panels: the spectrum of the covariance (flat = isotropic), projections on random unit
-    directions against the density of N(0, 1), and the cosines of random pairs (narrow around 0 =
-    isotropic). Widths may differ. For the projections each set is multiplied by one number, given in
-    the legend, that brings its mean variance to 1; its offset stays visible.
-
-    Args:
-        before: Shape (N, D), N >= 2.
-        after: Shape (N, D), N >= 2.
-        path: PNG, SVG or PDF file to write; replaced at once when complete.
-        labels: What the two sets are called.
-        seed: Of directions and pairs.
+    There are three panels: the spectrum of the covariance (flat = isotropic), projections on random unit directions
+    beside the density of N(0, 1), and the cosines of random pairs (narrow around 0 = isotropic). For the projections
+    each set is scaled to mean variance 1, by the factor in the legend; its offset stays visible.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 3.9), dpi=PIXELS_PER_INCH, layout="constrained")
     spectrum_axes, projection_axes, cosine_axes = figure.subplots(1, 3)
     for vectors, label, colour, style in zip((before, after), labels, (GREY, BLUE), ("--", "-"), strict=True):
-        x_ND = _as_array(vectors)
+        # NumPy has no bfloat16 and cannot read a tensor with a gradient.
+        array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().float().numpy()
+        x_ND = np.asarray(array, dtype=np.float32)
+        line: dict[str, Any] = {"color": colour, "linestyle": style}
         eigenvalues_D = covariance_eigenvalues(x_ND)
+        draw_spectrum(spectrum_axes, eigenvalues_D, **line, linewidth=2, label=label)
         scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
         generator = np.random.default_rng(seed)
-        _draw_spectrum(spectrum_axes, eigenvalues_D, label, colour, style)
-        _draw_projections(projection_axes, x_ND * scale, f"{label} (× {scale:.3g})", colour, style, generator)
-        _draw_cosines(cosine_axes, x_ND, label, colour, style, generator)
+        _draw_projections(projection_axes, x_ND * scale, generator, f"{label} (× {scale:.3g})", line)
+        cosines = random_pair_cosines(x_ND, generator)
+        name = f"{label}, mean {cosines.mean():.2f}"
+        cosine_axes.hist(cosines, bins=60, density=True, histtype="step", **line, linewidth=2, label=name)
     spectrum_axes.axhline(1, color="black", linewidth=1, linestyle=":", label="isotropic")
     spectrum_axes.set_yscale("log")
     label_axes(spectrum_axes, "principal direction (rank)", "variance / mean variance (log)", "Spectrum")
     knots = np.linspace(-4, 4, 200)
-    projection_axes.plot(
-        knots, np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi), color="black", linewidth=2, linestyle=":", label="N(0, 1)"
-    )
+    density = np.exp(-(knots**2) / 2) / np.sqrt(2 * np.pi)
+    projection_axes.plot(knots, density, color="black", linewidth=2, linestyle=":", label="N(0, 1)")
     projection_axes.set_xlim(-4, 4)
-    label_axes(
-        projection_axes,
-        "value on the direction (std)",
-        "density",
-        f"Projections on {_NUM_DIRECTIONS} random directions",
-    )
+    title = f"Projections on {_NUM_DIRECTIONS} random directions"
+    label_axes(projection_axes, "value on the direction (std)", "density", title)
     label_axes(cosine_axes, "cosine similarity", "density", "Random pairs")
     for axes in (spectrum_axes, projection_axes, cosine_axes):
         axes.legend(frameon=False, fontsize=9, loc="lower left" if axes is spectrum_axes else "best")
@@ -158,45 +140,29 @@ def plot_isotropy(
     save_figure(figure, path)
 
 
-def _as_array(vectors: Vectors) -> np.ndarray[Any, Any]:
-    # NumPy knows no bfloat16 and reads no tensor with a gradient.
-    array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().float().numpy()
-    return np.asarray(array, dtype=np.float32)
-
-
-def _draw_spectrum(axes: Axes, eigenvalues_D: np.ndarray[Any, Any], label: str, colour: str, style: str) -> None:
+def draw_spectrum(axes: Axes, eigenvalues_D: np.ndarray[Any, Any], **line: Any) -> None:
+    """Draw the variances along the principal directions relative to their mean, for a logarithmic axis."""
     relative_D = eigenvalues_D / max(eigenvalues_D.mean(), 1e-30)
-    # Below this is rounding, which would stretch the logarithmic axis over nothing.
+    # Values below this are rounding errors, which would stretch the axis over nothing.
     relative_D = np.where(relative_D > 1e-7, relative_D, np.nan)
-    axes.plot(np.arange(1, len(relative_D) + 1), relative_D, color=colour, linestyle=style, linewidth=2, label=label)
+    axes.plot(np.arange(1, len(relative_D) + 1), relative_D, **line)
 
 
 def _draw_projections(
-    axes: Axes, x_ND: np.ndarray[Any, Any], label: str, colour: str, style: str, generator: np.random.Generator
+    axes: Axes, x_ND: np.ndarray[Any, Any], generator: np.random.Generator, label: str, line: dict[str, Any]
 ) -> None:
     directions_DK = generator.standard_normal((x_ND.shape[1], _NUM_DIRECTIONS))
-    directions_DK /= np.linalg.norm(directions_DK, axis=0)
-    projected_NK = x_ND @ directions_DK
+    projected_NK = x_ND @ (directions_DK / np.linalg.norm(directions_DK, axis=0))
     edges = np.linspace(-4, 4, 41)
     middles = (edges[1:] + edges[:-1]) / 2
     for direction in range(_NUM_DIRECTIONS):
+        # Values beyond the edges count too, unlike with density=True.
         density = np.histogram(projected_NK[:, direction], bins=edges)[0] / (len(x_ND) * (edges[1] - edges[0]))
-        name = label if direction == 0 else ""
-        axes.plot(middles, density, color=colour, linestyle=style, linewidth=1, alpha=0.8, label=name)
-
-
-def _draw_cosines(
-    axes: Axes, x_ND: np.ndarray[Any, Any], label: str, colour: str, style: str, generator: np.random.Generator
-) -> None:
-    cosines = random_pair_cosines(x_ND, generator)
-    axes.hist(
-        cosines, bins=60, density=True, histtype="step", color=colour, linestyle=style, linewidth=2,
-        label=f"{label}, mean {cosines.mean():.2f}",
-    )  # fmt: skip
+        axes.plot(middles, density, **line, linewidth=1, alpha=0.8, label=label if direction == 0 else "")
 
 
 def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generator) -> np.ndarray[Any, Any]:
-    """Return the cosines of 20,000 random pairs of different rows, shape (20000,); of a zero row they are 0."""
+    """Return the cosines of 20,000 random pairs of different rows, shape (20000,); a zero row has cosine 0."""
     first = generator.integers(0, len(x_ND), size=_NUM_PAIRS)
     # An offset of 1 to N - 1 never pairs a vector with itself.
     second = (first + generator.integers(1, len(x_ND), size=_NUM_PAIRS)) % len(x_ND)
@@ -205,22 +171,11 @@ def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generat
     return np.einsum("pd,pd->p", unit_ND[first], unit_ND[second])
 
 
-def plot_comparison(
-    results: Mapping[str, Any], path: str | os.PathLike[str], *, metric: str = "ndcg@10", level: float = 0.95
-) -> None:
-    """Draw one group of bars per data set, one bar per system, the base first.
+def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Draw the NDCG@10 of every data set of the results as a group of bars, one bar per system, the base first.
 
-    The whisker on a bar is the interval of its difference to the base: where it does not reach the
-    dashed line at the base's value, chance alone is an unlikely explanation.
-
-    Args:
-        results: As from `read_results`; only `datasets` is used.
-        path: PNG, SVG or PDF file to write; replaced at once when complete.
-        metric: The metric drawn; whiskers stand where it was also compared.
-        level: Coverage of the stored intervals, for the label.
-
-    Raises:
-        ValueError: If there is no data set.
+    The whisker on a bar is the interval of its difference to the base: if it does not reach the dashed line at the
+    base's value, chance alone is an unlikely explanation.
     """
     datasets = results["datasets"]
     if not datasets:
@@ -236,31 +191,28 @@ def plot_comparison(
     for place, system in enumerate(systems):
         label = system
         for group, entry in enumerate(datasets.values()):
-            if metric in entry["systems"].get(system, {}):
+            if MAIN_METRIC in entry["systems"].get(system, {}):
                 x = group + (place - (len(systems) - 1) / 2) * width
-                _draw_bar(axes, x, width, entry, system, metric, colours[system], label)
+                _draw_bar(axes, x, width * 0.92, entry, system, color=colours[system], label=label)
                 label = ""  # one entry in the legend
-    _mark_base(axes, list(datasets.values()), metric)
-    axes.set_xticks(
-        range(len(datasets)), [f"{name}\n{entry['num_queries']} queries" for name, entry in datasets.items()]
-    )
+    for group, entry in enumerate(datasets.values()):
+        value = entry["systems"].get(BASE_SYSTEM, {}).get(MAIN_METRIC)
+        if value is not None:
+            axes.hlines(value, group - 0.42, group + 0.42, color="black", linestyle="--", linewidth=1)
+    labels = [f"{name}\n{entry['num_queries']} queries" for name, entry in datasets.items()]
+    axes.set_xticks(range(len(datasets)), labels)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.legend(frameon=False, ncols=len(systems) + 1, loc="upper left")
     axes.tick_params(axis="x", length=0)
-    label_axes(axes, f"whiskers: {level:.0%} interval of the difference to base", f"{metric.upper()} (0 to 1)")
+    label_axes(axes, "whiskers: 95% interval of the difference to base", f"{MAIN_METRIC.upper()} (0 to 1)")
     save_figure(figure, path)
 
 
-def _draw_bar(
-    axes: Axes, x: float, width: float, entry: Mapping[str, Any], system: str, metric: str, colour: str, label: str
-) -> None:
-    value = entry["systems"][system][metric]
-    axes.bar(
-        x, value, width * 0.92, color=colour, hatch=_HATCHES.get(system), edgecolor="white", linewidth=0, label=label
-    )
+def _draw_bar(axes: Axes, x: float, width: float, entry: Mapping[str, Any], system: str, **bar: Any) -> None:
+    value = top = entry["systems"][system][MAIN_METRIC]
+    axes.bar(x, value, width, hatch=_HATCHES.get(system), edgecolor="white", linewidth=0, **bar)
     compared = entry.get("comparisons", {}).get(system, {})
-    top = value
-    if compared.get("metric") == metric:
+    if compared.get("metric") == MAIN_METRIC:
         base = value - compared["difference"]
         below, above = value - (base + compared["low"]), base + compared["high"] - value
         # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
@@ -268,25 +220,13 @@ def _draw_bar(
         top = max(value, base + compared["high"])
     # The white box keeps the number legible where the base's dashed line runs through it.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
-    place: dict[str, Any] = {
-        "xytext": (0, 4),
-        "textcoords": "offset points",
-        "ha": "center",
-        "fontsize": 9,
-        "zorder": 5,
-    }
-    axes.annotate(f"{value:.3f}", (x, top), bbox=box, **place)
-
-
-def _mark_base(axes: Axes, entries: Sequence[Mapping[str, Any]], metric: str) -> None:
-    for group, entry in enumerate(entries):
-        if metric in entry["systems"].get("base", {}):
-            value = entry["systems"]["base"][metric]
-            axes.hlines(value, group - 0.42, group + 0.42, color="black", linestyle="--", linewidth=1)
+    axes.annotate(
+        f"{value:.3f}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, zorder=5, bbox=box
+    )
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
-    """Give a panel its words, a light grid and no box."""
+    """Label a panel, with a light grid and without a frame."""
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.set_title(title, fontsize=11)
@@ -296,7 +236,7 @@ def label_axes(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write the figure whole or not at all; the ending of the name decides the format."""
+    """Write a figure in the format of the path's suffix, replacing the file only when complete."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replaced_file(path) as temporary:

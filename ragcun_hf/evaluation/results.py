@@ -1,4 +1,4 @@
-"""The results file: every number that a table, a plot or a model card may show, and how it was made."""
+"""The results file: every number that a table, a plot or a model card may show, and how it was measured."""
 
 from __future__ import annotations
 
@@ -13,35 +13,23 @@ from typing import Any
 from ..command_line import format_table
 from ..errors import UserError
 from ..files import write_whole
-from .environment import environment_facts
-
-__all__ = [
-    "SCHEMA_VERSION",
-    "environment_facts",
-    "format_results_table",
-    "mean_over_datasets",
-    "read_results",
-    "write_results",
-]
 
 SCHEMA_VERSION = 1
+MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
+BASE_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "projection", "predictor"
 
+# Shapes of the file's parts: a type, several types, or a dictionary of key -> shape.
 _NUMBER = (int, float)
-_OPEN = "..."  # key of a shape: other keys may be there, with any value
-_EACH = "*"  # key of a shape: any key, each value of this shape
+_OPEN = "..."  # a key: other keys are allowed, with any value
+_EACH = "*"  # a key: any key is allowed, each value of this shape
 _OPTIONAL = "?"  # prefix of a key that may be missing
 
 _SYSTEMS = {_EACH: {_EACH: _NUMBER}}  # system -> metric -> value
 _COMPARISONS = {
     _EACH: {
         "metric": str,
-        "difference": _NUMBER,
-        "p_value": _NUMBER,
-        "low": _NUMBER,
-        "high": _NUMBER,
-        "wins": int,
-        "ties": int,
-        "losses": int,
+        **dict.fromkeys(("difference", "p_value", "low", "high"), _NUMBER),
+        **dict.fromkeys(("wins", "ties", "losses"), int),
     }
 }
 _DATASET = {
@@ -61,9 +49,7 @@ _SCHEMA = {
     "versions": {_EACH: str},
     "machine": {"processor": str, "cores": int, "python": str, _OPEN: object},
     "model": {
-        "path": str,
-        "name": str,
-        "similarity": str,
+        **dict.fromkeys(("path", "name", "similarity"), str),
         "base_model": (str, NoneType),
         "use_predictor": bool,
         _OPEN: object,
@@ -76,15 +62,9 @@ _SCHEMA = {
 
 
 def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> None:
-    """Check results against the schema and write them as JSON, whole or not at all.
+    """Check results against the schema and write them as JSON, replacing the file only when complete.
 
-    Args:
-        path: File to write; its folder is made if needed.
-        results: What the schema (version 1) asks for: `schema_version`, `created`, `command`, `commit`,
-            `versions`, `machine`, `model`, `settings`, `datasets`, `mean` and `isotropy`.
-
-    Raises:
-        UserError: If a key is missing, unknown, or of the wrong type, or a number is not finite.
+    Raises a UserError that names the key if one is missing, unknown or of the wrong type, or a number is not finite.
     """
     path = Path(path)
     _check(results, _SCHEMA, path, "")
@@ -92,22 +72,12 @@ def write_results(path: str | os.PathLike[str], results: Mapping[str, Any]) -> N
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole or not at all, making the folder if needed; NaN is refused."""
+    """Write JSON, replacing the file only when complete; makes its folder if needed, and refuses NaN."""
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a results file and check it.
-
-    Args:
-        path: File written by `write_results`.
-
-    Returns:
-        The results, as described there.
-
-    Raises:
-        UserError: If the file cannot be read or does not follow the schema; the message names the key.
-    """
+    """Read a results file; raises a UserError if it cannot be read or does not match the schema."""
     path = Path(path)
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -127,21 +97,21 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _check(value: Any, shape: Any, path: Path, key: str) -> None:
-    """Compare a value with its shape; `key` is the way to it, such as `datasets.scifact.split`."""
+    """Compare a value with its shape; `key` is its full name, such as `datasets.scifact.split`."""
     if not isinstance(shape, dict):
-        _check_leaf(value, shape, path, key)
+        _check_leaf(value, shape if isinstance(shape, tuple) else (shape,), path, key)
         return
     if not isinstance(value, Mapping):
-        _complain(path, key, "an object", value)
+        raise _wrong_value(path, key, "an object", value)
     for name, part in shape.items():
+        plain = name.removeprefix(_OPTIONAL)
         if name == _EACH:
             for each in value:
                 _check(value[each], part, path, _join(key, each))
-        elif name != _OPEN and (name.removeprefix(_OPTIONAL) in value or not name.startswith(_OPTIONAL)):
-            plain = name.removeprefix(_OPTIONAL)
-            if plain not in value:
-                raise UserError(f"{path}: expected the key {_join(key, plain)!r}, got none: write the file again")
+        elif plain in value:
             _check(value[plain], part, path, _join(key, plain))
+        elif name not in (_OPEN, _OPTIONAL + plain):
+            raise UserError(f"{path}: expected the key {_join(key, plain)!r}, got none: write the file again")
     if _EACH not in shape and _OPEN not in shape:
         known = {name.removeprefix(_OPTIONAL) for name in shape}
         unknown = [name for name in value if name not in known]
@@ -149,18 +119,18 @@ def _check(value: Any, shape: Any, path: Path, key: str) -> None:
             raise UserError(f"{path}: expected only known keys, got {_join(key, unknown[0])!r}: remove or rename it")
 
 
-def _check_leaf(value: Any, kinds: Any, path: Path, key: str) -> None:
-    allowed = kinds if isinstance(kinds, tuple) else (kinds,)
+def _check_leaf(value: Any, allowed: tuple[Any, ...], path: Path, key: str) -> None:
     # In Python a bool is an int; in the file they are different things.
-    wrong_bool = isinstance(value, bool) and bool not in allowed and object not in allowed
-    if wrong_bool or not isinstance(value, allowed):
-        _complain(path, key, " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed), value)
+    is_wrong_bool = isinstance(value, bool) and bool not in allowed and object not in allowed
+    if is_wrong_bool or not isinstance(value, allowed):
+        names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in allowed)
+        raise _wrong_value(path, key, names, value)
     if isinstance(value, float) and not math.isfinite(value):
-        _complain(path, key, "a finite number", value)
+        raise _wrong_value(path, key, "a finite number", value)
 
 
-def _complain(path: Path, key: str, expected: str, value: Any) -> None:
-    raise UserError(f"{path}: expected {expected} at {key or 'the top'!r}, got {value!r}: write the file again")
+def _wrong_value(path: Path, key: str, expected: str, value: Any) -> UserError:
+    return UserError(f"{path}: expected {expected} at {key or 'the top'!r}, got {value!r}: write the file again")
 
 
 def _join(key: str, name: object) -> str:
@@ -168,18 +138,13 @@ def _join(key: str, name: object) -> str:
 
 
 def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Average each system's metrics over data sets, each data set counting alike.
+    """Average each system's metrics over the `datasets` part of the results, each data set with the same weight.
 
-    Args:
-        datasets: The `datasets` part of the results, at least one data set.
+    Returns system -> metric -> mean, for the systems and metrics that every data set has.
 
-    Returns:
-        System -> metric -> mean, for the systems and metrics that every data set has.
-
-    Example:
-        >>> easy, hard = {"base": {"mrr@10": 1.0}}, {"base": {"mrr@10": 0.5}}
-        >>> mean_over_datasets({"easy": {"systems": easy}, "hard": {"systems": hard}})
-        {'base': {'mrr@10': 0.75}}
+    >>> easy, hard = {"base": {"mrr@10": 1.0}}, {"base": {"mrr@10": 0.5}}
+    >>> mean_over_datasets({"easy": {"systems": easy}, "hard": {"systems": hard}})
+    {'base': {'mrr@10': 0.75}}
     """
     entries = [entry["systems"] for entry in datasets.values()]
     means: dict[str, dict[str, float]] = {}
@@ -193,52 +158,46 @@ def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return means
 
 
-def format_results_table(results: Mapping[str, Any], *, metric: str = "ndcg@10") -> str:
-    """Lay results out for the terminal, under 100 columns.
+def format_results_table(results: Mapping[str, Any]) -> str:
+    """Format results as a table for the terminal, under 100 columns: NDCG@10 with its comparison, and recall@100.
 
-    Args:
-        results: As from `read_results`.
-        metric: The metric shown and compared; recall@100 stands beside it.
-
-    Returns:
-        A table with one row per data set (and subset) and system, the base first, then the mean over
-        data sets if there are several. No line ends in spaces.
+    There is one row per data set (and subset) and system, the base first, then the mean of several data sets.
     """
     rows: list[tuple[str, ...]] = [
-        ("data set (queries)", "system", metric.upper(), "vs base", "95% interval", "p", "R@100")
+        ("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")
     ]
     for name, entry in results["datasets"].items():
-        rows += _table_rows(f"{name} {entry['split']} ({entry['num_queries']})", entry, metric)
+        rows += _table_rows(f"{name} {entry['split']} ({entry['num_queries']})", entry)
         for subset, part in entry.get("subsets", {}).items():
-            rows += _table_rows(f"  {subset.replace('_', ' ')} ({part['num_queries']})", part, metric)
+            rows += _table_rows(f"  {subset.replace('_', ' ')} ({part['num_queries']})", part)
     if len(results["datasets"]) > 1:
-        rows += _table_rows("mean of data sets", {"systems": results["mean"]}, metric)
+        rows += _table_rows("mean of data sets", {"systems": results["mean"]})
     return format_table(rows, num_names=2)
 
 
-def _table_rows(label: str, entry: Mapping[str, Any], metric: str) -> list[tuple[str, ...]]:
+def _table_rows(label: str, entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
     systems = entry["systems"]
-    base = systems.get("base", {}).get(metric)
+    base = systems.get(BASE_SYSTEM, {}).get(MAIN_METRIC)
     rows: list[tuple[str, ...]] = []
-    for system in sorted(systems, key=lambda name: name != "base"):  # stable: the others keep their order
-        value = systems[system].get(metric)
+    for system in sorted(systems, key=lambda name: name != BASE_SYSTEM):  # stable: the others keep their order
+        value, recall = systems[system].get(MAIN_METRIC), systems[system].get("recall@100")
         compared = entry.get("comparisons", {}).get(system, {})
-        tested = compared.get("metric") == metric
-        is_other = system != "base" and value is not None and base is not None
+        is_tested = compared.get("metric") == MAIN_METRIC
+        has_difference = system != BASE_SYSTEM and value is not None and base is not None
         rows.append(
             (
-                _shorten(label, 28),
-                _shorten(system, 12),
+                shorten("" if rows else label, 28),
+                shorten(system, 12),
                 "-" if value is None else f"{value:.4f}",
-                f"{value - base:+.4f}" if is_other else "",
-                f"[{compared['low']:+.4f}, {compared['high']:+.4f}]" if tested else "",
-                f"{compared['p_value']:.4f}" if tested else "",
-                f"{systems[system]['recall@100']:.4f}" if "recall@100" in systems[system] else "-",
+                f"{value - base:+.4f}" if has_difference else "",
+                f"[{compared['low']:+.4f}, {compared['high']:+.4f}]" if is_tested else "",
+                f"{compared['p_value']:.4f}" if is_tested else "",
+                "-" if recall is None else f"{recall:.4f}",
             )
         )
-        label = ""
     return rows
 
 
-def _shorten(text: str, width: int) -> str:
+def shorten(text: str, width: int) -> str:
+    """Cut a text to a width, with three dots at the end."""
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,4 +1,4 @@
-"""Retrieval figures of held-out pairs, for choosing checkpoints while a model trains."""
+"""Retrieval figures on held-out pairs, to choose checkpoints during training."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..search.exact import Matrix, exact_search
+from .metrics.retrieval.trec_scores import average_scores, score_queries
 from .ranking import build_run
-from .retrieval import mean_metrics, per_query_metrics
+from .results import MAIN_METRIC
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -17,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class RetrievalValidation:
-    """Measure how well queries find their own documents among all validation documents.
+    """Measures how well queries find their own documents among all validation documents.
 
     Args:
-        queries: One text per pair; a query that comes several times has several relevant documents.
+        queries: One text per pair; a query that occurs several times has several relevant documents.
         documents: The relevant document of each pair.
-        distractors: More documents to search among, relevant to none.
-        store: Gives precomputed features; without one, texts are encoded at every call.
+        distractors: More documents to search, relevant to no query.
+        store: Provides precomputed features; without one, texts are encoded at every call.
     """
 
     def __init__(
@@ -43,39 +44,41 @@ class RetrievalValidation:
         for query, document in zip(queries, documents, strict=True):
             self._qrels.setdefault(query_ids[query], {})[document_ids[document]] = 1
         self._store = store
-        self._features: dict[str, torch.Tensor] = {}  # by prompt and kind; the same at every call
+        self._features: dict[tuple[bool, str], torch.Tensor] = {}  # the same at every call
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
         was_training = model.training
         model.eval()
         try:
-            queries, predictions = self._embed(model, self._queries, model.config.query_prompt)
-            documents, _ = self._embed(model, self._documents, model.config.document_prompt)
+            queries, predictions = self._embed(model, is_query=True)
+            documents, _ = self._embed(model, is_query=False)
         finally:
             model.train(was_training)
-        figures = {"ndcg@10": self._ndcg(queries, documents, model.config.similarity_fn_name)}
+        similarity = model.config.similarity_fn_name
+        figures = {MAIN_METRIC: self._figure(queries, documents, similarity)}
         if predictions is not None:
-            figures["ndcg@10_predictor"] = self._ndcg(predictions, documents, model.config.similarity_fn_name)
+            figures[f"{MAIN_METRIC}_predictor"] = self._figure(predictions, documents, similarity)
         return figures
 
     @torch.inference_mode()
-    def _embed(self, model: IsotropicGaussianModel, texts: list[str], prompt: str) -> tuple[Matrix, Matrix | None]:
+    def _embed(self, model: IsotropicGaussianModel, *, is_query: bool) -> tuple[Matrix, Matrix | None]:
+        texts = self._queries if is_query else self._documents
         if self._store is None:
-            is_query = texts is self._queries
             encode = model.encode_query if is_query else model.encode_document
             predictions = None
             if is_query and model.config.use_predictor:
                 predictions = model.encode_query(texts, use_predictor=True, convert_to_tensor=True)
             return encode(texts, convert_to_tensor=True), predictions
-        key = f"{texts is self._queries} {prompt}"
+        prompt = model.config.query_prompt if is_query else model.config.document_prompt
+        key = (is_query, prompt)
         if key not in self._features:
             self._features[key] = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
         output = model(features=self._features[key].to(model.device))
         predictions = None if output.predictions is None else output.predictions.float().cpu()
         return output.embeddings.float().cpu(), predictions
 
-    def _ndcg(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
-        result = exact_search(queries, documents, k=10, similarity=similarity)
-        run = build_run(self._query_ids, self._document_ids, result, drop_identical_ids=False, k=10)
-        return mean_metrics(per_query_metrics(run, self._qrels))["ndcg@10"]
+    def _figure(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
+        found = exact_search(queries, documents, k=10, similarity=similarity)
+        run = build_run(self._query_ids, self._document_ids, found, drop_identical_ids=False, k=10)
+        return average_scores(score_queries(run, self._qrels))[MAIN_METRIC]

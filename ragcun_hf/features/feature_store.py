@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
+SAMPLE_ROWS = 4_096  # rows that represent a corpus where not all are needed
 TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
 TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
 _MAX_READS = 3  # of features that another process keeps removing

@@ -1,1 +1,1 @@
-"""Vectors in, the nearest rows out: exact search, and approximate search as an option."""
+"""Nearest-neighbour search over vectors: exact by default, approximate with faiss."""

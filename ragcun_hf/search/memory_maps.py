@@ -1,4 +1,4 @@
-"""Hints to the system about memory maps: what is read next, and what is not needed in memory any more."""
+"""Memory maps for vectors: hints to the system about which pages it needs, and files for large new matrices."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import numpy as np
 
 from ..errors import UserError
 
+LARGEST_IN_MEMORY = 2**27  # bytes of a new matrix; a larger one is put into a file
 _ROWS_AT_ONCE = 64
 
 
 def will_need(matrix: Any, rows: slice) -> None:
-    """Let the disk fetch some rows while the caller computes; nothing for what is no memory map."""
+    """Let the disk fetch some rows while the caller computes; does nothing for arrays in memory."""
     found = _map_of(matrix)
     if found is None or not hasattr(mmap, "MADV_WILLNEED") or not len(matrix[rows]):
         return
@@ -25,19 +26,19 @@ def will_need(matrix: Any, rows: slice) -> None:
     if not block.flags.c_contiguous:
         return
     offset = block.__array_interface__["data"][0] - start
-    page = offset // mmap.PAGESIZE * mmap.PAGESIZE  # where a hint may begin
+    page = offset // mmap.PAGESIZE * mmap.PAGESIZE  # a hint must begin at a page
     found.madvise(mmap.MADV_WILLNEED, page, offset + block.nbytes - page)
 
 
 def release(matrix: Any) -> None:
-    """Let go of a memory map's pages; they are read again when needed. Nothing for what is no memory map."""
+    """Free the memory of a memory map's pages, which are read again when needed; does nothing for other arrays."""
     found = _map_of(matrix)
     if found is not None and hasattr(mmap, "MADV_DONTNEED"):
         found.madvise(mmap.MADV_DONTNEED)
 
 
 def read_far_apart(matrix: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Read rows that lie far apart; of a memory map a few at a time, for the system maps much around each."""
+    """Read scattered rows; from a memory map a few at a time, because the system maps many pages around each row."""
     if _map_of(matrix) is None:
         return matrix[rows]
     found = np.empty((len(rows), *matrix.shape[1:]), dtype=matrix.dtype)
@@ -48,7 +49,7 @@ def read_far_apart(matrix: np.ndarray[Any, Any], rows: np.ndarray[Any, Any]) -> 
 
 
 def _map_of(matrix: Any) -> mmap.mmap | None:
-    """Return the map under an array, unless its pages hold what nobody has saved (copy on write)."""
+    """Return the map under an array, or None; also None for copy-on-write maps, whose changes are saved nowhere."""
     if not isinstance(matrix, np.memmap) or matrix.mode == "c":
         return None
     base: Any = matrix
@@ -57,30 +58,20 @@ def _map_of(matrix: Any) -> mmap.mmap | None:
     return base if isinstance(base, mmap.mmap) else None
 
 
-_LARGEST_IN_MEMORY = 2**27  # bytes
-
-
 def new_matrix(num_rows: int, width: int, folder: Path) -> np.ndarray[Any, Any]:
-    """Make room for vectors: in memory, or in a file without a name, which goes when nothing uses it any more.
+    """Allocate a float32 matrix (num_rows, width): in memory, or above 128 MiB in an unnamed file in `folder`.
 
-    Args:
-        num_rows: Rows.
-        width: Numbers in each.
-        folder: Where the file lies, if there has to be one (above 128 MiB).
-
-    Returns:
-        Shape (num_rows, width), float32, not filled yet.
-
-    Raises:
-        UserError: If the folder cannot be written to, or has no room for all of it.
+    The system deletes the file when nothing uses the matrix. Raises a UserError if the folder cannot be written to or
+    has too little room.
     """
     num_bytes = 4 * num_rows * width
-    if num_bytes <= _LARGEST_IN_MEMORY:
+    if num_bytes <= LARGEST_IN_MEMORY:
         return np.empty((num_rows, width), dtype=np.float32)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # now, for later a full disk would end the process without a word
+            # Reserve the room: writing to a map on a full disk would kill the process without a message.
+            if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             else:
                 file.truncate(num_bytes)

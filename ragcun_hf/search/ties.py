@@ -1,29 +1,45 @@
-"""Which of several documents comes first where a query has the same score for all of them."""
+"""The order of documents that have the same score for a query."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 
-Rows: TypeAlias = "np.ndarray[Any, Any]"  # of documents, (P,) int64
-Order: TypeAlias = (
-    "Callable[[Rows], np.ndarray[Any, Any]]"  # rows -> numbers (P,) that rise in the order of these rows
-)
+from ..data.mapped_column import take
+
+Rows: TypeAlias = "np.ndarray[Any, Any]"  # rows of documents, (P,) int64
+Order: TypeAlias = "Callable[[Rows], Rows]"  # numbers some rows (P,): the lower number comes first
+
+
+class IdOrder:
+    """Order documents by id; ids are read when they are needed, so a large column of ids can stay on disk.
+
+    Args:
+        ids: Id of each document, all different.
+
+    Example:
+        >>> IdOrder(["b", "a", "c"])(np.array([2, 0, 2])).tolist()
+        [1, 0, 1]
+    """
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+
+    def __call__(self, rows: Rows) -> Rows:
+        """Number rows (P,) by the order of their ids among these rows."""
+        distinct, places = np.unique(rows, return_inverse=True)
+        names = take(self._ids, distinct.tolist())
+        ranks = np.empty(len(names), dtype=np.int64)
+        ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
+        return ranks[places]
 
 
 def tie_numbers(queries: Rows, scores: np.ndarray[Any, Any], rows: Rows, order: Order) -> Rows:
-    """Number the pairs of a query and a document among those that have the same score for the same query.
+    """Number the pairs of a query and a document, each given by three arrays (P,), in the order of ties.
 
-    Args:
-        queries: Shape (P,), the query of each pair.
-        scores: Shape (P,).
-        rows: Shape (P,), the document of each pair.
-        order: Asked only for documents that are as good as another.
-
-    Returns:
-        Shape (P,), whole numbers from 0; 0 for pairs whose score no other pair of the query has.
+    Pairs without an equal score for the same query get 0; `order` is asked about the others only.
     """
     by_score = np.lexsort((scores, queries))
     is_as_before = (np.diff(queries[by_score]) == 0) & (np.diff(scores[by_score]) == 0)

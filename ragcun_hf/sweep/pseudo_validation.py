@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ..evaluation.model_evaluation import apply_head
+from ..search.similarity import normalize_rows, score_pairs, score_rows
 
 if TYPE_CHECKING:
     from ..data.pseudo_queries import PseudoQuery
@@ -50,34 +50,21 @@ class PseudoValidation:
 
     def scores(self, model: IsotropicGaussianModel) -> np.ndarray:
         """Return NDCG@10 of each pseudo-query, shape (P,), by the projection."""
-        documents_ND, queries_PD, rests_PD = (
+        embeddings = [
             torch.from_numpy(apply_head(model, features, num_predicted=0)[0])
             for features in (self._documents, self._queries, self._rests)
-        )
-        kind = model.config.similarity_fn_name
+        ]
+        similarity = model.config.similarity_fn_name
+        if similarity == "cosine":  # normalise once, not for every block of queries
+            embeddings, similarity = [normalize_rows(rows) for rows in embeddings], "dot"
+        documents_ND, queries_PD, rests_PD = embeddings
         parts = []
         for start in range(0, len(queries_PD), _QUERIES_AT_ONCE):
             rows = slice(start, start + _QUERIES_AT_ONCE)
-            scores_PN = _similarities(queries_PD[rows], documents_ND, kind)
+            scores_PN = score_pairs(queries_PD[rows], documents_ND, similarity)
             scores_PN[torch.arange(len(scores_PN)), self._own_rows[rows]] = -math.inf
-            own_P = _own_similarities(queries_PD[rows], rests_PD[rows], kind)
+            own_P = score_rows(queries_PD[rows], rests_PD[rows], similarity)
             places_P = (scores_PN >= own_P.unsqueeze(1)).sum(dim=1)  # an equal score counts as a defeat
             gains_P = 1 / torch.log2(places_P.double() + 2)
             parts.append(torch.where(places_P < _DEPTH, gains_P, 0.0))
         return torch.cat(parts).numpy()
-
-
-def _similarities(queries_PD: Tensor, documents_ND: Tensor, kind: str) -> Tensor:
-    if kind == "euclidean":
-        return -torch.cdist(queries_PD, documents_ND)
-    if kind == "cosine":
-        queries_PD, documents_ND = (nn.functional.normalize(x, dim=1) for x in (queries_PD, documents_ND))
-    return queries_PD @ documents_ND.T
-
-
-def _own_similarities(queries_PD: Tensor, rests_PD: Tensor, kind: str) -> Tensor:
-    if kind == "euclidean":
-        return -torch.linalg.vector_norm(queries_PD - rests_PD, dim=1)
-    if kind == "cosine":
-        return nn.functional.cosine_similarity(queries_PD, rests_PD)
-    return (queries_PD * rests_PD).sum(dim=1)

@@ -1,11 +1,10 @@
-"""eval_beir.py from the command line, on a small BEIR folder and a tiny model."""
+"""eval_beir.py from the command line, with a small BEIR folder and a tiny model."""
 
 import copy
 import importlib
 import json
 import math
 import shlex
-import time
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ def data_dir(tmp_path):
 
 @pytest.fixture
 def trained(tiny_encoder_folder, tmp_path):
-    """Save a model whose head was moved; gives its folder."""
+    """Save a model with a changed head and return its folder."""
     import torch
 
     from ragcun_hf import IsotropicGaussianModel
@@ -141,7 +140,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
     assert results["datasets"]["toy"]["comparisons"].keys() == {"projection", "predictor"}
 
 
-def test_everything_is_written_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
+def test_a_run_writes_all_files_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
     folder = trained()
     first = evaluate("--model_path", folder, "--use_predictor", output="first", with_plots=True)
     shown = capsys.readouterr().out
@@ -161,7 +160,7 @@ def test_everything_is_written_and_a_second_run_writes_the_same(evaluate, traine
     assert f"training/render_card.py --model_path {folder} --results first/trained.json" in shown
 
 
-def test_settings_and_model_stand_in_the_results(evaluate, trained):
+def test_the_results_describe_settings_and_model(evaluate, trained):
     results = evaluate("--model_path", trained(max_length=16, similarity_fn_name="dot"))
     expected = {"split": "test", "max_length": 16, "identical_ids_dropped": True, "top_k": 100}
     assert expected.items() <= results["settings"].items()
@@ -170,7 +169,7 @@ def test_settings_and_model_stand_in_the_results(evaluate, trained):
     assert "eval_beir.py" in results["command"]
 
 
-def test_the_base_is_given_the_prompt_of_the_model(evaluate, trained):
+def test_the_base_encodes_queries_with_the_model_s_prompt(evaluate, trained):
     plain = evaluate("--model_path", trained("plain"), output="a")
     prompted = evaluate("--model_path", trained("prompted", query_prompt="query: search "), output="b")
     assert plain["datasets"]["toy"]["systems"]["base"] != prompted["datasets"]["toy"]["systems"]["base"]
@@ -196,20 +195,20 @@ def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, mo
     assert third["datasets"]["toy"]["systems"] == second["datasets"]["toy"]["systems"]
 
 
-def test_a_corpus_on_the_disk_is_ranked_as_one_in_memory(evaluate, trained, tmp_path, monkeypatch):
+def test_a_corpus_on_disk_has_the_same_results_as_one_in_memory(evaluate, trained, tmp_path, monkeypatch):
     import datasets
 
-    from ragcun_hf.data import beir_folder as beir_corpus
+    from ragcun_hf.data import beir_folder
     from ragcun_hf.evaluation import model_evaluation
     from ragcun_hf.features import feature_store
-    from ragcun_hf.search import memory_maps as vector_files
+    from ragcun_hf.search import memory_maps
 
-    monkeypatch.setattr(model_evaluation, "_HEAD_ROWS", 2)
+    monkeypatch.setattr(model_evaluation, "HEAD_ROWS", 2)
     flags = ["--model_path", trained(documents=[CORPUS["d0"]]), "--use_predictor"]
     small = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="small")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    for module, name in ((beir_corpus, "LARGEST_IN_MEMORY"), (vector_files, "_LARGEST_IN_MEMORY")):
-        monkeypatch.setattr(module, name, 0)
+    monkeypatch.setattr(beir_folder, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(memory_maps, "LARGEST_IN_MEMORY", 0)
     for module in (feature_store, model_evaluation):
         monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)
     large = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="large")
@@ -221,7 +220,7 @@ def test_a_corpus_on_the_disk_is_ranked_as_one_in_memory(evaluate, trained, tmp_
     assert not [path.name for path in (tmp_path / "large").iterdir() if path.name.startswith("tmp")]
 
 
-def test_vectors_without_room_are_a_user_error_that_says_how_many(tmp_path):
+def test_too_little_room_for_vectors_is_a_user_error_that_says_how_much_is_needed(tmp_path):
     import resource
 
     from ragcun_hf.search.memory_maps import new_matrix
@@ -236,7 +235,7 @@ def test_vectors_without_room_are_a_user_error_that_says_how_many(tmp_path):
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_faiss_reports_what_it_missed(evaluate, trained, capsys):
+def test_faiss_reports_its_recall(evaluate, trained, capsys):
     pytest.importorskip("faiss")
     folder = trained()
     exact = evaluate("--model_path", folder, output="exact")
@@ -256,7 +255,7 @@ def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_fold
     assert [path.name for path in (tmp_path / "alone" / "base-bert").iterdir()] == ["toy.base.trec"]
 
 
-def test_only_what_is_written_is_said(evaluate, trained, tiny_encoder_folder, capsys):
+def test_the_message_names_only_files_that_were_written(evaluate, trained, tiny_encoder_folder, capsys):
     evaluate("--base_model", tiny_encoder_folder, output="alone")
     assert "and run files in alone/base-bert." in capsys.readouterr().out
     evaluate("--model_path", trained(), output="beside")
@@ -282,7 +281,7 @@ def test_the_table_is_shown_even_where_run_files_fail(evaluate, trained, monkeyp
     assert "projection" in capsys.readouterr().out
 
 
-def test_documents_seen_in_training_are_told_apart(evaluate, trained):
+def test_queries_with_documents_seen_in_training_have_figures_of_their_own(evaluate, trained):
     seen = evaluate("--model_path", trained(documents=[CORPUS["d0"], CORPUS["d2"], "of another corpus"]))
     subsets = seen["datasets"]["toy"]["subsets"]
     # d0 answers q0; d2 answers q2 and q3.
@@ -295,13 +294,13 @@ def test_documents_seen_in_training_are_told_apart(evaluate, trained):
     assert sum(parts) / 5 == pytest.approx(whole)
 
 
-def test_nothing_is_told_apart_where_nothing_was_seen(evaluate, trained):
+def test_there_are_no_subsets_if_no_document_was_seen(evaluate, trained):
     assert "subsets" not in evaluate("--model_path", trained(), output="a")["datasets"]["toy"]
     others = trained("others", documents=["of another corpus"])
     assert "subsets" not in evaluate("--model_path", others, output="b")["datasets"]["toy"]
 
 
-def test_a_document_with_the_querys_id_is_dropped_unless_asked_for(evaluate, trained, tmp_path):
+def test_a_document_with_the_query_s_id_is_dropped_unless_kept_by_flag(evaluate, trained, tmp_path):
     folder = trained()
     dropped = evaluate("--model_path", folder, output="a")
     kept = evaluate("--model_path", folder, "--keep_identical_ids", output="b")
@@ -312,7 +311,7 @@ def test_a_document_with_the_querys_id_is_dropped_unless_asked_for(evaluate, tra
     assert base[1] < base[0]  # the copy of the query comes first
 
 
-def test_a_trained_encoder_stands_beside_the_untrained_one(evaluate, trained):
+def test_a_trained_encoder_is_compared_with_the_untrained_one(evaluate, trained):
     frozen = evaluate("--model_path", trained("frozen"), output="a")
     free = evaluate("--model_path", trained("free", freeze_base=False), output="b")
     systems = [results["datasets"]["toy"]["systems"] for results in (frozen, free)]
@@ -321,7 +320,7 @@ def test_a_trained_encoder_stands_beside_the_untrained_one(evaluate, trained):
     assert free["model"]["freeze_base"] is False
 
 
-def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypatch):
+def test_the_untrained_base_uses_its_own_prompts(evaluate, trained, monkeypatch):
     from ragcun_hf.features import feature_store
     from ragcun_hf.model import base_models
 
@@ -351,7 +350,7 @@ def test_the_untrained_base_is_given_its_own_prompts(evaluate, trained, monkeypa
     assert systems[0]["projection"] == systems[1]["projection"]
 
 
-def test_several_sets_are_averaged_and_one_named_twice_counts_once(evaluate, trained, data_dir):
+def test_data_sets_are_averaged_and_one_named_twice_counts_once(evaluate, trained, data_dir):
     qrels = copy.deepcopy(QRELS)
     qrels.pop("q0")
     _write_beir(data_dir / "other", qrels=qrels)
@@ -361,31 +360,33 @@ def test_several_sets_are_averaged_and_one_named_twice_counts_once(evaluate, tra
     assert results["mean"]["projection"]["ndcg@10"] == pytest.approx(sum(figures) / 2)
 
 
-# What a user has to change
+# Errors of the user
 
 
-def test_a_predictor_is_not_made_up(evaluate, trained):
+def test_a_model_without_a_predictor_cannot_be_evaluated_with_one(evaluate, trained):
     with pytest.raises(UserError, match="--use_predictor expects a model with a predictor, got one without"):
         evaluate("--model_path", trained(use_predictor=False), "--use_predictor")
 
 
-def test_a_missing_data_set_without_network_is_told_quickly(evaluate, trained, data_dir, monkeypatch):
+def test_a_missing_data_set_without_network_is_an_error_after_few_requests(evaluate, trained, data_dir, monkeypatch):
     import requests
 
+    requested = []
+
     def refuse(*args, **kwargs):
+        requested.append(args)
         raise requests.ConnectionError("no network in this test")
 
     monkeypatch.setattr(requests, "get", refuse)
     monkeypatch.setattr(requests.Session, "request", refuse)
     folder = trained()
-    started = time.monotonic()
     with pytest.raises(UserError, match=r"expected the BEIR collection 'scifact' in .*unpack the collection there"):
         evaluate("--model_path", folder, datasets=("scifact",))
-    assert time.monotonic() - started < 5
-    assert [path.name for path in data_dir.iterdir()] == ["toy"]  # no half download stays
+    assert len(requested) <= 2
+    assert [path.name for path in data_dir.iterdir()] == ["toy"]  # no partial download remains
 
 
-def test_a_missing_data_set_is_told_before_the_model_is_loaded(evaluate, monkeypatch):
+def test_a_missing_data_set_is_an_error_before_the_model_is_loaded(evaluate, monkeypatch):
     from ragcun_hf.model import base_models
 
     monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
@@ -401,7 +402,7 @@ def test_a_missing_data_set_is_told_before_the_model_is_loaded(evaluate, monkeyp
     ],
     ids=["query", "document"],
 )
-def test_an_id_with_a_space_is_told_before_the_model_is_loaded(evaluate, data_dir, monkeypatch, what, parts):
+def test_an_id_with_a_space_is_an_error_before_the_model_is_loaded(evaluate, data_dir, monkeypatch, what, parts):
     from ragcun_hf.model import base_models
 
     _write_beir(data_dir / "spaced", **parts)
@@ -410,7 +411,7 @@ def test_an_id_with_a_space_is_told_before_the_model_is_loaded(evaluate, data_di
         evaluate("--model_path", "anything", datasets=("toy", "spaced"))
 
 
-def test_a_relevant_document_with_the_querys_id_is_told_before_anything_is_encoded(
+def test_a_relevant_document_with_the_query_s_id_is_an_error_before_anything_is_encoded(
     evaluate, trained, data_dir, monkeypatch
 ):
     from ragcun_hf.features.feature_store import FeatureStore
@@ -425,13 +426,13 @@ def test_a_relevant_document_with_the_querys_id_is_told_before_anything_is_encod
     assert kept["datasets"]["numbered"]["systems"]["base"]["ndcg@10"] > 0
 
 
-def test_help_says_where_an_own_data_set_lies(evaluate, capsys):
+def test_help_says_where_to_put_an_own_data_set(evaluate, capsys):
     with pytest.raises(SystemExit):
         evaluate("--help")
     assert "a folder inside --data_dir" in " ".join(capsys.readouterr().out.split())
 
 
-def test_an_output_folder_that_is_a_file_is_told_before_anything_is_done(evaluate, tmp_path):
+def test_an_output_folder_that_is_a_file_is_an_error_before_anything_is_done(evaluate, tmp_path):
     (tmp_path / "file").write_text("mine")
     for output in ("file", "file/below"):
         with pytest.raises(UserError, match="--output_dir expects a folder"):
@@ -453,7 +454,7 @@ def test_the_untrained_head_of_the_real_encoder_ranks_like_its_base(evaluate, em
 # --compare
 
 
-def test_models_are_compared_with_the_figures_that_each_has_alone(evaluate, trained, data_dir, tmp_path, capsys):
+def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trained, data_dir, tmp_path, capsys):
     """Two data sets, two models, one of which has seen a document."""
     _write_beir(data_dir / "other", qrels={"q0": {"d0": 1}, "q5": {"d5": 1}})
     first = trained("first", documents=["bread is food"])
@@ -481,7 +482,7 @@ def test_models_are_compared_with_the_figures_that_each_has_alone(evaluate, trai
     assert len(comparison["overall"]["comparisons"]) == 6
 
 
-def test_every_compared_model_has_the_recall_of_its_own_searches(evaluate, trained, monkeypatch):
+def test_every_compared_model_reports_the_recall_of_its_own_searches(evaluate, trained, monkeypatch):
     pytest.importorskip("faiss")
     from ragcun_hf.search.approximate import MeasuredSearch
 
@@ -501,6 +502,6 @@ def test_every_compared_model_has_the_recall_of_its_own_searches(evaluate, train
 
 
 @pytest.mark.parametrize("other", [["--model_path", "x"], ["--base_model", "x"]])
-def test_a_comparison_takes_no_other_model(evaluate, other):
+def test_a_comparison_accepts_no_other_model(evaluate, other):
     with pytest.raises(UserError, match="one of --model_path, --base_model and --compare"):
         evaluate("--compare", "a", "b", *other)

@@ -1,4 +1,4 @@
-"""Published measures of isotropy: each by hand, by a slow version, and as an `evaluate` metric that stands alone."""
+"""Published measures of isotropy: worked by hand, by slow versions, and as an `evaluate` metric of its own."""
 
 import itertools
 import json
@@ -13,8 +13,14 @@ import pytest
 import torch
 
 import ragcun_hf
-from ragcun_hf.evaluation.metrics.isotropy.measures import isotropy_report
-from ragcun_hf.evaluation.metrics.isotropy.published import alignment, partition_score, rank_me, sigreg, uniformity
+from ragcun_hf.evaluation.metrics.isotropy.measures import (
+    alignment,
+    isotropy_report,
+    partition_score,
+    rank_me,
+    sigreg,
+    uniformity,
+)
 from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 
 METRIC_FOLDER = Path(ragcun_hf.__file__).parent / "evaluation" / "metrics" / "isotropy"
@@ -22,7 +28,7 @@ VECTORS = np.random.default_rng(0).normal(size=(200, 6)) * [3, 1, 1, 1, 0.5, 0.1
 CROSS = [[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
 
 
-def test_rank_me_of_a_case_done_by_hand():
+def test_rank_me_of_a_case_worked_by_hand():
     # Singular values 3 and 1: shares 3/4 and 1/4.
     expected = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
     assert rank_me([[3.0, 0.0], [0.0, 1.0]]) == pytest.approx(expected)
@@ -30,7 +36,7 @@ def test_rank_me_of_a_case_done_by_hand():
     assert rank_me(np.ones((5, 3))) == pytest.approx(1.0)  # an offset is a direction
 
 
-def test_partition_score_of_a_case_done_by_hand():
+def test_partition_score_of_a_case_worked_by_hand():
     # Directions +-(1, 0), +-(0, 1); Z is 2 cosh(2) + 2 along the first axis, and 2 cosh(1) + 2 along the second.
     points = [[2.0, 0.0], [-2.0, 0.0], [0.0, 1.0], [0.0, -1.0]]
     assert partition_score(points) == pytest.approx((math.cosh(1) + 1) / (math.cosh(2) + 1))
@@ -40,7 +46,7 @@ def test_partition_score_of_a_case_done_by_hand():
     assert partition_score(100 * VECTORS) < 1e-20  # no overflow
 
 
-def test_alignment_and_uniformity_of_cases_done_by_hand():
+def test_alignment_and_uniformity_of_cases_worked_by_hand():
     assert alignment(CROSS, CROSS) == 0
     assert alignment([[1.0, 0.0], [0.0, 5.0]], [[-2.0, 0.0], [0.0, 1.0]]) == pytest.approx(2.0)  # 4 and 0
     # Six pairs: two opposite (distance^2 4), four at a right angle (2).
@@ -52,7 +58,7 @@ def test_uniformity_equals_the_slow_version_over_several_blocks(monkeypatch):
     unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
     pairs = itertools.combinations(unit, 2)
     expected = math.log(np.mean([math.exp(-2 * float(np.sum((x - y) ** 2))) for x, y in pairs]))
-    monkeypatch.setattr("ragcun_hf.evaluation.metrics.isotropy.published._BLOCK_ROWS", 33)
+    monkeypatch.setattr("ragcun_hf.evaluation.metrics.isotropy.measures.PAIR_BLOCK_ROWS", 33)
     assert uniformity(VECTORS) == pytest.approx(expected, rel=1e-9)
 
 
@@ -69,12 +75,12 @@ def test_sigreg_is_the_statistic_that_training_minimises():
 @pytest.mark.parametrize(
     ("vectors", "message"), [([1.0, 2.0], "one row per vector"), ([[1.0, math.nan], [1.0, 1.0]], "finite")]
 )
-def test_what_is_no_matrix_of_numbers_is_refused(measure, vectors, message):
+def test_anything_but_a_matrix_of_finite_numbers_is_refused(measure, vectors, message):
     with pytest.raises(ValueError, match=message):
         measure(vectors)
 
 
-def test_what_has_no_pairs_or_no_direction_is_refused():
+def test_vectors_without_pairs_or_without_a_direction_are_refused():
     with pytest.raises(ValueError, match="at least two"):
         uniformity([[1.0, 2.0]])
     with pytest.raises(ValueError, match="zero row"):

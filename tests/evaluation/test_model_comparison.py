@@ -1,11 +1,16 @@
-"""Comparing models query by query: the numbers, the words, the plot, and eval_beir.py --compare."""
+"""Comparison of models query by query: the figures, the table and the plot."""
 
 import numpy as np
 import pytest
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation.comparison_report import format_comparison, plot_comparison_of_models
-from ragcun_hf.evaluation.model_comparison import ComparedDataset, compare_models, system_names
+from ragcun_hf.evaluation.model_comparison import (
+    ComparedDataset,
+    compare_models,
+    format_comparison,
+    plot_model_comparison,
+    system_names,
+)
 from ragcun_hf.evaluation.significance import compare_over_datasets, compare_systems
 
 
@@ -37,10 +42,10 @@ def _pair(entry, system, reference, key="comparisons"):
     return next(each for each in entry[key] if (each["system"], each["reference"]) == (system, reference))
 
 
-# Numbers
+# Figures
 
 
-def test_over_one_data_set_it_is_the_comparison_on_it():
+def test_the_comparison_over_one_data_set_is_that_on_the_data_set():
     a, b = (_figures(np.random.default_rng(seed).random(40)) for seed in (1, 2))
     alone = compare_systems(a, b, "ndcg@10")
     together = compare_over_datasets([(a, b)], "ndcg@10")
@@ -50,12 +55,12 @@ def test_over_one_data_set_it_is_the_comparison_on_it():
     assert (together.wins, together.ties, together.losses) == (alone.wins, alone.ties, alone.losses)
 
 
-def test_every_data_set_counts_alike_however_many_queries_it_has():
+def test_every_data_set_has_the_same_weight_however_many_queries_it_has():
     many, few = (_figures([0.1] * 300), _figures([0.0] * 300)), (_figures([0.0] * 3), _figures([0.3] * 3))
     assert compare_over_datasets([many, few], "ndcg@10").difference == pytest.approx((0.1 - 0.3) / 2)
 
 
-def test_the_interval_over_data_sets_is_narrower_than_that_of_one_and_covers_the_difference():
+def test_the_interval_over_data_sets_is_narrower_than_that_on_one_and_covers_the_difference():
     rng = np.random.default_rng(0)
     sets = [(_figures(rng.random(50)), _figures(rng.random(50))) for _ in range(4)]
     together = compare_over_datasets(sets, "ndcg@10")
@@ -80,7 +85,7 @@ def test_every_system_is_compared_with_every_one_before_it(comparison):
     assert comparison["overall"]["systems"]["a"]["recall@100"] == pytest.approx((0.28125 + 0.2) / 2)
 
 
-def test_queries_with_seen_documents_stand_apart_where_that_is_known(comparison):
+def test_queries_with_seen_documents_are_compared_separately_if_any_are_known(comparison):
     subsets = comparison["datasets"]["one"]["subsets"]
     assert {name: part["num_queries"] for name, part in subsets.items()} == {
         "seen_documents": 1,
@@ -90,7 +95,7 @@ def test_queries_with_seen_documents_stand_apart_where_that_is_known(comparison)
     assert "subsets" not in comparison["datasets"]["two"]
 
 
-def test_the_queries_that_changed_most_are_shown_with_texts_and_only_those_that_changed(comparison):
+def test_the_queries_that_changed_most_are_listed_with_their_texts_and_no_unchanged_ones(comparison):
     changed = _pair(comparison["datasets"]["one"], "b", "a", key="changed_queries")
     assert [query["id"] for query in changed["gained"]] == ["q2", "q3"]
     assert [query["id"] for query in changed["lost"]] == ["q0"]
@@ -99,7 +104,7 @@ def test_the_queries_that_changed_most_are_shown_with_texts_and_only_those_that_
     assert unchanged["gained"] == unchanged["lost"] == []
 
 
-def test_other_systems_on_another_data_set_are_refused():
+def test_data_sets_with_different_systems_are_refused():
     with pytest.raises(ValueError, match="the same systems"):
         compare_models([_dataset("one", base=[1.0], a=[1.0]), _dataset("two", base=[1.0])])
 
@@ -113,7 +118,7 @@ def test_other_systems_on_another_data_set_are_refused():
         (["x/base", "x/b"], ["x/base", "x/b"]),
     ],
 )
-def test_models_are_named_as_shortly_as_tells_them_apart(paths, names):
+def test_models_get_the_shortest_distinct_names(paths, names):
     assert system_names(paths) == names
 
 
@@ -123,7 +128,7 @@ def test_models_that_cannot_be_compared_are_a_user_error(paths):
         system_names(paths)
 
 
-# Words and plot
+# Table and plot
 
 
 def test_the_table_shows_every_pair_once_and_the_changed_queries(comparison):
@@ -134,7 +139,7 @@ def test_the_table_shows_every_pair_once_and_the_changed_queries(comparison):
     assert any(line.startswith("mean of data sets") for line in lines)
     assert any("q0: text of q0" in line and "0.50 -> 1.00" in line for line in lines)
     assert "b against base: queries" in text
-    assert "b against a: queries" not in text  # the file has them
+    assert "b against a: queries" not in text  # only in the file
 
 
 def test_a_subset_that_is_the_whole_set_has_no_rows_of_its_own():
@@ -144,12 +149,12 @@ def test_a_subset_that_is_the_whole_set_has_no_rows_of_its_own():
     assert len(text.split("\n\n")[0].splitlines()) == 3
 
 
-def test_no_line_of_the_table_ends_in_blanks(comparison):
+def test_no_line_of_the_table_ends_in_spaces(comparison):
     lines = format_comparison(comparison).splitlines()
     assert not any(line != line.rstrip() for line in lines)
 
 
 def test_the_plot_is_drawn(comparison, tmp_path):
-    plot_comparison_of_models(comparison, tmp_path / "plot.png")
+    plot_model_comparison(comparison, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert [path.name for path in tmp_path.iterdir()] == ["plot.png"]

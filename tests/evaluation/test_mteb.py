@@ -1,4 +1,4 @@
-"""MTEB on a saved model: its figures are those of this package's own evaluation."""
+"""MTEB on a saved model has the figures of this package's own evaluation."""
 
 import importlib
 import json
@@ -31,14 +31,14 @@ def _moved(model, *, by=0.1):
 
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
-    """The two scripts of evaluation, each returning what it wrote."""
+    """The two evaluation scripts, as functions that return the results they wrote."""
     monkeypatch.chdir(tmp_path)
     for name in ("plot_comparison", "plot_isotropy"):  # they take most of the time
         monkeypatch.setattr(f"ragcun_hf.evaluation.plots.{name}", lambda *args, **kwargs: None)
 
     def by_mteb(*flags):
         importlib.import_module("ragcun_hf.cli.eval_mteb").main([*map(str, flags), "--run_name", "mteb"])
-        # MTEB has NaN in places, which JSON has not.
+        # MTEB gives NaN in places, and JSON has no NaN.
         return json.loads((tmp_path / "results" / "mteb" / "mteb.json").read_text(), parse_constant=pytest.fail)
 
     def by_us(*flags):
@@ -60,7 +60,7 @@ def _assert_same_figures(theirs, ours, data_set, tolerance):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
-def test_figures_on_a_beir_folder_are_those_of_eval_beir(embedded_folder, scripts, small_folder, similarity, capsys):
+def test_figures_on_a_beir_folder_equal_those_of_eval_beir(embedded_folder, scripts, small_folder, similarity, capsys):
     pytest.importorskip("mteb")
     model = IsotropicGaussianModel.from_encoder(
         str(embedded_folder), max_length=48, similarity_fn_name=similarity, query_prompt="query: "
@@ -115,14 +115,14 @@ def test_the_query_s_own_document_is_dropped_as_in_eval_beir_unless_kept(scripts
         _assert_same_figures(found[flags], by_us(*common, *own, *flags), "toy", 1e-4)
     scores = [result["tasks"][0]["main_score"] for result in found.values()]
     assert scores[0] > scores[1]  # the query's own text was the best document
-    # Where a query is answered by the document of its own id, dropping it is an error.
+    # If the document with the query's own id is relevant, dropping it is an error.
     _write_beir(tmp_path / "beir" / "numbered", [("a", "a")])
     with pytest.raises(UserError, match="pass --keep_identical_ids"):
         by_mteb(*common, "--beir_folders", tmp_path / "beir" / "numbered")
 
 
 @pytest.mark.slow
-def test_a_task_says_which_data_it_is_of(tmp_path):
+def test_a_task_s_revision_identifies_its_data(tmp_path):
     pytest.importorskip("mteb")
     qrels = [("q", "c"), ("r", "b")]
     tasks = [
@@ -134,7 +134,7 @@ def test_a_task_says_which_data_it_is_of(tmp_path):
     assert metadata[0].eval_langs == ["deu-Latn"]
     revisions = [one.dataset["revision"] for one in metadata]
     assert revisions[0] == revisions[1] != revisions[2]
-    # MTEB puts data away after use, and asks for it again.
+    # MTEB unloads data after use, and loads it again.
     tasks[0].unload_data()
     tasks[0].load_data()
     assert tasks[0].dataset["default"]["test"]["corpus"]["text"][2] == "sort the moon and a star"
@@ -152,12 +152,12 @@ def test_mteb_s_own_tasks_are_found_by_name_and_need_the_network(scripts, tiny_f
 
 
 @pytest.mark.slow
-def test_what_is_no_model_is_refused(scripts, tiny_folder, tiny_encoder_folder, tmp_path):
+def test_folders_that_are_not_models_are_refused(scripts, tiny_folder, tiny_encoder_folder, tmp_path):
     pytest.importorskip("mteb")
     by_mteb, _ = scripts
     folder = _write_beir(tmp_path / "beir" / "toy", [("r", "b")])
     (tmp_path / "empty").mkdir()
-    for path in ("nowhere", "empty", tiny_encoder_folder):  # the last would get a pooling made up
+    for path in ("nowhere", "empty", tiny_encoder_folder):  # sentence-transformers would add a pooling to the last
         with pytest.raises(UserError, match="--model_path expects a folder written by save_pretrained"):
             by_mteb("--model_path", path, "--beir_folders", folder)
     weights = tiny_folder / "model.safetensors"
@@ -177,7 +177,7 @@ Path({witness!r}).write_text("ran", encoding="utf-8")
 
 
 def _plant(folder, place, witness):
-    """Put code into a model folder that leaves a file behind if it runs."""
+    """Add code to a model folder that writes a file if it runs."""
     code = PLANTED.format(witness=str(witness))
     if place == "model code":
         with (folder / "modeling_isotropic_gaussian.py").open("a", encoding="utf-8") as file:
@@ -206,14 +206,14 @@ def _plant(folder, place, witness):
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--trust_remote_code",)], ids=["without the flag", "with it"])
 @pytest.mark.parametrize("place", ["model code", "tokenizer", "module list"])
-def test_code_that_lies_in_a_folder_of_our_own_type_never_runs(scripts, tiny_folder, tmp_path, place, flags):
+def test_code_in_a_folder_of_our_own_type_never_runs(scripts, tiny_folder, tmp_path, place, flags):
     pytest.importorskip("mteb")
     by_mteb, _ = scripts
     witness = tmp_path / "witness"
     task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
     unchanged = by_mteb("--model_path", tiny_folder, *task)["tasks"][0]["scores"]
     _plant(tiny_folder, place, witness)
-    if place == "model code":  # the installed classes stand in for it, as a process shows that has loaded no other
+    if place == "model code":  # a new process shows that the installed classes replace it
         command = [sys.executable, TRAINING / "eval_mteb.py", "--model_path", tiny_folder, *task, *flags]
         subprocess.run([*map(str, command), "--run_name", "again"], check=True, capture_output=True)
         again = json.loads(Path("results/mteb/again.json").read_text(encoding="utf-8"))
@@ -225,7 +225,7 @@ def test_code_that_lies_in_a_folder_of_our_own_type_never_runs(scripts, tiny_fol
 
 
 @pytest.mark.slow
-def test_code_of_another_type_runs_only_where_the_user_says_so(scripts, tiny_encoder_folder, tmp_path):
+def test_code_of_another_type_runs_only_with_the_flag(scripts, tiny_encoder_folder, tmp_path):
     pytest.importorskip("mteb")
     by_mteb, _ = scripts
     from sentence_transformers import SentenceTransformer
@@ -233,7 +233,7 @@ def test_code_of_another_type_runs_only_where_the_user_says_so(scripts, tiny_enc
     SentenceTransformer(str(tiny_encoder_folder), device="cpu").save("foreign")
     witness = tmp_path / "witness"
     task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
-    by_mteb("--model_path", "foreign", *task)  # as it is, it needs no code of its own
+    by_mteb("--model_path", "foreign", *task)  # unchanged, it needs no code of its own
     _plant(Path("foreign"), "module list", witness)
     with pytest.raises(UserError, match="--trust_remote_code"):
         by_mteb("--model_path", "foreign", *task)
@@ -242,7 +242,7 @@ def test_code_of_another_type_runs_only_where_the_user_says_so(scripts, tiny_enc
     assert witness.read_text(encoding="utf-8") == "ran"
 
 
-def test_flags_that_cannot_work_are_refused_at_once(scripts, monkeypatch, tmp_path):
+def test_wrong_flags_are_refused_at_once(scripts, monkeypatch, tmp_path):
     by_mteb, _ = scripts
     with pytest.raises(UserError, match="neither --beir_folders nor --tasks"):
         by_mteb("--model_path", "tiny")

@@ -1,4 +1,4 @@
-"""Plots are written whole, for any sensible input, without touching matplotlib's global state."""
+"""Plots are written completely, for any sensible input, without pyplot's global state."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ def drawn(monkeypatch):
     return figures
 
 
-def _is_picture(path):
+def _is_plot(path):
     picture = imread(path)
     assert picture.shape[1] == 1200
     assert picture[..., :3].std() > 0.01, "not an empty page"
@@ -38,7 +38,7 @@ def _history(num_steps):
 def test_learning_curves_have_one_panel_per_logged_term(tmp_path, drawn):
     history = [*_history(100), {"step": 50, "eval_loss": 0.1, "eval_scifact_ndcg@10": 0.6}]
     plot_learning_curves(history, tmp_path / "curves.png")
-    assert _is_picture(tmp_path / "curves.png")
+    assert _is_plot(tmp_path / "curves.png")
     labels = [axes.get_ylabel().split(" (")[0] for axes in drawn[0].axes]
     assert labels == ["total loss", "contrastive loss", "isotropy loss", "predictive loss", "NDCG@10"]
     assert list(drawn[0].axes[1].lines[0].get_ydata()) == [1.5 / step for step in range(1, 100)]
@@ -53,7 +53,7 @@ def test_the_predictors_ndcg_is_drawn_beside_the_projections(tmp_path, drawn):
 
 def test_terms_that_were_not_logged_have_no_panel(tmp_path, drawn):
     plot_learning_curves([{"step": 1, "loss": 1.0, "loss/contrastive": 1.0}], tmp_path / "curves.png")
-    assert _is_picture(tmp_path / "curves.png")
+    assert _is_plot(tmp_path / "curves.png")
     assert len(drawn[0].axes) == 2
 
 
@@ -67,7 +67,7 @@ def test_isotropy_of_arrays_and_tensors_of_other_widths_is_drawn(tmp_path, drawn
     before = np.random.default_rng(0).standard_normal((200, 12)).astype(np.float32) * np.arange(1, 13)
     after = torch.randn(150, 6, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16, requires_grad=True)
     plot_isotropy(before, after, tmp_path / "isotropy.png", labels=("frozen", "head"))
-    assert _is_picture(tmp_path / "isotropy.png")
+    assert _is_plot(tmp_path / "isotropy.png")
     spectrum = drawn[0].axes[0].lines[0].get_ydata()
     assert len(spectrum) == 12
     assert spectrum.mean() == pytest.approx(1.0)
@@ -75,7 +75,7 @@ def test_isotropy_of_arrays_and_tensors_of_other_widths_is_drawn(tmp_path, drawn
 
 def test_collapsed_and_duplicate_vectors_are_drawn(tmp_path):
     plot_isotropy(np.zeros((20, 4)), np.ones((20, 4)), tmp_path / "isotropy.png")
-    assert _is_picture(tmp_path / "isotropy.png")
+    assert _is_plot(tmp_path / "isotropy.png")
 
 
 def _entry(base, projection, compared=True):
@@ -90,7 +90,7 @@ def _entry(base, projection, compared=True):
 def test_comparison_draws_every_bar_at_its_value_with_the_base_first(tmp_path, drawn):
     results = {"datasets": {"scifact": _entry(0.6, 0.65), "ünïcode": _entry(0.3, 0.25, compared=False)}}
     plot_comparison(results, tmp_path / "comparison.png")
-    assert _is_picture(tmp_path / "comparison.png")
+    assert _is_plot(tmp_path / "comparison.png")
     bars = sorted((bar.get_x(), bar.get_height()) for bar in drawn[0].axes[0].patches)
     assert [height for _, height in bars] == [0.6, 0.65, 0.3, 0.25]
 

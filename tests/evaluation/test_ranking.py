@@ -1,10 +1,10 @@
-"""Runs: identical ids, cuts, and TREC files."""
+"""Runs: identical ids, cut-offs, and TREC files."""
 
 import numpy as np
 import pytest
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation.ranking import build_run, check_trec_ids, read_trec_run, write_trec_run
+from ragcun_hf.evaluation.ranking import build_run, check_trec_ids, write_trec_run
 from ragcun_hf.search.exact import SearchResult
 
 
@@ -45,13 +45,17 @@ def test_repeated_or_missing_ids_are_refused(query_ids, document_ids):
         build_run(query_ids, document_ids, _found([[0.9, 0.8]] * 2, [[0, 1]] * 2))
 
 
-def test_a_run_file_gives_back_every_score_exactly(tmp_path):
+def test_every_score_can_be_read_back_exactly_from_a_run_file(tmp_path):
     scores = np.random.default_rng(0).standard_normal((3, 20)).astype(np.float32)
     rows = np.argsort(-scores, axis=1)
     found = _found(np.take_along_axis(scores, rows, axis=1), rows)
     run = build_run(["q1", "é\u00a0文", "q3"], [f"文書{row}" for row in range(20)], found, k=20)
     write_trec_run(tmp_path / "run.trec", run, "base")
-    assert read_trec_run(tmp_path / "run.trec") == run
+    lines = [line.split(" ") for line in (tmp_path / "run.trec").read_text(encoding="utf-8").splitlines()]
+    read = {query: {words[2]: float(words[4]) for words in lines if words[0] == query} for query in run}
+    assert read == run
+    assert {words[1] for words in lines} == {"Q0"}
+    assert {words[5] for words in lines} == {"base"}
 
 
 def test_run_lines_are_ordered_by_score_and_then_document_id(tmp_path):
@@ -73,28 +77,14 @@ def test_run_bytes_do_not_depend_on_insertion_order_and_leave_no_other_file(tmp_
     [({"q 1": {"a": 1.0}}, "t"), ({"q": {"a\tb": 1.0}}, "t"), ({"q": {"": 1.0}}, "t"), ({"q": {"a": 1.0}}, "my tag"),
      ({"q": {"a": float("nan")}}, "t")],
 )  # fmt: skip
-def test_what_a_run_file_cannot_hold_is_refused_and_nothing_written(tmp_path, run, tag):
+def test_content_that_a_run_file_cannot_hold_is_refused_and_nothing_is_written(tmp_path, run, tag):
     with pytest.raises(UserError):
         write_trec_run(tmp_path / "run", run, tag)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_ids_that_a_run_file_cannot_hold_are_found_beforehand():
+def test_ids_that_a_run_file_cannot_hold_are_found_in_advance():
     check_trec_ids(["q1", "é\u00a0文"], "query id")
     for bad in ("a b", "a\t", ""):
         with pytest.raises(UserError, match="expected a document id of toy without spaces"):
             check_trec_ids(["good", bad], "document id of toy")
-
-
-@pytest.mark.parametrize(
-    "text", ["q Q0 a 1 0.5\n", "q Q0 a 1 high t\n", "q Q0 a 1 0.5 t\nq Q0 a 2 0.4 t\n"], ids=["short", "word", "twice"]
-)
-def test_malformed_run_files_are_refused_with_the_line(tmp_path, text):
-    (tmp_path / "run").write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=r"run, line \d"):
-        read_trec_run(tmp_path / "run")
-
-
-def test_a_missing_run_file_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match="could not read"):
-        read_trec_run(tmp_path / "none")

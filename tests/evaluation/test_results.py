@@ -1,4 +1,4 @@
-"""The results file: what goes in comes out, and nothing else goes in."""
+"""The results file: results are read back as they were written, and anything else is refused."""
 
 import copy
 import json
@@ -8,9 +8,8 @@ import subprocess
 import pytest
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation import environment
+from ragcun_hf.evaluation.environment import checkout_commit, environment_facts
 from ragcun_hf.evaluation.results import (
-    environment_facts,
     format_results_table,
     mean_over_datasets,
     read_results,
@@ -79,7 +78,7 @@ def test_the_file_is_readable_text(tmp_path, results):
 
 
 def _paths(value, path=()):
-    """Every way to a key of the example that the schema asks for."""
+    """Yield the full path of every key in the example."""
     for key, part in value.items():
         yield (*path, key)
         if isinstance(part, dict):
@@ -112,7 +111,7 @@ def test_a_missing_key_is_named_with_the_file(tmp_path, results, path):
     assert not (tmp_path / "other.json").exists()
 
 
-def test_a_value_of_the_wrong_type_is_refused_wherever_the_schema_reaches(tmp_path, results):
+def test_a_value_of_the_wrong_type_is_refused_at_every_key_of_the_schema(tmp_path, results):
     open_places = {("settings", "k"), ("model", "output_dim")}
     tried = 0
     for path in _paths(results):
@@ -143,7 +142,7 @@ def test_an_unknown_key_is_refused(tmp_path, results):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"schema_version": 2}', "\x00"])
-def test_a_file_that_is_no_results_file_is_a_user_error_of_one_line(tmp_path, text):
+def test_a_file_that_is_not_a_results_file_is_a_user_error_of_one_line(tmp_path, text):
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="results.json") as caught:
         read_results(tmp_path / "results.json")
@@ -155,7 +154,7 @@ def test_a_missing_file_is_a_user_error(tmp_path):
         read_results(tmp_path / "none.json")
 
 
-def test_the_mean_counts_data_sets_alike_and_only_systems_measured_on_all(results):
+def test_the_mean_gives_data_sets_the_same_weight_and_omits_systems_not_measured_on_all(results):
     means = mean_over_datasets(
         {"a": {"systems": {"base": {"m": 1.0}, "new": {"m": 1.0}}}, "b": {"systems": {"base": {"m": 0.5}}}}
     )
@@ -197,7 +196,7 @@ def test_environment_facts_fit_the_schema(tmp_path, results):
 
 
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
-def test_commit_is_that_of_the_checkout_and_says_when_it_was_changed(tmp_path):
+def test_the_commit_is_that_of_the_checkout_and_marked_if_files_changed(tmp_path):
     def git(*arguments):
         settings = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
         return subprocess.run(
@@ -206,15 +205,15 @@ def test_commit_is_that_of_the_checkout_and_says_when_it_was_changed(tmp_path):
 
     file = tmp_path / "module.py"
     file.write_text("1", encoding="utf-8")
-    assert environment._commit(file) is None
+    assert checkout_commit(file) is None
     git("init", "-q")
-    assert environment._commit(file) is None, "a file that the checkout does not track is not part of it"
+    assert checkout_commit(file) is None, "a file that the checkout does not track is not part of it"
     git("add", "module.py")
     git("commit", "-q", "-m", "first")
     commit = git("rev-parse", "HEAD").stdout.strip()
-    assert environment._commit(file) == commit
+    assert checkout_commit(file) == commit
     file.write_text("2", encoding="utf-8")
-    assert environment._commit(file) == f"{commit}-dirty"
+    assert checkout_commit(file) == f"{commit}-dirty"
 
 
 def test_commit_is_none_without_git(tmp_path, monkeypatch):

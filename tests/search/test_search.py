@@ -1,4 +1,4 @@
-"""Exact search: order, ties, blocks, odd vectors."""
+"""Exact search: order, ties, blocks, unusual vectors. Then similarities, and approximate search."""
 
 import subprocess
 import sys
@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation.ranking import IdOrder
 from ragcun_hf.search import approximate as faiss_search
 from ragcun_hf.search import exact as search
 from ragcun_hf.search import first_pass, memory_maps
 from ragcun_hf.search.exact import exact_search
+from ragcun_hf.search.similarity import SIMILARITIES, inner_product_vectors, score_pairs, score_rows
+from ragcun_hf.search.ties import IdOrder
 
 
 def _random(rows, width, seed):
@@ -65,13 +66,13 @@ def test_more_ties_than_candidates_keep_the_lowest_rows():
 
 
 def test_ties_cut_by_a_later_block_keep_the_lowest_rows():
-    # 40 equal documents are the best of the first block; 20 better ones of the next push most of them out.
+    # 40 equal documents are the best of the first block; 20 better ones in the next block displace most of them.
     documents = np.repeat([[0.0], [1.0], [0.0], [2.0]], [200, 40, 2760, 20], axis=0)
     found = exact_search(np.ones((5, 1)), documents, k=24, similarity="dot", document_block=3000)
     assert found.indices.tolist() == [[*range(3000, 3020), 200, 201, 202, 203]] * 5
 
 
-def test_equal_scores_are_ordered_as_asked_also_at_the_border():
+def test_equal_scores_are_ordered_by_the_given_ties_also_where_the_results_end():
     documents = _random(10, 8, 1)[np.arange(200) % 10]  # each one twenty times
     ties = np.random.default_rng(2).permutation(200)
     found = exact_search(_random(6, 8, 0), documents, k=30, ties=ties, document_block=16)
@@ -84,8 +85,8 @@ def test_equal_scores_are_ordered_as_asked_also_at_the_border():
         assert ties[row[20:]].tolist() == lowest
 
 
-def test_a_collapsed_model_gives_the_lowest_rows_in_bounded_memory(monkeypatch):
-    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 64)
+def test_equal_documents_of_a_collapsed_model_give_the_lowest_rows_with_few_candidates_in_memory(monkeypatch):
+    monkeypatch.setattr(first_pass, "SPARE_CANDIDATES", 64)
     documents = np.ones((5_000, 4), dtype=np.float32)
     documents[4_000] = [2.0, 0.0, 0.0, 0.0]
     queries = np.array([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
@@ -93,9 +94,9 @@ def test_a_collapsed_model_gives_the_lowest_rows_in_bounded_memory(monkeypatch):
     assert found.indices.tolist() == [[4_000, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
 
 
-def test_a_crowded_query_costs_the_others_no_candidate(monkeypatch):
-    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 0)
-    # For the first query 60 documents are as good as equal; the second has to tell 15 of them from each other.
+def test_a_query_with_too_many_candidates_costs_other_queries_none(monkeypatch):
+    monkeypatch.setattr(first_pass, "SPARE_CANDIDATES", 0)
+    # For the first query all 60 documents have almost equal scores; the second must order ten of them exactly.
     documents = np.zeros((60, 2), dtype=np.float32)
     documents[:, 0] = 1.0
     documents[:, 1] = 1e-4 * np.arange(60)
@@ -114,7 +115,7 @@ def test_documents_that_differ_by_less_than_the_rounding_of_a_product_are_still_
     np.testing.assert_array_equal(found.indices, _slow_search(query, documents, 20, similarity))
 
 
-def test_ties_are_kept_where_more_are_equal_than_candidates_are_held():
+def test_ties_decide_when_more_documents_are_equal_than_candidates_are_held():
     ties = np.arange(5_000)[::-1].copy()
     found = exact_search(np.ones((1, 4)), np.ones((5_000, 4)), k=5, ties=ties)
     assert found.indices.tolist() == [[4_999, 4_998, 4_997, 4_996, 4_995]]
@@ -122,8 +123,8 @@ def test_ties_are_kept_where_more_are_equal_than_candidates_are_held():
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize("noise", [3e-7, 1e-6])
-def test_more_near_duplicates_than_candidates_are_held_lose_none_of_the_best(monkeypatch, similarity, noise):
-    monkeypatch.setattr(first_pass, "_MOST_CANDIDATES", 64)
+def test_none_of_the_best_is_lost_among_more_near_duplicates_than_candidates_are_held(monkeypatch, similarity, noise):
+    monkeypatch.setattr(first_pass, "SPARE_CANDIDATES", 64)
     rng = np.random.default_rng(0)
     near = rng.standard_normal(32) + noise * rng.standard_normal((900, 32))
     documents = np.concatenate([_random(500, 32, 1), near]).astype(np.float32)
@@ -132,7 +133,7 @@ def test_more_near_duplicates_than_candidates_are_held_lose_none_of_the_best(mon
     np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 40, similarity))
 
 
-def test_distances_far_from_a_tight_cluster_are_ordered_as_float32_has_them():
+def test_distances_from_far_away_to_a_tight_cluster_are_ordered_as_rounded_to_float32():
     for seed in range(10):
         documents = 0.01 * _random(400, 8, seed)
         queries = np.full((1, 8), 3000.0, dtype=np.float32)
@@ -141,13 +142,13 @@ def test_distances_far_from_a_tight_cluster_are_ordered_as_float32_has_them():
 
 
 @pytest.mark.parametrize("similarity", ["dot", "euclidean"])
-def test_vectors_whose_squares_vanish_in_float32_are_ordered(similarity):
+def test_vectors_whose_squares_underflow_float32_are_ordered(similarity):
     documents, queries = 1e-23 * _random(6_000, 8, 0), 1e-21 * _random(2, 8, 1)
     found = exact_search(queries, documents, k=5, similarity=similarity)
     np.testing.assert_array_equal(found.indices, _slow_search(queries, documents, 5, similarity))
 
 
-def test_a_lower_precision_of_products_is_set_aside_and_comes_back():
+def test_a_lower_matmul_precision_is_suspended_during_the_search_and_restored():
     torch.set_float32_matmul_precision("medium")
     try:
         found = exact_search(_random(10, 64, 0), _random(500, 64, 1), k=7)
@@ -158,19 +159,19 @@ def test_a_lower_precision_of_products_is_set_aside_and_comes_back():
 
 
 @pytest.mark.parametrize("ties", [np.zeros(50, dtype=np.int64), np.arange(49)])
-def test_ties_that_name_no_order_are_a_user_error(ties):
+def test_ties_that_do_not_define_an_order_are_a_user_error(ties):
     with pytest.raises(UserError, match="different numbers for ties"):
         exact_search(_random(2, 4, 0), _random(50, 4, 1), k=3, ties=ties)
 
 
 @pytest.mark.parametrize("search_", [exact_search, faiss_search.approximate_search])
-def test_ties_by_id_are_looked_up_where_scores_are_equal_only(search_):
+def test_ids_are_read_only_for_documents_with_equal_scores(search_):
     if search_ is not exact_search:
         pytest.importorskip("faiss")
     generator = np.random.default_rng(3)
     ids = [f"d{number}" for number in generator.permutation(400)]  # d10 before d9
     documents = _random(20, 8, 1)[generator.integers(0, 20, 400)]
-    documents[:50] = _random(50, 8, 2)  # which no other equals
+    documents[:50] = _random(50, 8, 2)  # all different
     asked = []
 
     class Listening(IdOrder):
@@ -204,15 +205,15 @@ def test_a_gpu_finds_what_the_processor_finds(precision):
     np.testing.assert_array_equal(found.indices, exact_search(queries, documents, k=100).indices)
 
 
-def test_many_queries_are_searched_in_turns(monkeypatch):
+def test_queries_in_several_rounds_get_the_same_results(monkeypatch):
     expected = exact_search(_random(10, 6, 0), _random(50, 6, 1), k=7)
-    monkeypatch.setattr(search, "_RESULTS_AT_ONCE", 21)
+    monkeypatch.setattr(search, "RESULTS_AT_ONCE", 21)
     found = exact_search(_random(10, 6, 0), _random(50, 6, 1), k=7)
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory where Linux reports it")
-def test_a_memory_map_leaves_memory_while_it_is_searched(tmp_path):
+def test_pages_of_a_memory_map_are_released_during_the_search(tmp_path):
     path = tmp_path / "documents.npy"
     np.save(path, _random(50_000, 256, 1))
     script = (
@@ -231,14 +232,14 @@ def test_a_memory_map_leaves_memory_while_it_is_searched(tmp_path):
     assert int(done.stdout) < 25_000, "KiB; the whole map has 50,000"
 
 
-def test_hints_reach_the_map_and_spare_what_is_none(tmp_path, monkeypatch):
+def test_hints_change_no_content_and_ignore_arrays_that_are_not_mapped(tmp_path, monkeypatch):
     path = tmp_path / "documents.npy"
     np.save(path, _random(5_000, 64, 1))
     expected = _random(5_000, 64, 1)
     for mode in ("r", "r+", "c"):
         documents = np.load(path, mmap_mode=mode)
         if mode == "c":
-            documents[7] = 0  # which nobody has saved
+            documents[7] = 0  # a change that is saved nowhere
             expected[7] = 0
         for rows in (slice(0, 10), slice(4_990, 5_000), slice(0, 0), slice(3, 3_000)):
             memory_maps.will_need(documents, rows)
@@ -293,7 +294,7 @@ def test_euclidean_distance_of_a_vector_to_itself_is_zero():
     assert (found.scores == 0).all()
 
 
-def test_arrays_memory_maps_and_tensors_give_the_same(tmp_path):
+def test_arrays_memory_maps_and_tensors_give_the_same_results(tmp_path):
     queries, documents = _random(6, 8, 0), _random(50, 8, 1)
     np.save(tmp_path / "documents.npy", documents)
     mapped = np.load(tmp_path / "documents.npy", mmap_mode="r")
@@ -342,6 +343,41 @@ def test_wrong_input_is_a_user_error_of_one_line(queries, documents, options):
     assert "\n" not in str(caught.value)
 
 
+# Similarities
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_scores_by_rows_and_by_pairs_are_those_of_the_search(similarity):
+    queries, documents = (torch.from_numpy(_random(20, 12, seed)) for seed in (0, 1))
+    found = exact_search(queries, documents, k=20, similarity=similarity)
+    expected = np.empty((20, 20), dtype=np.float32)
+    np.put_along_axis(expected, found.indices, found.scores, axis=1)
+    np.testing.assert_allclose(score_pairs(queries, documents, similarity), expected, atol=1e-5)
+    np.testing.assert_allclose(score_rows(queries, documents, similarity), np.diag(expected), atol=1e-5)
+    np.testing.assert_allclose(score_rows(queries[:1], documents, similarity), expected[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_scoring_changes_the_documents_only_in_place(similarity):
+    queries, documents = (torch.from_numpy(_random(20, 12, seed)) for seed in (0, 1))
+    before = documents.clone()
+    scores = score_rows(queries, documents, similarity)
+    assert torch.equal(documents, before)
+    assert torch.equal(score_rows(queries, documents, similarity, in_place=True), scores)
+    assert not torch.equal(documents, before)
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_inner_product_vectors_order_documents_as_the_similarity_does(similarity):
+    queries, documents = _random(11, 24, 0), _random(150, 24, 1) + 3
+    queries_QX, documents_NX = (
+        inner_product_vectors(torch.from_numpy(vectors), similarity, is_query=is_query)
+        for vectors, is_query in ((queries, True), (documents, False))
+    )
+    order = torch.argsort(queries_QX @ documents_NX.T, dim=1, descending=True)[:, :20]
+    np.testing.assert_array_equal(order, _slow_search(queries, documents, 20, similarity))
+
+
 # Approximate search
 
 
@@ -379,14 +415,14 @@ def test_a_query_whose_lists_are_too_small_is_searched_exactly(clustered):
 @pytest.mark.parametrize(
     ("queries", "k", "similarity"), [((2, 16), 5, "manhattan"), ((2, 8), 5, "dot"), ((2, 16), 0, "dot")]
 )
-def test_faiss_refuses_what_the_exact_search_refuses(clustered, queries, k, similarity):
+def test_faiss_refuses_the_same_arguments_as_the_exact_search(clustered, queries, k, similarity):
     pytest.importorskip("faiss")
     for find in (faiss_search.approximate_search, exact_search):
         with pytest.raises(UserError, match="expected"):
             find(np.ones(queries), clustered[1], k=k, similarity=similarity)
 
 
-def test_a_measured_search_says_what_it_missed(clustered):
+def test_a_measured_search_reports_its_recall(clustered):
     pytest.importorskip("faiss")
     queries, documents = clustered
     few, many = faiss_search.MeasuredSearch(num_probes=1), faiss_search.MeasuredSearch(num_probes=1_000)
@@ -395,13 +431,13 @@ def test_a_measured_search_says_what_it_missed(clustered):
     assert few.recalls[0] < many.recalls[0] == 1.0
 
 
-def test_recall_of_a_case_done_by_hand():
+def test_recall_of_a_case_worked_by_hand():
     found = search.SearchResult(np.zeros((2, 2)), np.array([[1, 2], [3, 4]]))
     exact = search.SearchResult(np.zeros((2, 2)), np.array([[2, 1], [3, 5]]))
     assert faiss_search.recall_of(found, exact) == 0.75
 
 
-def test_a_missing_faiss_is_a_user_error_that_says_how_to_install_it(monkeypatch):
+def test_a_missing_faiss_is_a_user_error_with_the_install_command(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'ragcun_hf\[faiss\]'"):
         faiss_search.approximate_search(np.ones((1, 2)), np.ones((3, 2)), k=1)

@@ -73,7 +73,7 @@ def run(folder, capsys):
 
 
 def _answers(output):
-    """Read the printed lines: score, id, start of the text."""
+    """Read score and id from the printed lines."""
     found = [re.match(r" *(-?\d+\.\d{4})  (\S+)  ", line) for line in output.splitlines()]
     return {match[2]: float(match[1]) for match in found if match}
 
@@ -171,7 +171,7 @@ def test_a_damaged_faiss_index_is_refused(run, models, folder):
 
 
 @pytest.mark.parametrize("example", PACKAGES)
-def test_the_message_names_what_the_user_must_change(run, models, folder, tiny_encoder_folder, example, monkeypatch):
+def test_errors_say_what_the_user_must_change(run, models, folder, tiny_encoder_folder, example, monkeypatch):
     for flags, message in [
         ({"query": " "}, "--query expects a value"),
         ({"corpus": "nowhere.jsonl"}, "nowhere.jsonl"),

@@ -176,8 +176,8 @@ def search_index(collection: Collection, build: Callable[[], Any], is_reranked: 
 
 def figures(name: str, result: dict[str, Any], best: dict[str, Any], collection: Collection) -> list[dict[str, Any]]:
     """Make the claims of one index: recall, NDCG@10, time and memory."""
+    from ragcun_hf.evaluation.metrics.retrieval.trec_scores import average_scores, score_queries
     from ragcun_hf.evaluation.ranking import build_run
-    from ragcun_hf.evaluation.retrieval import mean_metrics, per_query_metrics
     from ragcun_hf.search.exact import SearchResult
 
     def first(found: Any, count: int) -> list[set[int]]:
@@ -188,7 +188,7 @@ def figures(name: str, result: dict[str, Any], best: dict[str, Any], collection:
         return float(np.mean([len(some & all_) / count for some, all_ in pairs]))
 
     run = build_run(collection.query_ids, collection.document_ids, SearchResult(*vars(result["found"]).values()), k=_K)
-    metrics = mean_metrics(per_query_metrics(run, collection.qrels))
+    metrics = average_scores(score_queries(run, collection.qrels))
     count = len(collection.documents)
     claims = [
         figure(f"{name}: recall of the exact top 10", recall(10), ""),

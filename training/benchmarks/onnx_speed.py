@@ -154,7 +154,8 @@ def evaluate(model: Any, dataset: Any, contenders: Mapping[str, Callable[..., An
     """Return each contender's NDCG@10, and the differences of the exported graphs from PyTorch."""
     import numpy as np
 
-    from ragcun_hf.evaluation.retrieval import BASE_SYSTEM, evaluate_retrieval
+    from ragcun_hf.evaluation.results import BASE_SYSTEM, MAIN_METRIC
+    from ragcun_hf.evaluation.retrieval import VectorSystem, evaluate_retrieval
     from ragcun_hf.features.encoder_loop import EncodingProgress, encode_in_batches
 
     def embed(texts: list[str], prompt: str, compute: Callable[..., Any]) -> Any:
@@ -164,14 +165,13 @@ def evaluate(model: Any, dataset: Any, contenders: Mapping[str, Callable[..., An
                 vectors[rows] = batch.numpy()
         return vectors
 
-    vectors = {}
+    similarity, systems = model.config.similarity_fn_name, []
     for name, compute in contenders.items():
         queries = embed(list(dataset.queries.values()), model.config.query_prompt, compute)
         documents = embed(dataset.corpus_texts, model.config.document_prompt, compute)
-        vectors[BASE_SYSTEM if name == _EXACT else name] = (queries, documents)
-    similarity = dict.fromkeys(vectors, model.config.similarity_fn_name)
-    entry = evaluate_retrieval(dataset, vectors, similarity_by_system=similarity).entry
-    found = {name: entry["systems"][BASE_SYSTEM if name == _EXACT else name]["ndcg@10"] for name in contenders}
+        systems.append(VectorSystem(BASE_SYSTEM if name == _EXACT else name, queries, documents, similarity))
+    entry = evaluate_retrieval(dataset, systems).entry
+    found = {name: entry["systems"][BASE_SYSTEM if name == _EXACT else name][MAIN_METRIC] for name in contenders}
     return {"systems": found, "comparisons": entry["comparisons"]}
 
 

@@ -49,13 +49,14 @@ def main(arguments: list[str] | None = None) -> None:
 
 def evaluate(args: Arguments, model: Any, datasets: list[Any], dtype: str, backend: str) -> dict[str, float]:
     """Return the base's NDCG@10 on each dataset."""
-    from ragcun_hf.evaluation.model_evaluation import evaluate_model
+    from ragcun_hf.evaluation.model_evaluation import ModelSystems, TextEncoder, evaluate_model
+    from ragcun_hf.evaluation.results import BASE_SYSTEM, MAIN_METRIC
     from ragcun_hf.features.feature_store import FeatureStore, default_cache_folder
 
     folder = args.feature_cache_dir or default_cache_folder()
     store = FeatureStore(model, cache_folder=folder, dtype=dtype, backend=backend)
-    evaluation = evaluate_model(model, datasets, store=store, base_only=True)
-    return {name: entry["systems"]["base"]["ndcg@10"] for name, entry in evaluation.datasets.items()}
+    evaluation = evaluate_model(ModelSystems(TextEncoder(model, store), heads=()), datasets)
+    return {name: entry["systems"][BASE_SYSTEM][MAIN_METRIC] for name, entry in evaluation.datasets.items()}
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Search a corpus with a trained model and a Chroma store: fill it once, keep it on disk, ask it.
+"""Search a corpus with a trained model and a Chroma store, which is filled once and kept on disk.
 
     python training/examples/chroma_store.py --model_path checkpoints/mine --corpus your_documents.jsonl --query "sort"
 
-The metric follows from the model's `config.similarity_fn_name`: `cosine`, `ip` or `l2`. A second run finds the store
-on disk and embeds the query only. Nothing leaves this machine.
+The model's `config.similarity_fn_name` decides the metric: `cosine`, `ip` or `l2`. A second run finds the store on
+disk and embeds only the query. No data leaves this machine.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 
 _SPACES = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
 _COLLECTION = "documents"
-# The graph by the dot product is badly connected (a vector may be nearer to others than to itself): with Chroma's
-# defaults, 16 links and 100 candidates, one query in fifty lost documents among as few as two hundred.
+# A graph for the dot product is badly connected, because a vector may be more similar to others than to itself: with
+# Chroma's defaults, 16 links and 100 candidates, one query in fifty lost documents among only two hundred.
 _GRAPH = {"max_neighbors": 48, "ef_construction": 400, "ef_search": 400}
 
 
 @dataclass
 class ExampleArguments:
-    """Which model, which documents, and what is asked."""
+    """The model, the documents, and the query."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
-    corpus: str | None = argument(None, "Documents: rows with a text, a .txt file with one a line, or a BEIR folder.")
-    query: str | None = argument(None, "What to ask.")
+    corpus: str | None = argument(
+        None, "Documents: a file of rows with a text, a .txt file with one per line, or a BEIR folder."
+    )
+    query: str | None = argument(None, "The query.")
     use_predictor: bool = argument(False, "Search with the predictor's output as the query vector.")
     top_k: int = argument(5, "Documents shown.")
-    output_dir: str | None = argument(None, "Where the store is kept. Default: results/chroma/<model>-<corpus>.")
-    overwrite: bool = argument(False, "Fill the store anew.")
+    output_dir: str | None = argument(None, "Folder of the store. Default: results/chroma/<model>-<corpus>.")
+    overwrite: bool = argument(False, "Fill the store again.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
-    """Make what Chroma calls to embed: documents and queries each in the model's own way."""
+    """Make the embedding function that Chroma calls, with the model's own methods for documents and for queries."""
     from chromadb import EmbeddingFunction
 
     space = _SPACES[model.config.similarity_fn_name]
@@ -73,7 +75,7 @@ def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
         """Embeds with a trained model."""
 
         def __init__(self) -> None:
-            """Chroma asks for a constructor."""
+            """Do nothing; Chroma requires a constructor."""
 
         def __call__(self, input: Documents) -> Embeddings:
             """Embed documents."""
@@ -85,20 +87,20 @@ def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
 
         @staticmethod
         def name() -> str:
-            """Name what the store was filled by; Chroma refuses to open it with another."""
+            """Return the name that Chroma keeps; it refuses to open the store with another function."""
             return "ragcun_hf"
 
         def get_config(self) -> dict[str, Any]:
-            """Describe the function; Chroma keeps this beside the vectors."""
+            """Return a description, which Chroma keeps with the vectors."""
             return {"space": space}
 
         @staticmethod
         def build_from_config(config: dict[str, Any]) -> ModelEmbedding:
-            """Give Chroma the function again, around the model that is loaded already."""
+            """Return the function again, with the model that is already loaded."""
             return ModelEmbedding()
 
         def supported_spaces(self) -> list[str]:
-            """Allow the metric that the model was trained for, and no other."""
+            """Allow only the metric that the model was trained for."""
             return [space]
 
     return ModelEmbedding()
@@ -107,14 +109,14 @@ def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
 def open_collection(
     folder: Path, embed: Any, facts: dict[str, str], ids: list[str], texts: list[str], *, overwrite: bool
 ) -> Any:
-    """Open the store of this model and these documents, filling it where there is none or an unfinished one."""
+    """Open the store of this model and these documents; fill it if there is none, or only an unfinished one."""
     import chromadb
     from chromadb.config import Settings
     from chromadb.errors import ChromaError
     from tqdm.auto import tqdm
 
     try:
-        # Absolute, for Chroma keeps clients by path as long as the process lives.
+        # Absolute, because Chroma keeps clients by path as long as the process lives.
         client = chromadb.PersistentClient(str(folder.absolute()), settings=Settings(anonymized_telemetry=False))
         present = [collection.name for collection in client.list_collections()]
     except ChromaError as error:
@@ -148,13 +150,13 @@ def open_collection(
 
 
 def score_of(distance: float, similarity: str) -> float:
-    """Turn Chroma's distance into the score that the model means, larger is better."""
-    # Chroma gives 1 - cosine, 1 - dot product, or the squared L2 distance.
+    """Turn Chroma's distance into the model's score, larger is better."""
+    # Chroma's distance is 1 - cosine, 1 - dot product, or the squared L2 distance.
     return -math.sqrt(max(distance, 0.0)) if similarity == "euclidean" else 1.0 - distance
 
 
 def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -> dict[str, str]:
-    """Tell this model and these documents from all others."""
+    """Identify the model and the documents."""
     from ragcun_hf.data.documents import text_digest
     from ragcun_hf.files import weights_digest
 
@@ -169,7 +171,7 @@ def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -
 
 
 def _checked_folder(args: ExampleArguments) -> Path:
-    """Check the flags and return where the store is kept."""
+    """Check the flags and return the folder of the store."""
     from ragcun_hf.files import check_writable
 
     for name in ("model_path", "corpus", "query"):

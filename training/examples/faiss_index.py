@@ -1,9 +1,9 @@
-"""Search a corpus with a trained model and a faiss index: build it once, keep it on disk, ask it.
+"""Search a corpus with a trained model and a faiss index, which is built once and kept on disk.
 
     python training/examples/faiss_index.py --model_path checkpoints/mine --corpus your_documents.jsonl --query "sort"
 
-The metric follows from the model's `config.similarity_fn_name`: inner product for dot, inner product of vectors of
-unit length for cosine, L2 for euclidean. A second run finds the index on disk and embeds the query only.
+The model's `config.similarity_fn_name` decides the metric: inner product for dot, inner product of vectors of unit
+length for cosine, L2 for euclidean. A second run finds the index on disk and embeds only the query.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ _METRICS = {
 
 @dataclass
 class ExampleArguments:
-    """Which model, which documents, and what is asked."""
+    """The model, the documents, and the query."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
-    corpus: str | None = argument(None, "Documents: rows with a text, a .txt file with one a line, or a BEIR folder.")
-    query: str | None = argument(None, "What to ask.")
+    corpus: str | None = argument(
+        None, "Documents: a file of rows with a text, a .txt file with one per line, or a BEIR folder."
+    )
+    query: str | None = argument(None, "The query.")
     use_predictor: bool = argument(False, "Search with the predictor's output as the query vector.")
     top_k: int = argument(5, "Documents shown.")
-    output_dir: str | None = argument(None, "Where the index is kept. Default: results/faiss/<model>-<corpus>.")
-    overwrite: bool = argument(False, "Build the index anew.")
+    output_dir: str | None = argument(None, "Folder of the index. Default: results/faiss/<model>-<corpus>.")
+    overwrite: bool = argument(False, "Build the index again.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -78,14 +80,14 @@ def build_index(vectors: np.ndarray, similarity: str) -> Any:
 
 
 def search(index: Any, queries: np.ndarray, similarity: str, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores as the model means them, larger is better, and the rows of the documents, each (Q, k)."""
+    """Return the model's scores, larger is better, and the rows of the documents, each (Q, k)."""
     scores, rows = index.search(_prepared(queries, similarity), min(k, index.ntotal))
-    # IndexFlatL2 gives squared distances, the smallest first.
+    # IndexFlatL2 returns squared distances, smallest first.
     return (-np.sqrt(np.maximum(scores, 0)) if similarity == "euclidean" else scores), rows
 
 
 def _prepared(vectors: np.ndarray, similarity: str) -> np.ndarray:
-    vectors = np.array(vectors, dtype=np.float32, order="C")  # a copy, for faiss normalises in place
+    vectors = np.array(vectors, dtype=np.float32, order="C")  # a copy, because faiss normalises in place
     if similarity == "cosine":
         import faiss
 
@@ -94,7 +96,7 @@ def _prepared(vectors: np.ndarray, similarity: str) -> np.ndarray:
 
 
 def read_index(folder: Path, facts: dict[str, str]) -> Any:
-    """Reload an index of this model and these documents; None where there is none."""
+    """Reload an index of this model and these documents; None if there is none."""
     import faiss
 
     try:
@@ -116,7 +118,7 @@ def read_index(folder: Path, facts: dict[str, str]) -> Any:
 
 
 def write_index(index: Any, folder: Path, facts: dict[str, str]) -> None:
-    """Keep an index; its facts go first and come last, so that they are never those of another."""
+    """Write an index; its facts are removed first and written last, so that they never describe another one."""
     import faiss
 
     from ragcun_hf.files import replaced_file, write_whole
@@ -129,7 +131,7 @@ def write_index(index: Any, folder: Path, facts: dict[str, str]) -> None:
 
 
 def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -> dict[str, str]:
-    """Tell this model and these documents from all others."""
+    """Identify the model and the documents."""
     from ragcun_hf.data.documents import text_digest
     from ragcun_hf.files import weights_digest
 
@@ -138,7 +140,7 @@ def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -
 
 
 def _checked_folder(args: ExampleArguments) -> Path:
-    """Check the flags and return where the index is kept."""
+    """Check the flags and return the folder of the index."""
     from ragcun_hf.files import check_writable
 
     for name in ("model_path", "corpus", "query"):

@@ -1,6 +1,6 @@
-"""A page on which a person types a query and sees the frozen base and the trained model side by side.
+"""The search page: a query, and the rankings of the frozen base and of the trained model side by side.
 
-Gradio serves it. Nothing on it is fetched from elsewhere, and every text that is not ours is escaped.
+Gradio serves the page. It fetches nothing from other hosts, and every text of a query or a document is escaped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ragcun_hf.errors import UserError
@@ -18,48 +19,37 @@ from ragcun_hf.errors import UserError
 if TYPE_CHECKING:
     from gradio import Blocks
     from matplotlib.axes import Axes
-    from search_page.index import Comparison, Hit, SearchIndex, Spread
+    from search_page.index import BothRankings, Hit, SearchIndex, Spread
 
+STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+INK = "#010203"  # text colour in figures; replaced by the page's text colour, dark or light
 _SCORES = {"cosine": "cosine similarity", "dot": "dot product", "euclidean": "distance"}
-_FAR = 100  # a document that stands behind this rank on the other side is new, or gone
+_FAR = 100  # a document with a rank beyond this in the other ranking is new, or gone
 _TITLE_CHARACTERS, _SNIPPET_CHARACTERS, _TEXT_CHARACTERS = 90, 170, 6_000
 _INTRODUCTION = (
     '<header class="sp-top"><h1>Search before and after</h1><p>{num_documents:,} documents, ranked by the base '
-    "encoder as it is and by the model trained on it. Each badge says how a document moved from one to the other; "
-    "new and gone mean from and to a rank behind {far}.</p></header>"
+    "encoder and by the model trained on it. Each badge says how a document moved from the first ranking to the "
+    "second; new and gone mean from and to a rank beyond {far}.</p></header>"
 )
-_INK = "#010203"  # of figures; becomes the colour of the page's text, dark or light
 
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a document's rank from the base to the trained model.
+    """How a document's rank changed from the base to the trained model."""
 
-    Args:
-        kind: `up`, `down`, `same`, `new` or `gone`.
-        sign: One character that shows it without colour.
-        words: The same in words, with the other rank.
-    """
-
-    kind: str
-    sign: str
-    words: str
+    kind: str  # `up`, `down`, `same`, `new` or `gone`
+    sign: str  # one character that shows the kind without colour
+    words: str  # the change in words, with the other rank
 
 
 def describe_change(rank: int, other_rank: int, *, is_trained: bool) -> Change:
-    """Say in words how a document's rank changed, always from the base to the trained model.
+    """Describe how a document's rank changed from the base to the trained model.
 
-    Args:
-        rank: Where it stands in the list that shows it, from 1.
-        other_rank: Where it stands in the other one.
-        is_trained: Whether the list that shows it is the trained model's.
+    `rank` is that in the list that shows the document, which is the trained model's if `is_trained`. A document is new
+    or gone if its other rank is beyond 100.
 
-    Returns:
-        The change; `new` or `gone` where the other rank lies behind 100.
-
-    Example:
-        >>> describe_change(5, 12, is_trained=True).words, describe_change(2, 1_204, is_trained=False).words
-        ('up 7 (from 12)', 'gone (to 1,204)')
+    >>> describe_change(5, 12, is_trained=True).words, describe_change(2, 1_204, is_trained=False).words
+    ('up 7 (from 12)', 'gone (to 1,204)')
     """
     other = f"({'from' if is_trained else 'to'} {other_rank:,})"
     if rank == other_rank:
@@ -71,20 +61,12 @@ def describe_change(rank: int, other_rank: int, *, is_trained: bool) -> Change:
 
 
 def shorten_text(text: str, length: int) -> str:
-    r"""Put a text on one line and cut it at a blank, with three dots.
+    r"""Put a text on one line, without control characters, and cut it at a space, with three dots.
 
-    Args:
-        text: Any text; blanks and control characters become single blanks.
-        length: Most characters kept.
-
-    Returns:
-        One line.
-
-    Example:
-        >>> shorten_text("one two\n three", 9), shorten_text("one", 9)
-        ('one two…', 'one')
+    >>> shorten_text("one two\n three", 9), shorten_text("one", 9)
+    ('one two…', 'one')
     """
-    # Not more than can be needed is looked at: a document may be a book.
+    # Read no more than can be needed: a document may be a book.
     start = text[: 4 * length + 64]
     line = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in start).split())
     if len(line) <= length and len(start) == len(text):
@@ -94,22 +76,13 @@ def shorten_text(text: str, length: int) -> str:
 
 
 def render_hit(hit: Hit, *, score_name: str, is_trained: bool) -> str:
-    """Show one document as an item of a list.
-
-    Args:
-        hit: What was found.
-        score_name: What its score is called.
-        is_trained: Whether the list is the trained model's.
-
-    Returns:
-        HTML in which everything of the document is escaped.
-    """
+    """Render one document as a list item; all of its text is escaped."""
     change = describe_change(hit.rank, hit.other_rank, is_trained=is_trained)
     whole, title = shorten_text(hit.text, _TEXT_CHARACTERS), shorten_text(hit.title, 2 * _TITLE_CHARACTERS)
     rest = whole
     if not title:
         title = shorten_text(whole, _TITLE_CHARACTERS)
-        # What stands in the title's place is not said again.
+        # Words used as the title are not repeated.
         rest = "" if title == whole else "…" + whole[len(title) - 1 :].lstrip(" ,;:.")
     snippet = shorten_text(rest, _SNIPPET_CHARACTERS)
     body = f'<p class="sp-snippet" dir="auto">{escape(snippet)}</p>' if snippet else ""
@@ -122,22 +95,14 @@ def render_hit(hit: Hit, *, score_name: str, is_trained: bool) -> str:
     )
 
 
-def render_comparison(found: Comparison, *, heads: Sequence[tuple[str, str]], similarity: str, note: str = "") -> str:
-    """Show both lists side by side.
-
-    Args:
-        found: What both systems found.
-        heads: What stands over the base's list and over the trained model's: a name, and what it is.
-        similarity: How the trained model compares.
-        note: A sentence put behind the summary.
-
-    Returns:
-        HTML.
-    """
+def render_rankings(
+    found: BothRankings, *, headings: Sequence[tuple[str, str]], similarity: str, note: str = ""
+) -> str:
+    """Render both rankings side by side, with a heading (name, description) each and a note after the summary."""
     lists = ""
     compared = ("cosine", similarity)
     for place, hits in enumerate((found.base, found.trained)):
-        (name, detail), score_name = heads[place], _SCORES[compared[place]]
+        (name, detail), score_name = headings[place], _SCORES[compared[place]]
         side, jump = "base", '<a class="sp-jump" href="#sp-trained">Trained model ↓</a>'
         if place:
             side, jump = "trained", '<a class="sp-jump" href="#sp-base">Base ↑</a>'
@@ -153,28 +118,20 @@ def render_comparison(found: Comparison, *, heads: Sequence[tuple[str, str]], si
 
 
 def render_spread(base: Spread, trained: Spread) -> str:
-    """Show how evenly the vectors of both systems fill their space: a table and two figures.
+    """Render how evenly the vectors of both systems fill their space: a table and two SVG figures."""
+    from ragcun_hf.evaluation.plots import draw_spectrum
 
-    Args:
-        base: Of the frozen base.
-        trained: Of the trained model.
-
-    Returns:
-        HTML with both figures inside it as SVG.
-    """
     rows = ""
     for name, key, form, hint in (
         ("Effective rank", "effective_rank", "{:.0f} of {}", "directions in use"),
-        ("IsoScore", "iso_score", "{:.2f}", "0 to 1, larger is evener"),
-        ("Mean cosine", "mean_cosine", "{:.2f}", "of two documents; even vectors have 0"),
+        ("IsoScore", "iso_score", "{:.2f}", "0 to 1, larger is more even"),
+        ("Mean cosine", "mean_cosine", "{:.2f}", "of two documents; 0 for even vectors"),
     ):
         cells = (form.format(spread.measures[key], len(spread.eigenvalues)) for spread in (base, trained))
         rows += f"<tr><th scope='row'>{name} <span>{hint}</span></th><td>{'</td><td>'.join(cells)}</td></tr>"
 
-    def draw_spectrum(axes: Axes, spread: Spread, **line: Any) -> None:
-        relative = spread.eigenvalues / max(spread.eigenvalues.mean(), 1e-30)
-        shown = relative[relative > 1e-7]
-        axes.plot(range(1, len(shown) + 1), shown, **line)
+    def draw_eigenvalues(axes: Axes, spread: Spread, **line: Any) -> None:
+        draw_spectrum(axes, spread.eigenvalues, **line)
         axes.set(yscale="log", xlabel="principal direction", ylabel="variance / mean variance")
 
     def draw_cosines(axes: Axes, spread: Spread, **line: Any) -> None:
@@ -183,10 +140,10 @@ def render_spread(base: Spread, trained: Spread) -> str:
 
     return (
         '<section class="sp-spread" aria-labelledby="sp-spread-name"><h2 id="sp-spread-name">How evenly the vectors '
-        f"spread</h2><p>Measured on {base.num_documents:,} documents. Vectors that are alike in all directions have a "
-        "flat spectrum and cosines around 0.</p><table><thead><tr><td></td><th scope='col'>Base</th>"
+        f"spread</h2><p>Measured on {base.num_documents:,} documents. Vectors that spread equally in all directions "
+        "have a flat spectrum and cosines around 0.</p><table><thead><tr><td></td><th scope='col'>Base</th>"
         f"<th scope='col'>Trained</th></tr></thead><tbody>{rows}</tbody></table><div class='sp-figures'>"
-        + _figure("spectrum", "Spectrum: flat is even", draw_spectrum, base, trained)
+        + _figure("spectrum", "Spectrum: flat is even", draw_eigenvalues, base, trained)
         + _figure("cosines", "Cosines of random pairs: narrow around 0 is even", draw_cosines, base, trained)
         + "</div></section>"
     )
@@ -200,7 +157,7 @@ def _figure(name: str, caption: str, draw: Callable[..., None], base: Spread, tr
 
     ink: Any = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     file = io.StringIO()
-    with rc_context({**dict.fromkeys(ink, _INK), "svg.fonttype": "none", "svg.hashsalt": name}):
+    with rc_context({**dict.fromkeys(ink, INK), "svg.fonttype": "none", "svg.hashsalt": name}):
         figure = Figure(figsize=(4.4, 2.8), layout="constrained")
         axes = figure.subplots()
         draw(axes, base, color=GREY, linestyle="--", linewidth=2, label="base")
@@ -209,8 +166,8 @@ def _figure(name: str, caption: str, draw: Callable[..., None], base: Spread, tr
         axes.legend(frameon=False)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # Two drawings in one page must not share names of their parts.
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    # Two drawings on one page must not share ids.
     for mark in ('id="', 'href="#', "url(#"):
         svg = svg.replace(mark, f"{mark}sp-{name}-")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{caption}, base and trained"', 1)
@@ -218,49 +175,36 @@ def _figure(name: str, caption: str, draw: Callable[..., None], base: Spread, tr
 
 
 def answer_query(
-    index: SearchIndex, query: str, *, heads: Sequence[tuple[str, str]], top_k: int, use_predictor: bool
+    index: SearchIndex, query: str, *, headings: Sequence[tuple[str, str]], top_k: int, use_predictor: bool
 ) -> str:
-    """Search, and show what was found or why nothing was.
-
-    Args:
-        index: What is searched.
-        query: As it was typed.
-        heads: As for `render_comparison`.
-        top_k: Documents shown of each system.
-        use_predictor: Let the trained model search with the predictor's output.
-
-    Returns:
-        HTML.
-    """
+    """Search, and render the best `top_k` documents of each system, or the reason why there are none."""
     try:
         found = index.search(query, top_k=top_k, use_predictor=use_predictor)
     except UserError as error:
         return f'<p class="sp-note" role="status">{escape(str(error))}</p>'
     note = f"Only the first {index.model.config.max_length} tokens of the query count." if found.is_cut else ""
-    return render_comparison(found, heads=heads, similarity=index.similarity, note=note)
+    return render_rankings(found, headings=headings, similarity=index.similarity, note=note)
 
 
 def make_page(
-    index: SearchIndex, *, heads: Sequence[tuple[str, str]], top_k: int, examples: Sequence[str], use_predictor: bool
+    index: SearchIndex,
+    *,
+    headings: Sequence[tuple[str, str]],
+    top_k: int,
+    examples: Sequence[str],
+    use_predictor: bool,
 ) -> Blocks:
-    """Build the page; nothing is served yet.
+    """Build the page, without serving it.
 
-    Args:
-        index: What is searched.
-        heads: As for `render_comparison`.
-        top_k: Documents shown of each system.
-        examples: Queries to click.
-        use_predictor: Whether the box for the predictor starts ticked; there is none without a predictor.
-
-    Returns:
-        The page, to be launched.
+    `examples` are queries to click. A model with a predictor gets a checkbox for it, ticked at first if
+    `use_predictor`.
     """
-    # Read by Gradio when it is imported.
+    # Gradio reads this when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
     def answer(query: str | None, with_predictor: bool) -> str:
-        return answer_query(index, query or "", heads=heads, top_k=top_k, use_predictor=with_predictor)
+        return answer_query(index, query or "", headings=headings, top_k=top_k, use_predictor=with_predictor)
 
     def show(content: str) -> Any:
         return gradio.HTML(content, apply_default_css=False, js_on_load=None)

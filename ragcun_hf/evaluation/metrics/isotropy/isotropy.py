@@ -1,7 +1,7 @@
-"""How evenly vectors fill their space, as an `evaluate` metric.
+"""Measures of isotropy, of how evenly vectors fill their space, as an `evaluate` metric.
 
-Load it from its folder: `evaluate.load("<folder of ragcun_hf>/evaluation/metrics/isotropy")`. One row is one vector,
-so they can be added in batches and from several processes.
+Load it from its folder: `evaluate.load("<folder of ragcun_hf>/evaluation/metrics/isotropy")`. Each row is a vector,
+so vectors can be added in batches and from several processes.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from .measures import isotropy_report
-from .published import alignment, partition_score, rank_me, sigreg, uniformity
+from .measures import alignment, isotropy_report, partition_score, rank_me, sigreg, uniformity
 
 _CITATION = """\
 @inproceedings{rudman2022isoscore,
@@ -26,14 +25,14 @@ _CITATION = """\
 
 _DESCRIPTION = """\
 Measures of isotropy of embeddings: effective rank and RankMe, IsoScore, average cosine of random pairs, mean
-standard deviation, partition score, uniformity, the SIGReg statistic and, for pairs, alignment. What each means,
-its range and its paper stand in the docstrings of measures.py and published.py beside this file.
+standard deviation, partition score, uniformity, the SIGReg statistic and, for pairs, alignment. The docstrings of
+measures.py, in the same folder, explain the meaning, range and paper of each.
 """
 
 _INPUTS = """
 Args:
-    predictions: Vectors, one per row, all of one width; not normalised, if their scale is to be judged.
-    partners: The partner of each vector (a query's document), for the alignment; may be left out.
+    predictions: Vectors, one per row, all of one width; not normalised, if their scale should count.
+    partners: The partner of each vector (a query's document), for the alignment; optional.
 Returns:
     A dictionary with the keys effective_rank, rank_me, iso_score, mean_cosine, embedding_std, partition_score,
     uniformity, sigreg_statistic and, with partners, alignment.
@@ -45,7 +44,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class Isotropy(evaluate.Metric):
-    """Measures of isotropy; see the module."""
+    """Measures of isotropy."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(

@@ -1,14 +1,15 @@
-"""How evenly vectors fill their space: measures on the rows of one matrix.
+"""Measures of how evenly vectors, the rows of one matrix, fill their space.
 
-A collapsed or anisotropic space uses few of its directions; a standard Gaussian uses all alike.
+A collapsed or anisotropic space uses few of its directions; a standard Gaussian uses all directions equally. This file
+is copied together with `isotropy.py` by `evaluate.load`, so it imports nothing from the package.
 
-Shape letters used in this file: N = vectors, B = vectors in a block, D = vector width.
+Shape letters used in this file: N = vectors, B = vectors in a block, D = vector width, K = random directions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,25 +18,19 @@ from torch import Tensor
 
 Vectors: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
-_BLOCK_ROWS = 8_192  # rows in float64 at once: 50 MB at width 768
+BLOCK_ROWS = 8_192  # rows in float64 at once: 50 MB at width 768
+PAIR_BLOCK_ROWS = 1_024  # rows that are compared with all others at once
+_NUM_DIRECTIONS, _NUM_KNOTS, _LAST_KNOT = 256, 17, 3.0  # as `sigreg_statistic` of the losses
 
 
 def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
-    """Compute the variances along the principal directions.
+    """Compute the variances of vectors (N, D), N >= 1, along the principal directions: (D,) float64, falling, >= 0.
 
-    Args:
-        embeddings: Shape (N, D), N >= 1, any real dtype; computed in float64 in blocks of rows.
+    They are in squared units of the embeddings, all 1 for N(0, I). The covariance divides by N. It is computed in
+    float64 in blocks of rows.
 
-    Returns:
-        Shape (D,) float64, falling, >= 0, in squared units of the embeddings; all 1 for N(0, I).
-        The covariance divides by N.
-
-    Raises:
-        ValueError: If the shape is not (N, D) with N >= 1, or a value is not finite.
-
-    Example:
-        >>> covariance_eigenvalues(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])).tolist()
-        [2.0, 0.5]
+    >>> covariance_eigenvalues(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])).tolist()
+    [2.0, 0.5]
     """
     mean_D = _mean(embeddings)
     covariance_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64)
@@ -47,43 +42,43 @@ def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
 
 
 def effective_rank(embeddings: Vectors) -> float:
-    """Count the directions that vectors really use: the exponent of the spectrum's entropy.
+    """Count the directions that vectors (N, D) use: the exponential of the spectrum's entropy.
 
-    Args:
-        embeddings: Shape (N, D), N >= 1.
-
-    Returns:
-        Between 1 (all on one line) and min(N - 1, D) (all directions alike); 0 if all rows are equal.
+    It lies between 1 (all on one line) and min(N - 1, D) (all directions equal); it is 0 if all rows are equal.
 
     Source:
-        Roy and Vetterli, "The effective rank", EUSIPCO 2007; used on embeddings as RankMe (Garrido et
-        al., 2023, arXiv:2210.02885). They take singular values of the uncentred matrix; here it is
-        the eigenvalues of the covariance, so a common offset does not count as a direction.
+        Roy and Vetterli, "The effective rank", EUSIPCO 2007, on the eigenvalues of the covariance instead of the
+        singular values of the uncentred matrix, so that a common offset does not count as a direction.
 
-    Example:
-        >>> round(effective_rank(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])), 6)
-        2.0
+    >>> round(effective_rank(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])), 6)
+    2.0
     """
-    return _effective_rank(covariance_eigenvalues(embeddings), _mean(embeddings))
+    return _effective_rank(_spectrum(embeddings))
+
+
+def iso_score(embeddings: Vectors) -> float:
+    """Measure how equal the variances of vectors (N, D), D >= 2, are along the principal directions.
+
+    0: all variance lies in one direction, or there is none. 1: all directions have the same. It is roughly the share
+    of dimensions used. Offset and scale do not matter.
+
+    Source:
+        Rudman, Gillman, Rayne and Eickhoff, "IsoScore", Findings of ACL 2022, arXiv:2108.07344.
+
+    >>> iso_score(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    1.0
+    """
+    return _iso_score(_spectrum(embeddings))
 
 
 def mean_cosine(embeddings: Vectors) -> float:
-    """Average the cosine similarity over all pairs of different rows, exactly.
+    """Average the cosine similarity over all pairs of different rows (N, D), N >= 2, exactly.
 
-    The sum over all pairs is the squared length of the sum of the unit vectors, so no pair is formed.
+    The sum over all pairs is the squared length of the sum of the unit vectors, so no pair is formed. The mean lies
+    in [-1 / (N - 1), 1]: near 0 for isotropic vectors, 1 if all have one direction. A zero row has cosine 0.
 
-    Args:
-        embeddings: Shape (N, D), N >= 2. A zero row has cosine 0 to every other.
-
-    Returns:
-        In [-1 / (N - 1), 1]; near 0 for isotropic vectors, 1 if all point one way.
-
-    Raises:
-        ValueError: If there are fewer than two rows, or a value is not finite.
-
-    Example:
-        >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 2.0]]))
-        0.0
+    >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 2.0]]))
+    0.0
     """
     num_rows = len(embeddings)
     if num_rows < 2:
@@ -98,18 +93,12 @@ def mean_cosine(embeddings: Vectors) -> float:
 
 
 def embedding_std(embeddings: Vectors) -> float:
-    """Average the standard deviation over dimensions.
+    """Average the standard deviation of vectors (N, D) over dimensions, in their unit (dividing by N).
 
-    Args:
-        embeddings: Shape (N, D), N >= 1.
+    It is 1 for N(0, I), 0 after a collapse to one point, and at most 1 / sqrt(D) for vectors of length 1.
 
-    Returns:
-        >= 0, in the unit of the embeddings (dividing by N): 1 for N(0, I), 0 after a collapse to one
-        point, at most 1 / sqrt(D) for vectors of length 1.
-
-    Example:
-        >>> embedding_std(np.array([[1.0, 0.0], [-1.0, 0.0]]))
-        0.5
+    >>> embedding_std(np.array([[1.0, 0.0], [-1.0, 0.0]]))
+    0.5
     """
     mean_D = _mean(embeddings)
     squares_D = torch.zeros_like(mean_D)
@@ -118,75 +107,31 @@ def embedding_std(embeddings: Vectors) -> float:
     return float((squares_D / len(embeddings)).sqrt().mean())
 
 
-def iso_score(embeddings: Vectors) -> float:
-    """Measure how alike the principal variances are, on a scale from 0 to 1.
+def isotropy_report(embeddings: Vectors) -> dict[str, float]:
+    """Compute `effective_rank`, `mean_cosine`, `embedding_std` and `iso_score` of vectors (N, D), N and D >= 2.
 
-    Args:
-        embeddings: Shape (N, D), N >= 1, D >= 2.
+    Do not normalise the vectors if their scale should count.
 
-    Returns:
-        0 if all variance lies in one direction (or there is none), 1 if all directions have the same;
-        roughly the fraction of dimensions used. Offset and scale do not matter.
-
-    Raises:
-        ValueError: If D < 2.
-
-    Source:
-        Rudman, Gillman, Rayne and Eickhoff, "IsoScore", Findings of ACL 2022, arXiv:2108.07344.
-
-    Example:
-        >>> iso_score(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-        1.0
+    >>> report = isotropy_report(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    >>> {name: round(value, 3) for name, value in report.items()}
+    {'effective_rank': 2.0, 'mean_cosine': -0.333, 'embedding_std': 0.707, 'iso_score': 1.0}
     """
-    return _iso_score(covariance_eigenvalues(embeddings), _mean(embeddings))
-
-
-def isotropy_report(
-    embeddings: Vectors, *, statistic: Callable[[Tensor], Any] | None = None, statistic_name: str = "sigreg"
-) -> dict[str, float]:
-    """Compute all measures of this module.
-
-    Args:
-        embeddings: Shape (N, D), N >= 2, D >= 2, not normalised if the scale is to be judged.
-        statistic: Another measure, called with the float32 tensor (N, D) on the CPU, without gradient.
-        statistic_name: Its key in the report.
-
-    Returns:
-        `effective_rank`, `mean_cosine`, `embedding_std`, `iso_score` and, if given, the statistic.
-
-    Raises:
-        ValueError: If there are too few rows or columns, or a value is not finite.
-
-    Example:
-        >>> report = isotropy_report(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-        >>> {name: round(value, 3) for name, value in report.items()}
-        {'effective_rank': 2.0, 'mean_cosine': -0.333, 'embedding_std': 0.707, 'iso_score': 1.0}
-    """
-    eigenvalues_D, mean_D = covariance_eigenvalues(embeddings), _mean(embeddings)
-    report = {
-        "effective_rank": _effective_rank(eigenvalues_D, mean_D),
+    eigenvalues_D = _spectrum(embeddings)
+    return {
+        "effective_rank": _effective_rank(eigenvalues_D),
         "mean_cosine": mean_cosine(embeddings),
         "embedding_std": embedding_std(embeddings),
-        "iso_score": _iso_score(eigenvalues_D, mean_D),
+        "iso_score": _iso_score(eigenvalues_D),
     }
-    if statistic is not None:
-        with torch.no_grad():
-            report[statistic_name] = float(statistic(_as_tensor(embeddings, slice(None)).float()))
-    return report
-
-
-def _as_tensor(embeddings: Vectors, rows: slice) -> Tensor:
-    if isinstance(embeddings, Tensor):
-        return embeddings[rows].detach().cpu()
-    # A copy, because torch warns about read-only memory maps.
-    return torch.from_numpy(np.array(embeddings[rows]))
 
 
 def _float64_blocks(embeddings: Vectors) -> Iterator[Tensor]:
     if embeddings.ndim != 2 or embeddings.shape[0] < 1:
         raise ValueError(f"expected embeddings (N, D) with N >= 1, got {tuple(embeddings.shape)}: pool token states")
-    for start in range(0, len(embeddings), _BLOCK_ROWS):
-        block = _as_tensor(embeddings, slice(start, start + _BLOCK_ROWS)).double()
+    for start in range(0, len(embeddings), BLOCK_ROWS):
+        rows = embeddings[start : start + BLOCK_ROWS]
+        # A copy of an array, because torch warns about read-only memory maps.
+        block = (rows.detach().cpu() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))).double()
         if not bool(torch.isfinite(block).all()):
             raise ValueError("expected finite embeddings, got NaN or infinity: check the model and its precision")
         yield block
@@ -197,26 +142,145 @@ def _mean(embeddings: Vectors) -> Tensor:
     return total_D / len(embeddings)
 
 
-def _is_collapsed(eigenvalues_D: np.ndarray[Any, Any], mean_D: Tensor) -> bool:
-    """Tell a spectrum that is only the rounding of equal rows from a real one."""
-    return bool(eigenvalues_D.sum() <= 1e-24 * float(mean_D.square().sum()))
+def _spectrum(embeddings: Vectors) -> np.ndarray[Any, Any]:
+    """Return the eigenvalues of the covariance (D,), all 0 if they are only rounding errors of equal rows."""
+    eigenvalues_D = covariance_eigenvalues(embeddings)
+    is_collapsed = eigenvalues_D.sum() <= 1e-24 * float(_mean(embeddings).square().sum())
+    return np.zeros_like(eigenvalues_D) if is_collapsed else eigenvalues_D
 
 
-def _effective_rank(eigenvalues_D: np.ndarray[Any, Any], mean_D: Tensor) -> float:
-    if _is_collapsed(eigenvalues_D, mean_D):
+def _effective_rank(eigenvalues_D: np.ndarray[Any, Any]) -> float:
+    if not eigenvalues_D.any():
         return 0.0
     share_D = eigenvalues_D / eigenvalues_D.sum()
     share_D = share_D[share_D > 0]
     return float(np.exp(-(share_D * np.log(share_D)).sum()))
 
 
-def _iso_score(eigenvalues_D: np.ndarray[Any, Any], mean_D: Tensor) -> float:
+def _iso_score(eigenvalues_D: np.ndarray[Any, Any]) -> float:
     width = len(eigenvalues_D)
     if width < 2:
         raise ValueError(f"expected vectors of at least two dimensions, got {width}: isotropy compares directions")
-    if _is_collapsed(eigenvalues_D, mean_D):
+    if not eigenvalues_D.any():
         return 0.0
     spectrum_D = math.sqrt(width) * eigenvalues_D / np.linalg.norm(eigenvalues_D)
     defect = np.linalg.norm(spectrum_D - 1) / math.sqrt(2 * (width - math.sqrt(width)))
     fraction = (width - defect**2 * (width - math.sqrt(width))) ** 2 / width**2
     return float((width * fraction - 1) / (width - 1))
+
+
+# The measures below follow their papers exactly, to compare with published figures.
+
+
+def rank_me(embeddings: Any) -> float:
+    """Count the directions that vectors (N, D) use, by the singular values of the uncentred matrix.
+
+    It lies between 1 and min(N, D). A common offset counts as a direction; `effective_rank` leaves it out.
+
+    Source:
+        Garrido et al., "RankMe", ICML 2023, arXiv:2210.02885, equation 1; without its epsilon.
+
+    >>> round(rank_me([[2.0, 0.0], [0.0, 2.0]]), 6)
+    2.0
+    """
+    singular_values = torch.linalg.svdvals(_matrix(embeddings))
+    shares = singular_values / singular_values.sum()
+    shares = shares[shares > 0]
+    return float((-(shares * shares.log()).sum()).exp())
+
+
+def partition_score(embeddings: Any) -> float:
+    """Compare the partition function Z(c) = sum of exp(c . x) over directions c, for vectors (N, D): min Z / max Z.
+
+    It lies in (0, 1], and is 1 if Z is the same for all directions. These are the eigenvectors of X^T X with both
+    signs, because an eigenvector has no sign. Scale matters: longer vectors give smaller scores.
+
+    Source:
+        Mu and Viswanath, "All-but-the-Top", ICLR 2018, arXiv:1702.01417, section 2.
+
+    >>> round(partition_score([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), 6)
+    1.0
+    """
+    x_ND = _matrix(embeddings)
+    _, vectors_DD = torch.linalg.eigh(x_ND.T @ x_ND)
+    products_ND = x_ND @ vectors_DD
+    logs = torch.cat([products_ND.logsumexp(dim=0), (-products_ND).logsumexp(dim=0)])
+    return float((logs.min() - logs.max()).exp())
+
+
+def alignment(embeddings: Any, positives: Any) -> float:
+    """Average the squared distance between the unit vectors of pairs, the rows of two matrices (N, D).
+
+    It lies in [0, 4], and is 0 if both vectors of every pair have the same direction.
+
+    Source:
+        Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+        Hypersphere", ICML 2020, arXiv:2005.10242, with exponent 2.
+
+    >>> alignment([[1.0, 0.0]], [[0.0, 3.0]])
+    2.0
+    """
+    x_ND, y_ND = _unit(embeddings), _unit(positives)
+    if x_ND.shape != y_ND.shape:
+        raise ValueError(f"expected one partner per vector, got {tuple(x_ND.shape)} and {tuple(y_ND.shape)}")
+    return float((x_ND - y_ND).square().sum(dim=1).mean())
+
+
+def uniformity(embeddings: Any) -> float:
+    """Compute the log of the mean of exp(-2 |x - y|^2) over all pairs of different unit vectors (N, D), N >= 2.
+
+    It lies in [-8, 0]: smaller is more uniform, 0 if all have one direction.
+
+    Source:
+        As for `alignment`, with t = 2.
+
+    >>> round(uniformity([[1.0, 0.0], [-1.0, 0.0]]), 6)
+    -8.0
+    """
+    x_ND = _unit(embeddings)
+    num_rows = len(x_ND)
+    if num_rows < 2:
+        raise ValueError(f"expected at least two vectors to form pairs, got {num_rows}: pass more")
+    # |x - y|^2 = 2 - 2 x . y; the pair of a row with itself gives exp(0), which is subtracted at the end.
+    blocks = x_ND.split(PAIR_BLOCK_ROWS)
+    total = sum(float((4 * (x_BD @ x_ND.T) - 4).exp().sum()) for x_BD in blocks)
+    return math.log(max(total - num_rows, 1e-300) / (num_rows * (num_rows - 1)))
+
+
+def sigreg(embeddings: Any, *, seed: int = 0) -> float:
+    """Test vectors (N, D), not normalised, against N(0, I): the Epps-Pulley statistic over 256 random directions.
+
+    It is about 1.05 for samples of N(0, I), and up to 0.4 N after a collapse.
+
+    Source:
+        Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544: 17 knots on [0, 3], trapezoid rule.
+    """
+    x_ND = _matrix(embeddings)
+    directions_DK = torch.randn(x_ND.shape[1], _NUM_DIRECTIONS, generator=torch.Generator().manual_seed(seed))
+    projected_NK = x_ND @ (directions_DK / directions_DK.norm(dim=0)).double()
+    knots = torch.linspace(0, _LAST_KNOT, _NUM_KNOTS, dtype=torch.float64)
+    gaussian = (-knots.square() / 2).exp()
+    errors = [
+        ((t * projected_NK).cos().mean(dim=0) - g).square() + (t * projected_NK).sin().mean(dim=0).square()
+        for t, g in zip(knots, gaussian, strict=True)
+    ]
+    # The integrand is even: twice the integral over [0, 3].
+    integrals_K = 2 * torch.trapezoid(torch.stack(errors, dim=1) * gaussian, knots, dim=1)
+    return float(len(x_ND) * integrals_K.mean())
+
+
+def _matrix(embeddings: Any) -> Tensor:
+    x_ND = torch.from_numpy(np.asarray(embeddings, dtype=np.float64))
+    if x_ND.ndim != 2 or len(x_ND) < 1:
+        raise ValueError(f"expected embeddings (N, D) with N >= 1, got {tuple(x_ND.shape)}: pass one row per vector")
+    if not bool(x_ND.isfinite().all()):
+        raise ValueError("expected finite embeddings, got NaN or infinity: check the model and its precision")
+    return x_ND
+
+
+def _unit(embeddings: Any) -> Tensor:
+    x_ND = _matrix(embeddings)
+    norms_N1 = x_ND.norm(dim=1, keepdim=True)
+    if bool((norms_N1 == 0).any()):
+        raise ValueError("expected vectors with a direction, got a zero row: leave it out")
+    return x_ND / norms_N1

@@ -1,7 +1,7 @@
 """NDCG@10, MAP@100, recall and MRR@10 as an `evaluate` metric.
 
-Load it from its folder: `evaluate.load("<folder of ragcun_hf>/evaluation/metrics/retrieval")`. One row
-is one query, so rankings can be added in batches and from several processes.
+Load it from its folder: `evaluate.load("<folder of ragcun_hf>/evaluation/metrics/retrieval")`. Each row
+is a query, so rankings can be added in batches and from several processes.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ _INPUTS = """
 Args:
     predictions: One row per query: {"query": id, "documents": [ids], "scores": [numbers, higher is better]}.
     references: One row per query: {"query": id, "documents": [ids], "judgements": [integers, 0 = not relevant]}.
-        Rows are matched by the query's id, not by position. Make both lists from a run and its qrels with
-        `ragcun_hf.evaluation.retrieval.rows_for_metric`.
+        Rows are matched by the query's id, not by position.
 Returns:
     A dictionary with the keys ndcg@10, map@100, recall@10, recall@100 and mrr@10, each in [0, 1].
 Examples:
@@ -47,7 +46,7 @@ Examples:
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _INPUTS)
 class Retrieval(evaluate.Metric):
-    """Official retrieval figures; see the module."""
+    """The official retrieval figures."""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -78,7 +77,7 @@ class Retrieval(evaluate.Metric):
 
 
 def _by_query(rows: list[dict[str, Any]], side: str, values: str) -> dict[str, dict[str, Any]]:
-    """Turn rows into query -> document -> value; rows without documents only fill the other side."""
+    """Turn rows into query -> document -> value."""
     by_query: dict[str, dict[str, Any]] = {}
     for row in rows:
         if len(row["documents"]) != len(row[values]):

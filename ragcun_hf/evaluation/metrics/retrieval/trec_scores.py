@@ -1,6 +1,6 @@
 """The official retrieval figures of each query, computed by `pytrec_eval` (the code of NIST's trec_eval).
 
-This file is copied beside `retrieval.py` by `evaluate.load`, so it imports nothing of the package.
+This file is copied together with `retrieval.py` by `evaluate.load`, so it imports nothing from the package.
 """
 
 from __future__ import annotations
@@ -23,31 +23,20 @@ _OFFICIAL_NAMES = {
 def score_queries(
     run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]
 ) -> dict[str, dict[str, float]]:
-    """Compute the official figures of every judged query.
+    """Compute the `METRICS` of every judged query: query id (in the order of `qrels`) -> metric -> value in [0, 1].
 
-    Every query with at least one judgement counts: an empty or absent ranking scores 0, whereas
-    `pytrec_eval` alone would leave the query out of the mean. Queries of the run without judgements
-    are ignored. As in trec_eval, scores are compared in float32, documents with equal scores are
-    taken in descending order of their id, and a judgement above 0 means relevant.
-
-    Args:
-        run: Query id -> document id -> score, higher is better.
-        qrels: Query id -> document id -> judgement, an integer gain.
-
-    Returns:
-        Query id (in the order of `qrels`) -> metric -> value in [0, 1], for each of `METRICS`.
-
-    Raises:
-        ValueError: If a score is not a number.
+    The run maps query id -> document id -> score, higher is better; the qrels have an integer gain instead, above 0
+    for relevant documents. An empty or missing ranking of a judged query scores 0, whereas `pytrec_eval` alone would
+    leave the query out of the mean. Queries without judgements are ignored. As in trec_eval, scores are compared in
+    float32, and documents with equal scores are ordered by descending id.
 
     Source:
-        pytrec_eval (Van Gysel and de Rijke, 2018, arXiv:1805.01597). `mrr@10` is its `recip_rank`, set
-        to 0 where the first relevant document stands below rank 10.
+        pytrec_eval (Van Gysel and de Rijke, 2018, arXiv:1805.01597). `mrr@10` is its `recip_rank`, set to 0 if the
+        first relevant document has a rank above 10.
 
-    Example:
-        >>> scores = score_queries({"q": {"a": 0.9, "b": 0.8}}, {"q": {"b": 1}, "unanswered": {"a": 1}})
-        >>> scores["q"]["mrr@10"], scores["unanswered"]["mrr@10"]
-        (0.5, 0.0)
+    >>> scores = score_queries({"q": {"a": 0.9, "b": 0.8}}, {"q": {"b": 1}, "unanswered": {"a": 1}})
+    >>> scores["q"]["mrr@10"], scores["unanswered"]["mrr@10"]
+    (0.5, 0.0)
     """
     judged = {
         query: {document: int(gain) for document, gain in judgements.items()}
@@ -67,20 +56,10 @@ def score_queries(
 
 
 def average_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Average each metric over queries.
+    """Average each metric of `score_queries` over queries, at least one.
 
-    Args:
-        scores: Query id -> metric -> value, as from `score_queries`; at least one query.
-
-    Returns:
-        Metric -> arithmetic mean over queries.
-
-    Raises:
-        ValueError: If there is no query.
-
-    Example:
-        >>> average_scores({"q1": {"mrr@10": 1.0}, "q2": {"mrr@10": 0.5}})
-        {'mrr@10': 0.75}
+    >>> average_scores({"q1": {"mrr@10": 1.0}, "q2": {"mrr@10": 0.5}})
+    {'mrr@10': 0.75}
     """
     if not scores:
         raise ValueError("expected at least one judged query to average over, got none: check the judgements")
@@ -90,7 +69,7 @@ def average_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float
 
 
 def _plain_ranking(query: str, ranking: Mapping[str, float]) -> dict[str, float]:
-    """Copy a ranking into the plain floats that the C extension wants."""
+    """Copy a ranking as plain floats, which the C extension needs."""
     plain = {document: float(score) for document, score in ranking.items()}
     if any(math.isnan(score) for score in plain.values()):
         raise ValueError(f"expected numbers as scores, got NaN in the ranking of query {query!r}: check the vectors")

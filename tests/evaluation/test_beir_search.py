@@ -1,4 +1,4 @@
-"""beir's own search and evaluation on a model: the ranking and the figures of this package."""
+"""beir's own search and evaluation of a model give the ranking and the figures of this package."""
 
 import random
 
@@ -10,18 +10,17 @@ from conftest import WORDS
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.beir_search import BeirModel, beir_retriever
+from ragcun_hf.evaluation.metrics.retrieval.trec_scores import average_scores, score_queries
 from ragcun_hf.evaluation.ranking import build_run
-from ragcun_hf.evaluation.retrieval import mean_metrics, per_query_metrics
 from ragcun_hf.search.exact import exact_search
+from ragcun_hf.search.similarity import SIMILARITIES
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
-
-SIMILARITIES = ("cosine", "dot", "euclidean")
 
 
 @pytest.fixture(scope="module")
 def data():
-    """A corpus, queries and judgements as beir's loader gives them; the id of the last query is a document's too."""
+    """A corpus, queries and judgements in the form of beir's loader; the last query has the id of a document."""
     draw = random.Random(3)
     words = WORDS[:-5]
     corpus = {
@@ -67,7 +66,7 @@ def _own_run(model, data, *, k, **options):
 
 
 def _assert_same_ranking(theirs, ours):
-    """The same documents in the same order, but for those whose scores float32 cannot tell apart."""
+    """Check for the same documents in the same order, except those whose scores float32 cannot distinguish."""
     assert theirs.keys() == ours.keys()
     for query, expected in ours.items():
         ranking = sorted(theirs[query], key=lambda name: -theirs[query][name])
@@ -88,19 +87,19 @@ def test_beir_ranks_and_measures_as_this_package_does(make_model, data, similari
     _assert_same_ranking(run, ours)
     assert all(len(found) == 100 and query not in found for query, found in run.items())
     ndcg, mean_average_precision, recall, _ = retriever.evaluate(qrels, run, retriever.k_values)
-    expected = mean_metrics(per_query_metrics(ours, qrels))
+    expected = average_scores(score_queries(ours, qrels))
     assert ndcg["NDCG@10"] == pytest.approx(expected["ndcg@10"], abs=1e-5)
     assert mean_average_precision["MAP@100"] == pytest.approx(expected["map@100"], abs=1e-5)
     assert recall["Recall@100"] == pytest.approx(expected["recall@100"], abs=1e-5)
 
 
 def test_the_three_similarities_rank_differently_here(make_model, data):
-    # Otherwise the tests above could not tell one from another.
+    # Otherwise the tests above could not distinguish them.
     rankings = [[list(found) for found in _own_run(make_model(name), data, k=10).values()] for name in SIMILARITIES]
     assert rankings[0] != rankings[1] != rankings[2] != rankings[0]
 
 
-def test_the_longer_vectors_hold_the_distances_exactly(make_model, data):
+def test_the_vectors_for_beir_contain_the_exact_distances(make_model, data):
     model = make_model("euclidean")
     corpus, queries, _ = data
     adapter = BeirModel(model)
@@ -114,6 +113,6 @@ def test_the_longer_vectors_hold_the_distances_exactly(make_model, data):
     )
 
 
-def test_a_predictor_is_asked_only_of_a_model_that_has_one(make_model):
+def test_a_model_without_a_predictor_cannot_search_with_one(make_model):
     with pytest.raises(UserError, match="got one without"):
         beir_retriever(make_model("dot"), use_predictor=True)
