@@ -409,7 +409,7 @@ def test_a_local_base_leaves_no_path_of_the_machine_behind(run, pairs_file, tiny
 
 def test_a_trained_model_is_no_base_model(run, pairs_file):
     folder = run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
-    with pytest.raises(UserError, match="expects an encoder.*trained here"):
+    with pytest.raises(UserError, match="expects an encoder.*trained model of this package"):
         run("train_contrastive", "--train_data", pairs_file, "--base_model", folder, output="again")
 
 
