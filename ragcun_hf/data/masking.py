@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ..errors import UserError
+from .training_rows import DrawnRows
 from .word_spans import word_spans
 
 MaskKind = Literal["word", "span"]
@@ -77,7 +78,7 @@ def mask_spans(text: str, probability: float, *, rng: random.Random, mask_token:
     return _replace(text, spans, chosen, mask_token, one_per_run=True)
 
 
-class MaskedViews:
+class MaskedViews(DrawnRows):
     """A map-style dataset of masked texts and their originals, for `torch.utils.data.DataLoader`.
 
     Args:

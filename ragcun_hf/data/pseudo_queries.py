@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .masking import view_rng
+from .training_rows import DrawnRows
 from .word_spans import sentence_spans, word_spans
 
 PseudoQueryKind = Literal["sentence", "span", "keywords"]
@@ -41,7 +42,7 @@ class PseudoQuery:
     rest: str | None
 
 
-class PseudoQueryViews:
+class PseudoQueryViews(DrawnRows):
     """A map-style dataset of pseudo-queries and their documents.
 
     Args:

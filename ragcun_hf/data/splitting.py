@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from ..errors import UserError
 from .masking import view_rng
+from .training_rows import DrawnRows
 from .word_spans import sentence_spans, word_spans
 
 SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
@@ -73,7 +74,7 @@ def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: 
     return (second, first) if last_asks else (first, second)
 
 
-class SplitViews:
+class SplitViews(DrawnRows):
     """A map-style dataset of parts of documents, for `torch.utils.data.DataLoader`.
 
     Args:

@@ -64,6 +64,23 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         """Rows of this epoch's pass that are left out."""
         return self._num_skipped if self._epoch == 0 else 0
 
+    @property
+    def num_rows(self) -> None:
+        """None: the length of a stream is not known."""
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """No documents: a stream is not read a second time."""
+        return ()
+
+    def known_pairs(self) -> None:
+        """Return None: rows are not known before they are read."""
+
+    @property
+    def stream_order(self) -> dict[str, int]:
+        """The arguments that decide the order of rows."""
+        return {"shuffle_buffer_size": self.buffer_size, "seed": self.seed}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rows, num_skipped = self._pass(), self.num_skipped
         for _ in tqdm(range(num_skipped), desc="Reading on", disable=not (num_skipped and self._shows_skipping)):
@@ -85,3 +102,12 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
     def _pass(self) -> Iterator[dict[str, Any]]:
         self._rows.set_epoch(self.number_of_pass)
         return iter(self._rows)
+
+
+def interleave(sources: list[datasets.IterableDataset]) -> datasets.IterableDataset:
+    """Let sources take turns. Each row comes once: a short source does not repeat while a long one goes on."""
+    from datasets import interleave_datasets
+
+    if len(sources) == 1:
+        return sources[0]
+    return interleave_datasets(sources, stopping_strategy="all_exhausted_without_replacement")

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
 
 _NUMBER = (int, float)
 _OPEN = "..."  # key of a shape: other keys may be there, with any value

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
 
+SAMPLE_ROWS = 4_096  # rows that represent a corpus where not all are needed
 TEXTS_AT_ONCE = 32_768  # of a large corpus, in memory; batches of like length are formed among them
 _TEXTS_PER_ROUND = 262_144  # after which processes wait for each other; so many that none waits long
 _MOST_READINGS = 3  # of features that others keep removing

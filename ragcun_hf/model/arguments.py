@@ -1,4 +1,4 @@
-"""Flags of the encoder and of the head on it."""
+"""Flags that define the model: the encoder and its head."""
 
 from __future__ import annotations
 
@@ -17,54 +17,68 @@ if TYPE_CHECKING:
 
 @dataclass
 class ModelArguments:
-    """The encoder and the head that is trained on it; unset fields follow the encoder's own settings."""
+    """The encoder and the head. Fields that are not set follow the encoder's own settings."""
 
     base_model: str = argument(
         DEFAULT_BASE_MODEL,
         "The encoder: a Hub id, a folder, or the word embedded (the all-MiniLM-L6-v2 of the demo extra).",
     )
     base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
-    use_predictor: bool = argument(False, "Add a predictor of the document's embedding.")
-    freeze_base: bool = argument(True, "Keep the encoder fixed; its features are then computed once per text.")
-    freeze_layers: int = argument(0, "With --no_freeze_base: keep the embeddings and the first k layers fixed.")
-    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
-    projection_kind: str = argument("mlp", "mlp or linear.")
-    projection_init: str = argument("identity", "identity (start at the encoder's vectors) or random.")
+    use_predictor: bool = argument(
+        False, "Add a predictor, which predicts the document's embedding from the query's.", swept="shape"
+    )
+    freeze_base: bool = argument(True, "Freeze the encoder. Its features are then computed once per text.")
+    freeze_layers: int = argument(0, "With --no_freeze_base: freeze the embeddings and the first k layers.")
+    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.", swept="shape")
+    projection_kind: str = argument("mlp", "Kind of projection: mlp or linear.", swept="shape")
+    projection_init: str = argument(
+        "identity",
+        "Initialization of the projection: identity (starts at the encoder's vectors) or random.",
+        swept="shape",
+    )
     whitening: float = argument(
-        0.0, "Partial whitening of an identity start, in [0, 0.5]: 0 none, 0.5 nearly full; 0.1 to 0.3 can help."
+        0.0,
+        "Partial whitening of an identity initialization, in [0, 0.5]; 0 is none, and 0.1 to 0.3 can help.",
+        swept="number",
     )
-    projection_hidden_dim: int | None = argument(None, "Width inside the projection. Default: twice the encoder's.")
-    predictor_hidden_dim: int | None = argument(None, "Width inside the predictor. Default: twice the embedding's.")
-    dropout: float = argument(0.1, "Dropout inside projection and predictor, in [0, 1).")
-    pooling: str | None = argument(None, "mean, cls or last.")
-    normalize_features: bool | None = argument(None, "Scale pooled vectors to unit length, true or false.")
+    projection_hidden_dim: int | None = argument(
+        None, "Hidden width of the projection. Default: twice the encoder's width.", swept="shape"
+    )
+    predictor_hidden_dim: int | None = argument(
+        None, "Hidden width of the predictor. Default: twice the embedding's width.", swept="shape"
+    )
+    dropout: float = argument(0.1, "Dropout in the projection and the predictor, in [0, 1).", swept="shape")
+    pooling: str | None = argument(None, "How token states become one vector: mean, cls or last.")
+    normalize_features: bool | None = argument(None, "Normalize pooled vectors to unit length, true or false.")
     similarity_fn_name: str = argument(
-        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity"
+        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity", swept="shape"
     )
-    query_prompt: str | None = argument(None, "Text put before every query.")
-    document_prompt: str | None = argument(None, "Text put before every document.")
-    max_length: int | None = argument(None, "Tokens kept per text.")
+    query_prompt: str | None = argument(None, "Text prepended to every query.")
+    document_prompt: str | None = argument(None, "Text prepended to every document.")
+    max_length: int | None = argument(None, "Maximum number of tokens per text.")
 
     def build(self) -> IsotropicGaussianModel:
-        """Load the encoder and put the head on it."""
+        """Load the encoder and create the model."""
         self.check_values()
         chosen = self.config_fields()
         if self.freeze_base and Path(self.base_model).is_dir():
-            # A frozen base is never loaded again: its name is enough, and says nothing of this machine's folders.
+            # A frozen base is never loaded again, so a name without the folders of this machine is enough.
             chosen["base_model_name"] = source_name(self.base_model)
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
 
     def check_values(self) -> None:
-        """Raise UserError where the start cannot be; the config checks the other values."""
+        """Raise UserError for an impossible initialization; the config checks the other values."""
         if not 0 <= self.whitening <= 0.5:
             raise UserError(f"--whitening must be in [0, 0.5], got {self.whitening}: set it to e.g. 0.2")
         if self.whitening and self.projection_init != "identity":
             raise UserError(
                 f"--whitening {self.whitening} needs --projection_init identity, got {self.projection_init}: "
-                "a random start has nothing to whiten"
+                "a random initialization cannot be whitened"
             )
 
     def config_fields(self) -> dict[str, Any]:
-        """Return the fields of the model's config that these flags set."""
-        names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
+        """Return the fields of `IsotropicGaussianConfig` that these flags set."""
+        from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+
+        names = {field.name for field in fields(self)} & {field.name for field in fields(IsotropicGaussianConfig)}
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -1,10 +1,10 @@
-"""The weighted sum of the three terms, for whoever trains: one head in the Trainer, or many at once in a sweep."""
+"""The weighted sum of the three terms, used by the Trainer for one head and by sweeps for many heads at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ Scalar = float | Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. Numbers may be scalar tensors, so that `torch.func.vmap` can give each head its own.
+    """The loss. Weights, temperature and margin may be tensors, so that `torch.func.vmap` can give each head its own.
 
     Args:
         weights: Term -> weight; terms that are not named are not computed.
@@ -29,7 +29,7 @@ class Objective:
         is_bidirectional: Whether documents also pick their queries in info_nce.
         isotropy_kind: `sigreg` or `covariance`.
         predictive_kind: `mse` or `cosine`.
-        known_pairs: Says of ids of queries and of documents which of them belong together, in the batch or not.
+        known_pairs: Returns which of (B,) queries and (M,) documents, given by their ids, belong together: (B, M).
     """
 
     weights: dict[str, Scalar]
@@ -42,16 +42,23 @@ class Objective:
     predictive_kind: str = "mse"
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @classmethod
+    def of_arguments(cls, arguments: Any, weights: dict[str, Scalar], **fields: Any) -> Self:
+        """Take the kinds, temperature and margin from training arguments; `fields` are the other fields."""
+        names = ("contrastive_kind", "temperature", "margin", "isotropy_kind", "predictive_kind")
+        shared = {name: getattr(arguments, name) for name in names}
+        return cls(weights, is_bidirectional=arguments.bidirectional, **{**shared, **fields})
+
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Compute the unweighted terms of one batch.
 
         Args:
-            outputs: `embeddings`, B queries then M documents, shape (B + M, D), and `predictions`, shape (B, D).
+            outputs: `embeddings`, shape (B + M, D), B queries then M documents; `predictions`, shape (B, D).
             query_ids: Shape (B,), equal for equal query texts.
             document_ids: Shape (M,), equal for equal document texts.
-            directions: Shape (D, K), of SIGReg.
+            directions: Shape (D, K), for SIGReg.
 
         Returns:
             Term -> scalar, in the order of `TERMS`.
@@ -74,7 +81,7 @@ class Objective:
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weigh and add up."""
+        """Return the weighted sum."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
     def _contrastive(self, queries: Tensor, documents: Tensor, query_ids: Tensor, document_ids: Tensor) -> Tensor:
@@ -92,15 +99,7 @@ class Objective:
 
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Look up the weight of each term.
-
-    Args:
-        arguments: With `lambda_contrastive`, `lambda_isotropy` and `lambda_predictive` (None: 1 with a predictor).
-        use_predictor: Whether the head has a predictor.
-
-    Returns:
-        Term -> weight, zeros included.
-    """
+    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head."""
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:
         weights["predictive"] = float(use_predictor)

@@ -1,26 +1,32 @@
-"""One training run from checked pairs to a saved model; what the three training scripts have in common."""
+"""A training run from parsed arguments to a saved model, shared by the training commands."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import default_output_folder, parse_arguments, quiet_libraries, say
+from ..data.held_out import hold_out_texts, read_texts
+from ..data.pairs import read_pairs
+from ..data.stream import ShuffledStream
+from ..data.training_rows import DrawnRows, KnownRows, TrainingRows, columns
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..files import disk_errors_explained, source_name
 from ..model.arguments import ModelArguments
-from .arguments import ParsedArguments, RunArguments, ValidationArguments
-from .checks import check_run
-from .outcome import finish_training, head_weights
+from .arguments import IsotropicGaussianTrainingArguments, ParsedArguments, RunArguments, ValidationArguments
+from .plan import ChosenSettings, RunFacts, RunPlan, check_run, format_plan, plan_run
 from .push import plan_push
 from .record import (
-    check_output_folder,
     check_same_model,
+    essential_arguments,
+    find_checkpoint,
+    finish_training,
+    head_weights,
     measured_energy,
     recorded_arguments,
     remove_checkpoints,
@@ -32,53 +38,54 @@ from .sharding import whole_weights
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
-    from .arguments import IsotropicGaussianTrainingArguments
-    from .inputs import TrainerInputs
-    from .known_pairs import PairIds
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "FeatureArguments",
-    "ModelArguments",
-    "ParsedArguments",
-    "RunArguments",
-    "ValidationArguments",
-    "check_output_folder",
-    "document_views",
-    "run_training",
-    "source_name",
-    "train_from_command_line",
-]
+SHARED_ARGUMENTS = (ValidationArguments, ModelArguments, FeatureArguments, RunArguments)
+"""Dataclasses of flags that all training commands have, beside their data flags and the training arguments."""
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a training command read.
+
+    Attributes:
+        train: Training rows.
+        validation: Held-out rows, or None.
+        facts: What the record says of the data.
+        choose: For an automatic run: encodes, tries settings, and returns the chosen ones and what the record says
+            of the choice.
+    """
+
+    train: TrainingRows
+    validation: TrainingRows | None
+    facts: dict[str, Any]
+    choose: Callable[[], tuple[ChosenSettings, dict[str, Any]]] | None = None
 
 
 def train_from_command_line(
     data_class: type,
-    read_views: Callable[[ParsedArguments], tuple[Any, Any, dict[str, Any]]],
+    read_data: Callable[[ParsedArguments], RunData],
     *,
     script: str,
     description: str,
     arguments: Sequence[str] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> None:
-    """Do what every training script does: parse, read, train, save, and say what comes next.
+    """Run a training command: parse, read, plan, train, save, and print what comes next.
 
     Args:
-        data_class: The script's own dataclass of data flags.
-        read_views: Called with all arguments; returns training views, validation views or None, and what the
-            record says of the data.
-        script: The script's name, which also names its default output folder.
+        data_class: The command's own dataclass of data flags.
+        read_data: Reads the data that the arguments name.
+        script: The command's name, which also names its default output folder.
         description: First lines of `--help`.
         arguments: The command line; `sys.argv` if None.
-        defaults: The script's own defaults, where they differ from the dataclasses'.
+        defaults: The command's own defaults, where they differ from those of the dataclasses.
     """
-    from .arguments import IsotropicGaussianTrainingArguments
-
-    classes = [data_class, ValidationArguments, ModelArguments, FeatureArguments, RunArguments]
     parsed = ParsedArguments(
         *parse_arguments(
-            [*classes, IsotropicGaussianTrainingArguments],
+            [data_class, *SHARED_ARGUMENTS, IsotropicGaussianTrainingArguments],
             description=description,
             arguments=arguments,
             defaults={"output_dir": default_output_folder(script, arguments), **(defaults or {})},
@@ -87,183 +94,155 @@ def train_from_command_line(
     quiet_libraries()
     if parsed.validation.val_data and parsed.validation.val_fraction:
         raise UserError("expected either --val_data or --val_fraction, got both: give one of them")
-    check_output_folder(parsed.training, overwrite=parsed.run.overwrite)
-    train_views, validation_views, facts = read_views(parsed)
-    report_saved_model(run_training(parsed, train_views, validation_views, data_facts={"script": script, **facts}))
+    checkpoint = find_checkpoint(parsed.training, overwrite=parsed.run.overwrite)
+    data = read_data(parsed)
+    facts = RunFacts(
+        num_rows=data.train.num_rows,
+        num_queries=_num_queries(parsed, data.train),
+        has_validation=data.validation is not None,
+        stream_order=data.train.stream_order,
+        checkpoint=checkpoint,
+        num_processes=parsed.training.world_size,
+    )
+    check_run(parsed, facts)
+    plan = plan_run(parsed, facts)
+    if parsed.run.show_plan:
+        say(format_plan(plan))
+        return
+    push = plan_push(parsed.training)
+    if data.choose is not None:
+        chosen, facts_of_choice = data.choose()
+        plan = plan_run(parsed, replace(facts, chosen=chosen))
+        data = replace(data, facts={**data.facts, **facts_of_choice})
+    trainer = run_training(plan, replace(data, facts={"script": script, **data.facts}))
+    if push is not None:
+        push.send(Path(str(plan.training.output_dir)))
+    trainer.accelerator.wait_for_everyone()
+    report_saved_model(trainer)
 
 
-def document_views(
+def read_document_texts(data: Any, *, usable: Callable[[str], bool]) -> tuple[list[str], dict[str, Any]]:
+    """Read the usable texts of `--documents`, and what the record says of them."""
+    options = {name: getattr(data, name) for name in ("split", "text_column", "title_column", "limit")}
+    texts, counts = read_texts(data.documents, usable=usable, **options)
+    return texts, {"train": [source_name(data.documents)], **counts}
+
+
+def document_data(
     parsed: ParsedArguments,
-    make_views: Callable[[list[str]], Any],
+    make_rows: Callable[[list[str]], DrawnRows],
     *,
     usable: Callable[[str], bool],
     facts: dict[str, Any],
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Read `--documents` and make training and validation views of them, for the two self-supervised scripts."""
-    from ..data.held_out import hold_out_texts, read_texts
-    from ..data.pairs import read_pairs
-
-    data, validation_args = parsed.data, parsed.validation
-    names = ("split", "text_column", "title_column", "limit")
-    texts, counts = read_texts(data.documents, usable=usable, **{name: getattr(data, name) for name in names})
-    fraction = 0.0 if validation_args.val_data else validation_args.val_fraction
-    train, validation = hold_out_texts(texts, make_views, val_fraction=fraction, seed=parsed.training.seed)
-    if validation_args.val_data:
-        validation = read_pairs(validation_args.val_data, split=validation_args.val_split or data.split)
-    return train, validation, {"train": [source_name(data.documents)], **counts, **facts}
+) -> RunData:
+    """Read `--documents` and make training and validation rows of them, for the two commands without pairs."""
+    texts, read = read_document_texts(parsed.data, usable=usable)
+    options = parsed.validation_options
+    fraction = 0.0 if options["val_data"] else options["val_fraction"]
+    train, validation = hold_out_texts(texts, make_rows, val_fraction=fraction, seed=options["seed"])
+    if options["val_data"]:
+        pairs = KnownRows(read_pairs(options["val_data"], split=options["val_split"]))
+        return RunData(train, pairs, {**read, **facts})
+    return RunData(train, validation, {**read, **facts})
 
 
-def run_training(
-    parsed: ParsedArguments, train_views: Any, validation_views: Any, *, data_facts: dict[str, Any]
-) -> IsotropicGaussianTrainer:
-    """Train on views of texts and save the model.
+def _num_queries(parsed: ParsedArguments, rows: TrainingRows) -> int | None:
+    """Count the distinct queries to balance; None if there is no need, or if they are not known before training."""
+    if not parsed.training.balance_queries or rows.num_rows is None:
+        return None
+    # Cached features are of the first epoch, and so are the queries of all epochs.
+    pairs = columns(rows) if parsed.uses_cached_features else rows.known_pairs()
+    return None if pairs is None else len(set(pairs[0]))
 
-    Args:
-        parsed: The encoder and head, the feature cache, weights, optimizer, schedule and output folder.
-        train_views: Rows `{"query", "positive", "negative"}` of text.
-        validation_views: The same, held out, or None; gives eval_loss and NDCG@10 at every evaluation.
-        data_facts: What the record says of the data: sources and counts.
 
-    Returns:
-        The trainer, after training, its model the one that was saved.
-
-    Raises:
-        UserError: If arguments do not go together, or there is too little data.
-    """
+def run_training(plan: RunPlan, data: RunData) -> IsotropicGaussianTrainer:
+    """Train as planned and save the model; return the trainer, with the saved model."""
     from transformers import set_seed
 
-    training_args = parsed.training
-    set_seed(training_args.seed)
-    check_run(parsed, train_views, validation_views)
-    push = plan_push(training_args)
-    # Moved before the Trainer would, so that features are computed where the model trains.
-    model = parsed.model.build()
-    model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    for warning in plan.warnings:
+        logger.warning(warning)
+    set_seed(plan.training.seed)
+    # Moved before the Trainer would, so that features are computed on the device where the model trains.
+    model = plan.model.build()
+    model.to(plan.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     started = time.perf_counter()
-    with measured_energy(parsed.run.measure_energy and training_args.process_index == 0) as energy:
-        store = parsed.features.store(model) if parsed.uses_cached_features else None
-        if training_args.resume_from_checkpoint:
-            check_same_model(model.config, Path(training_args.resume_from_checkpoint))
-        trainer = _build_trainer(model, train_views, validation_views, store, parsed)
+    with measured_energy(plan.measures_energy) as energy:
+        store = plan.features.store(model) if plan.uses_cached_features else None
+        if plan.checkpoint is not None:
+            check_same_model(model.config, Path(plan.checkpoint.path))
+        trainer = _make_trainer(plan, data, model, store)
         feature_seconds = time.perf_counter() - started
         if store is not None:
             say(store.summary())
-        validation_figures = _train(trainer, parsed)
+        validation_figures = _train(trainer, plan)
     weights = whole_weights(trainer.accelerator, trainer.model)
     if trainer.is_world_process_zero():
-        measured = {"data": data_facts, "energy": energy or None, "validation_ndcg@10": validation_figures}
-        facts = _facts(trainer, parsed, store, feature_seconds)
-        save_run(trainer, {**facts, **measured}, train_views, weights)
-    if push is not None:
-        push.send(Path(str(training_args.output_dir)))
-    trainer.accelerator.wait_for_everyone()
+        training_seconds = (trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0)
+        resolved = {f"lambda_{term}": weight for term, weight in trainer.weights.items()}
+        record = {
+            "model": {**asdict(plan.model), "base_model": source_name(plan.model.base_model)},
+            "seconds": {"features": round(feature_seconds, 2), "training": round(training_seconds, 2)},
+            "features": None if store is None else store.settings(),
+            "steps": trainer.state.global_step,
+            "blend": plan.blend,
+            "training_arguments": {**recorded_arguments(trainer.args), **resolved},
+            "essential": essential_arguments(trainer.args),
+            "data": data.facts,
+            "energy": energy or None,
+            "validation_ndcg@10": validation_figures,
+        }
+        save_run(trainer, record, data.train, weights)
     return trainer
 
 
-def _train(trainer: IsotropicGaussianTrainer, parsed: ParsedArguments) -> dict[str, float]:
-    """Run the loop, blend, and return NDCG@10 of held-out pairs, as far as it was measured."""
+def _train(trainer: IsotropicGaussianTrainer, plan: RunPlan) -> dict[str, float]:
+    """Train and blend; return NDCG@10 on held-out pairs, as far as it was measured."""
     folder, resumed = Path(str(trainer.args.output_dir)), trainer.args.resume_from_checkpoint
     if trainer.is_world_process_zero() and not resumed:
         remove_checkpoints(folder)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    start = head_weights(model) if parsed.run.blend < 1 else {}
-    if parsed.run.blend > 0:
+    start = head_weights(trainer.accelerator.unwrap_model(trainer.model)) if plan.blend < 1 else {}
+    if plan.blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=resumed)
-    return finish_training(trainer, start, parsed.run.blend)
+    return finish_training(trainer, start, plan.blend)
 
 
-def _facts(
-    trainer: IsotropicGaussianTrainer, parsed: ParsedArguments, store: FeatureStore | None, feature_seconds: float
-) -> dict[str, Any]:
-    training_seconds = (trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0)
-    return {
-        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
-        "seconds": {"features": round(feature_seconds, 2), "training": round(training_seconds, 2)},
-        "features": None if store is None else store.settings(),
-        "steps": trainer.state.global_step,
-        "blend": parsed.run.blend,
-        "training_arguments": {
-            **recorded_arguments(trainer.args),
-            **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
-        },
-    }
-
-
-def _build_trainer(
-    model: IsotropicGaussianModel,
-    train_views: Any,
-    validation_views: Any,
-    store: FeatureStore | None,
-    parsed: ParsedArguments,
+def _make_trainer(
+    plan: RunPlan, data: RunData, model: IsotropicGaussianModel, store: FeatureStore | None
 ) -> IsotropicGaussianTrainer:
+    """Encode what the run trains on, initialize the projection from it, and make the Trainer with its callbacks."""
     from transformers import ProgressCallback
 
-    from ..data.stream import ShuffledStream
-    from .callbacks import TermsProgressCallback, ending_callbacks
+    from .callbacks import TermsProgressCallback, TrackedPlots, early_stopping, follow_stream
     from .inputs import feature_inputs, retrieval_validation, text_inputs
-    from .streaming import follow_stream, refuse_streamed_checkpoint
-    from .tracking import TrackedPlots
     from .trainer import IsotropicGaussianTrainer
 
-    training_args = parsed.training
-    validation = None if validation_views is None else retrieval_validation(validation_views, store)
+    training = plan.training
+    validation = None if data.validation is None else retrieval_validation(data.validation, store)
     if store is None:
-        inputs = text_inputs(model, train_views, validation_views)
+        inputs = text_inputs(model, data.train, data.validation)
     else:
-        inputs = feature_inputs(model, train_views, validation_views, store)
-    if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
-        model.start_from_features(inputs.sample(), whitening=parsed.model.whitening)
-    _check_balance(inputs.pair_ids, training_args)
-    _keep_small_sets(inputs, training_args)
+        inputs = feature_inputs(model, data.train, data.validation, store)
+    if model.config.output_dim < model.config.feature_dim or plan.model.whitening:
+        model.start_from_features(inputs.sample(), whitening=plan.model.whitening)
+    patience = training.early_stopping_patience
     trainer = IsotropicGaussianTrainer(
         model=model,
-        args=training_args,
+        args=training,
         data_collator=inputs.collator,
         train_dataset=inputs.train_rows,
         eval_dataset=inputs.validation_rows,
         validation=validation,
         pair_ids=inputs.pair_ids,
         eval_pair_ids=inputs.eval_pair_ids,
-        callbacks=ending_callbacks(training_args),
+        callbacks=[] if patience is None else [early_stopping(patience, plan.checkpoint)],
     )
-    if isinstance(train_views, ShuffledStream):
-        follow_stream(trainer, train_views)
-    else:
-        refuse_streamed_checkpoint(training_args.resume_from_checkpoint)
-    # The plots run the model in the main process alone, where a sharded one would wait for the others.
-    if training_args.report_to and not trainer.accelerator.is_fsdp2:
+    if isinstance(data.train, ShuffledStream):
+        follow_stream(trainer, data.train, plan.checkpoint)
+    # The plots run the model in the main process alone, where a sharded model would wait for the others.
+    if training.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)
-    if not training_args.disable_tqdm:
+    if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TermsProgressCallback)
     return trainer
-
-
-def _check_balance(pair_ids: PairIds | None, training_args: IsotropicGaussianTrainingArguments) -> None:
-    if not training_args.balance_queries:
-        return
-    if pair_ids is None:
-        raise UserError(
-            "--balance_queries needs pairs that are known before training, got a stream or views of documents that "
-            "are drawn anew: leave it out"
-        )
-    if pair_ids.num_queries() < 2:
-        raise UserError(
-            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
-        )
-
-
-def _keep_small_sets(inputs: TrainerInputs, training_args: IsotropicGaussianTrainingArguments) -> None:
-    """Where everything fits in one batch, dropping the last one would leave nothing to train on."""
-    if not hasattr(inputs.train_rows, "__len__") or not training_args.dataloader_drop_last:
-        return
-    num_rows = len(inputs.train_rows)
-    if training_args.balance_queries and inputs.pair_ids is not None:
-        num_rows = inputs.pair_ids.num_queries()
-    if num_rows < training_args.per_device_train_batch_size * training_args.world_size:
-        logger.warning(
-            "The %d training rows of an epoch fit in less than one batch of %d; it is kept.",
-            *(num_rows, training_args.per_device_train_batch_size * training_args.world_size),
-        )
-        training_args.dataloader_drop_last = False

@@ -1,0 +1,296 @@
+"""Plan a training run: check the arguments, then decide every setting once, before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..command_line import format_table
+from ..errors import UserError
+from ..evaluation.results import MAIN_METRIC
+from .arguments import with_values
+from .callbacks import check_stream_position
+from .objective import resolve_weights
+
+if TYPE_CHECKING:
+    from ..features.arguments import FeatureArguments
+    from ..model.arguments import ModelArguments
+    from .arguments import IsotropicGaussianTrainingArguments, ParsedArguments
+    from .record import Checkpoint
+
+_TRACKERS = {name: f"'ragcun_hf[{name}]'" for name in ("trackio", "tensorboard", "wandb")}
+
+
+@dataclass(frozen=True)
+class ChosenSettings:
+    """Settings that an automatic run chose: fields of `ModelArguments`, epochs and blend."""
+
+    model: Mapping[str, Any]
+    num_train_epochs: float
+    blend: float
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts beside the arguments that decide settings.
+
+    Attributes:
+        num_rows: Training rows of an epoch; None for a stream.
+        num_queries: Distinct queries of an epoch; None if they are not known before training, or not needed.
+        has_validation: Whether there are held-out rows.
+        stream_order: Arguments that decide the order of a stream; None for other rows.
+        checkpoint: To resume from.
+        num_processes: Processes that train together.
+        chosen: Settings of an automatic run, once they are chosen.
+    """
+
+    num_rows: int | None
+    num_queries: int | None = None
+    has_validation: bool = False
+    stream_order: dict[str, int] | None = None
+    checkpoint: Checkpoint | None = None
+    num_processes: int = 1
+    chosen: ChosenSettings | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All settings of a run.
+
+    Attributes:
+        model: The encoder and the head.
+        features: How features are computed.
+        training: What the Trainer gets.
+        uses_cached_features: Whether the head trains on features that are computed once.
+        num_rows: Rows that an epoch uses; None for a stream.
+        blend: Share of the trained weights in the saved ones.
+        checkpoint: To resume from, or None.
+        measures_energy: Whether this process estimates the energy.
+        has_validation: Whether there are held-out rows.
+        pushes: Whether the saved model goes to the Hub.
+        warnings: What the user should know before the run.
+    """
+
+    model: ModelArguments
+    features: FeatureArguments
+    training: IsotropicGaussianTrainingArguments
+    uses_cached_features: bool
+    num_rows: int | None
+    blend: float
+    checkpoint: Checkpoint | None
+    measures_energy: bool
+    has_validation: bool
+    pushes: bool
+    warnings: tuple[str, ...]
+
+
+def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
+    """Decide every setting of a run. Changes neither the arguments nor anything else."""
+    training, model, blend = parsed.training, parsed.model, parsed.run.blend
+    warnings = []
+    # The Trainer would push every checkpoint, with a card of its own; the saved model is pushed once instead.
+    decided: dict[str, Any] = {"push_to_hub": False}
+    if facts.checkpoint is not None:
+        decided["resume_from_checkpoint"] = facts.checkpoint.path
+    if facts.chosen is not None:
+        model, blend = replace(model, **facts.chosen.model), facts.chosen.blend
+        if blend > 0:
+            decided["num_train_epochs"] = facts.chosen.num_train_epochs
+    if facts.has_validation:
+        decided |= _validation_settings(training, is_resumed=facts.checkpoint is not None)
+    # A blend starts from the last weights: those that are best alone are not those that are best blended.
+    decided["load_best_model_at_end"] = (
+        decided.get("load_best_model_at_end", training.load_best_model_at_end) and blend == 1
+    )
+    num_rows = facts.num_queries if training.balance_queries else facts.num_rows
+    rows_per_step = training.per_device_train_batch_size * facts.num_processes
+    if num_rows is None:
+        # A stream ends its passes, and continues after a resume, by itself.
+        decided |= {"dataloader_drop_last": True}
+        decided |= {"ignore_data_skip": True} if facts.checkpoint is not None else {}
+    elif training.dataloader_drop_last and num_rows < rows_per_step:
+        decided["dataloader_drop_last"] = False
+        warnings.append(
+            f"The {num_rows} training rows of an epoch fit in less than one batch of {rows_per_step}; it is kept."
+        )
+    return RunPlan(
+        model=model,
+        features=parsed.features,
+        training=with_values(training, **decided),
+        uses_cached_features=parsed.uses_cached_features,
+        num_rows=num_rows,
+        blend=blend,
+        checkpoint=facts.checkpoint,
+        measures_energy=parsed.run.measure_energy and training.process_index == 0,
+        has_validation=facts.has_validation,
+        pushes=training.push_to_hub,
+        warnings=tuple(warnings),
+    )
+
+
+def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_resumed: bool) -> dict[str, Any]:
+    """Evaluate once per epoch unless the flags say when, and keep the best checkpoint."""
+    strategy = training.eval_strategy
+    if strategy == "no":
+        strategy = "steps" if training.eval_steps else "epoch"
+    # The start is not a checkpoint, but training has to beat it. A checkpoint was evaluated before it was saved.
+    settings: dict[str, Any] = {"eval_strategy": strategy, "eval_on_start": not is_resumed}
+    if training.save_strategy in ("steps", "epoch"):
+        # Only a checkpoint that is saved when it is evaluated can be loaded as the best.
+        settings |= {"save_strategy": strategy, "save_steps": training.eval_steps or training.save_steps}
+    settings["load_best_model_at_end"] = training.save_strategy != "no"
+    if training.metric_for_best_model is None:
+        settings |= {"metric_for_best_model": f"eval_{MAIN_METRIC}", "greater_is_better": True}
+    return settings
+
+
+def format_plan(plan: RunPlan) -> str:
+    """Format a plan as a table for the terminal."""
+    model, training = plan.model, plan.training
+    weights = resolve_weights(training, use_predictor=model.use_predictor)
+    kinds = {term: getattr(training, f"{term}_kind") for term in weights}
+    terms = [f"{weight:g} x {term} ({kinds[term]})" for term, weight in weights.items() if weight > 0]
+    source = "cached features" if plan.uses_cached_features else "texts, encoded at every step"
+    encoder = "frozen" if model.freeze_base else "trained"
+    start = f"{model.projection_init}, whitening {model.whitening:g}" if model.whitening else model.projection_init
+    length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
+    rows = "a stream" if plan.num_rows is None else f"{plan.num_rows:,} an epoch"
+    batch = f"{training.per_device_train_batch_size} rows x {training.world_size} processes"
+    validation = "none"
+    if plan.has_validation:
+        when = f"every {training.eval_steps:g} steps" if training.eval_strategy == "steps" else "every epoch"
+        kept = "best" if training.load_best_model_at_end else "last"
+        validation = f"{training.metric_for_best_model}, {when}; the {kept} weights are kept"
+    table = [
+        ("setting", "value"),
+        ("encoder", f"{model.base_model}, {encoder}"),
+        ("training rows", f"{rows}, from {source}"),
+        ("projection", f"{model.projection_kind}, initialized by {start}"),
+        ("predictor", "yes" if model.use_predictor else "no"),
+        ("loss", " + ".join(terms)),
+        ("batch", f"{batch} x {training.gradient_accumulation_steps} accumulated, smaller last batch "
+                  f"{'dropped' if training.dataloader_drop_last else 'kept'}"),
+        ("length", length if plan.blend > 0 else "no training (blend 0)"),
+        ("learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type} schedule"),
+        ("validation", validation),
+        ("blend", f"{plan.blend:g}"),
+        ("resumes", plan.checkpoint.path if plan.checkpoint else "no"),
+        ("writes to", f"{training.output_dir}{', then the Hub' if plan.pushes else ''}"),
+    ]  # fmt: skip
+    return "\n".join([format_table(table, num_names=2), *plan.warnings])
+
+
+def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
+    """Raise a UserError if arguments contradict each other or the data, before anything is loaded."""
+    training, model = parsed.training, parsed.model
+    if parsed.features.needs_store() and not parsed.uses_cached_features:
+        raise UserError(
+            "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
+            "from tokens: leave them out (--bf16 sets the precision)"
+        )
+    if training.n_gpu > 1:
+        raise UserError(
+            f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
+            "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
+        )
+    if facts.num_rows is not None and facts.num_rows < 2:
+        raise UserError(
+            f"expected at least two training rows, got {facts.num_rows}: a batch needs other documents to compare with"
+        )
+    if training.early_stopping_patience is not None and not facts.has_validation:
+        raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction")
+    if facts.checkpoint is not None:
+        check_stream_position(facts.checkpoint, facts.stream_order)
+    check_terms(model, training)
+    _check_trackers(training.report_to or ())
+    _check_balance(training, facts)
+    _check_blend(parsed)
+    _check_sharding(parsed)
+
+
+def check_terms(model: ModelArguments, training: IsotropicGaussianTrainingArguments) -> None:
+    """Raise a UserError if the head has no predictor for the predictive term, or no term to train."""
+    if (training.lambda_predictive or 0) > 0 and not model.use_predictor:
+        raise UserError(
+            f"--lambda_predictive {training.lambda_predictive} needs a predictor, got none: add --use_predictor, or "
+            "leave the weight out (1 with a predictor, 0 without)"
+        )
+    if not any(resolve_weights(training, use_predictor=model.use_predictor).values()):
+        raise UserError(
+            "expected a term to train, got weights that are all 0: set --lambda_contrastive or --lambda_isotropy "
+            "above 0, or add --use_predictor"
+        )
+
+
+def _check_trackers(names: Iterable[str]) -> None:
+    from transformers.integrations import get_available_reporting_integrations
+
+    installed = get_available_reporting_integrations()
+    for name in names:
+        if name not in installed:
+            raise UserError(
+                f"--report_to {name} needs {name}, which is not installed: run pip install "
+                f"{_TRACKERS.get(name, name)}, or leave the flag out"
+            )
+
+
+def _check_balance(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    if not training.balance_queries:
+        return
+    if facts.num_queries is None:
+        raise UserError(
+            "--balance_queries needs pairs that are known before training, got a stream or documents whose queries "
+            "are drawn anew each epoch: leave it out"
+        )
+    if facts.num_queries < 2:
+        raise UserError(
+            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
+        )
+
+
+def _check_blend(parsed: ParsedArguments) -> None:
+    blend, model, training = parsed.run.blend, parsed.model, parsed.training
+    if not 0 <= blend <= 1:
+        raise UserError(f"--blend must be in [0, 1], got {blend}: set it to e.g. 0.5")
+    if blend == 1:
+        return
+    if model.projection_init != "identity" or not model.freeze_base:
+        raise UserError(
+            f"--blend {blend} needs a frozen encoder and --projection_init identity: the start of other runs is no "
+            "retrieval model to blend with"
+        )
+    if training.resume_from_checkpoint:
+        raise UserError("--blend needs the start of the run, which a resumed run does not have: leave "
+                        "--resume_from_checkpoint or --blend out")  # fmt: skip
+    if training.early_stopping_patience is not None:
+        raise UserError(
+            "--early_stopping_patience measures the trained weights, but --blend saves other ones, which gain from "
+            "longer training: leave one of the two out"
+        )
+
+
+def _check_sharding(parsed: ParsedArguments) -> None:
+    plugin_args = parsed.training.fsdp_plugin_args  # of --fsdp; a file of accelerate sets the environment instead
+    if plugin_args is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return
+    from accelerate.utils import FullyShardedDataParallelPlugin
+
+    plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
+    if parsed.model.freeze_base:
+        raise UserError(
+            "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
+            "training/accelerate/one_machine_gpus.yaml"
+        )
+    # Only the full state dict writes the config, which a resume compares, beside the weights of a checkpoint.
+    wanted = {
+        "fsdp_version": (plugin.fsdp_version, 2),
+        "fsdp_state_dict_type": (plugin.state_dict_type.name, "FULL_STATE_DICT"),
+    }
+    for name, (value, expected) in wanted.items():
+        if value != expected:
+            raise UserError(
+                f"expected {name} {expected}, got {value}: launch with "
+                "training/accelerate/fsdp2_trainable_encoder.yaml"
+            )
