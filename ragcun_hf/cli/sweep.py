@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..command_line import argument, config_file, parse_arguments, portable_command, say
+from ..command_line import argument, config_file, portable_command, say
 
 if TYPE_CHECKING:
     from ..sweep.records import SweepRecords
@@ -87,17 +87,17 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArguments]:
     """Read the command line."""
-    from ..trainer.arguments import IsotropicGaussianTrainingArguments, ParsedArguments
-    from ..trainer.run import SHARED_ARGUMENTS
     from .train_contrastive import PairDataArguments
+    from .training import parse_training_arguments
 
-    sweep, *rest = parse_arguments(
-        [SweepArguments, PairDataArguments, *SHARED_ARGUMENTS, IsotropicGaussianTrainingArguments],
+    name = Path(config_file(arguments) or "sweep").stem
+    sweep, parsed = parse_training_arguments(
+        SweepArguments,
+        PairDataArguments,
         description=__doc__ or "",
         arguments=arguments,
-        defaults={"output_dir": f"sweeps/{Path(config_file(arguments) or 'sweep').stem}", "val_fraction": 0.2},
+        defaults={"output_dir": f"sweeps/{name}", "val_fraction": 0.2},
     )
-    parsed = ParsedArguments(*rest)
     if parsed.validation.val_data:  # replaces the fraction, which has a default here
         parsed = replace(parsed, validation=replace(parsed.validation, val_fraction=0.0))
     return sweep, parsed

@@ -45,7 +45,7 @@ class PairDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from ..trainer.run import train_from_command_line
+    from .training import train_from_command_line
 
     train_from_command_line(
         PairDataArguments, read_data, script="train_contrastive", description=__doc__ or "", arguments=arguments
@@ -58,7 +58,6 @@ def read_data(parsed: ParsedArguments) -> RunData:
 
     from ..data.held_out import hold_out_pairs
     from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs
-    from ..data.training_rows import KnownRows
     from ..errors import UserError
     from ..files import source_name
     from ..trainer.run import RunData
@@ -82,8 +81,7 @@ def read_data(parsed: ParsedArguments) -> RunData:
             "for another row, and without hard negatives (there are %d) the contrastive term is 0.",
             *(audit.distinct_queries, audit.distinct_positives, audit.negatives),
         )
-    held_out = None if validation is None else KnownRows(validation)
-    return RunData(KnownRows(train), held_out, {**facts, **vars(audit), **counts})
+    return RunData.of_pairs(train, validation, {**facts, **vars(audit), **counts})
 
 
 def _stream_data(sources: list[Any], parsed: ParsedArguments, facts: dict[str, Any]) -> RunData:

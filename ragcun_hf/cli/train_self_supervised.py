@@ -44,7 +44,7 @@ class DocumentDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from ..trainer.run import train_from_command_line
+    from .training import train_from_command_line
 
     train_from_command_line(
         DocumentDataArguments,
@@ -59,8 +59,7 @@ def read_data(parsed: ParsedArguments) -> RunData:
     """Read documents and split them."""
     from ..data.splitting import SplitViews, splittable
     from ..errors import UserError
-    from ..sweep.automatic import automatic_data
-    from ..trainer.run import document_data
+    from .training import automatic_document_data, document_data
 
     data = parsed.data
     if not data.documents:
@@ -68,7 +67,7 @@ def read_data(parsed: ParsedArguments) -> RunData:
             "--documents expects a file, a folder, a BEIR folder or a Hub dataset id, got nothing: name one"
         )
     if data.automatic:
-        return automatic_data(parsed, {"sentence": 3, "span": 2, "keywords": 2})
+        return automatic_document_data(parsed, {"sentence": 3, "span": 2, "keywords": 2})
 
     def split(texts: list[str]) -> SplitViews:
         return SplitViews(texts, data.split_method, seed=parsed.training.seed, fraction=data.split_fraction)

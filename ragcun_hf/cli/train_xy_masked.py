@@ -48,7 +48,7 @@ class MaskedDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from ..trainer.run import train_from_command_line
+    from .training import train_from_command_line
 
     train_from_command_line(
         MaskedDataArguments,
@@ -80,7 +80,6 @@ def read_data(parsed: ParsedArguments) -> RunData:
 def _ready_pairs(parsed: ParsedArguments) -> RunData:
     from ..data.held_out import hold_out_pairs
     from ..data.pairs import read_xy_pairs
-    from ..data.training_rows import KnownRows
     from ..files import source_name
     from ..trainer.run import RunData
 
@@ -88,18 +87,17 @@ def _ready_pairs(parsed: ParsedArguments) -> RunData:
     options = {name: getattr(parsed.data, name) for name in ("split", "x_column", "y_column", "limit")}
     train, validation = hold_out_pairs(read_xy_pairs(source, **options), **parsed.validation_options)
     facts = {"train": [source_name(source)], "rows": len(train), "validation_rows": len(validation or ())}
-    return RunData(KnownRows(train), None if validation is None else KnownRows(validation), facts)
+    return RunData.of_pairs(train, validation, facts)
 
 
 def _documents(parsed: ParsedArguments) -> RunData:
     from ..data.masking import MaskedViews, maskable
     from ..model.base_models import load_base_tokenizer
-    from ..sweep.automatic import automatic_data
-    from ..trainer.run import document_data
+    from .training import automatic_document_data, document_data
 
     data, model = parsed.data, parsed.model
     if data.automatic:
-        return automatic_data(parsed, {"keywords": 4})
+        return automatic_document_data(parsed, {"keywords": 4})
     mask_token = data.mask_token
     if mask_token is None:
         # An encoder without a mask token loses the masked words instead.

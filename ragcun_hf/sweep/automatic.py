@@ -13,11 +13,10 @@ from tqdm.auto import tqdm
 
 from ..command_line import format_table, say
 from ..data.pseudo_queries import PseudoQuery, PseudoQueryKind, PseudoQueryViews, draw_pseudo_queries
-from ..data.splitting import splittable
 from ..errors import UserError
 from ..trainer.plan import ChosenSettings
 from ..trainer.record import blended
-from ..trainer.run import RunData, read_document_texts
+from ..trainer.run import RunData
 from .heads import HeadBatch, HeadData, with_head
 from .pseudo_validation import PseudoValidation
 from .settings import make_trial, trainer_only_flags
@@ -91,21 +90,23 @@ class CandidateScore:
         return {**flat.pop("candidate"), **{name: round(value, 5) for name, value in flat.items()}}
 
 
-def automatic_data(parsed: ParsedArguments, counts: Mapping[PseudoQueryKind, int]) -> RunData:
-    """Read `--documents` and draw pseudo-queries; the run then chooses its settings with `RunData.choose`.
+def automatic_data(
+    parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
+) -> RunData:
+    """Draw pseudo-queries of documents; the run then chooses its settings with `RunData.choose`.
 
     Args:
         parsed: All arguments.
+        documents: The corpus, distinct texts.
+        facts: What the record says of them.
         counts: Kind of pseudo-query -> how many per document to train on.
 
     Returns:
         Pseudo-queries of all documents as training rows.
 
     Raises:
-        UserError: If a flag contradicts, or there are too few documents to choose by.
+        UserError: If there are too few documents to choose by.
     """
-    _check_flags(parsed)
-    documents, facts = read_document_texts(parsed.data, usable=splittable)
     seed = parsed.training.seed
     queries = draw_pseudo_queries(documents, counts, seed=seed)
     num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))
@@ -147,7 +148,7 @@ def _counts(queries: Sequence[PseudoQuery]) -> dict[str, int]:
     return dict(sorted(Counter(query.kind for query in queries).items()))
 
 
-def _check_flags(parsed: ParsedArguments) -> None:
+def check_automatic(parsed: ParsedArguments) -> None:
     """Raise a UserError if a flag contradicts an automatic choice."""
     model, validation, training = parsed.model, parsed.validation, parsed.training
     if not parsed.uses_cached_features or training.world_size != 1:

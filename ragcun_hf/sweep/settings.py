@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..trainer.arguments import IsotropicGaussianTrainingArguments, with_values
-from ..trainer.plan import check_terms
+from ..trainer.objective import resolve_weights
 
 Setting: TypeAlias = dict[str, Any]
 
@@ -175,7 +175,7 @@ def make_trial(
         own_model.check_values()
         fields = own_model.config_fields()
         IsotropicGaussianConfig(**{name: fields[name] for name in SHAPES if name in fields})
-        check_terms(own_model, own_training)
+        resolve_weights(own_training, use_predictor=own_model.use_predictor)
     except ValueError as error:
         raise UserError(f"setting {setting_name(setting)}: {error}") from error
     return Trial(setting, seed, own_model, own_training)

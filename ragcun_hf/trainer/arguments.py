@@ -25,7 +25,7 @@ Arguments = TypeVar("Arguments")
 class IsotropicGaussianTrainingArguments(TrainingArguments):
     """`transformers.TrainingArguments` with the weights and kinds of the three loss terms.
 
-    Fields of the parent are declared again below where their default differs, or to say how they are recorded.
+    Fields of the parent are declared again if their default differs or if a fact is added.
 
     Example:
         >>> from ragcun_hf import IsotropicGaussianTrainingArguments
@@ -35,15 +35,12 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     """
 
     lambda_contrastive: float = argument(
-        1.0,
-        "Weight of the contrastive term, >= 0; 0 skips the term.",
-        essential=1,
-        swept="number",
+        1.0, "Weight of the contrastive term, >= 0; 0 skips the term.", essential=1, swept="number"
     )
     lambda_isotropy: float = argument(
         0.1,
-        "Weight of the isotropy term, >= 0; 0 skips the term. A larger weight pulls embeddings harder towards "
-        "N(0, I): 0.1 keeps the retrieval quality of the base, 1 and more cost some of it (EXPERIMENTS.md).",
+        "Weight of the isotropy term, >= 0; 0 skips the term. Weights of 1 and more pull embeddings so hard towards "
+        "N(0, I) that retrieval gets worse (EXPERIMENTS.md).",
         essential=2,
         swept="number",
     )
@@ -55,8 +52,7 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     )
     contrastive_kind: ContrastiveKind = argument(
         "info_nce",
-        "Contrastive term: info_nce (pick the query's own document among all documents in the batch) or triplet (the "
-        "original's Euclidean margin).",
+        "info_nce: pick the query's own document among all documents in the batch; triplet: Euclidean margin.",
         essential=4,
         swept="shape",
     )
@@ -72,8 +68,7 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     margin: float = argument(0.1, "Margin of triplet, >= 0: a Euclidean distance between embeddings.", swept="number")
     isotropy_kind: IsotropyKind = argument(
         "sigreg",
-        "Isotropy term: sigreg (sliced Epps-Pulley test against N(0, I), divided by the number of rows) or covariance "
-        "(the original's penalty).",
+        "sigreg: sliced Epps-Pulley statistic against N(0, I), per row; covariance: penalty of the original.",
         essential=5,
         swept="shape",
     )
@@ -82,7 +77,7 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     )
     predictive_kind: PredictiveKind = argument(
         "mse",
-        "Predictive term: mse or cosine, between predictions and document embeddings, which get no gradient.",
+        "How predictions are compared with document embeddings, which get no gradient: mse or cosine.",
         recorded="always",
         swept="shape",
     )
@@ -107,10 +102,7 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         None, "Rows per process in an evaluation. Default: as in training, so that the two losses are comparable."
     )
     learning_rate: float = argument(
-        3e-4,
-        "Peak learning rate of projection and predictor.",
-        essential=8,
-        swept="number",
+        3e-4, "Peak learning rate of projection and predictor.", essential=8, swept="number"
     )
     warmup_steps: float = argument(
         0.1, "Steps of linear warm-up; a value below 1 is a share of all steps.", swept="shape"

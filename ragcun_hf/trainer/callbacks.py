@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -79,13 +79,11 @@ class StreamPosition(TrainerCallback, ExportableState):
         """Begin to count a pass."""
         self._num_batches = 0
 
-    def on_substep_end(self, *_: Any, **__: Any) -> None:
-        """Count a batch that is not the last of its step."""
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch."""
         self._num_batches += 1
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Count the last batch of a step."""
-        self._num_batches += 1
+    on_substep_end = on_step_end  # after a batch that is not the last of its step
 
     def state(self) -> dict[str, Any]:
         """Return the position in the form that the Trainer writes."""
@@ -94,7 +92,7 @@ class StreamPosition(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {**position, **self._stream.stream_order}}
 
 
-def check_stream_position(checkpoint: Checkpoint, order: dict[str, int] | None) -> None:
+def check_stream_position(checkpoint: Checkpoint, order: Mapping[str, int] | None) -> None:
     """Raise a UserError if a checkpoint is of a run that read its rows otherwise.
 
     Args:

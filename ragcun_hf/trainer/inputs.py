@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
 from ..data.documents import text_digest
 from ..data.training_rows import TrainingRow, TrainingRows, columns
@@ -78,17 +77,10 @@ class TextPairCollator:
         }
 
 
-@dataclass(frozen=True)
-class FeaturePair:
-    """One training row: the place of its query among the query features, and of its documents among theirs."""
+class FeaturePairs:
+    """Features of training rows; equal texts share one.
 
-    query: int
-    positive: int
-    negatives: np.ndarray
-
-
-class FeaturePairs(Dataset):
-    """Training rows whose texts are encoded already; equal texts share a feature.
+    The Trainer's dataset is then a range of row numbers, which `collate` turns into a batch.
 
     Args:
         queries: One text per row.
@@ -128,16 +120,28 @@ class FeaturePairs(Dataset):
 
     @classmethod
     def of_rows(cls, parts: Sequence[TrainingRows], store: FeatureStore, model: IsotropicGaussianModel) -> Self:
-        """Encode all rows of the first part, then all rows of the next, into one dataset."""
+        """Encode all rows of the first part, then all rows of the next."""
         read = [columns(rows) for rows in parts]
-        queries, positives, negatives = (
-            [text for part in column for text in part] for column in zip(*read, strict=True)
-        )
-        prompts = {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
-        return cls(queries, positives, negatives, store=store, **prompts)
+        texts = ([text for part in column for text in part] for column in zip(*read, strict=True))
+        return cls(*texts, store=store, **_prompts(model))
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return `query_ids`, `document_ids` and `features` of some rows."""
+        chosen = np.array(rows)
+        queries, negatives = self.query_rows[chosen], [self.negative_rows[row] for row in rows]
+        documents = np.concatenate([self.positive_rows[chosen], *negatives]).astype(np.int64)
+        features = np.concatenate([self.query_vectors[queries], self.document_vectors[documents]])
+        return {
+            "query_ids": torch.from_numpy(queries),
+            "document_ids": torch.from_numpy(documents),
+            "features": torch.from_numpy(features),
+        }
 
     def pair_ids(self, rows: slice) -> PairIds:
-        """Return the ids that the collator gives to some rows."""
+        """Return the ids that `collate` gives to some rows."""
         return PairIds(torch.from_numpy(self.query_rows[rows]), torch.from_numpy(self.positive_rows[rows]))
 
     def sample(self, num_rows: int) -> np.ndarray:
@@ -148,66 +152,26 @@ class FeaturePairs(Dataset):
             parts.append(vectors[distinct[:: max(1, -(-len(distinct) // SAMPLE_ROWS))]])
         return np.concatenate(parts)
 
-    def __len__(self) -> int:
-        return len(self.query_rows)
-
-    def __getitem__(self, index: int) -> FeaturePair:
-        return FeaturePair(
-            query=int(self.query_rows[index]),
-            positive=int(self.positive_rows[index]),
-            negatives=self.negative_rows[index],
-        )
-
-
-@dataclass
-class FeaturePairCollator:
-    """Look up the features of rows.
-
-    Args:
-        query_vectors: Shape (U, H), features of distinct queries.
-        document_vectors: Shape (V, H), features of distinct documents.
-    """
-
-    query_vectors: np.ndarray
-    document_vectors: np.ndarray
-
-    def __call__(self, rows: Sequence[FeaturePair]) -> dict[str, Tensor]:
-        """Return `query_ids`, `document_ids` and `features`."""
-        queries = np.array([row.query for row in rows])
-        documents = np.concatenate([[row.positive for row in rows], *(row.negatives for row in rows)]).astype(np.int64)
-        features = np.concatenate([self.query_vectors[queries], self.document_vectors[documents]])
-        return {
-            "query_ids": torch.from_numpy(queries),
-            "document_ids": torch.from_numpy(documents),
-            "features": torch.from_numpy(features),
-        }
-
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """What the Trainer reads.
-
-    Attributes:
-        train_rows: Dataset to train on.
-        validation_rows: Held-out dataset, or None.
-        collator: Turns rows into a batch.
-        sample: Returns features (S, H) of some training texts, to initialize a projection from.
-        pair_ids: Ids of the training rows; None if the rows are not known before training.
-        eval_pair_ids: Ids of the validation rows; None likewise.
-    """
+    """What the Trainer reads; ids are None for rows that are not known before training."""
 
     train_rows: Any
     validation_rows: Any
     collator: Callable[[Any], dict[str, Tensor]]
-    sample: Callable[[], Tensor]
+    sample: Callable[[], Tensor]  # features (S, H) of some training texts, to initialize a projection from
     pair_ids: PairIds | None
     eval_pair_ids: PairIds | None
 
 
+def _prompts(model: IsotropicGaussianModel) -> dict[str, str]:
+    return {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
+
+
 def text_inputs(model: IsotropicGaussianModel, train: TrainingRows, validation: TrainingRows | None) -> TrainerInputs:
     """Train on texts, which the encoder reads at every step."""
-    prompts = {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
-    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **prompts)
+    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **_prompts(model))
 
     def sample() -> Tensor:
         rows = list(islice(train, SAMPLE_ROWS))
@@ -224,14 +188,13 @@ def text_inputs(model: IsotropicGaussianModel, train: TrainingRows, validation: 
 def feature_inputs(
     model: IsotropicGaussianModel, train: TrainingRows, validation: TrainingRows | None, store: FeatureStore
 ) -> TrainerInputs:
-    """Train on features: encode all texts once."""
+    """Encode all texts once, and train on their features."""
     parts = [train] if validation is None else [train, validation]
-    pairs = FeaturePairs.of_rows(parts, store, model)
-    num_rows = train.num_rows or 0
+    pairs, num_rows = FeaturePairs.of_rows(parts, store, model), train.num_rows or 0
     return TrainerInputs(
-        train_rows=Subset(pairs, range(num_rows)),
-        validation_rows=None if validation is None else Subset(pairs, range(num_rows, len(pairs))),
-        collator=FeaturePairCollator(pairs.query_vectors, pairs.document_vectors),
+        train_rows=range(num_rows),
+        validation_rows=None if validation is None else range(num_rows, len(pairs)),
+        collator=pairs.collate,
         sample=lambda: torch.from_numpy(pairs.sample(num_rows)),
         pair_ids=pairs.pair_ids(slice(num_rows)),
         eval_pair_ids=pairs.pair_ids(slice(num_rows, None)),
@@ -239,10 +202,7 @@ def feature_inputs(
 
 
 def retrieval_validation(rows: TrainingRows, store: FeatureStore | None) -> RetrievalValidation:
-    """Make a function of a model that measures it on held-out rows; their negatives are distractors.
-
-    Without a store of features, texts are encoded at every call.
-    """
+    """Measure models on held-out rows, with their negatives as distractors; without a store, encode at every call."""
     queries, documents, negatives = columns(rows)
     distractors = [text for texts in negatives for text in texts]
     return RetrievalValidation(queries, documents, distractors=distractors, store=store)

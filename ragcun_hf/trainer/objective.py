@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .isotropy import covariance_isotropy_loss, sigreg_loss
 from .losses import info_nce_loss, predictive_loss, triplet_margin_loss
 
@@ -52,23 +53,25 @@ class Objective:
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Compute the unweighted terms of one batch.
+        """Compute the unweighted terms of one batch: term -> scalar, in the order of `TERMS`.
 
         Args:
             outputs: `embeddings`, shape (B + M, D), B queries then M documents; `predictions`, shape (B, D).
             query_ids: Shape (B,), equal for equal query texts.
             document_ids: Shape (M,), equal for equal document texts.
             directions: Shape (D, K), for SIGReg.
-
-        Returns:
-            Term -> scalar, in the order of `TERMS`.
         """
         num_queries = query_ids.shape[0]
         embeddings = outputs.embeddings.float()
         queries, documents = embeddings[:num_queries], embeddings[num_queries:]
         terms = {}
         if "contrastive" in self.weights:
-            terms["contrastive"] = self._contrastive(queries, documents, query_ids, document_ids)
+            ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
+            if self.contrastive_kind == "triplet":
+                terms["contrastive"] = triplet_margin_loss(queries, documents, margin=self.margin, **ids)
+            else:
+                options = {"similarity": self.similarity, "is_bidirectional": self.is_bidirectional, **ids}
+                terms["contrastive"] = info_nce_loss(queries, documents, temperature=self.temperature, **options)
         if "isotropy" in self.weights:
             terms["isotropy"] = (
                 sigreg_loss(embeddings, directions=directions)
@@ -84,23 +87,23 @@ class Objective:
         """Return the weighted sum."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
 
-    def _contrastive(self, queries: Tensor, documents: Tensor, query_ids: Tensor, document_ids: Tensor) -> Tensor:
-        ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
-        if self.contrastive_kind == "triplet":
-            return triplet_margin_loss(queries, documents, margin=self.margin, **ids)
-        return info_nce_loss(
-            queries,
-            documents,
-            temperature=self.temperature,
-            similarity=self.similarity,
-            is_bidirectional=self.is_bidirectional,
-            **ids,
-        )
-
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head."""
+    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head.
+
+    Raises a UserError if the predictive term has no predictor, or if there is no term to train.
+    """
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:
         weights["predictive"] = float(use_predictor)
+    if weights["predictive"] > 0 and not use_predictor:
+        raise UserError(
+            f"--lambda_predictive {weights['predictive']} needs a predictor, got a model without one: add "
+            "--use_predictor, or leave the weight out (1 with a predictor, 0 without)"
+        )
+    if not any(weights.values()):
+        raise UserError(
+            "expected a term to train, got weights that are all 0, so that there is nothing to train: set "
+            "--lambda_contrastive or --lambda_isotropy above 0, or add --use_predictor"
+        )
     return weights

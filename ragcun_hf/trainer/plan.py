@@ -15,8 +15,6 @@ from .callbacks import check_stream_position
 from .objective import resolve_weights
 
 if TYPE_CHECKING:
-    from ..features.arguments import FeatureArguments
-    from ..model.arguments import ModelArguments
     from .arguments import IsotropicGaussianTrainingArguments, ParsedArguments
     from .record import Checkpoint
 
@@ -34,80 +32,52 @@ class ChosenSettings:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts beside the arguments that decide settings.
+    """Facts beside the arguments that decide settings."""
 
-    Attributes:
-        num_rows: Training rows of an epoch; None for a stream.
-        num_queries: Distinct queries of an epoch; None if they are not known before training, or not needed.
-        has_validation: Whether there are held-out rows.
-        stream_order: Arguments that decide the order of a stream; None for other rows.
-        checkpoint: To resume from.
-        num_processes: Processes that train together.
-        chosen: Settings of an automatic run, once they are chosen.
-    """
-
-    num_rows: int | None
-    num_queries: int | None = None
+    num_rows: int | None  # training rows of an epoch; None for a stream
+    num_queries: int | None = None  # distinct queries, for balanced epochs; None if not known before training
     has_validation: bool = False
-    stream_order: dict[str, int] | None = None
-    checkpoint: Checkpoint | None = None
+    stream_order: Mapping[str, int] | None = None  # arguments that decide the order of a stream
+    checkpoint: Checkpoint | None = None  # to resume from
     num_processes: int = 1
     chosen: ChosenSettings | None = None
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    """All settings of a run.
+    """A run before it begins: final arguments, the facts that decided them, and what the user should know."""
 
-    Attributes:
-        model: The encoder and the head.
-        features: How features are computed.
-        training: What the Trainer gets.
-        uses_cached_features: Whether the head trains on features that are computed once.
-        num_rows: Rows that an epoch uses; None for a stream.
-        blend: Share of the trained weights in the saved ones.
-        checkpoint: To resume from, or None.
-        measures_energy: Whether this process estimates the energy.
-        has_validation: Whether there are held-out rows.
-        pushes: Whether the saved model goes to the Hub.
-        warnings: What the user should know before the run.
-    """
-
-    model: ModelArguments
-    features: FeatureArguments
-    training: IsotropicGaussianTrainingArguments
-    uses_cached_features: bool
-    num_rows: int | None
-    blend: float
-    checkpoint: Checkpoint | None
-    measures_energy: bool
-    has_validation: bool
-    pushes: bool
+    arguments: ParsedArguments
+    facts: RunFacts
     warnings: tuple[str, ...]
+
+    @property
+    def epoch_rows(self) -> int | None:
+        """Rows that an epoch uses; None for a stream."""
+        return self.facts.num_queries if self.arguments.training.balance_queries else self.facts.num_rows
 
 
 def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
     """Decide every setting of a run. Changes neither the arguments nor anything else."""
-    training, model, blend = parsed.training, parsed.model, parsed.run.blend
+    training, model, run = parsed.training, parsed.model, parsed.run
     warnings = []
-    # The Trainer would push every checkpoint, with a card of its own; the saved model is pushed once instead.
+    # The Trainer would push every checkpoint, with its own card; instead, the saved model is pushed once.
     decided: dict[str, Any] = {"push_to_hub": False}
     if facts.checkpoint is not None:
         decided["resume_from_checkpoint"] = facts.checkpoint.path
     if facts.chosen is not None:
-        model, blend = replace(model, **facts.chosen.model), facts.chosen.blend
-        if blend > 0:
+        model, run = replace(model, **facts.chosen.model), replace(run, blend=facts.chosen.blend)
+        if run.blend > 0:
             decided["num_train_epochs"] = facts.chosen.num_train_epochs
     if facts.has_validation:
         decided |= _validation_settings(training, is_resumed=facts.checkpoint is not None)
-    # A blend starts from the last weights: those that are best alone are not those that are best blended.
-    decided["load_best_model_at_end"] = (
-        decided.get("load_best_model_at_end", training.load_best_model_at_end) and blend == 1
-    )
-    num_rows = facts.num_queries if training.balance_queries else facts.num_rows
+    # A blend starts from the last weights: the best checkpoint need not be the best to blend.
+    loads_best = decided.get("load_best_model_at_end", training.load_best_model_at_end)
+    decided["load_best_model_at_end"] = loads_best and run.blend == 1
+    num_rows = RunPlan(parsed, facts, ()).epoch_rows
     rows_per_step = training.per_device_train_batch_size * facts.num_processes
     if num_rows is None:
-        # A stream ends its passes, and continues after a resume, by itself.
+        # A stream ends its passes itself, and finds its position after a resume itself.
         decided |= {"dataloader_drop_last": True}
         decided |= {"ignore_data_skip": True} if facts.checkpoint is not None else {}
     elif training.dataloader_drop_last and num_rows < rows_per_step:
@@ -115,19 +85,8 @@ def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
         warnings.append(
             f"The {num_rows} training rows of an epoch fit in less than one batch of {rows_per_step}; it is kept."
         )
-    return RunPlan(
-        model=model,
-        features=parsed.features,
-        training=with_values(training, **decided),
-        uses_cached_features=parsed.uses_cached_features,
-        num_rows=num_rows,
-        blend=blend,
-        checkpoint=facts.checkpoint,
-        measures_energy=parsed.run.measure_energy and training.process_index == 0,
-        has_validation=facts.has_validation,
-        pushes=training.push_to_hub,
-        warnings=tuple(warnings),
-    )
+    final = replace(parsed, model=model, run=run, training=with_values(training, **decided))
+    return RunPlan(final, facts, tuple(warnings))
 
 
 def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_resumed: bool) -> dict[str, Any]:
@@ -147,44 +106,35 @@ def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_res
 
 
 def format_plan(plan: RunPlan) -> str:
-    """Format a plan as a table for the terminal."""
-    model, training = plan.model, plan.training
+    """Format a plan as a table for the terminal, its warnings below."""
+    model, training, run = plan.arguments.model, plan.arguments.training, plan.arguments.run
     weights = resolve_weights(training, use_predictor=model.use_predictor)
-    kinds = {term: getattr(training, f"{term}_kind") for term in weights}
-    terms = [f"{weight:g} x {term} ({kinds[term]})" for term, weight in weights.items() if weight > 0]
-    source = "cached features" if plan.uses_cached_features else "texts, encoded at every step"
-    encoder = "frozen" if model.freeze_base else "trained"
-    start = f"{model.projection_init}, whitening {model.whitening:g}" if model.whitening else model.projection_init
+    terms = [f"{weight:g} {term} ({getattr(training, f'{term}_kind')})" for term, weight in weights.items() if weight]
+    rows = "a stream" if plan.epoch_rows is None else f"{plan.epoch_rows:,} an epoch"
+    source = "features, computed once" if plan.arguments.uses_cached_features else "texts, encoded at every step"
+    batch = f"{training.per_device_train_batch_size} rows on each of {plan.facts.num_processes} processes"
+    last = "dropped" if training.dataloader_drop_last else "kept"
     length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
-    rows = "a stream" if plan.num_rows is None else f"{plan.num_rows:,} an epoch"
-    batch = f"{training.per_device_train_batch_size} rows x {training.world_size} processes"
-    validation = "none"
-    if plan.has_validation:
-        when = f"every {training.eval_steps:g} steps" if training.eval_strategy == "steps" else "every epoch"
-        kept = "best" if training.load_best_model_at_end else "last"
-        validation = f"{training.metric_for_best_model}, {when}; the {kept} weights are kept"
-    table = [
-        ("setting", "value"),
-        ("encoder", f"{model.base_model}, {encoder}"),
-        ("training rows", f"{rows}, from {source}"),
-        ("projection", f"{model.projection_kind}, initialized by {start}"),
-        ("predictor", "yes" if model.use_predictor else "no"),
-        ("loss", " + ".join(terms)),
-        ("batch", f"{batch} x {training.gradient_accumulation_steps} accumulated, smaller last batch "
-                  f"{'dropped' if training.dataloader_drop_last else 'kept'}"),
-        ("length", length if plan.blend > 0 else "no training (blend 0)"),
-        ("learning rate", f"{training.learning_rate:g}, {training.lr_scheduler_type} schedule"),
-        ("validation", validation),
-        ("blend", f"{plan.blend:g}"),
-        ("resumes", plan.checkpoint.path if plan.checkpoint else "no"),
-        ("writes to", f"{training.output_dir}{', then the Hub' if plan.pushes else ''}"),
-    ]  # fmt: skip
-    return "\n".join([format_table(table, num_names=2), *plan.warnings])
+    when = f"every {training.eval_steps:g} steps" if training.eval_strategy == "steps" else "every epoch"
+    kept = "best" if training.load_best_model_at_end else "last"
+    table = {
+        "encoder": f"{model.base_model}, {'frozen' if model.freeze_base else 'trained'}",
+        "projection": f"{model.projection_kind}, {model.projection_init} start, whitening {model.whitening:g}",
+        "predictor": "yes" if model.use_predictor else "no",
+        "rows": f"{rows}, as {source}",
+        "batch": f"{batch}, {training.gradient_accumulation_steps} per step; a smaller last one is {last}",
+        "loss": " + ".join(terms),
+        "length": length if run.blend > 0 else "none (--blend 0)",
+        "validation": f"{training.metric_for_best_model} {when}" if plan.facts.has_validation else "none",
+        "saved": f"the {kept} weights, blend {run.blend:g}, in {training.output_dir}",
+        "resumed from": plan.facts.checkpoint.path if plan.facts.checkpoint else "nothing",
+    }
+    return "\n".join([format_table([("setting", "value"), *table.items()], num_names=2), *plan.warnings])
 
 
 def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
     """Raise a UserError if arguments contradict each other or the data, before anything is loaded."""
-    training, model = parsed.training, parsed.model
+    training = parsed.training
     if parsed.features.needs_store() and not parsed.uses_cached_features:
         raise UserError(
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
@@ -192,7 +142,7 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
         )
     if training.n_gpu > 1:
         raise UserError(
-            f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
+            f"expected one GPU a process, got {training.n_gpu}: start with accelerate launch --config_file "
             "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
         )
     if facts.num_rows is not None and facts.num_rows < 2:
@@ -203,25 +153,19 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
         raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction")
     if facts.checkpoint is not None:
         check_stream_position(facts.checkpoint, facts.stream_order)
-    check_terms(model, training)
+    resolve_weights(training, use_predictor=parsed.model.use_predictor)
     _check_trackers(training.report_to or ())
-    _check_balance(training, facts)
+    if training.balance_queries and facts.num_queries is None:
+        raise UserError(
+            "--balance_queries needs pairs that are known before training, got a stream or documents whose queries "
+            "are drawn anew each epoch: leave it out"
+        )
+    if training.balance_queries and facts.num_queries == 1:
+        raise UserError(
+            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
+        )
     _check_blend(parsed)
     _check_sharding(parsed)
-
-
-def check_terms(model: ModelArguments, training: IsotropicGaussianTrainingArguments) -> None:
-    """Raise a UserError if the head has no predictor for the predictive term, or no term to train."""
-    if (training.lambda_predictive or 0) > 0 and not model.use_predictor:
-        raise UserError(
-            f"--lambda_predictive {training.lambda_predictive} needs a predictor, got none: add --use_predictor, or "
-            "leave the weight out (1 with a predictor, 0 without)"
-        )
-    if not any(resolve_weights(training, use_predictor=model.use_predictor).values()):
-        raise UserError(
-            "expected a term to train, got weights that are all 0: set --lambda_contrastive or --lambda_isotropy "
-            "above 0, or add --use_predictor"
-        )
 
 
 def _check_trackers(names: Iterable[str]) -> None:
@@ -236,20 +180,6 @@ def _check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def _check_balance(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
-    if not training.balance_queries:
-        return
-    if facts.num_queries is None:
-        raise UserError(
-            "--balance_queries needs pairs that are known before training, got a stream or documents whose queries "
-            "are drawn anew each epoch: leave it out"
-        )
-    if facts.num_queries < 2:
-        raise UserError(
-            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
-        )
-
-
 def _check_blend(parsed: ParsedArguments) -> None:
     blend, model, training = parsed.run.blend, parsed.model, parsed.training
     if not 0 <= blend <= 1:
@@ -262,8 +192,7 @@ def _check_blend(parsed: ParsedArguments) -> None:
             "retrieval model to blend with"
         )
     if training.resume_from_checkpoint:
-        raise UserError("--blend needs the start of the run, which a resumed run does not have: leave "
-                        "--resume_from_checkpoint or --blend out")  # fmt: skip
+        raise UserError("--blend needs the start of the run, which a resumed run does not have: leave one of them out")
     if training.early_stopping_patience is not None:
         raise UserError(
             "--early_stopping_patience measures the trained weights, but --blend saves other ones, which gain from "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shlex
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,14 +19,7 @@ from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
-from ..files import (
-    DOCUMENTS_FILE,
-    RECORD_FILE,
-    WEIGHT_FILES,
-    check_writable,
-    disk_errors_explained,
-    replaced_folder,
-)
+from ..files import DOCUMENTS_FILE, RECORD_FILE, WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
 from .sharding import save_whole, whole_tensor
 
 if TYPE_CHECKING:
@@ -115,18 +107,10 @@ def head_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Interpolate between the weights before and after training.
+    """Interpolate between the weights before training (a share of 0) and after it (1), by parameter name.
 
-    For a head that starts at the identity, the output of each part is interpolated too: the linear parts are
+    For a head that starts at the identity, this interpolates the output of each part: the linear parts are
     interpolated, and of the residual branch, which starts at zero, a share is added.
-
-    Args:
-        start: Parameter name -> weights before training.
-        trained: Parameter name -> weights after training.
-        share: 0 gives a head that computes what the start computes, 1 the trained weights.
-
-    Returns:
-        Parameter name -> weights.
 
     Source:
         Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
@@ -137,18 +121,9 @@ def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: f
 
 
 def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
-    """Check the trained weights, blend them with the start, and warn if validation got worse.
+    """Finish a run: check the trained weights, blend them with those of the start, warn if validation got worse.
 
-    Args:
-        trainer: After training; below a blend of 1, its model is changed.
-        start: Weights of the head before training; needed below a blend of 1.
-        blend: Share of the trained weights.
-
-    Returns:
-        NDCG@10 on held-out pairs of the `start` and of the `saved` model, as far as they were measured.
-
-    Raises:
-        UserError: If a weight is not finite.
+    Returns NDCG@10 on held-out pairs of the `start` and of the `saved` model, as far as they were measured.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_finite(model)
@@ -206,13 +181,9 @@ def essential_arguments(training: IsotropicGaussianTrainingArguments) -> list[st
 def save_run(
     trainer: IsotropicGaussianTrainer, facts: dict[str, Any], rows: TrainingRows, weights: dict[str, Tensor] | None
 ) -> None:
-    """Replace the model and the training record in the output folder, all at once.
+    """Replace the model and the training record (`facts` and the Trainer's log) in the output folder, all at once.
 
-    Args:
-        trainer: After training.
-        facts: Content of the record, without the Trainer's log.
-        rows: The training rows, for the digests of their documents.
-        weights: From `sharding.whole_weights`.
+    The digests of the documents of `rows` are saved too; `weights` come from `sharding.whole_weights`.
     """
     folder = Path(str(trainer.args.output_dir))
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
@@ -223,29 +194,12 @@ def save_run(
         (new / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
 
 
-def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
-    """Print where the model was saved and the command that evaluates it."""
-    folder = trainer.args.output_dir
-    predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
-    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    command = f"python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor}"
-    say(f"Next: {command} --datasets scifact nfcorpus arguana")
-
-
 @contextmanager
 def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
-    """Estimate the energy of the code inside on this machine, with codecarbon and without the network.
+    """Estimate the energy of the code inside with codecarbon, on this machine and without the network.
 
-    Without a readable meter of processor or accelerator, codecarbon estimates from load and rated power.
-
-    Args:
-        is_wanted: False measures nothing.
-
-    Yields:
-        dict[str, Any]: Holds `kwh` and `by` at the end; stays empty if nothing was measured.
-
-    Raises:
-        UserError: If codecarbon is needed and not installed.
+    Without a readable meter of processor or accelerator, codecarbon estimates from load and rated power. The yielded
+    dict holds `kwh` and `by` at the end; it stays empty if no energy is wanted.
     """
     found: dict[str, Any] = {}
     if not is_wanted:

@@ -63,13 +63,6 @@ class IsotropicGaussianTrainer(Trainer):
         # Looked up once: unwrapping walks through all modules of the encoder.
         config = self.accelerator.unwrap_model(self.model).config
         self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
-        if self.weights["predictive"] > 0 and not config.use_predictor:
-            raise ValueError(
-                f"`lambda_predictive` is {self.weights['predictive']}, but the model has no predictor: "
-                "build it with `use_predictor=True`, or set the weight to 0."
-            )
-        if not any(self.weights.values()):
-            raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
         if self.args.balance_queries:
             if pair_ids is None:
                 raise ValueError(
