@@ -8,14 +8,14 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
-from ragcun_hf.features.feature_store import FeatureStore
-from ragcun_hf.trainer.collators import FeaturePairCollator, TextPairCollator, text_ids
-from ragcun_hf.trainer.feature_pairs import FeaturePair, FeaturePairs
+from ragcun_hf.features.feature_store import FeatureStore, FeatureTable
+from ragcun_hf.trainer.inputs import FeaturePairs, TextPairCollator, text_ids
 from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR
 from ragcun_hf.trainer.known_pairs import PairIds
 from ragcun_hf.trainer.objective import Objective
-from ragcun_hf.trainer.outcome import finish_training
+from ragcun_hf.trainer.record import finish_training
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -72,7 +72,7 @@ def _features(model, rows):
     store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
     texts = [[row["query"] for row in rows], [row["positive"] for row in rows]]
     pairs = FeaturePairs(*texts, [row.get("negative") or [] for row in rows], store=store)
-    return FeaturePairCollator(pairs.query_vectors, pairs.document_vectors), pairs
+    return pairs.collate, range(len(pairs))
 
 
 def _weights(model):
@@ -228,7 +228,7 @@ def test_a_weight_of_zero_skips_its_term_and_its_log_line(tiny_model, make_train
 
 
 def test_a_predictive_weight_without_a_predictor_is_refused(make_model, make_trainer):
-    with pytest.raises(ValueError, match=r"`lambda_predictive` is 1.2, but the model has no predictor"):
+    with pytest.raises(UserError, match=r"--lambda_predictive 1.2 needs a predictor, got a model without one"):
         make_trainer(make_model(use_predictor=False), lambda_predictive=1.2)
 
 
@@ -242,7 +242,7 @@ def test_the_predictive_weight_is_one_with_a_predictor_and_zero_without(make_mod
 
 
 def test_nothing_to_train_is_refused_before_the_first_step(make_model, make_trainer):
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(UserError, match="nothing to train"):
         make_trainer(make_model(use_predictor=False), lambda_contrastive=0.0, lambda_isotropy=0.0)
 
 
@@ -421,8 +421,8 @@ def test_evaluation_gives_the_loss_its_terms_and_the_retrieval_figures(
     assert 0 < figures["eval_ndcg@10_predictor"] < 1
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == figures["eval_ndcg@10"]
     assert not tiny_model.training
-    whole = trainer.evaluate(list(rows)[:6] if not from_features else torch.utils.data.Subset(rows, range(6)))
-    assert whole["eval_loss"] != pytest.approx(figures["eval_loss"], abs=1e-4)
+    fewer = trainer.evaluate(rows[:6])
+    assert fewer["eval_loss"] != pytest.approx(figures["eval_loss"], abs=1e-4)
 
 
 def test_a_validation_set_smaller_than_a_batch_still_has_a_loss(tiny_model, tiny_pairs, make_trainer):
@@ -489,10 +489,10 @@ def test_validation_gives_the_training_mode_back_after_an_error(tiny_model, tiny
     assert tiny_model.training
 
 
-# Epochs of views that change
+# Epochs whose rows change
 
 
-class _Views:
+class _ChangingRows:
     """Eight rows that remember in which epoch each was asked for."""
 
     def __init__(self, rows):
@@ -509,10 +509,10 @@ class _Views:
         return self.rows[index]
 
 
-def test_each_epoch_is_announced_to_the_training_views(tiny_model, tiny_pairs, make_trainer):
-    views = _Views(tiny_pairs)
-    make_trainer(tiny_model, rows=views, max_steps=-1, num_train_epochs=3).train()
-    assert views.asked == [0] * 8 + [1] * 8 + [2] * 8
+def test_the_training_rows_are_told_each_epoch(tiny_model, tiny_pairs, make_trainer):
+    rows = _ChangingRows(tiny_pairs)
+    make_trainer(tiny_model, rows=rows, max_steps=-1, num_train_epochs=3).train()
+    assert rows.asked == [0] * 8 + [1] * 8 + [2] * 8
 
 
 @pytest.mark.parametrize(("step", "asked"), [(2, [1] * 8 + [2] * 8), (3, [1] * 4 + [2] * 8)])
@@ -524,11 +524,11 @@ def test_a_resumed_run_goes_on_in_the_epoch_where_it_was(tiny_model, tiny_pairs,
         "save_steps": step,
         "save_total_limit": 9,
     }
-    make_trainer(copy.deepcopy(tiny_model), rows=_Views(tiny_pairs), **options).train()
-    views = _Views(tiny_pairs)
-    trainer = make_trainer(tiny_model, rows=views, **options, output_dir=str(tmp_path / "resumed"))
+    make_trainer(copy.deepcopy(tiny_model), rows=_ChangingRows(tiny_pairs), **options).train()
+    rows = _ChangingRows(tiny_pairs)
+    trainer = make_trainer(tiny_model, rows=rows, **options, output_dir=str(tmp_path / "resumed"))
     trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
-    assert views.asked == asked
+    assert rows.asked == asked
 
 
 # Collators
@@ -564,20 +564,22 @@ def _pattern(ids):
     return [known.index(value) for value in ids.tolist()]
 
 
-def test_feature_collator_looks_rows_up_in_the_same_layout():
-    queries, documents = (
-        np.array([[0.0, 1.0], [2.0, 3.0]], np.float32),
-        np.array([[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]], np.float32),
-    )
-    rows = [
-        FeaturePair(query=1, positive=0, negatives=np.array([], np.int64)),
-        FeaturePair(query=0, positive=2, negatives=np.array([1, 0])),
-    ]
-    batch = FeaturePairCollator(queries, documents)(rows)
+class _NumbersStore:
+    """A feature store whose texts are written-out vectors."""
+
+    def features(self, texts, *, prompt=""):
+        distinct = list(dict.fromkeys(texts))
+        vectors = np.array([[float(number) for number in text.split()] for text in distinct], np.float32)
+        return FeatureTable(vectors=vectors, rows=np.array([distinct.index(text) for text in texts]))
+
+
+def test_feature_pairs_are_collated_in_the_same_layout():
+    negatives = [["6 7", "4 5"], []]
+    batch = FeaturePairs(["0 1", "2 3"], ["8 9", "4 5"], negatives, store=_NumbersStore()).collate([1, 0])
     assert batch["features"].tolist() == [[2, 3], [0, 1], [4, 5], [8, 9], [6, 7], [4, 5]]
     assert batch["features"].dtype == torch.float32
     assert batch["query_ids"].tolist() == [1, 0]
-    assert batch["document_ids"].tolist() == [0, 2, 1, 0]
+    assert batch["document_ids"].tolist() == [1, 0, 2, 1]
 
 
 def test_prompts_stand_in_front_of_queries_and_documents(tiny_tokenizer):
@@ -696,12 +698,12 @@ def test_a_resumed_balanced_run_draws_what_the_whole_run_draws(tiny_model, tiny_
     rows = _many_documents(tiny_pairs)
     options = {"max_steps": -1, "num_train_epochs": 3, "balance_queries": True, "save_strategy": "steps"}
     options |= {"save_steps": 3, "save_total_limit": 9, "pair_ids": _pair_ids(rows)}
-    whole = make_trainer(copy.deepcopy(tiny_model), rows=_Recorder(rows), **options)
+    of_whole, of_resumed = _Recorder(rows), _Recorder(rows)
+    whole = make_trainer(copy.deepcopy(tiny_model), rows=of_whole, **options)
     whole.train()
-    recorder = _Recorder(rows)
-    resumed = make_trainer(tiny_model, rows=recorder, **options, output_dir=str(tmp_path / "resumed"))
+    resumed = make_trainer(tiny_model, rows=of_resumed, **options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
-    assert recorder.asked[-12:] == whole.train_dataset.asked[-12:]
+    assert of_resumed.asked[-12:] == of_whole.asked[-12:]
     assert _difference(whole.model, resumed.model) < 1e-6
 
 
@@ -710,7 +712,7 @@ def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
         make_trainer(tiny_model, balance_queries=True)
 
 
-# What training has come to
+# The saved weights
 
 
 @pytest.mark.parametrize("blend", [0.5, 1.0])
