@@ -183,7 +183,7 @@ def _run(parts, folder, *mistakes):
         [sys.executable, str(script), json.dumps(parts), str(folder), *mistakes],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1_800,  # processes that wait for each other forever are a failure
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
