@@ -41,7 +41,7 @@ run_script(train_contrastive.main, shares_work=True)
 """
 
 
-# Runs train_contrastive.py sharded on CPUs. For that, accelerate takes them for GPUs when it decides how to distribute;
+# Runs train_contrastive.py sharded on CPUs. For that, accelerate takes them for GPUs when it decides how to shard;
 # the rest is its own work. The script records what was sharded, how, and the types of embeddings and losses.
 SHARDING = """
 import json, os, sys
