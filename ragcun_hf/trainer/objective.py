@@ -103,7 +103,7 @@ def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
         )
     if not any(weights.values()):
         raise UserError(
-            "expected a term to train, got weights that are all 0, so that there is nothing to train: set "
-            "--lambda_contrastive or --lambda_isotropy above 0, or add --use_predictor"
+            "expected a term to train, got --lambda_contrastive 0 and --lambda_isotropy 0 without a predictor, which "
+            "leaves nothing to train: set one above 0, or add --use_predictor"
         )
     return weights
