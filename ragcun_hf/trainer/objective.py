@@ -53,13 +53,16 @@ class Objective:
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Compute the unweighted terms of one batch: term -> scalar, in the order of `TERMS`.
+        """Compute the unweighted terms of one batch.
 
         Args:
             outputs: `embeddings`, shape (B + M, D), B queries then M documents; `predictions`, shape (B, D).
             query_ids: Shape (B,), equal for equal query texts.
             document_ids: Shape (M,), equal for equal document texts.
             directions: Shape (D, K), for SIGReg.
+
+        Returns:
+            Term -> scalar, in the order of `TERMS`.
         """
         num_queries = query_ids.shape[0]
         embeddings = outputs.embeddings.float()

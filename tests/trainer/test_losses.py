@@ -464,7 +464,7 @@ def test_chunks_do_not_change_sigreg_or_its_gradient(monkeypatch, elements):
     expected_x = x.clone().requires_grad_()
     expected = sigreg_statistic(expected_x, directions)
     expected.backward()
-    monkeypatch.setattr(isotropy, "_ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(isotropy, "ELEMENTS_AT_ONCE", elements)
     x.requires_grad_()
     value = sigreg_statistic(x, directions)
     value.backward()
