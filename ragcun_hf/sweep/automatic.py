@@ -36,14 +36,7 @@ _BASE = {"whitening": 0.0, "projection_kind": "linear"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of a head.
-
-    Args:
-        whitening: Strength of the partial whitening that the projection starts with.
-        projection_kind: `linear` or `mlp`.
-        epochs: Passes over the pseudo-queries.
-        projection_hidden_dim: Hidden width of an mlp; None for the default.
-    """
+    """Settings of a head: those of `ModelArguments`, and passes over the pseudo-queries."""
 
     whitening: float
     projection_kind: str
@@ -68,21 +61,13 @@ CANDIDATES = (
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """A candidate at one blend, and how well it retrieves.
-
-    Args:
-        candidate: Settings of the head.
-        blend: Share of the trained weights.
-        score: NDCG@10 of pseudo-queries; all kinds have the same weight.
-        gain: Score minus that of the frozen base.
-        standard_error: Of the gain, over pseudo-queries.
-    """
+    """A candidate at one blend, and how well it retrieves."""
 
     candidate: Candidate
     blend: float
-    score: float
-    gain: float
-    standard_error: float
+    score: float  # NDCG@10 of pseudo-queries; all kinds have the same weight
+    gain: float  # above the frozen base
+    standard_error: float  # of the gain, over pseudo-queries
 
     def as_row(self) -> dict[str, Any]:
         """Return everything as one flat mapping."""
@@ -93,19 +78,9 @@ class CandidateScore:
 def automatic_data(
     parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
 ) -> RunData:
-    """Draw pseudo-queries of documents; the run then chooses its settings with `RunData.choose`.
+    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings.
 
-    Args:
-        parsed: All arguments.
-        documents: The corpus, distinct texts.
-        facts: What the record says of them.
-        counts: Kind of pseudo-query -> how many per document to train on.
-
-    Returns:
-        Pseudo-queries of all documents as training rows.
-
-    Raises:
-        UserError: If there are too few documents to choose by.
+    `facts` is what the record says of the documents. A UserError says if there are too few of them.
     """
     seed = parsed.training.seed
     queries = draw_pseudo_queries(documents, counts, seed=seed)
@@ -180,16 +155,9 @@ def try_candidates(
     training: PseudoQueryViews,
     held_out_queries: Sequence[PseudoQuery],
 ) -> list[CandidateScore]:
-    """Train every candidate on pseudo-queries and measure it at every blend on those of held-out documents.
+    """Train every candidate on pseudo-queries, and measure it at every blend on those of held-out documents.
 
-    Args:
-        parsed: All arguments; candidates share what they do not set.
-        documents: The whole corpus.
-        training: Pseudo-queries to train on.
-        held_out_queries: Pseudo-queries of other documents.
-
-    Returns:
-        The scores; the first is that of the frozen base, with gain 0.
+    The first score is that of the frozen base, with gain 0. `documents` are the whole corpus.
     """
     base = parsed.model.build()
     base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types

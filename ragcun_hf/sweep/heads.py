@@ -50,13 +50,10 @@ def heads_at_once(batch_size: int) -> int:
 
 
 class HeadData:
-    """Training pairs as features on the device of the heads, and where projections start on them.
+    """Training pairs as features on the device of the heads, and the weights that heads start with on them.
 
-    Args:
-        base: A model whose encoder made the features.
-        pairs: Features of pairs.
-        num_rows: The first rows of `pairs`, which are for training.
-        validation: Measures a model on held-out pairs.
+    `base` is a model with the encoder of the features. The first `num_rows` pairs are for training. The validation
+    measures a model on held-out pairs.
     """
 
     def __init__(
@@ -179,12 +176,9 @@ def measure_head(
 
 
 class HeadBatch:
-    """Heads of one shape.
+    """Heads of one shape, with a trial and initial weights (parameter name -> tensor) for each.
 
-    Args:
-        template: A model with a head of that shape. It computes; its own weights do not change.
-        heads: Initial weights of each head: parameter name -> tensor.
-        trials: Settings of each head.
+    The template is a model with such a head. It does the computation; its own weights do not change.
     """
 
     def __init__(
@@ -200,15 +194,10 @@ class HeadBatch:
         self._numbers = {name: torch.tensor(values, device=template.device) for name, values in numbers.items()}
 
     def train(self, data: HeadData, *, total_steps: int, share: float = 1.0) -> Iterator[int]:
-        """Train all heads; the learning rate falls to its end within these steps.
+        """Train all heads, and yield the number of each step when it is done.
 
-        Args:
-            data: Training pairs.
-            total_steps: Optimizer steps.
-            share: Share of a whole training that these steps are; a warm-up given in steps shrinks with it.
-
-        Yields:
-            int: The number of each step when it is done.
+        The schedule of the learning rate ends after `total_steps`. They are this `share` of a whole training, by which
+        a warm-up given in steps shrinks.
         """
         optimizer, scheduler = self._optimizer(total_steps, share)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]

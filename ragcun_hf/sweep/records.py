@@ -21,23 +21,14 @@ _REPORT_FILES = ("table.md", "results.json", "best.yaml", "settings.png")
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trained head.
-
-    Args:
-        setting: Its setting.
-        seed: Its seed.
-        round_number: Its round, from 0.
-        steps: Optimizer steps.
-        figures: Validation figures, e.g. `ndcg@10`; empty if training diverged.
-        seconds: Its share of the time of its batch of heads.
-    """
+    """One trained head."""
 
     setting: Setting
     seed: int
-    round_number: int
+    round_number: int  # from 0
     steps: int
-    figures: dict[str, float]
-    seconds: float
+    figures: dict[str, float]  # of the validation, e.g. ndcg@10; empty if training diverged
+    seconds: float  # share of the time of its batch of heads
 
     @property
     def key(self) -> tuple[str, int, int]:
@@ -58,14 +49,9 @@ class SettingSummary:
 
 
 class SweepRecords:
-    """The records of one sweep.
+    """The records of one sweep, in its output folder.
 
-    Args:
-        folder: Output folder of the sweep.
-        spec: Data, shared arguments, settings and seeds, which must stay the same for a folder.
-
-    Raises:
-        UserError: If the folder holds another sweep.
+    `spec` holds data, shared arguments, settings and seeds; a UserError says if the folder is of a sweep with another.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
@@ -92,15 +78,10 @@ class SweepRecords:
         self._records.update({record.key: record for record in records})
 
     def summaries(self, select: str, *, round_number: int | None = None) -> list[SettingSummary]:
-        """Summarize each setting, the best first.
+        """Summarize each setting in one round, by default in its last.
 
-        Args:
-            select: The figure that orders settings of one round. Later rounds come before earlier ones, and settings
-                without the figure last.
-            round_number: Only this round. Default: the last round of each setting.
-
-        Returns:
-            One summary per setting.
+        Later rounds come before earlier ones, larger figures (`select`) before smaller ones, and settings without the
+        figure last.
         """
         by_setting: dict[str, list[TrialRecord]] = {}
         for record in self._records.values():

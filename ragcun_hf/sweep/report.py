@@ -37,16 +37,7 @@ def format_mean(mean: float, spread: float) -> str:
 
 
 def format_settings(summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str) -> str:
-    """Format summaries as a Markdown table, in their order.
-
-    Args:
-        summaries: One per setting, in the order of `SweepRecords.summaries`.
-        base: Figures of the frozen base.
-        select: The figure that decides; other figures follow it.
-
-    Returns:
-        The table: figures as mean and standard deviation over seeds.
-    """
+    """Format summaries as a Markdown table, below the figures of the frozen base; `select` is the first figure."""
     names = varied_names([summary.setting for summary in summaries])
     figures = [select, *sorted({name for each in summaries for name in each.means} - {select})]
     frozen = [f"{base[name]:.4f}" if name in base else "" for name in figures]
@@ -67,16 +58,9 @@ def format_settings(summaries: Sequence[SettingSummary], base: Mapping[str, floa
 def plot_sweep(
     summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str, path: str | os.PathLike[str]
 ) -> None:
-    """Plot the figure of each setting against each argument that varies; settings that stopped early are hollow.
+    """Plot the figure `select` of each setting against each argument that varies; the frozen base is a line.
 
-    Args:
-        summaries: One per setting.
-        base: Figures of the frozen base, drawn as a line.
-        select: The figure on the vertical axis.
-        path: PNG, SVG or PDF file to write, replaced as a whole.
-
-    Raises:
-        ValueError: If no argument varies.
+    Settings that did not reach the last round are hollow. The file (PNG, SVG or PDF) is replaced as a whole.
     """
     names = varied_names([summary.setting for summary in summaries])
     drawn = [summary for summary in summaries if select in summary.means]

@@ -32,17 +32,9 @@ class Round:
 def plan_rounds(num_settings: int, *, factor: int, least_share: float = 0.0) -> list[Round]:
     """Plan rounds that each keep one of `factor` settings and train it `factor` times as long.
 
-    Args:
-        num_settings: Settings of the first round, >= 1.
-        factor: At least 2; 1 fully trains every setting at once.
-        least_share: Smallest share of a whole training in a round, which limits the number of rounds.
-
-    Returns:
-        The rounds in order. The last has a share of 1 and, if there are several settings, at least two.
-
-    Example:
-        >>> [(each.num_settings, each.share) for each in plan_rounds(24, factor=4)]
-        [(24, 0.0625), (6, 0.25), (2, 1.0)]
+    No round is shorter than `least_share` of a whole training. The last round is a whole training, of at least two
+    settings if there are several. A factor of 1 plans this round alone, for all settings. With a factor of 4, for
+    example, 24 settings train for 1/16, 6 for 1/4, and 2 for the whole training.
     """
     least = min(2, num_settings)
     counts = [num_settings]
@@ -60,15 +52,10 @@ def run_rounds(
     factor: int,
     select: str,
 ) -> None:
-    """Train and measure heads round by round, without repeating what the records hold already.
+    """Train and measure heads round by round, except those that the records hold from an interrupted run.
 
-    Args:
-        data: Training pairs, with their validation.
-        settings: All settings.
-        trials: Every setting with every seed.
-        records: Receives the figures; may hold those of an earlier, interrupted run.
-        factor: Of successive halving; 1 for none.
-        select: The validation figure that decides which settings stay.
+    `trials` are every setting with every seed, `factor` is that of successive halving, and `select` is the validation
+    figure that decides which settings stay.
     """
     fewest = min(data.num_steps(trial.training) for trial in trials)
     names = [setting_name(setting) for setting in settings]

@@ -49,20 +49,10 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 
 def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
-    """Combine the values of all flags.
+    """Combine the values of all flags (flag -> list of values) into different settings by field name.
 
-    Args:
-        grid: Flag -> list of values.
-
-    Returns:
-        The settings by field name, without repetitions; the last flag changes fastest.
-
-    Raises:
-        UserError: If a sweep cannot change a flag, a value is impossible, or there are too many settings.
-
-    Example:
-        >>> grid_settings({"temperature": [0.02, 0.05], "similarity": ["cosine"]})
-        [{'temperature': 0.02, 'similarity_fn_name': 'cosine'}, {'temperature': 0.05, 'similarity_fn_name': 'cosine'}]
+    The last flag changes fastest. A UserError says if a sweep cannot change a flag, a value is impossible, or there
+    are too many settings.
     """
     for flag, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -77,19 +67,10 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
 
 
 def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[Setting]:
-    """Draw different settings.
+    """Draw different settings by field name, `count` of them or as many as the space has.
 
-    Args:
-        space: Flag -> list of values, or `{"low", "high"}` with an optional `"log": true`, which draws uniformly in
-            the logarithm.
-        count: Number of settings; a small space gives fewer.
-        seed: Another seed draws other settings.
-
-    Returns:
-        The settings by field name.
-
-    Raises:
-        UserError: As `grid_settings`, or if a range is not valid.
+    The space maps a flag to a list of values or to a range `{"low", "high"}` with an optional `"log": true`, which
+    draws uniformly in the logarithm. A UserError says what is wrong with the space.
     """
     if count < 1:
         raise UserError(f"--num_settings must be at least 1, got {count}: set it to e.g. 24")
@@ -146,19 +127,10 @@ def _draw(flag: str, values: Any, generator: random.Random) -> Any:
 def make_trial(
     setting: Setting, seed: int, model: ModelArguments, training: IsotropicGaussianTrainingArguments
 ) -> Trial:
-    """Apply a setting to the arguments that all trials share.
+    """Apply a setting, by field name, to the arguments that all trials share.
 
-    Args:
-        setting: Field name -> value.
-        seed: Of the head's initialization, its order of rows and its directions.
-        model: Shared by all trials.
-        training: Shared by all trials.
-
-    Returns:
-        The trial, with values that were checked.
-
-    Raises:
-        UserError: If values do not fit together.
+    The seed is that of the head's initialization, its order of rows and its directions. A UserError says if values do
+    not fit together.
     """
     of_model = {name: value for name, value in setting.items() if name in argument_facts(ModelArguments, "swept")}
     own_model = dataclasses.replace(model, **of_model)

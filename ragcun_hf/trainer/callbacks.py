@@ -46,31 +46,33 @@ class EpochCallback(TrainerCallback):
 def early_stopping(patience: int, checkpoint: Checkpoint | None) -> EarlyStoppingCallback:
     """Make the callback; in a resumed run it continues the count of the checkpoint."""
     callback = EarlyStoppingCallback(patience)
-    stored = checkpoint.callbacks.get(EarlyStoppingCallback.__name__) if checkpoint else None
-    if stored is not None:
-        callback.early_stopping_patience_counter = stored["early_stopping_patience_counter"]
+    if checkpoint is not None:
+        callback.early_stopping_patience_counter = checkpoint.bad_evaluations
     return callback
 
 
 class StreamPosition(TrainerCallback, ExportableState):
-    """Count the rows of a stream that were trained on; the Trainer writes the count to each checkpoint.
+    """Store the position in a stream in every checkpoint, and continue at that of the checkpoint to resume from.
 
-    Args:
-        stream: The training rows.
-        rows_per_batch: Rows of a batch in all processes together.
-        restore_random_state: Called before the first step of a run that is resumed in the middle of a pass. The
-            Trainer restores the random state of the checkpoint before it opens its loader, which draws from it once.
+    A pass ends when fewer rows are left than a step needs: accelerate would fill up a smaller last batch with other
+    rows, and the Trainer would leave its gradient out of the step.
     """
 
-    def __init__(
-        self, stream: ShuffledStream, rows_per_batch: int, restore_random_state: Callable[[], None] | None
-    ) -> None:
-        self._stream, self._rows_per_batch = stream, rows_per_batch
-        self._restore_random_state = restore_random_state
+    def __init__(self, trainer: Trainer, stream: ShuffledStream, checkpoint: Checkpoint | None) -> None:
+        args, self._stream = trainer.args, stream
+        self._rows_per_batch = args.train_batch_size * args.world_size
         self._num_batches = 0
+        self._restore_random_state: Callable[[], None] | None = None
+        stream.rows_at_once = self._rows_per_batch * args.gradient_accumulation_steps
+        if checkpoint is not None:
+            position = checkpoint.callbacks[StreamPosition.__name__]
+            is_shown = not args.disable_tqdm and args.process_index == 0
+            stream.start_at(position["number_of_pass"], position["num_rows"], show_progress=is_shown)
+            # transformers has no public function that restores the random state of a checkpoint.
+            self._restore_random_state = partial(trainer._load_rng_state, checkpoint.path)  # noqa: SLF001
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        """Restore the random state, once."""
+        """In the middle of a pass, restore the random state again: opening the loader has drawn from it once."""
         if self._restore_random_state is not None and self._stream.num_skipped:
             self._restore_random_state()
         self._restore_random_state = None
@@ -93,43 +95,19 @@ class StreamPosition(TrainerCallback, ExportableState):
 
 
 def check_stream_position(checkpoint: Checkpoint, order: Mapping[str, int] | None) -> None:
-    """Raise a UserError if a checkpoint is of a run that read its rows otherwise.
-
-    Args:
-        checkpoint: To resume from.
-        order: `stream_order` of the training rows; None if they are not a stream.
-    """
+    """Raise a UserError if the run of a checkpoint read other rows than those with this `stream_order`."""
     stored = checkpoint.callbacks.get(StreamPosition.__name__)
-    if order is None and stored is not None:
-        raise UserError(f"expected a checkpoint of a run without --streaming, got {checkpoint.path}: add --streaming")
-    if order is not None and stored is None:
-        raise UserError(
-            f"expected a checkpoint of a run with --streaming, got {checkpoint.path}: leave --streaming out"
-        )
-    for name, value in (order or {}).items():
-        if stored is not None and stored[name] != value:
+    if order is None or stored is None:
+        if order is stored:
+            return
+        which, what_to_do = ("without", "add --streaming") if order is None else ("with", "leave --streaming out")
+        raise UserError(f"expected a checkpoint of a run {which} --streaming, got {checkpoint.path}: {what_to_do}")
+    for name, value in order.items():
+        if stored[name] != value:
             raise UserError(
                 f"expected --{name} {stored[name]} as in the run of {checkpoint.path}, got {value}: rows would come "
                 "in another order"
             )
-
-
-def follow_stream(trainer: Trainer, stream: ShuffledStream, checkpoint: Checkpoint | None) -> None:
-    """Store the position in a stream in every checkpoint, and continue at the position of the one to resume from.
-
-    A pass ends when fewer rows are left than a step needs: accelerate would fill up a smaller last batch with other
-    rows, and the Trainer would leave its gradient out of the step.
-    """
-    args, restore_random_state = trainer.args, None
-    rows_per_batch = args.train_batch_size * args.world_size
-    stream.rows_at_once = rows_per_batch * args.gradient_accumulation_steps
-    if checkpoint is not None:
-        position = checkpoint.callbacks[StreamPosition.__name__]
-        is_shown = not args.disable_tqdm and args.process_index == 0
-        stream.start_at(position["number_of_pass"], position["num_rows"], show_progress=is_shown)
-        # transformers has no public function that restores the random state of a checkpoint.
-        restore_random_state = partial(trainer._load_rng_state, checkpoint.path)  # noqa: SLF001
-    trainer.add_callback(StreamPosition(stream, rows_per_batch, restore_random_state))
 
 
 _LABELS = {
@@ -162,8 +140,7 @@ class TermsProgressCallback(ProgressCallback):
 class TrackedPlots(TrainerCallback):
     """Draw two plots when training ends and send them to the trackers of `--report_to`.
 
-    Args:
-        sample: Returns features (N, H) of some training texts; called when they are needed.
+    `sample` returns features (N, H) of some training texts.
     """
 
     def __init__(self, sample: Callable[[], Tensor]) -> None:

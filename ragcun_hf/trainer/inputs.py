@@ -37,12 +37,6 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 class TextPairCollator:
     """Tokenize rows of texts, with prompts, padded to the longest text of the batch.
 
-    Args:
-        tokenizer: The model's.
-        max_length: Maximum number of tokens per text.
-        query_prompt: Prepended to every query.
-        document_prompt: Prepended to every document.
-
     Example:
         >>> rows = [{"query": "a", "positive": "b c", "negative": ["d"]}]
         >>> batch = TextPairCollator(tokenizer, max_length=8)(rows)  # doctest: +SKIP
@@ -78,24 +72,10 @@ class TextPairCollator:
 
 
 class FeaturePairs:
-    """Features of training rows; equal texts share one.
+    """Features of N training rows; equal texts share one. The Trainer's dataset is then a range of row numbers.
 
-    The Trainer's dataset is then a range of row numbers, which `collate` turns into a batch.
-
-    Args:
-        queries: One text per row.
-        positives: One text per row.
-        negatives: Any number of texts per row.
-        store: Provides the features.
-        query_prompt: Prepended to every query.
-        document_prompt: Prepended to every document.
-
-    Attributes:
-        query_vectors: Shape (U, H), one row per distinct query.
-        document_vectors: Shape (V, H), one row per distinct document.
-        query_rows: Shape (N,), place of each row's query in `query_vectors`.
-        positive_rows: Shape (N,), place of its document in `document_vectors`.
-        negative_rows: One array per row, places of its hard negatives in `document_vectors`.
+    `query_vectors` (U, H) and `document_vectors` (V, H) hold the features of distinct texts. `query_rows` (N,),
+    `positive_rows` (N,) and `negative_rows` (an array per row) are the places of each row's texts in them.
     """
 
     def __init__(

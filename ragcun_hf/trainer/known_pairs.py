@@ -61,12 +61,9 @@ class PairIds:
 
 
 class QueryBalancedRows(Dataset):
-    """Rows of which an epoch uses every query once, in random order, each time with one of its rows at random.
+    """A dataset whose epochs use every query once: in random order, with one of its rows drawn at random.
 
-    Args:
-        rows: A dataset, indexed by row.
-        query_ids: Shape (N,), of the rows.
-        seed: Order and rows follow from it and from the epoch, the same on every process.
+    Order and rows follow from the seed and the epoch, so they are the same on every process.
     """
 
     def __init__(self, rows: Any, query_ids: Tensor, *, seed: int) -> None:

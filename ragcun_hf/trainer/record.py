@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,20 @@ _FIRST_LAYER = "mlp.0."  # of a residual branch, whose last layer starts at zero
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint to resume from, and what its callbacks stored: class name -> attributes."""
+    """A checkpoint to resume from."""
 
     path: str
-    callbacks: Mapping[str, Mapping[str, Any]]
+    step: int = 0
+    callbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # class name -> stored attributes
+
+    @property
+    def bad_evaluations(self) -> int:
+        """Evaluations in a row without a better figure, as early stopping counts them."""
+        return self.callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0)
+
+    def is_at_end(self, max_steps: int, patience: int | None) -> bool:
+        """Return whether the run had no step left, or was stopped early."""
+        return self.step >= max_steps or (patience is not None and self.bad_evaluations >= patience)
 
 
 def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> Checkpoint | None:
@@ -68,8 +78,9 @@ def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: 
         )
     if path is None:
         return None
-    stored = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME)).stateful_callbacks
-    return Checkpoint(str(path), {name: each["attributes"] for name, each in stored.items() if "attributes" in each})
+    state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+    callbacks = {name: each["attributes"] for name, each in state.stateful_callbacks.items() if "attributes" in each}
+    return Checkpoint(str(path), state.global_step, callbacks)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -121,7 +132,7 @@ def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: f
 
 
 def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
-    """Finish a run: check the trained weights, blend them with those of the start, warn if validation got worse.
+    """Check the trained weights, blend them with those of the start, and warn if validation got worse.
 
     Returns NDCG@10 on held-out pairs of the `start` and of the `saved` model, as far as they were measured.
     """
@@ -161,7 +172,7 @@ def recorded_arguments(training: IsotropicGaussianTrainingArguments) -> dict[str
     """Return the arguments that the record always holds, and those that differ from their defaults."""
     recorded, essential = (argument_facts(type(training), fact) for fact in ("recorded", "essential"))
     # The defaults do not come from a second instance: to create one resets what accelerate knows of the processes.
-    defaults = {field.name: field.default for field in fields(training)}
+    defaults = {each.name: each.default for each in fields(training)}
     empty: tuple[Any, ...] = (None, False, "", "none", [])  # the parent replaces some empty values by others
 
     def is_recorded(name: str, value: Any) -> bool:

@@ -127,7 +127,7 @@ def _make_trainer(
     """Encode what the run trains on, initialize the projection from it, and make the Trainer with its callbacks."""
     from transformers import ProgressCallback
 
-    from .callbacks import TermsProgressCallback, TrackedPlots, early_stopping, follow_stream
+    from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
     from .inputs import feature_inputs, retrieval_validation, text_inputs
     from .trainer import IsotropicGaussianTrainer
 
@@ -150,10 +150,11 @@ def _make_trainer(
         validation=validation,
         pair_ids=inputs.pair_ids,
         eval_pair_ids=inputs.eval_pair_ids,
+        checkpoint=checkpoint,
         callbacks=[] if patience is None else [early_stopping(patience, checkpoint)],
     )
     if isinstance(data.train, ShuffledStream):
-        follow_stream(trainer, data.train, checkpoint)
+        trainer.add_callback(StreamPosition(trainer, data.train, checkpoint))
     # The plots run the model in the main process alone, where a sharded model would wait for the others.
     if training.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
@@ -21,6 +21,9 @@ from .isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from .known_pairs import PairIds, QueryBalancedRows
 from .objective import Objective, resolve_weights
 from .sharding import prepare_sharding, save_whole, whole_weights
+
+if TYPE_CHECKING:
+    from .record import Checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +42,7 @@ class IsotropicGaussianTrainer(Trainer):
         pair_ids: Ids of the training rows. With them, a document that is known to answer a query anywhere in the data
             is never its negative, and `balance_queries` can draw.
         eval_pair_ids: Ids of the evaluation rows.
+        checkpoint: The checkpoint that `train` will resume from; at the end of its run, no further step is trained.
         **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
     """
 
@@ -53,13 +57,14 @@ class IsotropicGaussianTrainer(Trainer):
         validation: Callable[[Any], dict[str, float]] | None = None,
         pair_ids: PairIds | None = None,
         eval_pair_ids: PairIds | None = None,
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         prepare_sharding(self.accelerator, self.model)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
-        self.validation = validation
+        self.validation, self.checkpoint = validation, checkpoint
         # Looked up once: unwrapping walks through all modules of the encoder.
         config = self.accelerator.unwrap_model(self.model).config
         self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
@@ -145,20 +150,11 @@ class IsotropicGaussianTrainer(Trainer):
         return self.accelerator.prepare(loader)
 
     def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
-        """Return no epoch for a resumed run that was at its end; transformers would train one more step."""
+        """Return no epoch for a run that is resumed at its end; transformers would train one more step."""
         num_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
-        if args.resume_from_checkpoint:
-            state = TrainerState.load_from_json(str(Path(args.resume_from_checkpoint, TRAINER_STATE_NAME)))
-            callbacks = self.callback_handler.callbacks
-            stopping = [each for each in callbacks if isinstance(each, EarlyStoppingCallback)]
-            has_stopped = any(
-                each.early_stopping_patience_counter >= each.early_stopping_patience for each in stopping
-            )
-            if has_stopped or state.global_step >= max_steps:
-                logger.warning(
-                    "%s is the last step of its run: nothing is left to train.", args.resume_from_checkpoint
-                )
-                num_epochs = 0
+        if self.checkpoint is not None and self.checkpoint.is_at_end(max_steps, args.early_stopping_patience):
+            logger.warning("%s is of the last step: nothing is left to train.", self.checkpoint.path)
+            num_epochs = 0
         return num_epochs, *others, max_steps
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -20,7 +20,7 @@ from ragcun_hf.trainer.plan import ChosenSettings, RunFacts, check_run, format_p
 from ragcun_hf.trainer.record import Checkpoint, essential_arguments
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ragcun_hf"
-CHECKPOINT = Checkpoint("out/checkpoint-7", {})
+CHECKPOINT = Checkpoint("out/checkpoint-7")
 VALIDATED = {"num_rows": 100, "has_validation": True}
 
 
