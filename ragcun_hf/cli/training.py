@@ -1,4 +1,4 @@
-"""What the three training commands share: from flags to a plan, a run, and a line that says what comes next."""
+"""Run a training command from flags to a saved model; the part that the three training commands share."""
 
 from __future__ import annotations
 

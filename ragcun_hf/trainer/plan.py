@@ -40,7 +40,8 @@ class RunFacts:
     stream_order: Mapping[str, int] | None = None  # arguments that decide the order of a stream
     checkpoint: Checkpoint | None = None  # to resume from
     num_processes: int = 1
-    chosen: ChosenSettings | None = None
+    is_automatic: bool = False
+    chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
             decided["num_train_epochs"] = facts.chosen.num_train_epochs
     if facts.has_validation:
         decided |= _validation_settings(training, is_resumed=facts.checkpoint is not None)
-    # A blend starts from the last weights: the best checkpoint need not be the best to blend.
+    # A blend uses the last weights: those of the best checkpoint need not be the best to blend.
     loads_best = decided.get("load_best_model_at_end", training.load_best_model_at_end)
     decided["load_best_model_at_end"] = loads_best and run.blend == 1
     num_rows = RunPlan(parsed, facts, ()).epoch_rows
@@ -82,9 +83,9 @@ def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
         decided |= {"ignore_data_skip": True} if facts.checkpoint is not None else {}
     elif training.dataloader_drop_last and num_rows < rows_per_step:
         decided["dataloader_drop_last"] = False
-        warnings.append(
-            f"The {num_rows} training rows of an epoch fit in less than one batch of {rows_per_step}; it is kept."
-        )
+        warnings.append(f"The {num_rows} rows of an epoch do not fill a batch of {rows_per_step}; it is kept smaller.")
+    if facts.is_automatic and facts.chosen is None:
+        warnings.append("Whitening, projection, epochs and blend are chosen after encoding, by pseudo-queries.")
     final = replace(parsed, model=model, run=run, training=with_values(training, **decided))
     return RunPlan(final, facts, tuple(warnings))
 
@@ -142,7 +143,7 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
         )
     if training.n_gpu > 1:
         raise UserError(
-            f"expected one GPU a process, got {training.n_gpu}: start with accelerate launch --config_file "
+            f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
             "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
         )
     if facts.num_rows is not None and facts.num_rows < 2:

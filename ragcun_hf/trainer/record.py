@@ -53,7 +53,7 @@ class Checkpoint:
 def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> Checkpoint | None:
     """Return the checkpoint that `--resume_from_checkpoint` names; `last` is the last one in the output folder.
 
-    Raises a UserError if there is no such checkpoint, if the output folder cannot be written to, or, without
+    A UserError says if there is no such checkpoint, if the output folder cannot be written to, or, without
     `overwrite`, if it holds another run. Nothing is removed here.
     """
     folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
@@ -63,7 +63,7 @@ def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: 
         raise UserError(
             f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the flag out"
         )
-    path = None if not wanted else whole[-1] if wanted == "last" else Path(wanted)
+    path = whole[-1] if wanted == "last" else Path(wanted) if wanted else None
     if path is not None and not _is_whole(path):
         raise UserError(
             f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {path}, which is not one "

@@ -65,6 +65,7 @@ def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | 
         stream_order=data.train.stream_order,
         checkpoint=checkpoint,
         num_processes=parsed.training.world_size,
+        is_automatic=data.choose is not None,
     )
 
 

@@ -427,7 +427,7 @@ def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
 
     # torch's DataParallel would split the rows of a batch and tell each half that it is the whole.
     monkeypatch.setattr(IsotropicGaussianTrainingArguments, "n_gpu", 2)
-    with pytest.raises(UserError, match="expected one GPU a process, got 2: start with accelerate launch"):
+    with pytest.raises(UserError, match="expected one GPU per process, got 2: start with accelerate launch"):
         run("train_contrastive", "--train_data", pairs_file)
 
 

@@ -98,6 +98,13 @@ def test_chosen_settings_replace_those_of_the_arguments(parse, blend, epochs):
     assert (arguments.run.blend, arguments.training.num_train_epochs) == (blend, epochs)
 
 
+def test_an_automatic_plan_says_that_settings_are_chosen_until_they_are(parse):
+    (warning,) = plan_run(parse(), RunFacts(num_rows=100, is_automatic=True)).warnings
+    assert "are chosen after encoding" in warning
+    chosen = ChosenSettings({}, 8.0, 0.5)
+    assert not plan_run(parse(), RunFacts(num_rows=100, is_automatic=True, chosen=chosen)).warnings
+
+
 def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(parse):
     from accelerate.state import PartialState
 
@@ -115,7 +122,7 @@ def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(parse)
 
 def test_a_small_set_is_warned_of_in_the_plan(parse):
     (warning,) = plan_run(parse(), RunFacts(num_rows=31)).warnings
-    assert warning == "The 31 training rows of an epoch fit in less than one batch of 32; it is kept."
+    assert warning == "The 31 rows of an epoch do not fill a batch of 32; it is kept smaller."
     assert plan_run(parse(), RunFacts(num_rows=32)).warnings == ()
 
 
@@ -152,7 +159,7 @@ def test_a_printed_plan_shows_what_the_run_will_do(parse):
     assert shown["projection"] == "mlp, identity start, whitening 0.2"
     assert "32 rows on each of 2 processes" in shown["batch"]
     small = format_plan(plan_run(parse(run={"blend": 0.0}), RunFacts(num_rows=31, checkpoint=CHECKPOINT)))
-    assert "fit in less than one batch" in small.splitlines()[-1]
+    assert "do not fill a batch of 32" in small.splitlines()[-1]
     assert "out/checkpoint-7" in small
     assert "none (--blend 0)" in small
 
@@ -180,7 +187,7 @@ def test_an_automatic_run_prints_its_plan_before_it_chooses(tmp_path, monkeypatc
     Path("documents.json").write_text(json.dumps(texts), encoding="utf-8")
     flags = ["--base_model", str(tiny_encoder_folder), "--output_dir", "out", "--use_cpu", "--show_plan"]
     train_self_supervised.main(["--documents", "documents.json", "--automatic", *flags])
-    assert "rows" in capsys.readouterr().out
+    assert "are chosen after encoding, by pseudo-queries" in capsys.readouterr().out
 
 
 # Arguments are set nowhere else
