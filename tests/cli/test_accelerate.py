@@ -206,7 +206,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
     assert done.stdout.count("Next: python training/eval_beir.py") == 1
     assert _record(two)["steps"] == _record(one)["steps"] == 3
     assert not list(two.parent.glob(".*.tmp"))
-    # What is logged is of all rows, too.
+    # Logged figures are also of all rows.
     names = ["loss", "loss/contrastive", "loss/isotropy", "loss/predictive", "sigreg"]
     names += ["eval_loss", "eval_loss/contrastive", "eval_loss/isotropy", "eval_loss/predictive", "eval_ndcg@10"]
     for name in names:
@@ -217,7 +217,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
             assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
 
 
-def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does(
+def test_two_processes_train_the_encoder_with_several_batches_per_step_as_one_does(
     folder, tiny_pairs, tiny_encoder_folder
 ):
     _write_many_pairs(folder, tiny_pairs)
@@ -308,14 +308,14 @@ def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_fo
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_second_run_over_the_first_is_possible_in_two_processes(folder, tiny_encoder_folder):
+def test_two_processes_can_overwrite_an_earlier_run(folder, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--save_steps", "1"]
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-# eval_beir.py, with blocks of six documents: of eleven, the first of three processes gets none.
+# Runs eval_beir.py with blocks of six documents: of eleven documents, the first of three processes gets none.
 EVALUATING = """
 import sys
 sys.path.insert(0, {training!r})
@@ -333,7 +333,7 @@ run_script(eval_beir.main, shares_work=True)
 """
 
 
-def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny_encoder_folder):
+def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_folder):
     torch.manual_seed(3)
     model = IsotropicGaussianModel.from_encoder(
         str(tiny_encoder_folder), use_predictor=True, similarity_fn_name="euclidean"

@@ -1,4 +1,4 @@
-"""beir's own search and evaluation on a model: the ranking and the figures of this package."""
+"""beir's own search and evaluation give the ranking and the figures of this package."""
 
 import random
 
@@ -21,7 +21,7 @@ SIMILARITIES = ("cosine", "dot", "euclidean")
 
 @pytest.fixture(scope="module")
 def data():
-    """A corpus, queries and judgements as beir's loader gives them; the id of the last query is a document's too."""
+    """A corpus, queries and judgements as from beir's loader; the id of the last query is also that of a document."""
     draw = random.Random(3)
     words = WORDS[:-5]
     corpus = {
@@ -67,7 +67,7 @@ def _own_run(model, data, *, k, **options):
 
 
 def _assert_same_ranking(theirs, ours):
-    """The same documents in the same order, but for those whose scores float32 cannot tell apart."""
+    """Check for the same documents in the same order, except those whose scores are equal in float32."""
     assert theirs.keys() == ours.keys()
     for query, expected in ours.items():
         ranking = sorted(theirs[query], key=lambda name: -theirs[query][name])
@@ -95,12 +95,12 @@ def test_beir_ranks_and_measures_as_this_package_does(make_model, data, similari
 
 
 def test_the_three_similarities_rank_differently_here(make_model, data):
-    # Otherwise the tests above could not tell one from another.
+    # Otherwise the tests above could not distinguish them.
     rankings = [[list(found) for found in _own_run(make_model(name), data, k=10).values()] for name in SIMILARITIES]
     assert rankings[0] != rankings[1] != rankings[2] != rankings[0]
 
 
-def test_the_longer_vectors_hold_the_distances_exactly(make_model, data):
+def test_the_extended_vectors_encode_the_distances_exactly(make_model, data):
     model = make_model("euclidean")
     corpus, queries, _ = data
     adapter = BeirModel(model)
@@ -114,6 +114,6 @@ def test_the_longer_vectors_hold_the_distances_exactly(make_model, data):
     )
 
 
-def test_a_predictor_is_asked_only_of_a_model_that_has_one(make_model):
+def test_a_model_without_a_predictor_is_refused_if_one_is_needed(make_model):
     with pytest.raises(UserError, match="got one without"):
         beir_retriever(make_model("dot"), use_predictor=True)

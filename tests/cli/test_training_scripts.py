@@ -162,7 +162,7 @@ def test_the_published_self_supervised_command_runs(run, documents_file):
     folder = run("train_self_supervised", "--documents", documents_file, "--use_predictor", "--split_method", "half")
     record = _record(folder)
     assert {"documents": 6, "rows": 6, "too_short": 0, "split_method": "half"}.items() <= record["data"].items()
-    # The whole documents were seen, not only the half that was the answer.
+    # The whole documents count as seen, not only the half that is the positive.
     assert _seen(folder) == _digests(DOCUMENTS)
     assert _load(folder).predictor is not None
 
@@ -175,7 +175,7 @@ def test_every_split_method_trains(run, documents_file, method):
 
 
 @pytest.mark.parametrize("kind", ["word", "span"])
-def test_documents_are_masked_with_the_tokenizers_own_token(run, documents_file, monkeypatch, kind):
+def test_documents_are_masked_with_the_token_of_the_tokenizer(run, documents_file, monkeypatch, kind):
     from ragcun_hf.trainer.inputs import FeaturePairs
 
     asked = []
@@ -223,7 +223,7 @@ def test_training_without_the_cache_gives_the_same_head_and_leaves_no_features(r
     assert _difference(cached, fresh) < 1e-5
 
 
-def test_a_blend_keeps_a_share_of_the_start_and_is_recorded(run, pairs_file):
+def test_a_blend_interpolates_from_the_start_and_is_recorded(run, pairs_file):
     flags = ["--train_data", pairs_file, "--batch_size", "4", "--epochs", "3", "--learning_rate", "1e-2"]
     whole, half, none = (run("train_contrastive", *flags, "--blend", b, output=f"b{b}") for b in ("1", "0.5", "0"))
     assert _record(half)["blend"] == 0.5
@@ -302,7 +302,7 @@ def test_an_impossible_blend_is_a_user_error(run, pairs_file, flags, message):
 @pytest.mark.parametrize(
     "flags", [["--encoder_dtype", "bfloat16"], ["--encoder_backend", "openvino"], ["--feature_dtype", "float16"]]
 )
-def test_flags_for_cached_features_are_refused_where_none_are_cached(run, pairs_file, flags):
+def test_flags_for_cached_features_are_refused_without_a_cache(run, pairs_file, flags):
     with pytest.raises(UserError, match="for cached features"):
         run("train_contrastive", "--train_data", pairs_file, "--no_feature_cache", *flags)
 
@@ -349,7 +349,7 @@ def test_a_fraction_of_the_documents_is_held_out(run, name, cache, tmp_path):
     assert len(_logged(folder, "eval_ndcg@10")) == 2  # the start, and the epoch
 
 
-def test_the_best_is_kept_however_often_is_evaluated(run, pairs_file):
+def test_the_best_checkpoint_is_kept_with_evaluations_every_few_steps(run, pairs_file):
     flags = ["--val_data", pairs_file, "--eval_strategy", "steps", "--eval_steps", "2", "--batch_size", "4"]
     folder = run("train_contrastive", "--train_data", pairs_file, *flags, "--epochs", "3")
     state = json.loads(max(folder.glob("checkpoint-*")).joinpath("trainer_state.json").read_text(encoding="utf-8"))
@@ -400,7 +400,7 @@ def test_resuming_elsewhere_does_not_replace_the_model_there(run, pairs_file, tm
     assert (other / "model.safetensors").read_bytes() == before
 
 
-def test_a_local_base_leaves_no_path_of_the_machine_behind(run, pairs_file, tiny_encoder_folder):
+def test_a_local_base_leaves_no_path_of_the_machine_in_the_files(run, pairs_file, tiny_encoder_folder):
     folder = run("train_contrastive", "--train_data", pairs_file, "--epochs", "1")
     for name in ("config.json", "training_record.json"):
         assert str(tiny_encoder_folder) not in (folder / name).read_text(encoding="utf-8")
@@ -425,7 +425,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further_step(run, pairs_file):
 def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
     from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
 
-    # torch's DataParallel would split the rows of a batch and tell each half that it is the whole.
+    # torch's DataParallel would split a batch, and each half would be treated as the whole batch.
     monkeypatch.setattr(IsotropicGaussianTrainingArguments, "n_gpu", 2)
     with pytest.raises(UserError, match="expected one GPU per process, got 2: start with accelerate launch"):
         run("train_contrastive", "--train_data", pairs_file)
@@ -479,7 +479,7 @@ def test_a_stream_needs_flags_that_do_without_its_length(run, pairs_file, flags,
 
 
 @pytest.mark.parametrize("flags", [[], ["--no_feature_cache"]])
-def test_balanced_queries_make_an_epoch_of_queries(run, tmp_path, tiny_pairs, flags):
+def test_a_balanced_epoch_has_as_many_rows_as_queries(run, tmp_path, tiny_pairs, flags):
     more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
     (tmp_path / "many.json").write_text(json.dumps([*tiny_pairs, *more]))
     options = ["--balance_queries", "--epochs", "3", "--batch_size", "4", *flags]
@@ -652,7 +652,7 @@ def test_every_flag_of_a_script_has_help(script, path):
         for field in dataclasses.fields(arguments):
             if not field.init:
                 continue
-            # The parent's own fields have their help in its docstring, from where the parser does not take it.
+            # Fields of the parent have its own help, in older versions only in its docstring.
             inherited = field.name in {
                 f.name for f in dataclasses.fields(IsotropicGaussianTrainingArguments.__mro__[1])
             }

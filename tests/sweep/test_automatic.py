@@ -31,7 +31,7 @@ WORDS = "sun moon star fish bird tree bread water music stone river light food p
 
 @pytest.fixture
 def moved(tiny_encoder_folder):
-    """A model at its start, and its head's weights before and after a move."""
+    """A model at its start, and the weights of its head before and after a random change."""
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), use_predictor=True)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     generator = torch.Generator().manual_seed(1)
@@ -154,7 +154,7 @@ def _run(script, folder, *flags, output="out"):
 
 
 @pytest.mark.parametrize("script", ["train_self_supervised", "train_xy_masked"])
-def test_a_choice_is_recorded_and_its_model_saved(corpus, tiny_encoder_folder, script, capsys):
+def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_folder, script, capsys):
     record = _run(script, tiny_encoder_folder)
     chosen, tried = record["data"]["chosen"], record["data"]["tried"]
     assert chosen in tried

@@ -1,4 +1,4 @@
-"""Sweeps: settings, rounds, many heads as one by one, records that survive, and the script end to end."""
+"""Sweeps: settings, rounds, heads trained at once, records of interrupted sweeps, and the command end to end."""
 
 import copy
 import importlib
@@ -32,7 +32,7 @@ QUERIES = "sun moon star fish bird tree bread water music stone river light".spl
 
 @pytest.fixture(scope="module")
 def pairs_of_words():
-    """Sixty-six pairs: a query of two words, a document of these and others."""
+    """Sixty-six pairs: a query of two words and a document with these and other words."""
     pairs = []
     for number, (first, second) in enumerate(itertools.combinations(QUERIES, 2)):
         others = f"{QUERIES[number % 12]} and {QUERIES[(number * 5) % 12]}"
@@ -89,7 +89,7 @@ def test_an_impossible_grid_is_a_user_error(grid, message):
         grid_settings(grid)
 
 
-def test_random_draws_lie_in_their_ranges_and_follow_from_the_seed():
+def test_random_draws_are_in_their_ranges_and_follow_from_the_seed():
     space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "temperature": {"low": 0.02, "high": 0.1},
              "use_predictor": [True, False]}  # fmt: skip
     settings = random_settings(space, 200, seed=1)
@@ -107,11 +107,11 @@ def test_random_draws_of_whole_numbers_are_whole():
     assert all(64 <= setting["output_dim"] <= 512 for setting in settings)
 
 
-def test_an_optional_flag_can_be_left_to_its_default():
+def test_a_grid_can_leave_an_optional_flag_unset():
     assert grid_settings({"output_dim": [None, 512]}) == [{"output_dim": None}, {"output_dim": 512}]
 
 
-def test_a_small_space_gives_what_it_holds():
+def test_a_small_space_gives_fewer_settings():
     assert len(random_settings({"use_predictor": [True, False]}, 10, seed=0)) == 2
 
 
@@ -123,7 +123,7 @@ def test_an_impossible_range_is_a_user_error(values):
         random_settings({"temperature": values}, 3, seed=0)
 
 
-def test_a_trial_has_its_setting_over_what_all_share(training_arguments):
+def test_a_trial_applies_its_setting_to_the_shared_arguments(training_arguments):
     shared = training_arguments(lambda_predictive=1.2, temperature=0.1)
     model = ModelArguments(dropout=0.3)
     trial = make_trial({"use_predictor": True, "temperature": 0.02}, 7, model, shared)
@@ -173,7 +173,7 @@ def test_without_halving_all_settings_are_trained_in_full():
     assert [(each.num_settings, each.share) for each in plan_rounds(50, factor=1)] == [(50, 1.0)]
 
 
-def test_rounds_too_short_to_tell_anything_are_left_out():
+def test_rounds_below_the_least_share_are_left_out():
     rounds = [(each.num_settings, each.share) for each in plan_rounds(24, factor=4, least_share=0.1)]
     assert rounds == [(24, 0.25), (6, 1.0)]
     assert plan_rounds(24, factor=4, least_share=2.0) == plan_rounds(24, factor=1)
@@ -264,7 +264,7 @@ def test_heads_trained_at_once_equal_those_of_the_trainer(
         assert moved > 1e-3, "training moved nothing"
 
 
-def test_a_head_that_diverges_leaves_the_others_alone(tiny_model, pairs_of_words, training_arguments):
+def test_a_head_that_diverges_does_not_affect_the_others(tiny_model, pairs_of_words, training_arguments):
     pairs = _feature_pairs(tiny_model, pairs_of_words)
     model_args = ModelArguments(use_predictor=True)
     trials = [make_trial({"learning_rate": rate}, 1, model_args, training_arguments()) for rate in (1e-3, 1e30)]
@@ -291,7 +291,7 @@ def _record(setting, seed=1, number=0, **figures):
     return TrialRecord(setting, seed, number, 5, figures or {"ndcg@10": 0.5}, 0.1)
 
 
-def test_records_come_back_and_a_cut_line_is_forgotten(tmp_path):
+def test_records_are_read_back_without_a_line_that_was_cut(tmp_path):
     records = SweepRecords(tmp_path, {"seeds": [1]})
     records.add([_record({"a": 1}), _record({"a": 2})])
     with (tmp_path / "trials.jsonl").open("a") as file:
@@ -303,7 +303,7 @@ def test_records_come_back_and_a_cut_line_is_forgotten(tmp_path):
     assert len(SweepRecords(tmp_path, {"seeds": [1]}).summaries("ndcg@10")) == 3
 
 
-def test_another_sweep_in_the_folder_is_refused_by_what_differs(tmp_path):
+def test_another_sweep_in_the_folder_is_refused_with_the_names_of_what_differs(tmp_path):
     SweepRecords(tmp_path, {"seeds": [1], "data": "a"})
     with pytest.raises(UserError, match="another seeds: name another --output_dir"):
         SweepRecords(tmp_path, {"seeds": [2], "data": "a"})
@@ -311,7 +311,7 @@ def test_another_sweep_in_the_folder_is_refused_by_what_differs(tmp_path):
         SweepRecords(tmp_path, {"seeds": [1], "data": {"held_out": "c"}})
 
 
-def test_summaries_order_by_round_then_by_mean_and_give_the_spread(tmp_path):
+def test_summaries_are_ordered_by_round_then_by_mean_and_include_the_spread(tmp_path):
     records = SweepRecords(tmp_path, {})
     for setting, number, values in (({"a": 1}, 0, (0.9, 0.9)), ({"a": 2}, 0, (0.4, 0.6)), ({"a": 2}, 1, (0.1, 0.3))):
         for seed, value in enumerate(values):
@@ -339,16 +339,16 @@ def test_a_finalist_that_diverged_comes_below_every_setting_with_a_figure(tmp_pa
     assert [each.setting["a"] for each in records.summaries("ndcg@10")] == [1, 2]
 
 
-def test_only_what_differs_has_a_column():
+def test_only_fields_that_differ_have_a_column():
     assert varied_names([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == ["b"]
 
 
-# The script
+# The command
 
 
 @pytest.fixture
 def sweep(tiny_encoder_folder, pairs_of_words, tmp_path, monkeypatch):
-    """Run sweep.py in an empty folder; gives its output folder."""
+    """Run a sweep in an empty folder; return its output folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.json").write_text(json.dumps(pairs_of_words))
     script = importlib.import_module("ragcun_hf.cli.sweep")
@@ -399,7 +399,7 @@ def test_the_best_flags_train_the_best_head(sweep, monkeypatch):
     assert record["model"]["use_predictor"] == setting["use_predictor"]
 
 
-def test_the_best_flags_are_those_of_its_trial_where_a_shared_flag_does_not_fit_it(sweep):
+def test_the_best_flags_leave_out_shared_flags_that_do_not_fit_the_best_setting(sweep):
     grid = "{use_predictor: [false], output_dim: [null], batch_size: [16]}"
     folder = sweep("--lambda_predictive", 1.2, "--output_dim", 8, grid=grid)
     best = yaml.safe_load((folder / "best.yaml").read_text())
@@ -534,13 +534,13 @@ def test_a_sweep_refuses_unsupported_flags_before_it_encodes_anything(sweep, mon
         sweep(*flags)
 
 
-def test_a_figure_that_no_head_has_cannot_be_selected_by(sweep):
+def test_settings_cannot_be_selected_by_a_figure_that_no_head_has(sweep):
     with pytest.raises(UserError, match="needs heads with a predictor"):
         sweep("--select", "ndcg@10_predictor", grid="{temperature: [0.1]}")
 
 
 @pytest.mark.parametrize("grid", ["[", "[1]", "3"])
-def test_a_grid_that_is_no_mapping_is_a_user_error(sweep, grid):
+def test_a_grid_that_is_not_a_mapping_is_a_user_error(sweep, grid):
     with pytest.raises(UserError, match="--grid expects"):
         sweep(grid=grid)
 

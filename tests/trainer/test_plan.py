@@ -26,7 +26,7 @@ VALIDATED = {"num_rows": 100, "has_validation": True}
 
 @pytest.fixture
 def parse(tmp_path):
-    """Make arguments; `blend` and other fields of the run or the model are given as such."""
+    """Make the arguments of a run from fields of the training, the model or the run."""
 
     def make(*, model=None, run=None, **training):
         return ParsedArguments(
@@ -79,7 +79,7 @@ EVERY_5 = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", 
         ({"push_to_hub": True}, {"num_rows": 100}, {"push_to_hub": False}),
     ],
 )
-def test_a_plan_decides_what_arguments_and_facts_ask_for(parse, training, facts, expected):
+def test_a_plan_decides_settings_from_arguments_and_facts(parse, training, facts, expected):
     plan = plan_run(parse(**training), RunFacts(**facts))
     assert _decided(plan, expected) == expected
 
@@ -120,7 +120,7 @@ def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(parse)
         first.warnings = ()
 
 
-def test_a_small_set_is_warned_of_in_the_plan(parse):
+def test_a_plan_warns_of_rows_that_do_not_fill_a_batch(parse):
     (warning,) = plan_run(parse(), RunFacts(num_rows=31)).warnings
     assert warning == "The 31 rows of an epoch do not fill a batch of 32; it is kept smaller."
     assert plan_run(parse(), RunFacts(num_rows=32)).warnings == ()
@@ -138,7 +138,7 @@ def test_a_small_set_is_warned_of_in_the_plan(parse):
         ({}, {"num_rows": None, "stream_order": {"seed": 1}, "checkpoint": CHECKPOINT}, "leave --streaming out"),
     ],
 )
-def test_checks_refuse_what_does_not_fit_together(parse, training, facts, message):
+def test_checks_refuse_arguments_that_do_not_fit_together(parse, training, facts, message):
     with pytest.raises(UserError, match=message):
         check_run(parse(**training), RunFacts(**facts))
 
@@ -146,7 +146,7 @@ def test_checks_refuse_what_does_not_fit_together(parse, training, facts, messag
 # A plan that is printed
 
 
-def test_a_printed_plan_shows_what_the_run_will_do(parse):
+def test_a_printed_plan_shows_the_settings_of_the_run(parse):
     parsed = parse(
         model={"use_predictor": True, "whitening": 0.2}, eval_steps=5, max_steps=20, isotropy_kind="covariance"
     )
@@ -207,7 +207,7 @@ def _root(node):
 
 
 def _assignments(tree):
-    """Yield the functions, or None, and lines in which a field of an arguments object is set."""
+    """Yield the lines in which a field of an arguments object is set, with the names of the functions around."""
     homes = {}
     for outer in ast.walk(tree):
         if isinstance(outer, ast.FunctionDef | ast.ClassDef):

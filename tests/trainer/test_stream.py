@@ -32,7 +32,7 @@ def _numbers(stream, epoch=0):
     return [int(row["query"].split()[1]) for row in stream]
 
 
-def test_every_pass_holds_every_row_once_in_an_order_of_its_own(file):
+def test_every_pass_has_every_row_once_in_its_own_order(file):
     stream = _stream(file)
     passes = [_numbers(stream, epoch) for epoch in (0, 1, 2)]
     assert all(sorted(each) == list(range(NUM_ROWS)) for each in passes)
@@ -41,7 +41,7 @@ def test_every_pass_holds_every_row_once_in_an_order_of_its_own(file):
     assert _numbers(_stream(file, seed=1)) != passes[0]
 
 
-def test_a_buffer_of_one_row_keeps_the_order_and_of_a_few_mixes_neighbours_only(file):
+def test_a_buffer_of_one_row_keeps_the_order_and_a_small_buffer_mixes_only_neighbours(file):
     assert _numbers(_stream(file, buffer_size=1), 3) == list(range(NUM_ROWS))
     assert all(number < place + 4 for place, number in enumerate(_numbers(_stream(file, buffer_size=4))))
 
@@ -67,7 +67,7 @@ def test_a_pass_consists_of_whole_batches(file):
 
 
 @pytest.mark.parametrize("num_rows", [NUM_ROWS - 3, NUM_ROWS])
-def test_a_pass_without_a_whole_batch_left_is_over(file, num_rows):
+def test_a_pass_ends_when_no_whole_batch_is_left(file, num_rows):
     whole, later = _stream(file), _stream(file)
     whole.rows_at_once = later.rows_at_once = 4
     later.start_at(0, num_rows)
@@ -114,7 +114,7 @@ def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
 
 
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
-def test_a_pass_ends_before_a_smaller_step_whatever_the_flag_of_smaller_batches_says(train, flags):
+def test_a_pass_ends_before_a_smaller_step_for_both_values_of_drop_last(train, flags):
     weights = [train(value, *flags, "--dataloader_drop_last", value) for value in ("true", "false")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
@@ -191,6 +191,6 @@ def test_a_checkpoint_of_another_order_is_refused(train):
         (["--max_steps", "-1"], "--streaming needs --max_steps"),
     ],
 )
-def test_flags_that_do_not_go_with_a_stream_are_user_errors(train, flags, message):
+def test_flags_that_a_stream_does_not_support_are_user_errors(train, flags, message):
     with pytest.raises(UserError, match=message):
         train("out", *flags)

@@ -38,7 +38,7 @@ def test_trackio_shows_terms_signs_of_collapse_and_plots(tmp_path, tiny_encoder_
     flags = ["--report_to", "trackio", "--project", "heads", "--run_name", "first", "--measure_energy"]
     done = _train(tmp_path, tiny_encoder_folder, tiny_pairs, *flags)
     assert done.returncode == 0, done.stderr
-    # Read by its own command, as a user would without the page.
+    # Read with trackio's command, as a user would without its page.
     command = [shutil.which("trackio", path=Path(sys.executable).parent), "list", "metrics", "--json"]
     listed = subprocess.run(
         [*command, "--project", "heads", "--run", "first"],
@@ -66,7 +66,7 @@ def test_tensorboard_shows_the_same(tmp_path, tiny_encoder_folder, tiny_pairs):
     events.Reload()
     assert set(events.Tags()["scalars"]) >= CURVES | SIGNS
     assert set(events.Tags()["images"]) == PLOTS
-    # As drawn: neither cut nor turned.
+    # The image has the size at which it was drawn.
     image = events.Images("plots/isotropy")[0]
     assert (image.width, image.height) == (1200, 468)
 

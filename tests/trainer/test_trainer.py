@@ -1,4 +1,4 @@
-"""The Trainer on a tiny model: what trains, what stays, what is logged, and what gives the same weights."""
+"""The Trainer on a tiny model: weights that move or stay, logs, and settings that give the same weights."""
 
 import copy
 
@@ -89,7 +89,7 @@ def _logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-# What trains
+# Weights that move or stay
 
 
 def test_two_steps_move_every_parameter_of_the_head(make_model, make_trainer):
@@ -178,7 +178,7 @@ def test_frozen_layers_stay_while_the_others_train(make_model, make_trainer):
     assert not any(name.startswith(("encoder.layer.0.", "embeddings.word_embeddings.")) for name in moved)
 
 
-# What is logged
+# Logs
 
 
 def test_terms_are_logged_unweighted_and_their_weighted_sum_is_the_loss(tiny_model, make_trainer):
@@ -203,7 +203,7 @@ def test_a_log_line_averages_the_terms_since_the_last_one(tiny_model, make_train
         assert _logged(pairwise, f"loss/{name}") == pytest.approx([sum(values[:2]) / 2, sum(values[2:]) / 2])
 
 
-def test_collapse_measures_stand_beside_the_loss(tiny_model, make_trainer):
+def test_collapse_measures_are_logged_with_the_loss(tiny_model, make_trainer):
     trainer = make_trainer(tiny_model)
     trainer.train()
     for entry in trainer.state.log_history[:2]:
@@ -267,7 +267,7 @@ def test_every_kind_of_term_trains_and_changes_the_loss(tiny_model, make_trainer
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
-def test_the_contrastive_term_compares_as_the_search_will(make_model, make_trainer, monkeypatch, similarity):
+def test_the_contrastive_term_uses_the_similarity_of_the_search(make_model, make_trainer, monkeypatch, similarity):
     used = []
     from ragcun_hf.trainer import objective as module
 
@@ -288,7 +288,7 @@ def test_embeddings_that_are_not_finite_are_logged_without_collapse_measures(tin
     assert "effective_rank" not in trainer.state.log_history[0]
 
 
-# What gives the same weights
+# The same weights
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -323,7 +323,7 @@ def test_accumulated_batches_of_means_over_rows_equal_one_large_batch(make_model
 
 
 @pytest.mark.parametrize("from_features", [True, False])
-def test_a_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     make_model, make_trainer, tmp_path, from_features
 ):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "from_features": from_features}
@@ -332,7 +332,7 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(
     resumed = make_model(dropout=0.3, projection_init="random", seed=5)
     assert _difference(whole, resumed) > 1e-2
     torch.manual_seed(99)
-    # The third step is the first of the second epoch: half an epoch has to be skipped.
+    # The checkpoint is in the middle of the second epoch, so half an epoch has to be skipped.
     trainer = make_trainer(resumed, **options, output_dir=str(tmp_path / "resumed"))
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert trainer.state.global_step == 6
@@ -379,7 +379,7 @@ def test_bfloat16_autocast_keeps_losses_in_float32_and_close_to_float32(make_mod
 
 
 class _Scripted:
-    """A validation that says what it was told to."""
+    """A validation that returns given figures."""
 
     def __init__(self, *figures):
         self.figures = list(figures)
@@ -403,7 +403,7 @@ def _evaluating(**options):
 
 
 @pytest.mark.parametrize("from_features", [True, False])
-def test_evaluation_gives_the_loss_its_terms_and_the_retrieval_figures(
+def test_evaluation_returns_the_loss_its_terms_and_the_retrieval_figures(
     tiny_model, tiny_pairs, make_trainer, from_features
 ):
     texts = [[pair["query"] for pair in tiny_pairs], [pair["positive"] for pair in tiny_pairs]]
@@ -479,7 +479,7 @@ def test_validation_from_features_equals_validation_from_tokens(tiny_model, tiny
     assert tiny_model.training
 
 
-def test_validation_gives_the_training_mode_back_after_an_error(tiny_model, tiny_pairs, monkeypatch):
+def test_validation_restores_the_training_mode_after_an_error(tiny_model, tiny_pairs, monkeypatch):
     texts = [[pair["query"] for pair in tiny_pairs], [pair["positive"] for pair in tiny_pairs]]
     store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
     tiny_model.train()
@@ -493,7 +493,7 @@ def test_validation_gives_the_training_mode_back_after_an_error(tiny_model, tiny
 
 
 class _ChangingRows:
-    """Eight rows that remember in which epoch each was asked for."""
+    """Eight rows that record the epoch of every access."""
 
     def __init__(self, rows):
         self.rows, self.epoch, self.asked = rows, 0, []
@@ -516,7 +516,9 @@ def test_the_training_rows_are_told_each_epoch(tiny_model, tiny_pairs, make_trai
 
 
 @pytest.mark.parametrize(("step", "asked"), [(2, [1] * 8 + [2] * 8), (3, [1] * 4 + [2] * 8)])
-def test_a_resumed_run_goes_on_in_the_epoch_where_it_was(tiny_model, tiny_pairs, make_trainer, tmp_path, step, asked):
+def test_a_resumed_run_continues_in_the_epoch_of_its_checkpoint(
+    tiny_model, tiny_pairs, make_trainer, tmp_path, step, asked
+):
     options = {
         "max_steps": -1,
         "num_train_epochs": 3,
@@ -534,7 +536,7 @@ def test_a_resumed_run_goes_on_in_the_epoch_where_it_was(tiny_model, tiny_pairs,
 # Collators
 
 
-def test_text_collator_lays_out_queries_then_positives_then_all_negatives(tiny_tokenizer):
+def test_the_text_collator_puts_queries_before_positives_before_all_negatives(tiny_tokenizer):
     rows = [
         {"query": "a", "positive": "an the", "negative": []},
         {"query": "of", "positive": "in", "negative": ["on", "an the"]},
@@ -559,7 +561,7 @@ def test_text_collator_lays_out_queries_then_positives_then_all_negatives(tiny_t
 
 
 def _pattern(ids):
-    """Number ids in the order in which they first come."""
+    """Number ids in the order of their first occurrence."""
     known = list(dict.fromkeys(ids.tolist()))
     return [known.index(value) for value in ids.tolist()]
 
@@ -582,12 +584,12 @@ def test_feature_pairs_are_collated_in_the_same_layout():
     assert batch["document_ids"].tolist() == [1, 0, 2, 1]
 
 
-def test_prompts_stand_in_front_of_queries_and_documents(tiny_tokenizer):
+def test_prompts_are_prepended_to_queries_and_documents(tiny_tokenizer):
     collator = TextPairCollator(tiny_tokenizer, max_length=8, query_prompt="query: ", document_prompt="document: ")
     batch = collator([{"query": "a", "positive": "an", "negative": ["the"]}])
     query, document = tiny_tokenizer.convert_tokens_to_ids(["query:", "document:"])
     assert batch["input_ids"].tolist() == [[2, query, 5, 3], [2, document, 6, 3], [2, document, 7, 3]]
-    # Prompts do not make two texts different.
+    # Ids do not depend on prompts.
     plain = TextPairCollator(tiny_tokenizer, max_length=8)([{"query": "a", "positive": "an", "negative": ["the"]}])
     assert torch.equal(batch["document_ids"], plain["document_ids"])
 
@@ -636,7 +638,7 @@ def _pair_ids(rows):
 
 
 @pytest.mark.parametrize("mode", ["pair_ids", "eval_pair_ids"])
-def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(make_model, make_trainer, mode):
+def test_a_document_that_answers_the_query_in_another_row_is_no_negative(make_model, make_trainer, mode):
     model = make_model(dropout=0.0)
     rows = [
         {"query": "what is bread", "positive": "bread is food"},
@@ -663,7 +665,7 @@ def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(ma
 
 
 class _Recorder:
-    """Rows that remember which were asked for."""
+    """Rows that record every access."""
 
     def __init__(self, rows):
         self.rows, self.asked = rows, []
@@ -680,7 +682,7 @@ def _many_documents(tiny_pairs):
     return [*tiny_pairs, *({**tiny_pairs[0], "positive": row["positive"]} for row in tiny_pairs[1:])]
 
 
-def test_balanced_queries_come_once_per_epoch_with_documents_drawn_anew(tiny_model, tiny_pairs, make_trainer):
+def test_balanced_epochs_use_every_query_once_with_a_document_drawn_anew(tiny_model, tiny_pairs, make_trainer):
     rows = _many_documents(tiny_pairs)
     recorder = _Recorder(rows)
     options = {"max_steps": -1, "num_train_epochs": 12, "per_device_train_batch_size": 4, "balance_queries": True}
@@ -694,7 +696,7 @@ def test_balanced_queries_come_once_per_epoch_with_documents_drawn_anew(tiny_mod
     assert len(set(of_first)) > 3
 
 
-def test_a_resumed_balanced_run_draws_what_the_whole_run_draws(tiny_model, tiny_pairs, make_trainer, tmp_path):
+def test_a_resumed_balanced_run_draws_the_rows_of_an_uninterrupted_one(tiny_model, tiny_pairs, make_trainer, tmp_path):
     rows = _many_documents(tiny_pairs)
     options = {"max_steps": -1, "num_train_epochs": 3, "balance_queries": True, "save_strategy": "steps"}
     options |= {"save_steps": 3, "save_total_limit": 9, "pair_ids": _pair_ids(rows)}
@@ -717,7 +719,7 @@ def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
 
 @pytest.mark.parametrize("blend", [0.5, 1.0])
 @pytest.mark.parametrize(("measured", "warned"), [(0.4, True), (0.6, False)])
-def test_the_saved_weights_are_those_that_are_judged(
+def test_the_recorded_figure_is_that_of_the_saved_weights(
     make_model, tiny_pairs, make_trainer, caplog, blend, measured, warned
 ):
     model = make_model(dropout=0.0)
@@ -770,7 +772,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("name", "alias"), [("per_device_train_batch_size", "batch_size"), ("num_train_epochs", "epochs")]
 )
-def test_no_batch_and_no_epoch_are_refused_under_the_name_of_the_flag(tmp_path, name, alias):
+def test_an_empty_batch_and_no_epoch_are_refused_by_the_name_of_the_flag(tmp_path, name, alias):
     with pytest.raises(ValueError, match=f"`{alias}` must be"):
         IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: 0})
 
@@ -781,7 +783,7 @@ def test_three_weights_of_zero_are_refused(tmp_path):
         IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **weights)
 
 
-def test_a_machine_without_accelerators_says_so_and_the_record_does_not(tmp_path):
+def test_use_cpu_follows_from_the_machine_and_is_not_recorded(tmp_path):
     from ragcun_hf.trainer.record import recorded_arguments
 
     arguments = IsotropicGaussianTrainingArguments(output_dir=str(tmp_path))
@@ -789,7 +791,7 @@ def test_a_machine_without_accelerators_says_so_and_the_record_does_not(tmp_path
     assert not {"use_cpu", "output_dir", "hub_token"} & recorded_arguments(arguments).keys()
 
 
-def test_the_record_holds_what_was_changed_and_what_always_matters(tmp_path):
+def test_the_record_holds_changed_and_essential_arguments(tmp_path):
     from ragcun_hf.trainer.record import recorded_arguments
 
     plain = recorded_arguments(IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
@@ -804,7 +806,7 @@ def test_the_record_holds_what_was_changed_and_what_always_matters(tmp_path):
     }
 
 
-def test_asking_for_the_record_leaves_the_state_of_the_processes_alone(tmp_path):
+def test_the_record_does_not_change_the_state_of_the_processes(tmp_path):
     from accelerate.state import PartialState
 
     from ragcun_hf.trainer.record import recorded_arguments
