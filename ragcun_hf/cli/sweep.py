@@ -35,8 +35,8 @@ class SweepArguments:
     seeds: list[int] = argument([42], "Train each setting with each of these seeds. They do not change the split.")
     halving: int = argument(
         4,
-        "Factor of successive halving: each round keeps one of so many settings and trains it so many times as long; "
-        "1 fully trains all.",
+        "Factor k of successive halving: each round keeps 1/k of the settings and trains them k times as long; 1 fully "
+        "trains all settings.",
     )
     select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(
         "ndcg@10", "The validation figure that decides: of the projection, or of the predictor's output."

@@ -96,7 +96,7 @@ def _convert(flag: str, value: Any) -> tuple[str, Any]:
     name, converted = _flag_values().convert(flag, value)
     if name not in _SWEPT:
         raise UserError(
-            f"a sweep changes {', '.join(_SWEPT)}; got {flag!r}, which has to be the same for all heads: take it out "
+            f"a sweep changes {', '.join(_SWEPT)}; got {flag!r}, which must be the same for all heads: take it out "
             "of the grid and give it as a flag"
         )
     return name, converted

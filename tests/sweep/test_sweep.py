@@ -74,7 +74,7 @@ def test_a_repeated_value_counts_once():
     ("grid", "message"),
     [
         ({"lambda_isotopy": [1]}, "'lambda_isotopy'"),
-        ({"base_model": ["a"]}, "'base_model', which has to be the same"),
+        ({"base_model": ["a"]}, "'base_model', which must be the same"),
         ({"temperature": 0.05}, "expected a list"),
         ({"temperature": []}, "expected a list"),
         ({"temperature": ["warm"]}, "temperature.*'warm'"),
