@@ -6,6 +6,7 @@ Nothing heavy is imported until the arguments have been checked.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -334,11 +335,35 @@ def _read_yaml(path: str) -> dict[Any, Any]:
     return content
 
 
-def argument(default: Any, help_text: str, *aliases: str) -> Any:
-    """Declare a dataclass field with its help text and aliases of its flag."""
-    metadata: dict[str, Any] = {"help": help_text}
-    if aliases:
-        metadata["aliases"] = list(aliases)
+class _Metadata(dict[str, Any]):
+    """Metadata of a field, with facts that iteration skips: HfArgumentParser passes the rest on to argparse."""
+
+    def __init__(self, for_parser: dict[str, Any], facts: dict[str, Any]) -> None:
+        super().__init__(for_parser)
+        self._facts = facts
+
+    def __missing__(self, name: str) -> Any:
+        return self._facts[name]
+
+
+def argument(default: Any, help_text: str, *aliases: str, **facts: Any) -> Any:
+    """Declare a dataclass field with its help text and aliases of its flag.
+
+    Facts are read with `argument_facts`. In use are `recorded` (`always` or `never` written to the training record;
+    by default, if the value differs from the default), `essential` (always recorded, and its place among the
+    arguments that a reader of the record looks for first) and `swept` (a sweep can change it; heads that differ only
+    in a `number` train together, heads that differ in a `shape` do not).
+    """
+    metadata = _Metadata({"help": help_text, **({"aliases": list(aliases)} if aliases else {})}, facts)
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def argument_facts(dataclass_type: type, fact: str) -> dict[str, Any]:
+    """Return name -> value of a fact for the fields that have it, in the order of the fields."""
+    found = {}
+    for field in dataclasses.fields(dataclass_type):
+        with contextlib.suppress(KeyError):
+            found[field.name] = field.metadata[fact]
+    return found

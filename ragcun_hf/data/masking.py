@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ..errors import UserError
+from .training_rows import DrawnRows
 from .word_spans import word_spans
 
 MaskKind = Literal["word", "span"]
@@ -80,7 +81,7 @@ def _replace(text: str, spans: list[tuple[int, int]], chosen: set[int], mask_tok
     return "".join(pieces)
 
 
-class MaskedViews:
+class MaskedViews(DrawnRows):
     """Map-style dataset of masked texts and their originals. Documents must be `maskable`.
 
     >>> MaskedViews(["a red fox ran"], kind="word", probability=0.3, seed=1)[0]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .masking import view_rng
+from .training_rows import DrawnRows
 from .word_spans import sentence_spans, word_spans
 
 PseudoQueryKind = Literal["sentence", "span", "keywords"]
@@ -34,7 +35,7 @@ class PseudoQuery:
     rest: str | None  # the document without the text, for measuring; None for keywords, which occur all over it
 
 
-class PseudoQueryViews:
+class PseudoQueryViews(DrawnRows):
     """Map-style dataset of pseudo-queries and the documents they were drawn from.
 
     >>> documents = ["One fox. Two dogs."]

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 from ..errors import UserError
 from .masking import view_rng
+from .training_rows import DrawnRows
 from .word_spans import sentence_spans, word_spans
 
 SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
@@ -61,7 +62,7 @@ def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Rand
     return text[start:end], (before + gap + after).strip() if before and after else before or after
 
 
-class SplitViews:
+class SplitViews(DrawnRows):
     """Map-style dataset of two parts of each document: query and positive. Documents must be `splittable`.
 
     >>> SplitViews(["one two three four"], method="half")[0]

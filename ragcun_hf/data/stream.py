@@ -51,6 +51,23 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         """Number of rows of this epoch's pass that are skipped."""
         return self._num_skipped if self._epoch == 0 else 0
 
+    @property
+    def num_rows(self) -> None:
+        """None: the length of a stream is not known."""
+
+    @property
+    def documents(self) -> tuple[str, ...]:
+        """No documents: a stream is not read a second time."""
+        return ()
+
+    def known_pairs(self) -> None:
+        """Return None: rows are not known before they are read."""
+
+    @property
+    def stream_order(self) -> dict[str, int]:
+        """The arguments that decide the order of rows."""
+        return {"shuffle_buffer_size": self.buffer_size, "seed": self.seed}
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._rows.set_epoch(self.number_of_pass)
         rows, num_skipped = iter(self._rows), self.num_skipped
@@ -69,3 +86,12 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         while len(step_rows) == self.rows_at_once:
             yield from step_rows
             step_rows = list(islice(rows, self.rows_at_once))
+
+
+def interleave(sources: list[datasets.IterableDataset]) -> datasets.IterableDataset:
+    """Let sources take turns. Each row comes once: a short source does not repeat while a long one goes on."""
+    from datasets import interleave_datasets
+
+    if len(sources) == 1:
+        return sources[0]
+    return interleave_datasets(sources, stopping_strategy="all_exhausted_without_replacement")

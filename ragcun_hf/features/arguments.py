@@ -1,4 +1,4 @@
-"""Flags of how features are computed and kept."""
+"""Flags of the encoder's features: precision, backend and cache."""
 
 from __future__ import annotations
 
@@ -15,26 +15,31 @@ if TYPE_CHECKING:
 
 @dataclass
 class FeatureArguments:
-    """How the encoder's features are computed and kept."""
+    """How the encoder's features are computed and cached."""
 
-    feature_cache: bool = argument(True, "Compute the features of each text once and keep them on disk.")
-    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
+    feature_cache: bool = argument(True, "Compute the features of each text once and cache them on disk.")
+    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: a folder inside HF_HOME.")
     feature_dtype: Literal["float32", "float16"] = argument(
-        "float32", "Of the features on disk: float32, or float16 for half the room and about three decimal digits."
+        "float32", "Type of cached features: float32, or float16 (half the disk space, about three decimal digits)."
     )
     encoder_dtype: str = argument(
-        "auto", "Arithmetic of the encoder: float32, bfloat16, or auto: bfloat16 where the processor has it."
+        "auto", "Precision of the encoder: float32, bfloat16, or auto (bfloat16 where the processor supports it)."
     )
     encoder_backend: Literal["torch", "openvino"] = argument(
-        "torch", "What runs the encoder: torch, or openvino (CPU only, faster, needs the extra of that name)."
+        "torch", "Library that runs the encoder: torch, or openvino (faster, CPU only, needs the extra openvino)."
     )
 
     def needs_store(self) -> bool:
-        """Tell whether a flag asks for what only precomputed features can have."""
+        """Return whether a flag has a value that only cached features support."""
         return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype == "bfloat16"
 
+    def value_flags(self) -> dict[str, str]:
+        """Return the flags that change the values of features."""
+        names = ("encoder_dtype", "encoder_backend", "feature_dtype")
+        return {name: getattr(self, name) for name in names}
+
     def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
-        """Make a feature store for a model, which all processes use alike; without the cache it keeps nothing."""
+        """Create the feature store of a model, shared by all processes; without the cache it keeps no features."""
         from .feature_store import FeatureStore, default_cache_folder
 
         folder = Path(self.feature_cache_dir) if self.feature_cache_dir else default_cache_folder()

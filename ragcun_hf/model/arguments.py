@@ -24,29 +24,34 @@ class ModelArguments:
         "The encoder: a Hub id, a folder, or the word embedded (the all-MiniLM-L6-v2 of the demo extra).",
     )
     base_revision: str | None = argument(None, "Branch, tag or commit of the encoder on the Hub.")
-    use_predictor: bool = argument(False, "Add a predictor, which predicts the document's embedding from the query's.")
+    use_predictor: bool = argument(
+        False, "Add a predictor, which predicts the document's embedding from the query's.", swept="shape"
+    )
     freeze_base: bool = argument(True, "Freeze the encoder. Its features are then computed once per text.")
     freeze_layers: int = argument(0, "With --no_freeze_base: freeze the embeddings and the first k layers.")
-    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.")
-    projection_kind: str = argument("mlp", "Kind of projection: mlp or linear.")
+    output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.", swept="shape")
+    projection_kind: str = argument("mlp", "Kind of projection: mlp or linear.", swept="shape")
     projection_init: str = argument(
-        "identity", "Initialization of the projection: identity (starts at the encoder's vectors) or random."
+        "identity",
+        "Initialization of the projection: identity (starts at the encoder's vectors) or random.",
+        swept="shape",
     )
     whitening: float = argument(
         0.0,
         "Partial whitening of an identity initialization, in [0, 0.5]; 0 is none, and 0.1 to 0.3 can help.",
+        swept="number",
     )
     projection_hidden_dim: int | None = argument(
-        None, "Hidden width of the projection. Default: twice the encoder's width."
+        None, "Hidden width of the projection. Default: twice the encoder's width.", swept="shape"
     )
     predictor_hidden_dim: int | None = argument(
-        None, "Hidden width of the predictor. Default: twice the embedding's width."
+        None, "Hidden width of the predictor. Default: twice the embedding's width.", swept="shape"
     )
-    dropout: float = argument(0.1, "Dropout in the projection and the predictor, in [0, 1).")
+    dropout: float = argument(0.1, "Dropout in the projection and the predictor, in [0, 1).", swept="shape")
     pooling: str | None = argument(None, "How token states become one vector: mean, cls or last.")
     normalize_features: bool | None = argument(None, "Normalize pooled vectors to unit length, true or false.")
     similarity_fn_name: str = argument(
-        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity"
+        "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity", swept="shape"
     )
     query_prompt: str | None = argument(None, "Text prepended to every query.")
     document_prompt: str | None = argument(None, "Text prepended to every document.")
@@ -73,5 +78,7 @@ class ModelArguments:
 
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of `IsotropicGaussianConfig` that these flags set."""
-        names = {field.name for field in fields(self)} - {"base_model", "base_revision", "whitening"}
+        from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+
+        names = {field.name for field in fields(self)} & {field.name for field in fields(IsotropicGaussianConfig)}
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -1,120 +1,132 @@
-"""From documents to what a training run needs: pseudo-queries, and settings chosen by those of held-out documents."""
+"""Choose settings for documents without labels, by how well pseudo-queries of held-out documents find them."""
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import say
-from ..data.held_out import read_texts
+import numpy as np
+from tqdm.auto import tqdm
+
+from ..command_line import format_table, say
 from ..data.pseudo_queries import PseudoQuery, PseudoQueryKind, PseudoQueryViews, draw_pseudo_queries
-from ..data.splitting import splittable
 from ..errors import UserError
-from ..files import source_name
-from ..trainer.inputs import as_feature_pairs, prompts_of
-from .candidates import Outcome, choose, format_outcomes, try_candidates
-from .heads import TrainingPairs
+from ..trainer.plan import ChosenSettings
+from ..trainer.record import blended
+from ..trainer.run import RunData
+from .heads import HeadBatch, HeadData, with_head
 from .pseudo_validation import PseudoValidation
-from .settings import trainer_only_flags
+from .settings import make_trial, trainer_only_flags
 
 if TYPE_CHECKING:
     from ..trainer.arguments import ParsedArguments
 
+# Above 0.5 the pseudo-queries still gain while real queries lose; see EXPERIMENTS.md.
+BLENDS = (0.0, 0.25, 0.5)
+LEAST_HELD_OUT = 100  # documents; with fewer, every gain looks like chance
+REQUIRED_Z = 3.0  # gain in standard errors: 5 % false positives, Bonferroni-corrected for the candidates tried
+
 _HELD_OUT_SHARE = 0.2
-_LEAST_HELD_OUT = 100  # documents; fewer make every gain look like chance
 _VALIDATION_COUNTS: dict[PseudoQueryKind, int] = {"sentence": 1, "span": 1}
+_BASE = {"whitening": 0.0, "projection_kind": "linear"}
 
 
-def automatic_views(
-    parsed: ParsedArguments, documents: Sequence[str], counts: Mapping[PseudoQueryKind, int]
-) -> tuple[PseudoQueryViews, dict[str, Any]]:
-    """Draw pseudo-queries and choose how to train on them; the choice is written into the arguments.
+@dataclass(frozen=True)
+class Candidate:
+    """Settings of a head: those of `ModelArguments`, and passes over the pseudo-queries."""
 
-    Args:
-        parsed: All arguments; whitening, kind of projection, epochs and blend are set to what was chosen.
-        documents: The corpus, distinct texts.
-        counts: Kind of pseudo-query -> how many per document are trained on.
+    whitening: float
+    projection_kind: str
+    epochs: float
+    projection_hidden_dim: int | None = None
 
-    Returns:
-        The pseudo-queries of all documents with their documents, and what the record says of the choice.
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """The fields of `ModelArguments`."""
+        names = ("whitening", "projection_kind", "projection_hidden_dim")
+        return {name: getattr(self, name) for name in names}
 
-    Raises:
-        UserError: If a flag contradicts, or there are too few documents to choose by.
+
+CANDIDATES = (
+    Candidate(0.0, "linear", 3.0),
+    Candidate(0.2, "linear", 3.0),
+    Candidate(0.3, "linear", 3.0),
+    Candidate(0.3, "mlp", 3.0),
+    Candidate(0.3, "mlp", 8.0, projection_hidden_dim=2048),
+)
+
+
+@dataclass(frozen=True)
+class CandidateScore:
+    """A candidate at one blend, and how well it retrieves."""
+
+    candidate: Candidate
+    blend: float
+    score: float  # NDCG@10 of pseudo-queries; all kinds have the same weight
+    gain: float  # above the frozen base
+    standard_error: float  # of the gain, over pseudo-queries
+
+    def as_row(self) -> dict[str, Any]:
+        """Return everything as one flat mapping."""
+        flat = asdict(self)
+        return {**flat.pop("candidate"), **{name: round(value, 5) for name, value in flat.items()}}
+
+
+def automatic_data(
+    parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
+) -> RunData:
+    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings.
+
+    `facts` is what the record says of the documents. A UserError says if there are too few of them.
     """
-    check_automatic(parsed)
     seed = parsed.training.seed
     queries = draw_pseudo_queries(documents, counts, seed=seed)
-    held_out = _held_out_documents(documents, seed)
-    asking = _asking(documents, held_out, seed + 1)
+    num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))
+    held_out = set(random.Random(seed).sample(range(len(documents)), num_held_out))
+    drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=seed + 1)
+    held_out_queries = [query for query in drawn if query.document in held_out and query.rest]
+    num_documents = len({query.document for query in held_out_queries})
+    if num_documents < LEAST_HELD_OUT:
+        raise UserError(
+            f"--automatic expects at least {LEAST_HELD_OUT} held-out documents of several sentences or words, got "
+            f"{num_documents} of {len(documents)} documents: add documents, or choose settings yourself"
+        )
     training = PseudoQueryViews(documents, [query for query in queries if query.document not in held_out])
     if len(training) < 2:
         raise UserError(
             f"--automatic expects pseudo-queries of {', '.join(counts)}, got {len(training)} from {len(documents)} "
             "documents: add longer documents, or ones that share words"
         )
-    outcomes = _outcomes(parsed, documents, training, asking)
-    chosen = choose(outcomes)
-    say(f"{format_outcomes(outcomes, chosen)}\n{_verdict(chosen, outcomes[0])}")
-    _apply(parsed, chosen)
-    facts = {
-        "pseudo_queries": _counts(queries),
-        "held_out_pseudo_queries": _counts(asking),
-        "chosen": chosen.as_row(),
-        "tried": [each.as_row() for each in outcomes],
-    }
-    return PseudoQueryViews(documents, queries), facts
+
+    def choose() -> tuple[ChosenSettings, dict[str, Any]]:
+        scores = try_candidates(parsed, documents, training, held_out_queries)
+        chosen = choose_candidate(scores)
+        say(format_scores(scores, chosen))
+        if chosen is scores[0]:
+            say("No candidate beats the frozen base by more than chance: the model will be the unchanged base.")
+        else:
+            say(
+                f"Chosen (*): on pseudo-queries of held-out documents it gains {chosen.gain:+.4f} over the frozen "
+                "base. It is now trained on all documents."
+            )
+        settings = ChosenSettings(chosen.candidate.model_settings, chosen.candidate.epochs, chosen.blend)
+        return settings, {"chosen": chosen.as_row(), "tried": [each.as_row() for each in scores]}
+
+    drawn_counts = {"pseudo_queries": _counts(queries), "held_out_pseudo_queries": _counts(held_out_queries)}
+    return RunData(PseudoQueryViews(documents, queries), None, {**facts, "rows": len(queries), **drawn_counts}, choose)
 
 
-def _asking(documents: Sequence[str], held_out: set[int], seed: int) -> list[PseudoQuery]:
-    """Draw the pseudo-queries that choose."""
-    drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=seed)
-    asking = [query for query in drawn if query.document in held_out and query.rest]
-    num_documents = len({query.document for query in asking})
-    if num_documents < _LEAST_HELD_OUT:
-        raise UserError(
-            f"--automatic expects at least {_LEAST_HELD_OUT} held-out documents of several sentences or words, got "
-            f"{num_documents} of {len(documents)} documents: add documents, or choose settings yourself"
-        )
-    return asking
-
-
-def _outcomes(
-    parsed: ParsedArguments, documents: Sequence[str], training: PseudoQueryViews, asking: Sequence[PseudoQuery]
-) -> list[Outcome]:
-    """Encode what is needed, train the candidates and measure them."""
-    base = parsed.model.build()
-    base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    store, prompts = parsed.features.store(base), prompts_of(base)
-    validation = PseudoValidation(documents, asking, store, (prompts["query_prompt"], prompts["document_prompt"]))
-    pairs = TrainingPairs(base, as_feature_pairs([training], store, prompts), len(training))
-    return try_candidates(pairs, validation, parsed.model, parsed.training)
-
-
-def automatic_document_views(
-    parsed: ParsedArguments, counts: Mapping[PseudoQueryKind, int]
-) -> tuple[PseudoQueryViews, None, dict[str, Any]]:
-    """Read `--documents` and do as `automatic_views`, for the two self-supervised scripts.
-
-    Args:
-        parsed: All arguments.
-        counts: As for `automatic_views`.
-
-    Returns:
-        Training views, no validation views, and what the record says.
-    """
-    data = parsed.data
-    names = ("split", "text_column", "title_column", "limit")
-    texts, read = read_texts(data.documents, usable=splittable, **{name: getattr(data, name) for name in names})
-    views, facts = automatic_views(parsed, texts, counts)
-    return views, None, {"train": [source_name(data.documents)], **read, "rows": len(views), **facts}
+def _counts(queries: Sequence[PseudoQuery]) -> dict[str, int]:
+    return dict(sorted(Counter(query.kind for query in queries).items()))
 
 
 def check_automatic(parsed: ParsedArguments) -> None:
-    """Raise UserError where a flag leaves nothing to choose, or contradicts."""
-    model, validation = parsed.model, parsed.validation
-    if not model.freeze_base or not parsed.features.feature_cache or parsed.training.world_size != 1:
+    """Raise a UserError if a flag contradicts an automatic choice."""
+    model, validation, training = parsed.model, parsed.validation, parsed.training
+    if not parsed.uses_cached_features or training.world_size != 1:
         raise UserError(
             "--automatic trains heads on cached features of a frozen encoder in one process: leave --no_freeze_base, "
             "--no_feature_cache and accelerate launch out"
@@ -123,10 +135,9 @@ def check_automatic(parsed: ParsedArguments) -> None:
         raise UserError("--automatic holds documents out itself: leave --val_data and --val_fraction out")
     if model.projection_init != "identity" or model.use_predictor or model.whitening or parsed.run.blend != 1.0:
         raise UserError(
-            "--automatic chooses start and blend of a projection itself: leave --projection_init, --use_predictor, "
-            "--whitening and --blend out"
+            "--automatic chooses initialization and blend of a projection itself: leave --projection_init, "
+            "--use_predictor, --whitening and --blend out"
         )
-    training = parsed.training
     has_length = training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0
     has_shape = model.projection_kind != type(model).projection_kind or model.projection_hidden_dim is not None
     if has_length or has_shape:
@@ -135,32 +146,68 @@ def check_automatic(parsed: ParsedArguments) -> None:
             "--projection_hidden_dim, --epochs and --max_steps out"
         )
     if refused := trainer_only_flags(training):
-        raise UserError(f"--automatic cannot do what --{refused[0]} asks for: leave the flag out")
+        raise UserError(f"--automatic does not support --{refused[0]}: leave the flag out")
 
 
-def _held_out_documents(documents: Sequence[str], seed: int) -> set[int]:
-    count = max(round(_HELD_OUT_SHARE * len(documents)), min(_LEAST_HELD_OUT * 3, len(documents) // 2))
-    return set(random.Random(seed).sample(range(len(documents)), count))
+def try_candidates(
+    parsed: ParsedArguments,
+    documents: Sequence[str],
+    training: PseudoQueryViews,
+    held_out_queries: Sequence[PseudoQuery],
+) -> list[CandidateScore]:
+    """Train every candidate on pseudo-queries, and measure it at every blend on those of held-out documents.
+
+    The first score is that of the frozen base, with gain 0. `documents` are the whole corpus.
+    """
+    base = parsed.model.build()
+    base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    store, prompts = parsed.features.store(base), (base.config.query_prompt, base.config.document_prompt)
+    validation = PseudoValidation(documents, held_out_queries, store, prompts)
+    data = HeadData.of_rows(base, training, store)
+    shared = (parsed.training.seed, parsed.model, parsed.training)
+    trials = [make_trial({**each.model_settings, "num_train_epochs": each.epochs}, *shared) for each in CANDIDATES]
+
+    def score(candidate: Candidate, blend: float, scores: np.ndarray) -> CandidateScore:
+        weights, differences = validation.weights, scores - base_scores
+        gain = float(weights @ differences)
+        error = float(np.sqrt(np.sum((weights * (differences - gain)) ** 2)))
+        return CandidateScore(candidate, blend, float(weights @ scores), gain, error)
+
+    # Candidates have to beat the frozen base, even if it is not among them.
+    base_scores = validation.scores(with_head(base, make_trial(_BASE, *shared).model))
+    found = [score(Candidate(0.0, "linear", 0.0), 0.0, base_scores)]
+    measured_starts = {0.0}
+    with tqdm(
+        total=sum(data.num_steps(each.training) for each in trials), desc="Trying candidates", unit="step"
+    ) as bar:
+        for candidate, trial in zip(CANDIDATES, trials, strict=True):
+            template = with_head(base, trial.model)
+            start = data.initial_weights(template, trial)
+            heads = HeadBatch(template, [start], [trial])
+            for _ in heads.train(data, total_steps=data.num_steps(trial.training)):
+                bar.update()
+            for blend in BLENDS:
+                if blend == 0.0 and candidate.whitening in measured_starts:
+                    continue
+                template.load_state_dict(blended(start, heads.heads()[0], blend), strict=False)
+                found.append(score(candidate, blend, validation.scores(template.eval())))
+            measured_starts.add(candidate.whitening)
+    return found
 
 
-def _apply(parsed: ParsedArguments, chosen: Outcome) -> None:
-    candidate = chosen.candidate
-    names = ("whitening", "projection_kind", "projection_hidden_dim")
-    parsed.model = replace(parsed.model, **{name: getattr(candidate, name) for name in names})
-    parsed.run.blend = chosen.blend
-    if chosen.blend:
-        parsed.training.num_train_epochs = candidate.epochs
+def choose_candidate(scores: Sequence[CandidateScore]) -> CandidateScore:
+    """Return the candidate with the highest score, or the frozen base, which is first, if the gain may be chance."""
+    best = max(scores, key=lambda each: each.score)
+    return best if best.gain > REQUIRED_Z * best.standard_error else scores[0]
 
 
-def _verdict(chosen: Outcome, base: Outcome) -> str:
-    if chosen is base:
-        return "No candidate beats the frozen base by more than chance: the model will be the base, unharmed."
-    return (
-        f"Chosen (*): pseudo-queries of held-out documents gain {chosen.gain:+.4f} over the frozen base. It is now "
-        "made from all documents."
-    )
-
-
-def _counts(queries: Sequence[PseudoQuery]) -> dict[str, int]:
-    kinds = sorted({query.kind for query in queries})
-    return {kind: sum(query.kind == kind for query in queries) for kind in kinds}
+def format_scores(scores: Sequence[CandidateScore], chosen: CandidateScore) -> str:
+    """Format scores as a table for the terminal; a star marks the chosen one."""
+    rows = [("", "head", "whitening", "epochs", "blend", "pseudo-NDCG@10", "gain", "std. error")]
+    for each in scores:
+        candidate, width = each.candidate, each.candidate.projection_hidden_dim
+        head = candidate.projection_kind if width is None else f"{candidate.projection_kind} {width}"
+        settings = (f"{candidate.whitening:.2f}", f"{candidate.epochs:.0f}", f"{each.blend:.2f}")
+        figures = (f"{each.score:.4f}", f"{each.gain:+.4f}", f"{each.standard_error:.4f}")
+        rows.append(("*" if each is chosen else "", head, *settings, *figures))
+    return format_table(rows, num_names=2)

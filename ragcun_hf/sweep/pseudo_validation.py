@@ -1,4 +1,4 @@
-"""How well pseudo-queries of held-out documents find what is left of their documents.
+"""Measure how well pseudo-queries of held-out documents find the rest of their documents.
 
 Shape letters used in this file: P = pseudo-queries, N = documents, D = embedding width.
 """
@@ -25,13 +25,13 @@ _QUERIES_AT_ONCE = 1_024
 
 
 class PseudoValidation:
-    """Measure a head on pseudo-queries, each against the rest of its own document and all other documents.
+    """Measures a head on pseudo-queries, which search the rest of their own document and all other documents.
 
     Args:
         documents: The whole corpus.
         queries: Pseudo-queries of documents that heads are not trained on, all with a rest.
-        store: Gives the features.
-        prompts: Put before queries and before documents.
+        store: Provides the features.
+        prompts: Prepended to queries and to documents.
     """
 
     def __init__(

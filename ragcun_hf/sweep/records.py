@@ -1,4 +1,4 @@
-"""What a sweep has found out so far, on disk: one line per trained head, so that an interrupted sweep goes on."""
+"""Results of a sweep on disk, one line per trained head, so that an interrupted sweep can continue."""
 
 from __future__ import annotations
 
@@ -16,32 +16,23 @@ from ..files import write_whole
 from .settings import Setting, setting_name
 
 _TRIALS_FILE, _SPEC_FILE = "trials.jsonl", "sweep.json"
-REPORT_FILES = ("table.md", "results.json", "best.yaml", "settings.png")
+_REPORT_FILES = ("table.md", "results.json", "best.yaml", "settings.png")
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trained head.
-
-    Args:
-        setting: What it was trained with, beside what all share.
-        seed: Its seed.
-        round_number: Its round, from 0.
-        steps: Optimizer steps.
-        figures: Validation figures, e.g. `ndcg@10`; none where training diverged.
-        seconds: Its share of the time that its batch of heads took.
-    """
+    """One trained head."""
 
     setting: Setting
     seed: int
-    round_number: int
+    round_number: int  # from 0
     steps: int
-    figures: dict[str, float]
-    seconds: float
+    figures: dict[str, float]  # of the validation, e.g. ndcg@10; empty if training diverged
+    seconds: float  # share of the time of its batch of heads
 
     @property
     def key(self) -> tuple[str, int, int]:
-        """What no other record has."""
+        """Identifies the record."""
         return setting_name(self.setting), self.seed, self.round_number
 
 
@@ -58,19 +49,21 @@ class SettingSummary:
 
 
 class SweepRecords:
-    """The records of one sweep.
+    """The records of one sweep, in its output folder.
 
-    Args:
-        folder: Where the sweep writes.
-        spec: What the sweep is: data, shared arguments, settings, seeds. A folder is of one spec.
-
-    Raises:
-        UserError: If the folder holds another sweep.
+    `spec` holds data, shared arguments, settings and seeds; a UserError says if the folder is of a sweep with another.
     """
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
-        self._path = folder / _TRIALS_FILE
-        self._check_spec(folder / _SPEC_FILE, json.loads(json.dumps(spec, default=str)))
+        self._path, spec_path = folder / _TRIALS_FILE, folder / _SPEC_FILE
+        spec = json.loads(json.dumps(spec, default=str))
+        if not spec_path.exists():
+            write_whole(spec_path, json.dumps(spec, indent=1) + "\n")
+        elif changed := _differing(spec, json.loads(spec_path.read_text(encoding="utf-8"))):
+            raise UserError(
+                f"{folder} holds a sweep with another {' and '.join(changed)}: name another --output_dir, or start "
+                "over with --overwrite"
+            )
         self._records = {record.key: record for record in self._read()}
 
     def __contains__(self, key: tuple[str, int, int]) -> bool:
@@ -85,15 +78,10 @@ class SweepRecords:
         self._records.update({record.key: record for record in records})
 
     def summaries(self, select: str, *, round_number: int | None = None) -> list[SettingSummary]:
-        """Sum up each setting, the best first.
+        """Summarize each setting in one round, by default in its last.
 
-        Args:
-            select: The figure that decides among settings of one round; later rounds come before earlier ones, and
-                settings without the figure last.
-            round_number: Only this round. Default: the last of each setting.
-
-        Returns:
-            One summary per setting.
+        Later rounds come before earlier ones, larger figures (`select`) before smaller ones, and settings without the
+        figure last.
         """
         by_setting: dict[str, list[TrialRecord]] = {}
         for record in self._records.values():
@@ -106,46 +94,34 @@ class SweepRecords:
         )
 
     def total_seconds(self) -> float:
-        """Add up the time of all heads."""
+        """Return the training time of all heads."""
         return sum(record.seconds for record in self._records.values())
-
-    def _check_spec(self, path: Path, spec: dict[str, Any]) -> None:
-        if not path.exists():
-            write_whole(path, json.dumps(spec, indent=1) + "\n")
-            return
-        there = json.loads(path.read_text(encoding="utf-8"))
-        changed = _differing(spec, there)
-        if changed:
-            raise UserError(
-                f"{path.parent} holds a sweep with another {' and '.join(changed)}: name another --output_dir, or "
-                "start over with --overwrite"
-            )
 
     def _read(self) -> list[TrialRecord]:
         if not self._path.exists():
             return []
         lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
         if lines and not lines[-1].endswith("\n"):
-            # The process was killed while it wrote: that head is trained again.
+            # The process was killed while it wrote this line; the head is trained again.
             lines.pop()
             write_whole(self._path, "".join(lines))
         return [TrialRecord(**json.loads(line)) for line in lines]
 
 
 def remove_sweep(folder: Path) -> None:
-    """Remove the records of an earlier sweep, and what was concluded from them."""
-    for name in (_TRIALS_FILE, _SPEC_FILE, *REPORT_FILES):
+    """Remove the records and the report of an earlier sweep."""
+    for name in (_TRIALS_FILE, _SPEC_FILE, *_REPORT_FILES):
         (folder / name).unlink(missing_ok=True)
 
 
-def _differing(spec: dict[str, Any], there: dict[str, Any]) -> list[str]:
+def _differing(spec: dict[str, Any], stored: dict[str, Any]) -> list[str]:
     """Name the parts that differ, those of a mapping as `part.field`."""
     names = []
-    for key in sorted({*spec, *there}):
-        ours, theirs = spec.get(key), there.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            names += [f"{key}.{name}" for name in _differing(ours, theirs)]
-        elif ours != theirs:
+    for key in sorted({*spec, *stored}):
+        new, old = spec.get(key), stored.get(key)
+        if isinstance(new, dict) and isinstance(old, dict):
+            names += [f"{key}.{name}" for name in _differing(new, old)]
+        elif new != old:
             names.append(key)
     return names
 

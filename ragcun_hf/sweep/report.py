@@ -1,8 +1,7 @@
-"""What a sweep says at its end: a table, a plot of each setting, and the flags of the best one."""
+"""The report of a sweep: a table of settings and a plot of each argument."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +13,9 @@ from ..evaluation.plots import BLUE, GREY, ORANGE, PIXELS_PER_INCH, WIDTH_INCHES
 from .records import SettingSummary
 from .settings import Setting
 
-_UNKNOWN = "diverged"
+_MOST_LABELS = 8  # more values of a number are drawn on an axis of numbers
+_WIDE_RANGE = 20  # from this ratio of the largest to the smallest value, the axis is logarithmic
+_COLUMNS = 3
 
 
 def varied_names(settings: Sequence[Setting]) -> list[str]:
@@ -23,79 +24,52 @@ def varied_names(settings: Sequence[Setting]) -> list[str]:
     return [name for name in names if len({str(setting.get(name)) for setting in settings}) > 1]
 
 
-def format_table(summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str) -> str:
-    """Lay summaries out as a Markdown table, in their order.
-
-    Args:
-        summaries: One per setting, as `SweepRecords.summaries` orders them.
-        base: Figures of the frozen base.
-        select: The figure that decides; other figures follow it.
-
-    Returns:
-        The table: figures as mean and standard deviation over seeds.
-    """
-    names = varied_names([summary.setting for summary in summaries])
-    figures = [select, *sorted({name for each in summaries for name in each.means} - {select})]
-    head = ["round", "steps", "seeds", *names, *figures]
-    frozen = [f"{base[name]:.4f}" if name in base else "" for name in figures]
-    rows = [["frozen base", *[""] * (len(names) + 2), *frozen]]
-    for each in summaries:
-        values = [_cell(each.setting.get(name)) for name in names]
-        cells = [
-            f"{each.means[name]:.4f} ± {each.spreads[name]:.4f}" if name in each.means else _missing(each)
-            for name in figures
-        ]
-        rows.append([str(each.round_number + 1), str(each.steps), str(each.num_seeds), *values, *cells])
-    lines = [f"| {' | '.join(row)} |" for row in [head, *rows]]
-    lines.insert(1, "|---" * len(head) + "|")
+def markdown_table(rows: Sequence[Sequence[str]], *, num_numbers: int = 0) -> str:
+    """Format a table in Markdown, its head first; the last `num_numbers` columns are aligned to the right."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines.insert(1, "|---" * (len(rows[0]) - num_numbers) + "|--:" * num_numbers + "|")
     return "\n".join(lines)
 
 
-def _missing(summary: SettingSummary) -> str:
-    return "" if summary.means else _UNKNOWN
+def format_mean(mean: float, spread: float) -> str:
+    """Format a mean over seeds with its standard deviation."""
+    return f"{mean:.4f} ± {spread:.4f}"
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def changed_fields(arguments: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that differ from their defaults."""
-    changed = {}
-    for field in dataclasses.fields(arguments):
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if getattr(arguments, field.name) != default:
-            changed[field.name] = getattr(arguments, field.name)
-    return changed
-
-
-_MOST_LABELS = 8  # more values of a number are drawn on an axis of numbers
-_WIDE_RANGE = 20  # a largest value so many times the smallest asks for a logarithmic axis
-_COLUMNS = 3
+def format_settings(summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str) -> str:
+    """Format summaries as a Markdown table, below the figures of the frozen base; `select` is the first figure."""
+    names = varied_names([summary.setting for summary in summaries])
+    figures = [select, *sorted({name for each in summaries for name in each.means} - {select})]
+    frozen = [f"{base[name]:.4f}" if name in base else "" for name in figures]
+    rows = [["round", "steps", "seeds", *names, *figures], ["frozen base", *[""] * (len(names) + 2), *frozen]]
+    for each in summaries:
+        values = [each.setting.get(name) for name in names]
+        missing = "" if each.means else "diverged"
+        rows.append(
+            [
+                *(str(each.round_number + 1), str(each.steps), str(each.num_seeds)),
+                *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
+                *(format_mean(each.means[n], each.spreads[n]) if n in each.means else missing for n in figures),
+            ]
+        )
+    return markdown_table(rows)
 
 
 def plot_sweep(
     summaries: Sequence[SettingSummary], base: Mapping[str, float], select: str, path: str | os.PathLike[str]
 ) -> None:
-    """Draw every setting once in each panel, with its spread over seeds; the last round filled, earlier ones hollow.
+    """Plot the figure `select` of each setting against each argument that varies; the frozen base is a line.
 
-    Args:
-        summaries: One per setting.
-        base: Figures of the frozen base, drawn as a line.
-        select: The figure on the vertical axis.
-        path: PNG, SVG or PDF file to write; replaced at once when complete.
-
-    Raises:
-        ValueError: If no setting differs from another in anything.
+    Settings that did not reach the last round are hollow. The file (PNG, SVG or PDF) is replaced as a whole.
     """
     names = varied_names([summary.setting for summary in summaries])
     drawn = [summary for summary in summaries if select in summary.means]
     if not names or not drawn:
         raise ValueError("expected settings that differ and have figures: there is nothing to draw")
     num_rows = -(-len(names) // _COLUMNS)
-    columns = min(_COLUMNS, len(names))
+    num_columns = min(_COLUMNS, len(names))
     figure = Figure(figsize=(WIDTH_INCHES, 3.4 * num_rows), dpi=PIXELS_PER_INCH, layout="constrained")
-    all_axes = list(figure.subplots(num_rows, columns, squeeze=False, sharey=True).flat)
+    all_axes = list(figure.subplots(num_rows, num_columns, squeeze=False, sharey=True).flat)
     for axes, name in zip(all_axes, names, strict=False):
         _draw_panel(axes, drawn, name, select)
         if select in base:
@@ -108,15 +82,16 @@ def plot_sweep(
 
 
 def _draw_panel(axes: Axes, summaries: Sequence[SettingSummary], name: str, select: str) -> None:
-    values = [summary.setting.get(name) for summary in summaries]
-    places = _places(axes, values)
+    positions = _positions(axes, [summary.setting.get(name) for summary in summaries])
     last = max(summary.round_number for summary in summaries)
     for number in range(last, -1, -1):
         chosen = [row for row, summary in enumerate(summaries) if summary.round_number == number]
         if not chosen:
             continue
+        steps = [summaries[row].steps for row in chosen]
+        fewest, most = min(steps), max(steps)
         axes.errorbar(
-            [places[row] for row in chosen],
+            [positions[row] for row in chosen],
             [summaries[row].means[select] for row in chosen],
             yerr=[summaries[row].spreads[select] for row in chosen],
             fmt="o",
@@ -124,17 +99,12 @@ def _draw_panel(axes: Axes, summaries: Sequence[SettingSummary], name: str, sele
             markerfacecolor=None if number == last else "none",
             capsize=2,
             linewidth=1,
-            label=_steps_label([summaries[row].steps for row in chosen]),
+            label=f"{most} steps" if fewest == most else f"{fewest} to {most} steps",
         )
 
 
-def _steps_label(steps: Sequence[int]) -> str:
-    fewest, most = min(steps), max(steps)
-    return f"{most} steps" if fewest == most else f"{fewest} to {most} steps"
-
-
-def _places(axes: Axes, values: Sequence[Any]) -> list[float]:
-    """Return where each value stands, and set the axis up for them."""
+def _positions(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Set up the horizontal axis for values, and return the position of each."""
     distinct = list(dict.fromkeys(values))
     numbers = [value for value in distinct if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(distinct) > _MOST_LABELS and len(numbers) == len(distinct):
@@ -144,12 +114,12 @@ def _places(axes: Axes, values: Sequence[Any]) -> list[float]:
     ordered = sorted(numbers) + [value for value in distinct if value not in numbers]
     axes.set_xticks(range(len(ordered)), [f"{v:g}" if v in numbers else str(v) for v in ordered])
     axes.set_xlim(-0.5, len(ordered) - 0.5)
-    # Settings of one value stand side by side, so that none hides another.
+    # Settings with the same value stand side by side, so that none hides another.
     seen: dict[Any, int] = {}
-    places = []
+    positions = []
     for value in values:
         count = values.count(value)
         offset = (seen.get(value, 0) - (count - 1) / 2) / max(count, 8) * 0.7
         seen[value] = seen.get(value, 0) + 1
-        places.append(ordered.index(value) + offset)
-    return places
+        positions.append(ordered.index(value) + offset)
+    return positions

@@ -1,10 +1,11 @@
-"""Arguments of a training run: the Trainer's own, and what weighs and shapes the three loss terms."""
+"""Arguments of a training run: weights and kinds of the three loss terms, validation, and the Trainer's own."""
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from transformers import TrainingArguments
@@ -13,15 +14,18 @@ from ..command_line import argument
 from ..features.arguments import FeatureArguments
 from ..model.arguments import ModelArguments
 
-if TYPE_CHECKING:
-    pass
+ContrastiveKind = Literal["info_nce", "triplet"]
+IsotropyKind = Literal["sigreg", "covariance"]
+PredictiveKind = Literal["mse", "cosine"]
+
+Arguments = TypeVar("Arguments")
 
 
 @dataclass
 class IsotropicGaussianTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the three terms' weights and shapes.
+    """`transformers.TrainingArguments` with the weights and kinds of the three loss terms.
 
-    The fields declared below that the parent has too differ from it in their default; each help says how.
+    Fields of the parent are declared again if their default differs or if a fact is added.
 
     Example:
         >>> from ragcun_hf import IsotropicGaussianTrainingArguments
@@ -30,98 +34,138 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
         (1.5, 'sigreg')
     """
 
-    lambda_contrastive: float = argument(1.0, "Weight of the contrastive term, >= 0; 0 skips the term.")
+    lambda_contrastive: float = argument(
+        1.0, "Weight of the contrastive term, >= 0; 0 skips the term.", essential=1, swept="number"
+    )
     lambda_isotropy: float = argument(
         0.1,
-        "Weight of the isotropy term, >= 0; 0 skips the term. Larger pulls embeddings harder towards N(0, I); "
-        "a light touch keeps the base's retrieval, 1 and more cost some of it (EXPERIMENTS.md).",
+        "Weight of the isotropy term, >= 0; 0 skips the term. Weights of 1 and more pull embeddings so hard towards "
+        "N(0, I) that retrieval gets worse (EXPERIMENTS.md).",
+        essential=2,
+        swept="number",
     )
     lambda_predictive: float | None = argument(
-        None, "Weight of the predictive term, >= 0; 0 skips the term. Default: 1 with a predictor, 0 without."
+        None,
+        "Weight of the predictive term, >= 0; 0 skips the term. Default: 1 with a predictor, 0 without.",
+        essential=3,
+        swept="number",
     )
-    contrastive_kind: Literal["info_nce", "triplet"] = argument(
-        "info_nce", "info_nce: pick the own document among all of the batch; triplet: the original's Euclidean margin."
+    contrastive_kind: ContrastiveKind = argument(
+        "info_nce",
+        "info_nce: pick the query's own document among all documents in the batch; triplet: Euclidean margin.",
+        essential=4,
+        swept="shape",
     )
-    temperature: float = argument(0.05, "Divides similarities in info_nce, > 0; smaller looks at the hardest only.")
-    bidirectional: bool = argument(False, "Let documents pick their queries too, and average both directions.")
-    margin: float = argument(0.1, "Gap that triplet asks for, >= 0, as a Euclidean distance between embeddings.")
-    isotropy_kind: Literal["sigreg", "covariance"] = argument(
-        "sigreg", "sigreg: sliced Epps-Pulley test against N(0, I), over N; covariance: the original's penalty."
+    temperature: float = argument(
+        0.05,
+        "Temperature of info_nce, > 0. A smaller one concentrates the loss on the hardest negatives.",
+        recorded="always",
+        swept="number",
     )
-    num_directions: int = argument(256, "Random directions of sigreg per step, >= 1; cost grows linearly.")
-    predictive_kind: Literal["mse", "cosine"] = argument(
-        "mse", "How predictions are compared with document embeddings, which are held fixed."
+    bidirectional: bool = argument(
+        False, "Average info_nce over both directions: documents also pick their queries.", swept="shape"
+    )
+    margin: float = argument(0.1, "Margin of triplet, >= 0: a Euclidean distance between embeddings.", swept="number")
+    isotropy_kind: IsotropyKind = argument(
+        "sigreg",
+        "sigreg: sliced Epps-Pulley statistic against N(0, I), per row; covariance: penalty of the original.",
+        essential=5,
+        swept="shape",
+    )
+    num_directions: int = argument(
+        256, "Random directions of sigreg per step, >= 1. The cost grows linearly.", swept="shape"
+    )
+    predictive_kind: PredictiveKind = argument(
+        "mse",
+        "How predictions are compared with document embeddings, which get no gradient: mse or cosine.",
+        recorded="always",
+        swept="shape",
     )
     balance_queries: bool = argument(
-        False, "Each epoch takes every query once, with one of its documents: many judgements do not outweigh few."
+        False, "Use every query once per epoch, with one of its documents, so that all queries count alike."
     )
-    encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights where they are not frozen, > 0.")
+    encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights that are not frozen, > 0.")
     early_stopping_patience: int | None = argument(
         None,
         "Stop after this many evaluations without a better validation NDCG@10; needs --val_data or --val_fraction.",
     )
 
-    num_train_epochs: float = argument(3.0, "Passes over the training data.", "--epochs")
+    num_train_epochs: float = argument(3.0, "Passes over the training rows.", "--epochs", essential=6, swept="shape")
     per_device_train_batch_size: int = argument(
-        32, "Pairs per process and step. Larger gives each query more in-batch negatives.", "--batch_size"
+        32,
+        "Rows per process and step. A larger batch gives each query more in-batch negatives.",
+        "--batch_size",
+        essential=7,
+        swept="shape",
     )
     per_device_eval_batch_size: int | None = argument(  # type: ignore[assignment]
-        None, "Pairs per process in an evaluation. Default: as in training, so that the two losses compare."
+        None, "Rows per process in an evaluation. Default: as in training, so that the two losses are comparable."
     )
-    learning_rate: float = argument(3e-4, "Peak learning rate of projection and predictor.")
-    warmup_steps: float = argument(0.1, "Steps of linear warm-up; below 1 it is a share of all steps.")
-    weight_decay: float = argument(0.01, "AdamW's weight decay; biases are exempt.")
-    logging_steps: float = argument(10, "Steps between log lines; below 1 it is a share of all steps.")
-    save_total_limit: int | None = argument(2, "Checkpoints kept; each holds the encoder too.")
+    learning_rate: float = argument(
+        3e-4, "Peak learning rate of projection and predictor.", essential=8, swept="number"
+    )
+    warmup_steps: float = argument(
+        0.1, "Steps of linear warm-up; a value below 1 is a share of all steps.", swept="shape"
+    )
+    weight_decay: float = argument(0.01, "Weight decay of AdamW, not applied to biases.", swept="number")
+    logging_steps: float = argument(10, "Steps between two log lines; a value below 1 is a share of all steps.")
+    save_total_limit: int | None = argument(2, "Checkpoints to keep. Each holds the encoder too.")
     dataloader_drop_last: bool = argument(
-        True, "Drop the last, smaller batch: it has fewer negatives and a noisier isotropy term."
+        True, "Drop the last batch of an epoch if it is smaller: it has fewer negatives and a noisier isotropy term."
     )
     logging_nan_inf_filter: bool = argument(
-        False, "Leave out steps whose loss is not finite; False shows a divergence."
+        False, "Leave losses that are not finite out of the log. False shows a divergence."
     )
-    remove_unused_columns: bool = argument(False, "Leave False: the collator reads the columns, the model does not.")
-    label_names: list[str] | None = argument([], "Leave empty: there are no labels, the loss comes from the batch.")
+    remove_unused_columns: bool = argument(
+        False, "Must stay False: the collator reads columns that the model does not."
+    )
+    label_names: list[str] | None = argument([], "Must stay empty: there are no labels.")
+
+    seed: int = argument(42, "Seed of initialization, order of rows and dropout.", recorded="always")
+    output_dir: str | None = argument(None, "Folder of the model and its checkpoints.", recorded="never")
+    resume_from_checkpoint: str | None = argument(
+        None, "Continue the run of this checkpoint: a folder, or the word last.", recorded="never"
+    )
+    disable_tqdm: bool | None = argument(None, "Hide progress bars.", recorded="never")
+    use_cpu: bool = argument(False, "Train on the CPU even if there is an accelerator.", recorded="never")
+    hub_token: str | None = argument(
+        None, "Token for --push_to_hub. Default: the one saved by hf auth login.", recorded="never"
+    )
+    accelerator_config: dict | str | None = argument(
+        None, "Settings of accelerate: a JSON file or an object.", recorded="never"
+    )
+    dataloader_pin_memory: bool = argument(True, "Pin memory for copies to an accelerator.", recorded="never")
 
     def __post_init__(self) -> None:
-        """Check the values that are ours before the parent's own checks."""
+        """Check our own values, then let the parent check its own."""
         if self.per_device_eval_batch_size is None:
             self.per_device_eval_batch_size = self.per_device_train_batch_size
         self.check_values()
         if self.metric_for_best_model is not None and self.greater_is_better is None:
-            # The parent looks at the end of the name only, and would take eval_loss/contrastive for a score.
+            # The parent looks only at the end of the name and would maximize eval_loss/contrastive.
             self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith("loss")
-        # Said outright, or accelerate would not let several processes of a machine without accelerators work together.
+        # Without this, accelerate does not let several processes train together on a machine without accelerators.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
-        # A batch's tensors have unlike lengths (queries, documents, both), so accelerate must not slice it. Each
-        # process reads a stream itself instead.
+        # The tensors of a batch differ in length (queries, documents, both), so accelerate must not slice a batch.
+        # Each process reads its own batches of a stream instead.
         accelerator_config: Any = self.accelerator_config
         accelerator_config.dispatch_batches = accelerator_config.split_batches = False
-        # A process without a last batch would leave the others waiting for its rows.
+        # If one process had no last batch, the others would wait for its rows forever.
         accelerator_config.even_batches = True
-        # Pinning memory without an accelerator only warns, at every epoch.
+        # Without an accelerator, pinned memory only causes a warning in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
     def check_values(self) -> None:
-        """Check weights, temperature, rates, counts and kinds.
-
-        Raises:
-            ValueError: If one cannot be; the message names it.
-        """
-        self._check_weights()
-        for name in ("temperature", "learning_rate", "encoder_learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"`{name}` must be a finite number above 0, got {value}.")
-        for name in ("margin", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {value}.")
-        self._check_counts()
-        for name in ("contrastive_kind", "isotropy_kind", "predictive_kind"):
-            _check_choice(name, getattr(self, name))
-
-    def _check_counts(self) -> None:
+        """Raise a ValueError that names the field if a weight, rate, count or kind is out of range."""
+        above_0 = ("temperature", "learning_rate", "encoder_learning_rate")
+        at_least_0 = ("lambda_contrastive", "lambda_isotropy", "lambda_predictive", "margin", "weight_decay")
+        for name in (*at_least_0, *above_0):
+            value, bound = getattr(self, name), "above 0" if name in above_0 else "of at least 0"
+            if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name in at_least_0))):
+                raise ValueError(f"`{name}` must be a finite number {bound}, got {value}.")
+        if self.lambda_contrastive == self.lambda_isotropy == 0 and self.lambda_predictive == 0:
+            raise ValueError("All three lambda weights are 0: there is nothing to train, set one above 0.")
         counts = {
             "batch_size": self.per_device_train_batch_size,
             "per_device_eval_batch_size": self.per_device_eval_batch_size,
@@ -134,46 +178,58 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` must be at least 1, got {count}.")
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
             raise ValueError(f"`epochs` must be a finite number above 0, got {self.num_train_epochs}.")
-
-    def _check_weights(self) -> None:
-        for name in ("lambda_contrastive", "lambda_isotropy", "lambda_predictive"):
-            weight = getattr(self, name)
-            if weight is not None and not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(f"`{name}` must be a finite number of at least 0, got {weight}.")
-        if self.lambda_contrastive == self.lambda_isotropy == 0 and self.lambda_predictive == 0:
-            raise ValueError("All three lambda weights are 0: there is nothing to train, set one above 0.")
+        kinds = {"contrastive": ContrastiveKind, "isotropy": IsotropyKind, "predictive": PredictiveKind}
+        for term, choices in kinds.items():
+            if (kind := getattr(self, f"{term}_kind")) not in get_args(choices):
+                raise ValueError(f"`{term}_kind` must be one of {', '.join(get_args(choices))}, got {kind!r}.")
 
 
-_CHOICES = {
-    "contrastive_kind": ("info_nce", "triplet"),
-    "isotropy_kind": ("sigreg", "covariance"),
-    "predictive_kind": ("mse", "cosine"),
-}
+def with_values(arguments: Arguments, **values: Any) -> Arguments:
+    """Return a copy of an arguments object with other values; the only place that sets one after its creation.
 
-
-def _check_choice(name: str, value: str) -> None:
-    if value not in _CHOICES[name]:
-        raise ValueError(f"`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}.")
+    `dataclasses.replace` would run `TrainingArguments.__post_init__` again, which resets what accelerate knows of the
+    other processes.
+    """
+    changed = copy.copy(arguments)
+    for name, value in values.items():
+        setattr(changed, name, value)
+    return changed
 
 
 @dataclass
 class ValidationArguments:
-    """What is held out to choose the checkpoint by."""
+    """Held-out data, by which the best checkpoint is chosen."""
 
     val_data: str | None = argument(
         None,
-        "Held-out query-document pairs: eval_loss and NDCG@10 after every epoch (or --eval_steps), best checkpoint "
-        "kept, unless --blend goes back from the last one.",
+        "Held-out query-document pairs. Loss and NDCG@10 are measured on them after every epoch (or every "
+        "--eval_steps), and the best checkpoint is kept, unless --blend is below 1.",
     )
     val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
     val_fraction: float = argument(
-        0.0, "Without --val_data: share of the documents held out (with their queries), in [0, 1)."
+        0.0, "Without --val_data: fraction of the documents to hold out with their queries, in [0, 1)."
     )
 
 
 @dataclass
+class RunArguments:
+    """Settings of a run beside the training itself."""
+
+    overwrite: bool = argument(False, "Replace the model of an earlier run in the output folder.")
+    blend: float = argument(
+        1.0,
+        "Weight of the trained head in the saved one, in [0, 1]: 1 saves the trained head, a smaller value stays "
+        "closer to the frozen base.",
+    )
+    measure_energy: bool = argument(
+        False, "Estimate the energy of encoding and training for record and card; needs the extra energy."
+    )
+    show_plan: bool = argument(False, "Print what the run would do and exit, before anything is encoded.")
+
+
+@dataclass(frozen=True)
 class ParsedArguments:
-    """All arguments of a training script, by what they are about."""
+    """All arguments of a training command, by topic."""
 
     data: Any
     validation: ValidationArguments
@@ -184,20 +240,15 @@ class ParsedArguments:
 
     @property
     def uses_cached_features(self) -> bool:
-        """Whether the head trains on features computed once; else every step runs the encoder."""
+        """Whether the head trains on features that are computed once; otherwise every step runs the encoder."""
         return self.model.freeze_base and self.features.feature_cache
 
-
-@dataclass
-class RunArguments:
-    """What happens around the training itself."""
-
-    overwrite: bool = argument(False, "Replace the model that an earlier run left in the output folder.")
-    blend: float = argument(
-        1.0,
-        "How far from the start to the trained weights the saved head lies, in [0, 1]: 1 all the way, less keeps more "
-        "of the frozen base.",
-    )
-    measure_energy: bool = argument(
-        False, "Estimate the energy of encoding and training for record and card; needs the extra energy."
-    )
+    @property
+    def validation_options(self) -> dict[str, Any]:
+        """What `ragcun_hf.data.held_out.hold_out_pairs` needs to know."""
+        return {
+            "val_data": self.validation.val_data,
+            "val_split": self.validation.val_split or self.data.split,
+            "val_fraction": self.validation.val_fraction,
+            "seed": self.training.seed,
+        }

@@ -1,80 +1,113 @@
-"""Where a run ends, also one that is resumed: early stopping goes on to count, and nothing is trained past the end."""
+"""Callbacks of the Trainer: epochs, early stopping after a resume, the position in a stream, progress and plots."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback, TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
+import torch
+from torch import Tensor
+from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
 
-from .arguments import IsotropicGaussianTrainingArguments
+from ..errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl
+    from ..data.stream import ShuffledStream
+    from .record import Checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-def ending_callbacks(args: IsotropicGaussianTrainingArguments) -> list[TrainerCallback]:
-    """Make the callbacks that end a run.
+class EpochCallback(TrainerCallback):
+    """Tell a dataset with `set_epoch` which epoch begins, so that it draws its rows anew.
 
-    Args:
-        args: May ask for early stopping, and name a checkpoint.
-
-    Returns:
-        Early stopping, where it is asked for, with the patience that is left to a resumed run; and the end of a run
-        that is resumed after its last step.
-    """
-    patience = args.early_stopping_patience
-    stopping = [] if patience is None else [_early_stopping(patience, args.resume_from_checkpoint)]
-    return [*stopping, _NothingLeft(stopping)]
-
-
-def _early_stopping(patience: int, checkpoint: str | None) -> EarlyStoppingCallback:
-    callback = EarlyStoppingCallback(patience)
-    if checkpoint:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
-        stored = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, callback.state())
-        callback.early_stopping_patience_counter = stored["attributes"]["early_stopping_patience_counter"]
-    return callback
-
-
-class _NothingLeft(TrainerCallback):
-    """Stop before the first step where the checkpoint is that of the last one; the trainer heeds it."""
-
-    def __init__(self, stopping: list[EarlyStoppingCallback]) -> None:
-        self._stopping = stopping
-
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        stopping = self._stopping
-        has_stopped = any(each.early_stopping_patience_counter >= each.early_stopping_patience for each in stopping)
-        if has_stopped or state.global_step >= state.max_steps:
-            logger.warning("%s is of the last step: nothing is left to train.", args.resume_from_checkpoint)
-            control.should_training_stop = True
-
-
-class _NewEpoch(TrainerCallback):
-    """Tell training data and sampler which epoch begins, so that views and draws are made anew.
-
-    accelerate's loaders tell it too, but neither with several processes nor in the epoch of a resume.
+    The loaders of accelerate tell it too, but neither in several processes nor in the epoch of a resume.
     """
 
-    def __init__(self, data: Any, sampler: Any) -> None:
-        self._listeners = [each for each in (data, sampler) if hasattr(each, "set_epoch")]
-        self._is_stream = not hasattr(data, "__len__")
+    def __init__(self, dataset: Any, *, is_stream: bool) -> None:
+        self._dataset, self._is_stream = dataset, is_stream
         self._epoch = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Of a stream the Trainer knows no length: it begins with epoch 0 after a resume, too.
+        """Start at the epoch of a resumed run; the Trainer always starts a stream, whose length it lacks, at 0."""
         self._epoch = 0 if self._is_stream else int(state.epoch or 0)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Counted here, because the state's epoch of a stream is a share of the steps.
-        for each in self._listeners:
-            each.set_epoch(self._epoch)
+        """Pass the epoch on. It is counted here: for a stream, the epoch of the state is a share of the steps."""
+        self._dataset.set_epoch(self._epoch)
         self._epoch += 1
+
+
+def early_stopping(patience: int, checkpoint: Checkpoint | None) -> EarlyStoppingCallback:
+    """Make the callback; in a resumed run it continues the count of the checkpoint."""
+    callback = EarlyStoppingCallback(patience)
+    if checkpoint is not None:
+        callback.early_stopping_patience_counter = checkpoint.bad_evaluations
+    return callback
+
+
+class StreamPosition(TrainerCallback, ExportableState):
+    """Store the position in a stream in every checkpoint, and continue at that of the checkpoint to resume from.
+
+    A pass ends when fewer rows are left than a step needs: accelerate would fill up a smaller last batch with other
+    rows, and the Trainer would leave its gradient out of the step.
+    """
+
+    def __init__(self, trainer: Trainer, stream: ShuffledStream, checkpoint: Checkpoint | None) -> None:
+        args, self._stream = trainer.args, stream
+        self._rows_per_batch = args.train_batch_size * args.world_size
+        self._num_batches = 0
+        self._restore_random_state: Callable[[], None] | None = None
+        stream.rows_at_once = self._rows_per_batch * args.gradient_accumulation_steps
+        if checkpoint is not None:
+            position = checkpoint.callbacks[StreamPosition.__name__]
+            is_shown = not args.disable_tqdm and args.process_index == 0
+            stream.start_at(position["number_of_pass"], position["num_rows"], show_progress=is_shown)
+            # transformers has no public function that restores the random state of a checkpoint.
+            self._restore_random_state = partial(trainer._load_rng_state, checkpoint.path)  # noqa: SLF001
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """In the middle of a pass, restore the random state again: opening the loader has drawn from it once."""
+        if self._restore_random_state is not None and self._stream.num_skipped:
+            self._restore_random_state()
+        self._restore_random_state = None
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Begin to count a pass."""
+        self._num_batches = 0
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch."""
+        self._num_batches += 1
+
+    on_substep_end = on_step_end  # after a batch that is not the last of its step
+
+    def state(self) -> dict[str, Any]:
+        """Return the position in the form that the Trainer writes."""
+        num_rows = self._stream.num_skipped + self._num_batches * self._rows_per_batch
+        position = {"number_of_pass": self._stream.number_of_pass, "num_rows": num_rows}
+        return {"args": {}, "attributes": {**position, **self._stream.stream_order}}
+
+
+def check_stream_position(checkpoint: Checkpoint, order: Mapping[str, int] | None) -> None:
+    """Raise a UserError if the run of a checkpoint read other rows than those with this `stream_order`."""
+    stored = checkpoint.callbacks.get(StreamPosition.__name__)
+    if order is None or stored is None:
+        if order is stored:
+            return
+        which, what_to_do = ("without", "add --streaming") if order is None else ("with", "leave --streaming out")
+        raise UserError(f"expected a checkpoint of a run {which} --streaming, got {checkpoint.path}: {what_to_do}")
+    for name, value in order.items():
+        if stored[name] != value:
+            raise UserError(
+                f"expected --{name} {stored[name]} as in the run of {checkpoint.path}, got {value}: rows would come "
+                "in another order"
+            )
 
 
 _LABELS = {
@@ -93,7 +126,7 @@ _LABELS = {
 
 
 class TermsProgressCallback(ProgressCallback):
-    """Show the terms and collapse measures of each log; the whole of it stays in the training record."""
+    """Show loss terms and collapse measures above the progress bar; the training record holds the whole log."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Write one line above the bar."""
@@ -102,3 +135,58 @@ class TermsProgressCallback(ProgressCallback):
         parts = [f"{label} {logs[key]:.4g}" for key, label in _LABELS.items() if key in logs]
         if parts:
             self.training_bar.write(f"step {state.global_step}/{state.max_steps}  " + "  ".join(parts))
+
+
+class TrackedPlots(TrainerCallback):
+    """Draw two plots when training ends and send them to the trackers of `--report_to`.
+
+    `sample` returns features (N, H) of some training texts.
+    """
+
+    def __init__(self, sample: Callable[[], Tensor]) -> None:
+        self._sample = sample
+        self._trackers: list[Any] = []
+
+    def attach(self, trainer: Trainer) -> None:
+        """Add this callback before those of the trackers, which close their runs when training ends."""
+        self._trackers = list(trainer.callback_handler.callbacks)
+        trainer.callback_handler.callbacks.insert(0, self)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Draw the loss terms, and the spread of embeddings before and after training."""
+        if not state.is_world_process_zero or not args.report_to:
+            return
+        from ..evaluation.plots import plot_isotropy, plot_learning_curves
+
+        features_NH = self._sample().float()
+        with torch.no_grad():
+            embeddings_ND = kwargs["model"].eval()(features=features_NH.to(kwargs["model"].device)).embeddings.cpu()
+        with TemporaryDirectory() as folder:
+            plots = {"plots/isotropy": Path(folder, "isotropy.png")}
+            plot_isotropy(features_NH.numpy(), embeddings_ND.numpy(), plots["plots/isotropy"])
+            if any("loss" in entry for entry in state.log_history):
+                plots["plots/loss"] = Path(folder, "learning_curves.png")
+                plot_learning_curves(state.log_history, plots["plots/loss"])
+            for name, path in plots.items():
+                for tracker in args.report_to:
+                    self._send(tracker, name, path, state.global_step)
+
+    def _send(self, tracker: str, name: str, path: Path, step: int) -> None:
+        if tracker == "trackio":
+            import trackio
+
+            trackio.log({name: trackio.Image(str(path))})
+        elif tracker == "wandb":
+            import wandb
+
+            wandb.log({name: wandb.Image(str(path))})
+        elif tracker == "tensorboard":
+            import numpy as np
+            from PIL import Image
+
+            writers = [getattr(callback, "tb_writer", None) for callback in self._trackers]
+            image = np.asarray(Image.open(path).convert("RGB"))
+            for writer in filter(None, writers):
+                writer.add_image(name, image, step, dataformats="HWC")
+        else:
+            logger.info("Plots are not sent to %s, which gets the curves only.", tracker)

@@ -1,169 +1,188 @@
-"""What the Trainer reads: both sets, their collator, and what is known of the training rows."""
+"""Datasets and collators of the Trainer, from texts or from precomputed features.
+
+Both collators arrange a batch alike, so that one forward pass serves queries, positives and negatives:
+
+    rows of the model's input:  B queries, then B positives, then all hard negatives
+    query_ids     (B,)          equal for equal query texts
+    document_ids  (M,)          equal for equal document texts; M = B + number of hard negatives
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
-from datasets import Dataset
 from torch import Tensor
-from torch.utils.data import Subset
 
 from ..data.documents import text_digest
+from ..data.training_rows import TrainingRow, TrainingRows, columns
 from ..evaluation.validation import RetrievalValidation
-from ..features.feature_store import FeatureStore
-from .collators import FeaturePairCollator, TextPairCollator, text_ids
-from .feature_pairs import FeaturePairs
+from ..features.feature_store import SAMPLE_ROWS, FeatureStore
 from .known_pairs import PairIds
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
-_SAMPLE_ROWS = 4096  # rows that decide the start of a narrower or whitened projection, without cached features
+
+def text_ids(texts: Sequence[str]) -> Tensor:
+    """Return (N,) integers, equal for equal texts."""
+    return torch.tensor([int.from_bytes(text_digest(text)[:8], "little", signed=True) for text in texts])
+
+
+@dataclass
+class TextPairCollator:
+    """Tokenize rows of texts, with prompts, padded to the longest text of the batch.
+
+    Example:
+        >>> rows = [{"query": "a", "positive": "b c", "negative": ["d"]}]
+        >>> batch = TextPairCollator(tokenizer, max_length=8)(rows)  # doctest: +SKIP
+        >>> batch["input_ids"].shape  # a, b c, d, each with two special tokens  # doctest: +SKIP
+        torch.Size([3, 4])
+    """
+
+    tokenizer: Any
+    max_length: int
+    query_prompt: str = ""
+    document_prompt: str = ""
+
+    def __call__(self, rows: Sequence[TrainingRow]) -> dict[str, Tensor]:
+        """Return `query_ids`, `document_ids`, `input_ids` and `attention_mask`."""
+        queries = [row["query"] for row in rows]
+        documents = [row["positive"] for row in rows]
+        documents += [text for row in rows for text in row.get("negative") or []]
+        texts = [self.query_prompt + text for text in queries] + [self.document_prompt + text for text in documents]
+        tokens = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            return_token_type_ids=False,
+            return_tensors="pt",
+        )
+        return {
+            "query_ids": text_ids(queries),
+            "document_ids": text_ids(documents),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+        }
+
+
+class FeaturePairs:
+    """Features of N training rows; equal texts share one. The Trainer's dataset is then a range of row numbers.
+
+    `query_vectors` (U, H) and `document_vectors` (V, H) hold the features of distinct texts. `query_rows` (N,),
+    `positive_rows` (N,) and `negative_rows` (an array per row) are the places of each row's texts in them.
+    """
+
+    def __init__(
+        self,
+        queries: Sequence[str],
+        positives: Sequence[str],
+        negatives: Sequence[Sequence[str]],
+        *,
+        store: FeatureStore,
+        query_prompt: str = "",
+        document_prompt: str = "",
+    ) -> None:
+        query_table = store.features(queries, prompt=query_prompt)
+        flat_negatives = [text for texts in negatives for text in texts]
+        document_table = store.features([*positives, *flat_negatives], prompt=document_prompt)
+        self.query_vectors = query_table.vectors
+        self.document_vectors = document_table.vectors
+        self.query_rows = query_table.rows
+        self.positive_rows = document_table.rows[: len(positives)]
+        ends = np.cumsum([len(texts) for texts in negatives])
+        self.negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
+
+    @classmethod
+    def of_rows(cls, parts: Sequence[TrainingRows], store: FeatureStore, model: IsotropicGaussianModel) -> Self:
+        """Encode all rows of the first part, then all rows of the next."""
+        read = [columns(rows) for rows in parts]
+        texts = ([text for part in column for text in part] for column in zip(*read, strict=True))
+        return cls(*texts, store=store, **_prompts(model))
+
+    def __len__(self) -> int:
+        return len(self.query_rows)
+
+    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return `query_ids`, `document_ids` and `features` of some rows."""
+        chosen = np.array(rows)
+        queries, negatives = self.query_rows[chosen], [self.negative_rows[row] for row in rows]
+        documents = np.concatenate([self.positive_rows[chosen], *negatives]).astype(np.int64)
+        features = np.concatenate([self.query_vectors[queries], self.document_vectors[documents]])
+        return {
+            "query_ids": torch.from_numpy(queries),
+            "document_ids": torch.from_numpy(documents),
+            "features": torch.from_numpy(features),
+        }
+
+    def pair_ids(self, rows: slice) -> PairIds:
+        """Return the ids that `collate` gives to some rows."""
+        return PairIds(torch.from_numpy(self.query_rows[rows]), torch.from_numpy(self.positive_rows[rows]))
+
+    def sample(self, num_rows: int) -> np.ndarray:
+        """Return features (S, H) of distinct texts of the first rows: up to 4,096 queries, then as many documents."""
+        parts = []
+        for vectors, rows in ((self.query_vectors, self.query_rows), (self.document_vectors, self.positive_rows)):
+            distinct = np.unique(rows[:num_rows])
+            parts.append(vectors[distinct[:: max(1, -(-len(distinct) // SAMPLE_ROWS))]])
+        return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """Both sets as the Trainer reads them, and what is known of them.
-
-    Args:
-        train_rows: To train on.
-        validation_rows: Held out, or None.
-        collator: Makes batches of rows.
-        sample: Returns some texts' features, which decide where a head starts.
-        pair_ids: Of the training rows; None where rows are not known before they are read.
-        eval_pair_ids: The same of the held-out rows.
-    """
+    """What the Trainer reads; ids are None for rows that are not known before training."""
 
     train_rows: Any
     validation_rows: Any
     collator: Callable[[Any], dict[str, Tensor]]
-    sample: Callable[[], Tensor]
+    sample: Callable[[], Tensor]  # features (S, H) of some training texts, to initialize a projection from
     pair_ids: PairIds | None
     eval_pair_ids: PairIds | None
 
 
-def text_inputs(model: IsotropicGaussianModel, train_views: Any, validation_views: Any) -> TrainerInputs:
-    """Leave everything text, which the encoder reads at every step.
-
-    Args:
-        model: Gives the tokenizer.
-        train_views: Rows `{"query", "positive", "negative"}` of text; a stream will do.
-        validation_views: The same, or None.
-
-    Returns:
-        What the Trainer needs.
-    """
-    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **prompts_of(model))
-    sample = partial(_sample_features, model, train_views)
-    return TrainerInputs(
-        train_views, validation_views, collator, sample, _text_pair_ids(train_views), _text_pair_ids(validation_views)
-    )
-
-
-def _text_pair_ids(views: Any) -> PairIds | None:
-    if not isinstance(views, Dataset):  # streams are not known yet, and views of documents drawn anew
-        return None
-    return PairIds(text_ids(views["query"]), text_ids(views["positive"]))
-
-
-def feature_inputs(
-    model: IsotropicGaussianModel, train_views: Any, validation_views: Any, store: FeatureStore
-) -> TrainerInputs:
-    """Encode all texts once.
-
-    Args:
-        model: Gives the prompts.
-        train_views: Rows `{"query", "positive", "negative"}` of text.
-        validation_views: The same, or None.
-        store: Gives the features.
-
-    Returns:
-        What the Trainer needs.
-    """
-    views = [each for each in (train_views, validation_views) if each is not None]
-    pairs = as_feature_pairs(views, store, prompts_of(model))
-    num_rows = len(train_views)
-    validation_rows = None if validation_views is None else Subset(pairs, range(num_rows, len(pairs)))
-    collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
-    query_ids, document_ids = torch.from_numpy(pairs.query_rows), torch.from_numpy(pairs.positive_rows)
-    train_ids, validation_ids = (
-        PairIds(query_ids[rows], document_ids[rows]) for rows in (slice(num_rows), slice(num_rows, None))
-    )
-
-    def sample() -> Tensor:
-        return torch.from_numpy(pairs.sample(num_rows))
-
-    return TrainerInputs(Subset(pairs, range(num_rows)), validation_rows, collator, sample, train_ids, validation_ids)
-
-
-def _sample_features(model: IsotropicGaussianModel, views: Any) -> Tensor:
-    """Encode a few queries and documents, for the start of a narrower projection."""
-    rows = (views[index] for index in range(len(views))) if hasattr(views, "__len__") else iter(views)
-    queries, documents = zip(*((row["query"], row["positive"]) for row in islice(rows, _SAMPLE_ROWS)), strict=True)
-    store = FeatureStore(model, cache_folder=None, dtype="auto")
-    parts = ((queries, model.config.query_prompt), (documents, model.config.document_prompt))
-    vectors = [torch.from_numpy(store.features(texts, prompt=prompt).vectors) for texts, prompt in parts]
-    return torch.cat(vectors)
-
-
-def prompts_of(model: IsotropicGaussianModel) -> dict[str, str]:
-    """Return a model's prompts under the names that readers of texts take them by."""
+def _prompts(model: IsotropicGaussianModel) -> dict[str, str]:
     return {"query_prompt": model.config.query_prompt, "document_prompt": model.config.document_prompt}
 
 
-def views_digest(views: Any) -> str:
-    """Return a checksum of all texts of a view, in their order, as 32 hexadecimal digits."""
-    columns = _columns(views)
-    return text_digest(*(text_digest(*_flat(column)).hex() for column in columns)).hex()
+def text_inputs(model: IsotropicGaussianModel, train: TrainingRows, validation: TrainingRows | None) -> TrainerInputs:
+    """Train on texts, which the encoder reads at every step."""
+    collator = TextPairCollator(model.tokenizer, max_length=model.config.max_length, **_prompts(model))
+
+    def sample() -> Tensor:
+        rows = list(islice(train, SAMPLE_ROWS))
+        store = FeatureStore(model, cache_folder=None, dtype="auto")
+        queries = store.features([row["query"] for row in rows], prompt=collator.query_prompt)
+        documents = store.features([row["positive"] for row in rows], prompt=collator.document_prompt)
+        return torch.cat([torch.from_numpy(table.vectors) for table in (queries, documents)])
+
+    known = [None if rows is None else rows.known_pairs() for rows in (train, validation)]
+    ids = [None if pairs is None else PairIds(*map(text_ids, pairs)) for pairs in known]
+    return TrainerInputs(train, validation, collator, sample, *ids)
 
 
-def as_feature_pairs(views: Sequence[Any], store: FeatureStore, prompts: dict[str, str]) -> FeaturePairs:
-    """Replace the texts of all views, one after the other, by features in one pair of tables.
-
-    Args:
-        views: Each with rows `{"query", "positive", "negative"}` of text.
-        store: Gives the features.
-        prompts: As from `prompts_of`.
-
-    Returns:
-        All rows of the first view, then all of the next.
-    """
-    columns = [_columns(view) for view in views]
-    queries, positives, negatives = (
-        [text for part in column for text in part] for column in zip(*columns, strict=True)
+def feature_inputs(
+    model: IsotropicGaussianModel, train: TrainingRows, validation: TrainingRows | None, store: FeatureStore
+) -> TrainerInputs:
+    """Encode all texts once, and train on their features."""
+    parts = [train] if validation is None else [train, validation]
+    pairs, num_rows = FeaturePairs.of_rows(parts, store, model), train.num_rows or 0
+    return TrainerInputs(
+        train_rows=range(num_rows),
+        validation_rows=None if validation is None else range(num_rows, len(pairs)),
+        collator=pairs.collate,
+        sample=lambda: torch.from_numpy(pairs.sample(num_rows)),
+        pair_ids=pairs.pair_ids(slice(num_rows)),
+        eval_pair_ids=pairs.pair_ids(slice(num_rows, None)),
     )
-    return FeaturePairs(queries, positives, negatives, store=store, **prompts)
 
 
-def retrieval_validation(views: Any, store: FeatureStore | None) -> RetrievalValidation:
-    """Make held-out rows the measure of a model; their negatives are distractors.
-
-    Args:
-        views: Rows `{"query", "positive", "negative"}` of text.
-        store: Gives the features; None encodes at every call.
-
-    Returns:
-        A function of a model.
-    """
-    queries, documents, negatives = _columns(views)
+def retrieval_validation(rows: TrainingRows, store: FeatureStore | None) -> RetrievalValidation:
+    """Measure models on held-out rows, with their negatives as distractors; without a store, encode at every call."""
+    queries, documents, negatives = columns(rows)
     distractors = [text for texts in negatives for text in texts]
     return RetrievalValidation(queries, documents, distractors=distractors, store=store)
-
-
-def _flat(column: list[Any]) -> Iterator[str]:
-    for each in column:
-        yield from [each] if isinstance(each, str) else (str(len(each)), *each)
-
-
-def _columns(views: Any) -> tuple[list[str], list[str], list[list[str]]]:
-    rows = [views[index] for index in range(len(views))]
-    return (
-        [row["query"] for row in rows],
-        [row["positive"] for row in rows],
-        [list(row.get("negative") or []) for row in rows],
-    )

@@ -1,4 +1,4 @@
-"""The isotropy term: SIGReg, its sums, and the covariance penalty of the original project."""
+"""The isotropy term: SIGReg and its sums of waves, and the covariance penalty of the original project."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 from ..distributed import sum_over_processes, world_size
 
 SIGREG_NULL_FLOOR = 1.0527
-"""Expected SIGReg statistic of samples of N(0, I), whatever their number and width."""
+"""Expected SIGReg statistic of samples of N(0, I), for any number of rows and any width."""
 
 _INTEGRAL_END, _NUM_KNOTS = 3.0, 17
-_ELEMENTS_AT_ONCE = 2**18  # of the (N, K) projections: a few arrays of 1 MiB, which caches hold
+ELEMENTS_AT_ONCE = 2**18  # of the (N, K) projections: arrays of 1 MiB, a few of which fit in a cache
 
 
-def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Keep a surrounding autocast from computing a loss in half precision."""
+def without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a loss so that autocast does not compute it in half precision."""
 
     @wraps(function)
     def wrapped(embeddings: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -29,26 +29,26 @@ def _without_autocast(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapped
 
 
-@_without_autocast
+@without_autocast
 def sigreg_loss(
     embeddings: Tensor, *, num_directions: int = 256, seed: int = 0, directions: Tensor | None = None
 ) -> Tensor:
-    """Measure how far a batch is from a standard Gaussian, as a penalty that the batch size does not rescale.
+    """Measure how far a batch is from a standard Gaussian, on a scale that does not depend on the batch size.
 
-    This is [`sigreg_statistic`] divided by the number of rows. It tests location and scale as well as shape:
-    never apply it to L2-normalised vectors.
+    This is [`sigreg_statistic`] divided by the number of rows. It tests location and scale as well as shape: do not
+    apply it to L2-normalized vectors.
 
     Args:
-        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
-        num_directions: K, random directions; more mean less noise between calls, at linear cost.
-        seed: Chooses the directions. Give every process the same, and every step another.
-        directions: Shape (D, K), unit columns, instead of drawing them.
+        embeddings: Shape (N, D), any floating dtype, not normalized; N counts the rows of all processes, >= 2.
+        num_directions: K, random directions; more directions reduce the noise between calls, at linear cost.
+        seed: Of the directions; must be the same on every process, and should differ from step to step.
+        directions: Shape (D, K), unit columns, to use instead of drawn ones.
 
     Returns:
-        Scalar float32, >= 0; about 1.05 / N for samples of N(0, I), about 0.40 when every row is the same zero.
+        Scalar float32, >= 0; about 1.05 / N for samples of N(0, I), about 0.40 if all rows are zero.
 
     Raises:
-        ValueError: On a wrong shape, fewer than two rows, or `num_directions` < 1.
+        ValueError: If the shape is wrong, there are fewer than two rows, or `num_directions` < 1.
 
     Source:
         Balestriero and LeCun, "LeJEPA", 2025, arXiv:2511.08544.
@@ -68,7 +68,7 @@ def sigreg_loss(
     return sigreg_statistic(embeddings, directions) / _num_rows(embeddings)
 
 
-@_without_autocast
+@without_autocast
 def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
     """Compute the sliced Epps-Pulley statistic T of a batch against N(0, I).
 
@@ -76,14 +76,14 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
     T = N * integral over [-3, 3] of |phi(t) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt, averaged over directions.
 
     Args:
-        embeddings: Shape (N, D), any floating dtype, not normalised; N counts the rows of all processes, >= 2.
+        embeddings: Shape (N, D), any floating dtype, not normalized; N counts the rows of all processes, >= 2.
         directions: Shape (D, K), unit columns, the same on every process.
 
     Returns:
         Scalar float32, >= 0; about 1.0527 for samples of N(0, I), about 0.40 * N for a collapsed batch.
 
     Raises:
-        ValueError: On a wrong shape or fewer than two rows.
+        ValueError: If the shape is wrong or there are fewer than two rows.
 
     Source:
         Epps and Pulley, "A test for normality based on the empirical characteristic function", Biometrika 1983;
@@ -97,7 +97,7 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
     step_T = torch.full_like(knots_T, 2 * spacing)
     step_T[[0, -1]] /= 2
     projected_NK = embeddings.float() @ directions.float()
-    chunk = max(1, _ELEMENTS_AT_ONCE // projected_NK.shape[0])
+    chunk = max(1, ELEMENTS_AT_ONCE // projected_NK.shape[0])
     parts = [wave_sums(part, spacing=spacing, num_frequencies=_NUM_KNOTS) for part in projected_NK.split(chunk, dim=1)]
     sums_2KT = torch.cat(parts, dim=1)
     cosine_KT, sine_KT = sum_over_processes(sums_2KT) / num_rows
@@ -111,7 +111,7 @@ def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:
     Args:
         dim: D.
         num_directions: K.
-        seed: The same seed gives the same directions on every process and device.
+        seed: The same seed gives the same directions on every process.
 
     Returns:
         Shape (D, K), float32, on the CPU, columns of length 1.
@@ -124,20 +124,20 @@ def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:
     return directions_DK / directions_DK.norm(dim=0)
 
 
-@_without_autocast
+@without_autocast
 def covariance_isotropy_loss(embeddings: Tensor) -> Tensor:
     """Measure how far the covariance is from a multiple of the identity: ||C - mean_variance * I||_F / D.
 
-    Second moments only: it sees neither the mean, nor the scale as such, nor the shape of the distribution.
+    It depends on second moments only, neither on the mean nor on the shape of the distribution.
 
     Args:
-        embeddings: Shape (N, D), not normalised; N counts the rows of all processes, >= 2.
+        embeddings: Shape (N, D), not normalized; N counts the rows of all processes, >= 2.
 
     Returns:
         Scalar float32, >= 0, a variance. With unit variances and all correlations 1: sqrt(D (D - 1)) / D.
 
     Raises:
-        ValueError: On a wrong shape or fewer than two rows.
+        ValueError: If the shape is wrong or there are fewer than two rows.
 
     Source:
         The isotropy term of github.com/ctn/ragcun.
@@ -155,12 +155,12 @@ def covariance_isotropy_loss(embeddings: Tensor) -> Tensor:
     covariance_DD = sum_over_processes(centred_ND.T @ centred_ND) / (num_rows - 1)
     dim = rows_ND.shape[1]
     residual_DD = covariance_DD - covariance_DD.trace() / dim * torch.eye(dim, device=rows_ND.device)
-    # The root has an infinite slope at 0, which a batch of equal rows would reach.
+    # The root has an infinite slope at 0, the value for a batch of equal rows.
     return (residual_DD.square().sum() + 1e-24).sqrt() / dim
 
 
 def _num_rows(embeddings: Tensor) -> int:
-    """Count the rows of all processes, once shape and number are known to be right."""
+    """Check the shape and count the rows of all processes."""
     if embeddings.ndim != 2:
         raise ValueError(
             f"Expected embeddings of shape (N, D), got {tuple(embeddings.shape)}: pool token states first."
@@ -182,8 +182,8 @@ def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
         num_frequencies: T, at least 2.
 
     Returns:
-        Shape (2, K, T), float32: the cosines, then the sines; both within [-N, N]. Differentiable once in `x`, and
-        under `torch.func.vmap`.
+        Shape (2, K, T), float32: the cosines, then the sines; both within [-N, N]. Can be differentiated once in `x`,
+        also under `torch.func.vmap`.
 
     Raises:
         ValueError: If `x` is not a matrix, or there are fewer than two frequencies.
@@ -201,7 +201,7 @@ def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
 
 
 class _WaveSums(torch.autograd.Function):
-    """(..., N, K) to (2, ..., K, T), and the first wave e^(i spacing x), which the gradient is made from."""
+    """Map (..., N, K) to (2, ..., K, T), and return the first wave e^(i spacing x) too, for the gradient."""
 
     @staticmethod
     def forward(x: Tensor, spacing: float, num_frequencies: int) -> tuple[Tensor, Tensor]:
@@ -223,7 +223,7 @@ class _WaveSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[Tensor, None, None]:
-        """With gradients a of cosines, b of sines: d/dx is the real part of the sum of t (b + i a) e^(i t x)."""
+        """For gradients a of cosines and b of sines, d/dx is the real part of the sum of t (b + i a) e^(i t x)."""
         (first,) = ctx.saved_tensors
         frequencies = ctx.spacing * torch.arange(ctx.num_frequencies, device=gradient.device, dtype=gradient.dtype)
         of_cosines, of_sines = (gradient * frequencies).unbind(0)

@@ -1,8 +1,7 @@
-"""The three loss terms, as pure functions of embeddings, unweighted.
+"""The contrastive and predictive terms and their similarity, as pure functions of embeddings.
 
-Nothing here knows of models, tokenizers, data sets or the Trainer. Where torch.distributed runs, every term is a
-function of the rows of all processes and its data-parallel gradient is the one of a single process with all rows.
-Everything is computed in float32, whatever the input and autocast say.
+With torch.distributed, every term is a function of the rows of all processes, and its data-parallel gradient equals
+that of a single process with all rows. All terms are unweighted and computed in float32, also under autocast.
 
 Shape letters: B = queries, M = candidate documents, N = rows, D = embedding width, K = random directions,
 T = knots of the quadrature.
@@ -11,16 +10,17 @@ T = knots of the quadrature.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ..distributed import count_rows, gather_rows, mean_over_processes
-from .isotropy import _without_autocast
+from .isotropy import without_autocast
 
 
-@_without_autocast
+@without_autocast
 def info_nce_loss(
     queries: Tensor,
     documents: Tensor,
@@ -32,29 +32,28 @@ def info_nce_loss(
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None,
     is_bidirectional: bool = False,
 ) -> Tensor:
-    """Measure how well each query picks its own document out of all documents of the batch (InfoNCE).
+    """Measure how well each query picks its own document among all documents in the batch (InfoNCE).
 
-    Every document of the batch, on every process, is a candidate. Candidates that are the same text as a query's
-    document, that belong to a row with the same query, or that are known to answer it are left out: they are no
-    negatives.
+    Every document in the batch, on every process, is a candidate. Candidates are left out as false negatives if they
+    have the same text as the query's document, belong to a row with the same query, or are known to answer the query.
 
     Args:
         queries: Shape (B, D).
         documents: Shape (M, D), M >= B; the first B rows are the queries' documents, the others hard negatives.
-        temperature: Divides the similarity; smaller concentrates the loss on the hardest candidates. A scalar tensor
-            will do, and is not checked.
-        similarity: `cosine`, `dot` or `euclidean`; see [`similarity_scores`] for their common scale.
+        temperature: Divides the similarity; a smaller one concentrates the loss on the hardest candidates. A scalar
+            tensor is not checked.
+        similarity: `cosine`, `dot` or `euclidean`, on the common scale of [`similarity_scores`].
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
-        known_pairs: Called with ids of queries (B,) and of documents (M,); says, (B, M), which documents answer which
-            queries. Needs both kinds of ids; see `ragcun_hf.trainer.known_pairs`.
-        is_bidirectional: Also let each document pick its query, and average both directions.
+        known_pairs: Called with ids of queries (B,) and of documents (M,), returns (B, M): which documents answer
+            which queries. Needs both kinds of ids; see `ragcun_hf.trainer.known_pairs`.
+        is_bidirectional: Average both directions: each document also picks its query.
 
     Returns:
         Scalar float32, >= 0, in nats; log(M) when all scores are equal.
 
     Raises:
-        ValueError: On shapes that do not fit, or a temperature that is not above 0.
+        ValueError: If shapes do not fit or the temperature is not above 0.
 
     Source:
         van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018, arXiv:1807.03748.
@@ -68,49 +67,36 @@ def info_nce_loss(
     _check_candidates(queries, documents)
     if isinstance(temperature, float | int) and not temperature > 0:
         raise ValueError(f"`temperature` must be above 0, got {temperature}.")
-    candidates, start = gather_rows(documents.float())
-    is_excluded_BM = _no_negatives(queries, documents, query_ids, document_ids, known_pairs)
-    own = torch.arange(start, start + queries.shape[0], device=queries.device)
-    scores_BM = similarity_scores(queries.float(), candidates, similarity) / temperature
-    scores_BM = scores_BM.masked_fill(is_excluded_BM, -torch.inf)
-    loss_B = functional.cross_entropy(scores_BM, own, reduction="none")
+    score = partial(similarity_scores, similarity=similarity)
+    loss_B = _picking_loss(queries, documents, query_ids, document_ids, known_pairs, score, temperature)
     if is_bidirectional:
-        back_B = _document_to_query(
-            queries,
-            documents,
-            query_ids,
-            document_ids,
-            temperature=temperature,
-            similarity=similarity,
-            known_pairs=known_pairs,
-        )
+        # The same with exchanged roles; hard negatives have no query and take no part.
+        positives = documents[: queries.shape[0]]
+        positive_ids = None if document_ids is None else document_ids[: queries.shape[0]]
+        turned = None if known_pairs is None else lambda documents, queries: known_pairs(queries, documents).T
+        back_B = _picking_loss(positives, queries, positive_ids, query_ids, turned, score, temperature)
         loss_B = (loss_B + back_B) / 2
     return mean_over_processes(loss_B)
 
 
-def _document_to_query(
+def _picking_loss(
     queries: Tensor,
     documents: Tensor,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
-    *,
-    temperature: float | Tensor,
-    similarity: str,
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
+    score: Callable[[Tensor, Tensor], Tensor],
+    temperature: float | Tensor,
 ) -> Tensor:
-    """Return (B,) losses of the other direction: each positive document among all queries."""
-    num_queries = queries.shape[0]
-    candidates, start = gather_rows(queries.float())
-    # The same exclusion with the roles exchanged; hard negatives have no query and take no part.
-    positive_ids = None if document_ids is None else document_ids[:num_queries]
-    turned = None if known_pairs is None else lambda documents, queries: known_pairs(queries, documents).T
-    is_excluded_BB = _no_negatives(documents[:num_queries], queries, positive_ids, query_ids, turned)
-    own = torch.arange(start, start + num_queries, device=queries.device)
-    scores_BB = similarity_scores(documents[:num_queries].float(), candidates, similarity) / temperature
-    return functional.cross_entropy(scores_BB.masked_fill(is_excluded_BB, -torch.inf), own, reduction="none")
+    """Return (B,) cross-entropies of each query's own document among all documents of all processes."""
+    candidates, start = gather_rows(documents.float())
+    is_excluded_BM = _false_negatives(queries, documents, query_ids, document_ids, known_pairs)
+    own = torch.arange(start, start + queries.shape[0], device=queries.device)
+    scores_BM = score(queries.float(), candidates) / temperature
+    return functional.cross_entropy(scores_BM.masked_fill(is_excluded_BM, -torch.inf), own, reduction="none")
 
 
-@_without_autocast
+@without_autocast
 def triplet_margin_loss(
     queries: Tensor,
     documents: Tensor,
@@ -120,21 +106,21 @@ def triplet_margin_loss(
     document_ids: Tensor | None = None,
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Ask each query to be nearer to its own document than to the hardest other one, by a margin.
+    """Ask each query to be nearer to its own document than to the hardest other document, by a margin.
 
     Args:
         queries: Shape (B, D).
         documents: Shape (M, D), as for [`info_nce_loss`].
-        margin: Required gap between the two Euclidean distances, in units of the embedding.
+        margin: Required difference of the two Euclidean distances.
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
         known_pairs: As for [`info_nce_loss`].
 
     Returns:
-        Scalar float32, >= 0, a distance. A query that has no other document in the batch counts as 0.
+        Scalar float32, >= 0, a distance. A query without another document in the batch counts as 0.
 
     Raises:
-        ValueError: On shapes that do not fit.
+        ValueError: If shapes do not fit.
 
     Source:
         The contrastive term of github.com/ctn/ragcun: Euclidean triplet margin, hardest in-batch negative.
@@ -147,28 +133,29 @@ def triplet_margin_loss(
     """
     _check_candidates(queries, documents)
     candidates, _ = gather_rows(documents.float())
-    is_excluded_BM = _no_negatives(queries, documents, query_ids, document_ids, known_pairs)
+    is_excluded_BM = _false_negatives(queries, documents, query_ids, document_ids, known_pairs)
     is_excluded_BM = is_excluded_BM | _own_documents(queries, documents)
-    distances_BM = _euclidean_distances(queries.float(), candidates)
-    positive_B = _row_norms(queries.float() - documents[: queries.shape[0]].float())
+    # From the differences, not from the expanded square: near-equal vectors matter here. The gradient at 0 is 0.
+    distances_BM = torch.cdist(queries.float(), candidates, compute_mode="donot_use_mm_for_euclid_dist")
+    positive_B = torch.linalg.vector_norm(queries.float() - documents[: queries.shape[0]].float(), dim=1)
     hardest_B = distances_BM.masked_fill(is_excluded_BM, torch.inf).min(dim=1).values
     return mean_over_processes(functional.relu(positive_B - hardest_B + margin))
 
 
-@_without_autocast
+@without_autocast
 def predictive_loss(predictions: Tensor, targets: Tensor, *, kind: str = "mse") -> Tensor:
-    """Measure how far predictions are from the documents' embeddings, which are held fixed.
+    """Measure how far predictions are from document embeddings, which get no gradient.
 
     Args:
         predictions: Shape (B, D), from the queries.
-        targets: Shape (B, D), the documents' embeddings; no gradient flows into them.
-        kind: `mse` (mean over rows and coordinates of the squared difference) or `cosine` (1 - cosine).
+        targets: Shape (B, D), embeddings of the documents.
+        kind: `mse` (mean squared difference over rows and coordinates) or `cosine` (1 - cosine).
 
     Returns:
         Scalar float32, >= 0; with `mse` about 2 for unrelated embeddings of unit variance, with `cosine` at most 2.
 
     Raises:
-        ValueError: On an unknown kind or shapes that differ.
+        ValueError: If the kind is unknown or the shapes differ.
 
     Source:
         Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture", 2023,
@@ -192,21 +179,10 @@ def predictive_loss(predictions: Tensor, targets: Tensor, *, kind: str = "mse") 
 
 
 def similarity_scores(queries: Tensor, documents: Tensor, similarity: str) -> Tensor:
-    """Score all pairs, on a scale on which one temperature suits all three similarities.
+    """Score all pairs of (B, D) queries and (M, D) documents, on a scale that needs one temperature for all kinds.
 
-    For embeddings of length sqrt(D) the three differ by constants only: dot products are divided by D, and the
-    Euclidean score is minus the squared distance over 2 D.
-
-    Args:
-        queries: Shape (B, D).
-        documents: Shape (M, D).
-        similarity: `cosine`, `dot` or `euclidean`.
-
-    Returns:
-        Shape (B, M); larger is more alike.
-
-    Raises:
-        ValueError: On an unknown similarity.
+    Returns (B, M); larger is more similar. For embeddings of length sqrt(D), the three kinds differ only by constants:
+    dot products are divided by D, and the Euclidean score is minus the squared distance over 2 D.
     """
     dim = queries.shape[1]
     if similarity == "cosine":
@@ -219,28 +195,19 @@ def similarity_scores(queries: Tensor, documents: Tensor, similarity: str) -> Te
     raise ValueError(f"`similarity` must be cosine, dot or euclidean, got {similarity!r}.")
 
 
-def _euclidean_distances(queries: Tensor, documents: Tensor) -> Tensor:
-    # The difference itself, not the expanded square: near-equal vectors matter here. Its gradient at 0 is 0.
-    return torch.cdist(queries, documents, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def _row_norms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=1)
-
-
-def _no_negatives(
+def _false_negatives(
     queries: Tensor,
     documents: Tensor,
     query_ids: Tensor | None,
     document_ids: Tensor | None,
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
-    """Return (B, M over all processes), true where a candidate is no negative although it is not the own document."""
+    """Return (B, M over all processes), true for candidates that may answer the query without being its document."""
     num_queries, device = queries.shape[0], queries.device
     is_own_BM = _own_documents(queries, documents)
     is_excluded_BM = torch.zeros_like(is_own_BM)
     if query_ids is not None:
-        # Hard negatives carry the owner -1: they are the positives of no query.
+        # Hard negatives belong to no query, which is written as -1.
         no_owner = torch.full((documents.shape[0] - num_queries,), -1, dtype=torch.long, device=device)
         owners_M, _ = gather_rows(torch.cat([query_ids, no_owner]))
         is_excluded_BM = is_excluded_BM | (query_ids[:, None] == owners_M)
@@ -253,7 +220,7 @@ def _no_negatives(
 
 
 def _own_documents(queries: Tensor, documents: Tensor) -> Tensor:
-    """Return (B, M over all processes), true where a candidate is the query's own document."""
+    """Return (B, M over all processes), true for the query's own document."""
     num_candidates, start = count_rows(documents)
     rows = torch.arange(num_candidates, device=queries.device)
     return rows == start + rows[: queries.shape[0], None]

@@ -1,14 +1,15 @@
-"""The weighted sum of the three terms, for whoever trains: one head in the Trainer, or many at once in a sweep."""
+"""The weighted sum of the three terms, used by the Trainer for one head and by sweeps for many heads at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from ..errors import UserError
 from .isotropy import covariance_isotropy_loss, sigreg_loss
 from .losses import info_nce_loss, predictive_loss, triplet_margin_loss
 
@@ -18,7 +19,7 @@ Scalar = float | Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised. Numbers may be scalar tensors, so that `torch.func.vmap` can give each head its own.
+    """The loss. Weights, temperature and margin may be tensors, so that `torch.func.vmap` can give each head its own.
 
     Args:
         weights: Term -> weight; terms that are not named are not computed.
@@ -29,7 +30,7 @@ class Objective:
         is_bidirectional: Whether documents also pick their queries in info_nce.
         isotropy_kind: `sigreg` or `covariance`.
         predictive_kind: `mse` or `cosine`.
-        known_pairs: Says of ids of queries and of documents which of them belong together, in the batch or not.
+        known_pairs: Returns which of (B,) queries and (M,) documents, given by their ids, belong together: (B, M).
     """
 
     weights: dict[str, Scalar]
@@ -42,16 +43,23 @@ class Objective:
     predictive_kind: str = "mse"
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None
 
+    @classmethod
+    def of_arguments(cls, arguments: Any, weights: dict[str, Scalar], **fields: Any) -> Self:
+        """Take the kinds, temperature and margin from training arguments; `fields` are the other fields."""
+        names = ("contrastive_kind", "temperature", "margin", "isotropy_kind", "predictive_kind")
+        shared = {name: getattr(arguments, name) for name in names}
+        return cls(weights, is_bidirectional=arguments.bidirectional, **{**shared, **fields})
+
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Compute the unweighted terms of one batch.
 
         Args:
-            outputs: `embeddings`, B queries then M documents, shape (B + M, D), and `predictions`, shape (B, D).
+            outputs: `embeddings`, shape (B + M, D), B queries then M documents; `predictions`, shape (B, D).
             query_ids: Shape (B,), equal for equal query texts.
             document_ids: Shape (M,), equal for equal document texts.
-            directions: Shape (D, K), of SIGReg.
+            directions: Shape (D, K), for SIGReg.
 
         Returns:
             Term -> scalar, in the order of `TERMS`.
@@ -61,7 +69,12 @@ class Objective:
         queries, documents = embeddings[:num_queries], embeddings[num_queries:]
         terms = {}
         if "contrastive" in self.weights:
-            terms["contrastive"] = self._contrastive(queries, documents, query_ids, document_ids)
+            ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
+            if self.contrastive_kind == "triplet":
+                terms["contrastive"] = triplet_margin_loss(queries, documents, margin=self.margin, **ids)
+            else:
+                options = {"similarity": self.similarity, "is_bidirectional": self.is_bidirectional, **ids}
+                terms["contrastive"] = info_nce_loss(queries, documents, temperature=self.temperature, **options)
         if "isotropy" in self.weights:
             terms["isotropy"] = (
                 sigreg_loss(embeddings, directions=directions)
@@ -74,34 +87,26 @@ class Objective:
         return terms
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
-        """Weigh and add up."""
+        """Return the weighted sum."""
         return torch.stack([self.weights[name] * term for name, term in terms.items()]).sum()
-
-    def _contrastive(self, queries: Tensor, documents: Tensor, query_ids: Tensor, document_ids: Tensor) -> Tensor:
-        ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
-        if self.contrastive_kind == "triplet":
-            return triplet_margin_loss(queries, documents, margin=self.margin, **ids)
-        return info_nce_loss(
-            queries,
-            documents,
-            temperature=self.temperature,
-            similarity=self.similarity,
-            is_bidirectional=self.is_bidirectional,
-            **ids,
-        )
 
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Look up the weight of each term.
+    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head.
 
-    Args:
-        arguments: With `lambda_contrastive`, `lambda_isotropy` and `lambda_predictive` (None: 1 with a predictor).
-        use_predictor: Whether the head has a predictor.
-
-    Returns:
-        Term -> weight, zeros included.
+    Raises a UserError if the predictive term has no predictor, or if there is no term to train.
     """
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:
         weights["predictive"] = float(use_predictor)
+    if weights["predictive"] > 0 and not use_predictor:
+        raise UserError(
+            f"--lambda_predictive {weights['predictive']} needs a predictor, got a model without one: add "
+            "--use_predictor, or leave the weight out (1 with a predictor, 0 without)"
+        )
+    if not any(weights.values()):
+        raise UserError(
+            "expected a term to train, got --lambda_contrastive 0 and --lambda_isotropy 0 without a predictor, which "
+            "leaves nothing to train: set one above 0, or add --use_predictor"
+        )
     return weights

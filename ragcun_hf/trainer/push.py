@@ -58,7 +58,7 @@ def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush 
     """Take `--push_to_hub` over from the Trainer, which would send checkpoints and its own card, and test the token.
 
     Args:
-        training_args: Its `push_to_hub` is switched off.
+        training_args: As given; the Trainer gets a copy in which `push_to_hub` is switched off.
 
     Returns:
         The push, on the main process; None on others, or if no push is wanted.
@@ -68,7 +68,6 @@ def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush 
     """
     if not training_args.push_to_hub:
         return None
-    training_args.push_to_hub = False
     strategy = str(getattr(training_args.hub_strategy, "value", training_args.hub_strategy))
     if strategy not in ("every_save", "end"):
         raise UserError(

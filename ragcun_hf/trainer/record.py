@@ -1,132 +1,86 @@
-"""What a training run leaves in its output folder, whole or not at all."""
+"""The output folder of a run: checkpoints to resume from, the saved model, and its training record."""
 
 from __future__ import annotations
 
 import json
 import logging
-import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import say
+from torch import Tensor, nn
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
+
+from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
-from ..files import (
-    DOCUMENTS_FILE,
-    RECORD_FILE,
-    WEIGHT_FILES,
-    check_writable,
-    disk_errors_explained,
-    replaced_folder,
-)
-from .sharding import under_its_own_class
+from ..evaluation.results import MAIN_METRIC
+from ..files import DOCUMENTS_FILE, RECORD_FILE, WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
+from .sharding import save_whole, whole_tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
+    from ..data.training_rows import TrainingRows
     from .arguments import IsotropicGaussianTrainingArguments
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
 
-_ALWAYS_RECORDED = (
-    "lambda_contrastive",
-    "lambda_isotropy",
-    "lambda_predictive",
-    "contrastive_kind",
-    "isotropy_kind",
-    "predictive_kind",
-    "temperature",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "learning_rate",
-    "seed",
-)
+_FIRST_LAYER = "mlp.0."  # of a residual branch, whose last layer starts at zero and decides how much the branch adds
 
 
-_NEVER_RECORDED = (
-    "output_dir",
-    "resume_from_checkpoint",
-    "disable_tqdm",
-    "use_cpu",
-    "hub_token",
-    "accelerator_config",
-    "dataloader_pin_memory",
-)
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint to resume from."""
+
+    path: str
+    step: int = 0
+    callbacks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # class name -> stored attributes
+
+    @property
+    def bad_evaluations(self) -> int:
+        """Evaluations in a row without a better figure, as early stopping counts them."""
+        return self.callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0)
+
+    def is_at_end(self, max_steps: int, patience: int | None) -> bool:
+        """Return whether the run had no step left, or was stopped early."""
+        return self.step >= max_steps or (patience is not None and self.bad_evaluations >= patience)
 
 
-def report_saved_model(trainer: IsotropicGaussianTrainer) -> None:
-    """Say what was written and what to do with it."""
-    folder = trainer.args.output_dir
-    predictor = " --use_predictor" if trainer.accelerator.unwrap_model(trainer.model).config.use_predictor else ""
-    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    command = f"python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor}"
-    say(f"Next: {command} --datasets scifact nfcorpus arguana")
+def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> Checkpoint | None:
+    """Return the checkpoint that `--resume_from_checkpoint` names; `last` is the last one in the output folder.
 
-
-def check_output_folder(training_args: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
-    """Refuse to mix two runs in one folder, and turn `--resume_from_checkpoint last` into a path.
-
-    Args:
-        training_args: Names the folder and what to resume; its `resume_from_checkpoint` may be changed.
-        overwrite: Accept the folder of an earlier run instead of refusing; nothing is removed yet.
-
-    Raises:
-        UserError: If the folder holds another run's model or checkpoints, cannot be written, or there is nothing
-            to resume.
+    A UserError says if there is no such checkpoint, if the output folder cannot be written to, or, without
+    `overwrite`, if it holds another run. Nothing is removed here.
     """
-    folder = Path(str(training_args.output_dir))
+    folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
     check_writable(folder)
-    checkpoints = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
-    if training_args.resume_from_checkpoint:
-        if training_args.resume_from_checkpoint == "last":
-            if not checkpoints:
-                raise UserError(
-                    f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the "
-                    "flag out"
-                )
-            training_args.resume_from_checkpoint = str(checkpoints[-1])
-        checkpoint = Path(training_args.resume_from_checkpoint)
-        if not _is_whole(checkpoint):
-            raise UserError(
-                f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {checkpoint}, which is "
-                "not one whole checkpoint: name another, or leave the flag out"
-            )
-        if checkpoint.resolve().parent == folder.resolve():
-            return
-    is_used = bool(checkpoints) or (folder / "model.safetensors").exists()
-    if not is_used:
-        return
-    if not overwrite:
+    whole = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
+    if wanted == "last" and not whole:
+        raise UserError(
+            f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the flag out"
+        )
+    path = whole[-1] if wanted == "last" else Path(wanted) if wanted else None
+    if path is not None and not _is_whole(path):
+        raise UserError(
+            f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {path}, which is not one "
+            "whole checkpoint: name another, or leave the flag out"
+        )
+    is_used = bool(whole) or (folder / "model.safetensors").exists()
+    is_own = path is not None and path.resolve().parent == folder.resolve()
+    if is_used and not is_own and not overwrite:
         raise UserError(
             f"{folder} holds an earlier run: name another --output_dir, continue it with "
             "--resume_from_checkpoint last, or replace it with --overwrite"
         )
-
-
-def check_same_model(config: Any, checkpoint: Path) -> None:
-    """Refuse to resume a run with a model that its checkpoint does not describe.
-
-    Args:
-        config: Of the model that the flags describe.
-        checkpoint: What is to be resumed.
-
-    Raises:
-        UserError: On the first field that differs.
-    """
-    stored = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    current = json.loads(config.to_json_string(use_diff=False))
-    for name in type(config).__annotations__:
-        # The encoder is compared by its weights' shapes when they are loaded; a newer field has its default.
-        if name != "encoder_config" and name in stored and stored[name] != current[name]:
-            raise UserError(
-                f"--resume_from_checkpoint expects the model flags of the first run, got {name} {current[name]!r} "
-                f"where {checkpoint} has {stored[name]!r}: give the same flags, or start a new run"
-            )
+    if path is None:
+        return None
+    state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+    callbacks = {name: each["attributes"] for name, each in state.stateful_callbacks.items() if "attributes" in each}
+    return Checkpoint(str(path), state.global_step, callbacks)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -136,79 +90,127 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _is_whole(checkpoint: Path) -> bool:
     # The Trainer writes this file last.
-    return (checkpoint / "trainer_state.json").is_file()
+    return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """Remove what an earlier run left to resume from, once the new run is sure to begin."""
+    """Remove the checkpoints of an earlier run; called once the new run is sure to begin."""
     for checkpoint in _checkpoints(folder):
         shutil.rmtree(checkpoint)
 
 
-def recorded_arguments(training_args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
-    """List what matters in every run, and what differs from the defaults; paths of this machine stay out."""
-    # Not read from a second instance: making one resets what accelerate knows of the other processes.
-    defaults = {field.name: field.default for field in fields(training_args)}
+def check_same_model(config: Any, checkpoint: Path) -> None:
+    """Refuse to resume with other model flags; the UserError names the first field that differs."""
+    stored = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    current = json.loads(config.to_json_string(use_diff=False))
+    for name in type(config).__annotations__:
+        # The encoder is compared by the shapes of its weights when they are loaded; a newer field has its default.
+        if name != "encoder_config" and name in stored and stored[name] != current[name]:
+            raise UserError(
+                f"--resume_from_checkpoint expects the model flags of the first run, got {name} {current[name]!r} "
+                f"where {checkpoint} has {stored[name]!r}: give the same flags, or start a new run"
+            )
+
+
+def head_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the trainable weights of a model."""
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Interpolate between the weights before training (a share of 0) and after it (1), by parameter name.
+
+    For a head that starts at the identity, this interpolates the output of each part: the linear parts are
+    interpolated, and of the residual branch, which starts at zero, a share is added.
+
+    Source:
+        Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
+    """
     return {
-        key: value
-        for key, value in training_args.to_dict().items()
-        if key in _ALWAYS_RECORDED or (key not in _NEVER_RECORDED and _is_changed(value, defaults.get(key)))
+        name: weight if _FIRST_LAYER in name else start[name].lerp(weight, share) for name, weight in trained.items()
     }
 
 
-def _is_changed(value: Any, default: Any) -> bool:
-    # The arguments put an empty value of their own in the place of other ones.
-    empty: tuple[Any, ...] = (None, False, "", "none", [])
-    return value != default and not (value in empty and (default in empty or default is MISSING))
+def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
+    """Check the trained weights, blend them with those of the start, and warn if validation got worse.
+
+    Returns NDCG@10 on held-out pairs of the `start` and of the `saved` model, as far as they were measured.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_finite(model)
+    key = f"eval_{MAIN_METRIC}"
+    measured = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
+    figures = {"start": measured[0]} if measured else {}
+    if blend < 1:
+        model.load_state_dict(blended(start, head_weights(model), blend), strict=False)
+    if trainer.validation is not None:
+        # The saved weights need not be those of the last or the best evaluation, and another evaluation by the
+        # Trainer may cast the model for good.
+        figures["saved"] = trainer.validation(model)[MAIN_METRIC]
+        say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
+    if figures.get("saved", 1.0) < figures.get("start", 0.0):
+        logger.warning(
+            "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "
+            "the better choice. Try fewer epochs, a lower learning rate, a smaller --blend, or other pairs.",
+            *(figures["start"], figures["saved"]),
+        )
+    return figures
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise a UserError that names a trained weight with NaN or infinity, in all processes that share the model."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    broken = [name for name, parameter in trained.items() if not whole_tensor(parameter.detach()).isfinite().all()]
+    if broken:
+        raise UserError(
+            f"expected finite weights after training, got NaN or infinity in {broken[0]}: nothing was saved, lower "
+            "--learning_rate"
+        )
+
+
+def recorded_arguments(training: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
+    """Return the arguments that the record always holds, and those that differ from their defaults."""
+    recorded, essential = (argument_facts(type(training), fact) for fact in ("recorded", "essential"))
+    # The defaults do not come from a second instance: to create one resets what accelerate knows of the processes.
+    defaults = {each.name: each.default for each in fields(training)}
+    empty: tuple[Any, ...] = (None, False, "", "none", [])  # the parent replaces some empty values by others
+
+    def is_recorded(name: str, value: Any) -> bool:
+        default = defaults.get(name)
+        is_changed = value != default and not (value in empty and (default in empty or default is MISSING))
+        return name in essential or {"always": True, "never": False}.get(recorded.get(name, ""), is_changed)
+
+    return {name: value for name, value in training.to_dict().items() if is_recorded(name, value)}
+
+
+def essential_arguments(training: IsotropicGaussianTrainingArguments) -> list[str]:
+    """Name the arguments that a reader of the record looks for first, in order."""
+    places = argument_facts(type(training), "essential")
+    return sorted(places, key=places.__getitem__)
 
 
 def save_run(
-    trainer: IsotropicGaussianTrainer, facts: dict[str, Any], train_views: Any, weights: dict[str, Tensor] | None
+    trainer: IsotropicGaussianTrainer, facts: dict[str, Any], rows: TrainingRows, weights: dict[str, Tensor] | None
 ) -> None:
-    """Replace the model in the output folder, its record beside it, as a whole.
+    """Replace the model and the training record (`facts` and the Trainer's log) in the output folder, all at once.
 
-    Args:
-        trainer: After training.
-        facts: What the record says, beside the Trainer's log.
-        train_views: What was trained on.
-        weights: As from `sharding.whole_weights`.
+    The digests of the documents of `rows` are saved too; `weights` come from `sharding.whole_weights`.
     """
     folder = Path(str(trainer.args.output_dir))
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
-        model = trainer.accelerator.unwrap_model(trainer.model)
-        with under_its_own_class(trainer.accelerator, model):
-            model.save_pretrained(new, state_dict=weights)
+        save_whole(trainer.accelerator.unwrap_model(trainer.model), new, weights)
         record = {**facts, "log_history": trainer.state.log_history}
         (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        digests = sorted({text_digest(text).hex() for text in _document_texts(train_views)})
+        digests = sorted({text_digest(text).hex() for text in rows.documents})
         (new / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
-
-
-def _document_texts(views: Any) -> Sequence[str]:
-    # Views of documents show parts of them; what was trained on is the whole.
-    if hasattr(views, "documents"):
-        return views.documents
-    # Streams are not walked through a second time for this list.
-    if not hasattr(views, "__len__"):
-        return []
-    # A document seen as a negative is a document seen.
-    return [*views["positive"], *(text for texts in views["negative"] for text in texts)]
 
 
 @contextmanager
 def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
-    """Estimate the energy of what runs inside, on this machine, without asking the network for anything.
+    """Estimate the energy of the code inside with codecarbon, on this machine and without the network.
 
-    Where processor or accelerator have no meter that may be read, `codecarbon` goes by their load and rated power.
-
-    Args:
-        is_wanted: False measures nothing.
-
-    Yields:
-        dict[str, Any]: Holds `kwh` and `by` once the work is over; stays empty where nothing was measured.
-
-    Raises:
-        UserError: If `codecarbon` is wanted and not installed.
+    Without a readable meter of processor or accelerator, codecarbon estimates from load and rated power. The yielded
+    dict holds `kwh` and `by` at the end; it stays empty if no energy is wanted.
     """
     found: dict[str, Any] = {}
     if not is_wanted:
@@ -218,7 +220,7 @@ def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
         import codecarbon
     except ImportError as error:
         raise UserError("--measure_energy expects codecarbon: run pip install 'ragcun_hf[energy]'") from error
-    # The country matters for carbon dioxide only, which is not asked for here.
+    # The country matters only for carbon dioxide, which is not used here.
     tracker = codecarbon.OfflineEmissionsTracker(
         country_iso_code="USA",
         measure_power_secs=5,

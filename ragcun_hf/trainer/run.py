@@ -1,30 +1,28 @@
-"""One training run from checked pairs to a saved model; what the three training scripts have in common."""
+"""A training run, from a plan and its data to a saved model."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from ..command_line import default_output_folder, parse_arguments, quiet_libraries, say
-from ..errors import UserError
-from ..features.arguments import FeatureArguments
+from ..command_line import say
+from ..data.stream import ShuffledStream
+from ..data.training_rows import KnownRows, TrainingRows, columns
 from ..files import disk_errors_explained, source_name
-from ..model.arguments import ModelArguments
-from .arguments import ParsedArguments, RunArguments, ValidationArguments
-from .checks import check_run
-from .outcome import finish_training, head_weights
-from .push import plan_push
+from .plan import ChosenSettings, RunFacts, RunPlan
 from .record import (
-    check_output_folder,
+    Checkpoint,
     check_same_model,
+    essential_arguments,
+    finish_training,
+    head_weights,
     measured_energy,
     recorded_arguments,
     remove_checkpoints,
-    report_saved_model,
     save_run,
 )
 from .sharding import whole_weights
@@ -32,238 +30,136 @@ from .sharding import whole_weights
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
-    from .arguments import IsotropicGaussianTrainingArguments
-    from .inputs import TrainerInputs
-    from .known_pairs import PairIds
+    from .arguments import ParsedArguments
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "FeatureArguments",
-    "ModelArguments",
-    "ParsedArguments",
-    "RunArguments",
-    "ValidationArguments",
-    "check_output_folder",
-    "document_views",
-    "run_training",
-    "source_name",
-    "train_from_command_line",
-]
+
+@dataclass(frozen=True)
+class RunData:
+    """Training rows, held-out rows, and what the record says of them."""
+
+    train: TrainingRows
+    validation: TrainingRows | None
+    facts: dict[str, Any]
+    # Of an automatic run: tries settings, returns the chosen ones and what the record says of the choice.
+    choose: Callable[[], tuple[ChosenSettings, dict[str, Any]]] | None = None
+
+    @classmethod
+    def of_pairs(cls, train: Any, validation: Any, facts: dict[str, Any]) -> Self:
+        """Take tables of pairs; the validation table may be None."""
+        return cls(KnownRows(train), None if validation is None else KnownRows(validation), facts)
 
 
-def train_from_command_line(
-    data_class: type,
-    read_views: Callable[[ParsedArguments], tuple[Any, Any, dict[str, Any]]],
-    *,
-    script: str,
-    description: str,
-    arguments: Sequence[str] | None = None,
-    defaults: dict[str, Any] | None = None,
-) -> None:
-    """Do what every training script does: parse, read, train, save, and say what comes next.
-
-    Args:
-        data_class: The script's own dataclass of data flags.
-        read_views: Called with all arguments; returns training views, validation views or None, and what the
-            record says of the data.
-        script: The script's name, which also names its default output folder.
-        description: First lines of `--help`.
-        arguments: The command line; `sys.argv` if None.
-        defaults: The script's own defaults, where they differ from the dataclasses'.
-    """
-    from .arguments import IsotropicGaussianTrainingArguments
-
-    classes = [data_class, ValidationArguments, ModelArguments, FeatureArguments, RunArguments]
-    parsed = ParsedArguments(
-        *parse_arguments(
-            [*classes, IsotropicGaussianTrainingArguments],
-            description=description,
-            arguments=arguments,
-            defaults={"output_dir": default_output_folder(script, arguments), **(defaults or {})},
-        )
+def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | None) -> RunFacts:
+    """Find the facts that a plan depends on; reads the queries only if they are to be balanced."""
+    pairs = None
+    if parsed.training.balance_queries and data.train.num_rows is not None:
+        # Cached features are of the first epoch, so its queries are those of all epochs.
+        pairs = columns(data.train) if parsed.uses_cached_features else data.train.known_pairs()
+    return RunFacts(
+        num_rows=data.train.num_rows,
+        num_queries=None if pairs is None else len(set(pairs[0])),
+        has_validation=data.validation is not None,
+        stream_order=data.train.stream_order,
+        checkpoint=checkpoint,
+        num_processes=parsed.training.world_size,
+        is_automatic=data.choose is not None,
     )
-    quiet_libraries()
-    if parsed.validation.val_data and parsed.validation.val_fraction:
-        raise UserError("expected either --val_data or --val_fraction, got both: give one of them")
-    check_output_folder(parsed.training, overwrite=parsed.run.overwrite)
-    train_views, validation_views, facts = read_views(parsed)
-    report_saved_model(run_training(parsed, train_views, validation_views, data_facts={"script": script, **facts}))
 
 
-def document_views(
-    parsed: ParsedArguments,
-    make_views: Callable[[list[str]], Any],
-    *,
-    usable: Callable[[str], bool],
-    facts: dict[str, Any],
-) -> tuple[Any, Any, dict[str, Any]]:
-    """Read `--documents` and make training and validation views of them, for the two self-supervised scripts."""
-    from ..data.held_out import hold_out_texts, read_texts
-    from ..data.pairs import read_pairs
-
-    data, validation_args = parsed.data, parsed.validation
-    names = ("split", "text_column", "title_column", "limit")
-    texts, counts = read_texts(data.documents, usable=usable, **{name: getattr(data, name) for name in names})
-    fraction = 0.0 if validation_args.val_data else validation_args.val_fraction
-    train, validation = hold_out_texts(texts, make_views, val_fraction=fraction, seed=parsed.training.seed)
-    if validation_args.val_data:
-        validation = read_pairs(validation_args.val_data, split=validation_args.val_split or data.split)
-    return train, validation, {"train": [source_name(data.documents)], **counts, **facts}
-
-
-def run_training(
-    parsed: ParsedArguments, train_views: Any, validation_views: Any, *, data_facts: dict[str, Any]
-) -> IsotropicGaussianTrainer:
-    """Train on views of texts and save the model.
-
-    Args:
-        parsed: The encoder and head, the feature cache, weights, optimizer, schedule and output folder.
-        train_views: Rows `{"query", "positive", "negative"}` of text.
-        validation_views: The same, held out, or None; gives eval_loss and NDCG@10 at every evaluation.
-        data_facts: What the record says of the data: sources and counts.
-
-    Returns:
-        The trainer, after training, its model the one that was saved.
-
-    Raises:
-        UserError: If arguments do not go together, or there is too little data.
-    """
+def run_training(plan: RunPlan, data: RunData) -> IsotropicGaussianTrainer:
+    """Train as planned and save the model; return the trainer, which holds the saved model."""
     from transformers import set_seed
 
-    training_args = parsed.training
-    set_seed(training_args.seed)
-    check_run(parsed, train_views, validation_views)
-    push = plan_push(training_args)
-    # Moved before the Trainer would, so that features are computed where the model trains.
-    model = parsed.model.build()
-    model.to(training_args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    arguments, training, checkpoint = plan.arguments, plan.arguments.training, plan.facts.checkpoint
+    for warning in plan.warnings:
+        logger.warning(warning)
+    set_seed(training.seed)
+    # Moved before the Trainer would, so that features are computed on the device where the model trains.
+    model = arguments.model.build()
+    model.to(training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     started = time.perf_counter()
-    with measured_energy(parsed.run.measure_energy and training_args.process_index == 0) as energy:
-        store = parsed.features.store(model) if parsed.uses_cached_features else None
-        if training_args.resume_from_checkpoint:
-            check_same_model(model.config, Path(training_args.resume_from_checkpoint))
-        trainer = _build_trainer(model, train_views, validation_views, store, parsed)
+    with measured_energy(arguments.run.measure_energy and training.process_index == 0) as energy:
+        store = arguments.features.store(model) if arguments.uses_cached_features else None
+        if checkpoint is not None:
+            check_same_model(model.config, Path(checkpoint.path))
+        trainer = _make_trainer(plan, data, model, store)
         feature_seconds = time.perf_counter() - started
         if store is not None:
             say(store.summary())
-        validation_figures = _train(trainer, parsed)
+        validation_figures = _train(trainer, arguments.run.blend)
     weights = whole_weights(trainer.accelerator, trainer.model)
     if trainer.is_world_process_zero():
-        measured = {"data": data_facts, "energy": energy or None, "validation_ndcg@10": validation_figures}
-        facts = _facts(trainer, parsed, store, feature_seconds)
-        save_run(trainer, {**facts, **measured}, train_views, weights)
-    if push is not None:
-        push.send(Path(str(training_args.output_dir)))
-    trainer.accelerator.wait_for_everyone()
+        training_seconds = (trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0)
+        resolved = {f"lambda_{term}": weight for term, weight in trainer.weights.items()}
+        record = {
+            "model": {**asdict(arguments.model), "base_model": source_name(arguments.model.base_model)},
+            "seconds": {"features": round(feature_seconds, 2), "training": round(training_seconds, 2)},
+            "features": None if store is None else store.settings(),
+            "steps": trainer.state.global_step,
+            "blend": arguments.run.blend,
+            "training_arguments": {**recorded_arguments(training), **resolved},
+            "essential": essential_arguments(training),
+            "data": data.facts,
+            "energy": energy or None,
+            "validation_ndcg@10": validation_figures,
+        }
+        save_run(trainer, record, data.train, weights)
     return trainer
 
 
-def _train(trainer: IsotropicGaussianTrainer, parsed: ParsedArguments) -> dict[str, float]:
-    """Run the loop, blend, and return NDCG@10 of held-out pairs, as far as it was measured."""
+def _train(trainer: IsotropicGaussianTrainer, blend: float) -> dict[str, float]:
+    """Train and blend; return NDCG@10 on held-out pairs, as far as it was measured."""
     folder, resumed = Path(str(trainer.args.output_dir)), trainer.args.resume_from_checkpoint
     if trainer.is_world_process_zero() and not resumed:
         remove_checkpoints(folder)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    start = head_weights(model) if parsed.run.blend < 1 else {}
-    if parsed.run.blend > 0:
+    start = head_weights(trainer.accelerator.unwrap_model(trainer.model)) if blend < 1 else {}
+    if blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=resumed)
-    return finish_training(trainer, start, parsed.run.blend)
+    return finish_training(trainer, start, blend)
 
 
-def _facts(
-    trainer: IsotropicGaussianTrainer, parsed: ParsedArguments, store: FeatureStore | None, feature_seconds: float
-) -> dict[str, Any]:
-    training_seconds = (trainer.state.log_history or [{}])[-1].get("train_runtime", 0.0)
-    return {
-        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
-        "seconds": {"features": round(feature_seconds, 2), "training": round(training_seconds, 2)},
-        "features": None if store is None else store.settings(),
-        "steps": trainer.state.global_step,
-        "blend": parsed.run.blend,
-        "training_arguments": {
-            **recorded_arguments(trainer.args),
-            **{f"lambda_{name}": weight for name, weight in trainer.weights.items()},
-        },
-    }
-
-
-def _build_trainer(
-    model: IsotropicGaussianModel,
-    train_views: Any,
-    validation_views: Any,
-    store: FeatureStore | None,
-    parsed: ParsedArguments,
+def _make_trainer(
+    plan: RunPlan, data: RunData, model: IsotropicGaussianModel, store: FeatureStore | None
 ) -> IsotropicGaussianTrainer:
+    """Encode what the run trains on, initialize the projection from it, and make the Trainer with its callbacks."""
     from transformers import ProgressCallback
 
-    from ..data.stream import ShuffledStream
-    from .callbacks import TermsProgressCallback, ending_callbacks
+    from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
     from .inputs import feature_inputs, retrieval_validation, text_inputs
-    from .streaming import follow_stream, refuse_streamed_checkpoint
-    from .tracking import TrackedPlots
     from .trainer import IsotropicGaussianTrainer
 
-    training_args = parsed.training
-    validation = None if validation_views is None else retrieval_validation(validation_views, store)
+    training, checkpoint = plan.arguments.training, plan.facts.checkpoint
+    validation = None if data.validation is None else retrieval_validation(data.validation, store)
     if store is None:
-        inputs = text_inputs(model, train_views, validation_views)
+        inputs = text_inputs(model, data.train, data.validation)
     else:
-        inputs = feature_inputs(model, train_views, validation_views, store)
-    if model.config.output_dim < model.config.feature_dim or parsed.model.whitening:
-        model.start_from_features(inputs.sample(), whitening=parsed.model.whitening)
-    _check_balance(inputs.pair_ids, training_args)
-    _keep_small_sets(inputs, training_args)
+        inputs = feature_inputs(model, data.train, data.validation, store)
+    whitening = plan.arguments.model.whitening
+    if model.config.output_dim < model.config.feature_dim or whitening:
+        model.start_from_features(inputs.sample(), whitening=whitening)
+    patience = training.early_stopping_patience
     trainer = IsotropicGaussianTrainer(
         model=model,
-        args=training_args,
+        args=training,
         data_collator=inputs.collator,
         train_dataset=inputs.train_rows,
         eval_dataset=inputs.validation_rows,
         validation=validation,
         pair_ids=inputs.pair_ids,
         eval_pair_ids=inputs.eval_pair_ids,
-        callbacks=ending_callbacks(training_args),
+        checkpoint=checkpoint,
+        callbacks=[] if patience is None else [early_stopping(patience, checkpoint)],
     )
-    if isinstance(train_views, ShuffledStream):
-        follow_stream(trainer, train_views)
-    else:
-        refuse_streamed_checkpoint(training_args.resume_from_checkpoint)
-    # The plots run the model in the main process alone, where a sharded one would wait for the others.
-    if training_args.report_to and not trainer.accelerator.is_fsdp2:
+    if isinstance(data.train, ShuffledStream):
+        trainer.add_callback(StreamPosition(trainer, data.train, checkpoint))
+    # The plots run the model in the main process alone, where a sharded model would wait for the others.
+    if training.report_to and not trainer.accelerator.is_fsdp2:
         TrackedPlots(inputs.sample).attach(trainer)
-    if not training_args.disable_tqdm:
+    if not training.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(TermsProgressCallback)
     return trainer
-
-
-def _check_balance(pair_ids: PairIds | None, training_args: IsotropicGaussianTrainingArguments) -> None:
-    if not training_args.balance_queries:
-        return
-    if pair_ids is None:
-        raise UserError(
-            "--balance_queries needs pairs that are known before training, got a stream or views of documents that "
-            "are drawn anew: leave it out"
-        )
-    if pair_ids.num_queries() < 2:
-        raise UserError(
-            "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
-        )
-
-
-def _keep_small_sets(inputs: TrainerInputs, training_args: IsotropicGaussianTrainingArguments) -> None:
-    """Where everything fits in one batch, dropping the last one would leave nothing to train on."""
-    if not hasattr(inputs.train_rows, "__len__") or not training_args.dataloader_drop_last:
-        return
-    num_rows = len(inputs.train_rows)
-    if training_args.balance_queries and inputs.pair_ids is not None:
-        num_rows = inputs.pair_ids.num_queries()
-    if num_rows < training_args.per_device_train_batch_size * training_args.world_size:
-        logger.warning(
-            "The %d training rows of an epoch fit in less than one batch of %d; it is kept.",
-            *(num_rows, training_args.per_device_train_batch_size * training_args.world_size),
-        )
-        training_args.dataloader_drop_last = False

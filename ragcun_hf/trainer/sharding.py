@@ -1,77 +1,59 @@
-"""What FSDP2 (torch's `fully_shard`, through accelerate) needs of a run: units to shard, and whole weights again."""
+"""FSDP2 support: choose the modules to shard, and gather full weights to save."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 
 def prepare_sharding(accelerator: Any, model: Any) -> None:
-    """Say what accelerate cannot know before it shards: which layers are units, and what stays in float32.
-
-    Args:
-        accelerator: The Trainer's; nothing happens where it does not shard.
-        model: The whole model.
-    """
+    """Tell accelerate which layers to shard and what stays in float32; without FSDP2, do nothing."""
     if not accelerator.is_fsdp2:
         return
-    import torch
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     from ..model.modeling_isotropic_gaussian import encoder_layers
 
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        # transformers' own list lacks the layers of MPNet, and has an embedding module of BERT inside which accelerate
+        # The list of transformers lacks MPNet's layers, and names an embedding module of BERT, inside which accelerate
         # would shard a second time.
         plugin.transformer_cls_names_to_wrap = sorted(
             {type(layer).__name__ for layer in encoder_layers(model.encoder)}
         )
     if accelerator.mixed_precision == "bf16":
-        # accelerate would add up the processes' gradients in bfloat16, too.
+        # accelerate would also sum the gradients of the processes in bfloat16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 
 
+def whole_tensor(tensor: Any) -> Tensor:
+    """Return a tensor, gathered if it is sharded; then every process has to call this."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
 def whole_weights(accelerator: Any, model: Any) -> dict[str, Tensor] | None:
-    """Gather a sharded model's weights; every process has to call it.
+    """Gather the weights of a sharded model; every process has to call this.
 
-    Args:
-        accelerator: The Trainer's.
-        model: The Trainer's.
-
-    Returns:
-        Name -> whole tensor on the main process, nothing in it on the others; None where nothing is sharded.
+    Returns name -> tensor in the main process and an empty dict in the others, or None if nothing is sharded.
     """
     return accelerator.get_state_dict(model) if accelerator.is_fsdp2 else None
 
 
-def whole_tensor(tensor: Any) -> Tensor:
-    """Return a tensor as it is, or gathered where it is sharded, for which every process has to call it."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+def save_whole(model: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
+    """Save a model with the weights from `whole_weights`.
 
-
-@contextmanager
-def under_its_own_class(accelerator: Any, model: Any) -> Iterator[None]:
-    """Give a sharded model its own class back for a while; torch puts one of its own in front.
-
-    Saving writes the name of the class, and copies the file that it is defined in.
-
-    Args:
-        accelerator: The Trainer's; nothing happens where it does not shard.
-        model: The Trainer's.
+    torch gives a sharded model another class, which must not be saved as the model's class. So a copy without weights
+    is saved in its place.
     """
-    if not accelerator.is_fsdp2:
-        yield
+    if weights is None:
+        model.save_pretrained(folder)
         return
-    from torch.distributed.fsdp import FSDPModule
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
-    current = type(model)
-    model.__class__ = next(each for each in current.__mro__ if not issubclass(each, FSDPModule))
-    try:
-        yield
-    finally:
-        model.__class__ = current
+    with torch.device("meta"):
+        whole = IsotropicGaussianModel(model.config)
+    whole.tokenizer = model.tokenizer
+    whole.save_pretrained(folder, state_dict=weights)

@@ -2,41 +2,51 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import has_length
 
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from .arguments import IsotropicGaussianTrainingArguments
-from .callbacks import _NewEpoch
+from .callbacks import EpochCallback
 from .isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
-from .known_pairs import KnownPairs, PairIds, QueryBalancedSampler
+from .known_pairs import PairIds, QueryBalancedRows
 from .objective import Objective, resolve_weights
-from .sharding import prepare_sharding, under_its_own_class
+from .sharding import prepare_sharding, save_whole, whole_weights
+
+if TYPE_CHECKING:
+    from .record import Checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class IsotropicGaussianTrainer(Trainer):
     """Train a projection and a predictor with contrastive + isotropy + predictive terms.
 
     A term whose weight is 0 is not computed. Each term is logged unweighted under `loss/<term>`, beside measures
-    that show a collapse: `embedding_std` (about 1 when healthy), `effective_rank` (at most the batch's rows) and
-    `sigreg` (about `sigreg_floor` for a Gaussian batch, up to 0.4 per row when collapsed).
+    that show a collapse: `embedding_std` (about 1 when healthy), `effective_rank` (at most the number of rows in the
+    batch) and `sigreg` (about `sigreg_floor` for a Gaussian batch, up to 0.4 per row when collapsed).
 
     Args:
         *args: As for `transformers.Trainer`.
-        validation: Called with the model at every evaluation; its figures (e.g. `ndcg@10`) are logged with the
-            prefix `eval_` and can select the best checkpoint.
-        pair_ids: The ids of the training rows. With them a document that is known to answer a query, wherever in the
-            data, is never its negative, and `balance_queries` can draw.
-        eval_pair_ids: The same of the evaluation rows.
+        validation: Called with the model at every evaluation. Its figures (e.g. `ndcg@10`) are logged with the prefix
+            `eval_` and can select the best checkpoint.
+        pair_ids: Ids of the training rows. With them, a document that is known to answer a query anywhere in the data
+            is never its negative, and `balance_queries` can draw.
+        eval_pair_ids: Ids of the evaluation rows.
+        checkpoint: The checkpoint that `train` will resume from; at the end of its run, no further step is trained.
         **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
     """
 
-    # The loss is the mean of one batch, so under gradient accumulation the Trainer has to divide it.
+    # The loss is the mean over a batch, so the Trainer has to divide it under gradient accumulation.
     loss_is_scaled_for_ga = False
 
     args: IsotropicGaussianTrainingArguments
@@ -47,69 +57,53 @@ class IsotropicGaussianTrainer(Trainer):
         validation: Callable[[Any], dict[str, float]] | None = None,
         pair_ids: PairIds | None = None,
         eval_pair_ids: PairIds | None = None,
+        checkpoint: Checkpoint | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         prepare_sharding(self.accelerator, self.model)
         # There are no labels: the loss comes from the batch itself, in evaluation too.
         self.can_return_loss = True
-        self.validation = validation
-        # Looked up once: unwrapping walks through all modules of the encoder, at every step.
+        self.validation, self.checkpoint = validation, checkpoint
+        # Looked up once: unwrapping walks through all modules of the encoder.
         config = self.accelerator.unwrap_model(self.model).config
         self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
+        if self.args.balance_queries:
+            if pair_ids is None:
+                raise ValueError(
+                    "`balance_queries` needs rows that are known before training, got a stream or rows that are drawn "
+                    "anew each epoch: leave it out."
+                )
+            self.train_dataset = QueryBalancedRows(self.train_dataset, pair_ids.query_ids, seed=self.args.seed)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(EpochCallback(self.train_dataset, is_stream=not has_length(self.train_dataset)))
         self._objectives = {
-            mode: self._make_objective(config, None if ids is None else ids.known_pairs())
+            mode: Objective.of_arguments(
+                self.args,
+                {name: weight for name, weight in self.weights.items() if weight > 0},
+                similarity=config.similarity_fn_name,
+                known_pairs=None if ids is None else ids.known_pairs(),
+            )
             for mode, ids in (("train", pair_ids), ("eval", eval_pair_ids))
         }
-        self._sampler = self._make_sampler(pair_ids)
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
-        if self.weights["predictive"] > 0 and not config.use_predictor:
-            raise ValueError(
-                f"`lambda_predictive` is {self.weights['predictive']}, but the model has no predictor: "
-                "build it with `use_predictor=True`, or set the weight to 0."
-            )
-        if not any(self.weights.values()):
-            raise ValueError("All lambda weights are 0: there is nothing to train, set one above 0.")
-        self.add_callback(_NewEpoch(self.train_dataset, self._sampler))
-
-    def _make_sampler(self, pair_ids: PairIds | None) -> QueryBalancedSampler | None:
-        if not self.args.balance_queries:
-            return None
-        if pair_ids is None:
-            raise ValueError(
-                "`balance_queries` needs rows that are known before training, got a stream or views drawn anew: leave "
-                "it out."
-            )
-        return QueryBalancedSampler(pair_ids.query_ids, seed=self.args.seed)
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        return super()._get_train_sampler(train_dataset) if self._sampler is None else self._sampler
-
-    def _make_objective(self, config: Any, known_pairs: KnownPairs | None) -> Objective:
-        args = self.args
-        return Objective(
-            weights={name: weight for name, weight in self.weights.items() if weight > 0},
-            contrastive_kind=args.contrastive_kind,
-            temperature=args.temperature,
-            margin=args.margin,
-            similarity=config.similarity_fn_name,
-            is_bidirectional=args.bidirectional,
-            isotropy_kind=args.isotropy_kind,
-            predictive_kind=args.predictive_kind,
-            known_pairs=known_pairs,
-        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
     ) -> Tensor | tuple[Tensor, Any]:
-        """Embed the whole batch in one forward and add up the weighted terms."""
+        """Embed the whole batch in one forward pass and sum the weighted terms."""
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
         texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
         outputs = model(**texts, num_predicted=len(query_ids))
+        directions = None
+        if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":
+            # They follow from the step: the same on every process, and again after a resume.
+            width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
+            directions = random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
         objective = self._objectives[self._mode]
-        terms = objective.terms(outputs, query_ids, document_ids, directions=self._directions(outputs))
+        terms = objective.terms(outputs, query_ids, document_ids, directions=directions)
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
         loss = objective.total(terms)
         return (loss, outputs) if return_outputs else loss
@@ -118,15 +112,8 @@ class IsotropicGaussianTrainer(Trainer):
     def _mode(self) -> str:
         return "train" if self.model.training else "eval"
 
-    def _directions(self, outputs: Any) -> Tensor | None:
-        """Draw SIGReg's directions; they follow from the step: the same on every process, and again after a resume."""
-        if self.weights["isotropy"] == 0 or self.args.isotropy_kind != "sigreg":
-            return None
-        width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
-        return random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer, with the encoder's own learning rate where the encoder trains."""
+        """Build the optimizer, with a learning rate of its own for an encoder that trains."""
         if self.optimizer is None:
             super().create_optimizer(model)
             unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
@@ -141,22 +128,47 @@ class IsotropicGaussianTrainer(Trainer):
                     )
         return self.optimizer
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Train a pass, but nothing where a callback stopped the run before; transformers would take one more step."""
-        if not self.control.should_training_stop:
-            super()._run_epoch(*args, **kwargs)
+    def get_train_dataloader(self) -> DataLoader:
+        """Read balanced rows in the order of their draw; other rows are shuffled here."""
+        loader = super().get_train_dataloader()
+        if self.args.balance_queries:
+            loader.set_sampler(SequentialSampler(self.train_dataset))
+        return loader
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        with under_its_own_class(self.accelerator, self.model):
-            super()._save(output_dir, state_dict)
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Keep a smaller last batch, which training drops; several processes fill it up with the first rows."""
+        rows: Any = self.eval_dataset
+        if eval_dataset is not None:
+            rows = rows[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
 
-    def get_eval_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Keep the last, smaller batch, which training drops; several processes fill it up with the first rows."""
-        drops_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(*args, **kwargs)
-        finally:
-            self.args.dataloader_drop_last = drops_last
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """Return no epoch for a run that is resumed at its end; transformers would train one more step."""
+        num_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        if self.checkpoint is not None and self.checkpoint.is_at_end(max_steps, args.early_stopping_patience):
+            logger.warning("%s is of the last step: nothing is left to train.", self.checkpoint.path)
+            num_epochs = 0
+        return num_epochs, *others, max_steps
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; whole, if it is sharded."""
+        weights = whole_weights(self.accelerator, self.model)
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_whole(self.model, folder, weights)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Add the terms and the retrieval figures to the metrics, before callbacks choose by them."""
@@ -199,12 +211,12 @@ class IsotropicGaussianTrainer(Trainer):
         return means
 
     def _collapse_measures(self) -> dict[str, float]:
-        """Measure the last batch; `sigreg` over all processes, the others over this one's rows."""
+        """Measure the last batch: `sigreg` over all processes, the other measures over the rows of this one."""
         if self._last_embeddings is None:
             return {}
         rows = self._last_embeddings.float()
         directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
-        # First, whatever the rows are: the other processes wait for it.
+        # First, even if the rows are not finite: the other processes wait for it.
         sigreg = float(sigreg_statistic(rows, directions))
         if not bool(rows.isfinite().all()):
             return {}

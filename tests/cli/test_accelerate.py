@@ -1,4 +1,4 @@
-"""Several processes on one machine, through `accelerate launch`: the work of one process with all their rows."""
+"""Several processes on one machine, with `accelerate launch`, do the work of one process with all their rows."""
 
 import itertools
 import json
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING, LAUNCH_FILES = ROOT / "training", ROOT / "ragcun_hf" / "cli" / "accelerate"
 
-# Plain gradient descent, because Adam enlarges rounding errors of gradients near 0. All rows are in every step, so
-# that it does not matter which process has which.
+# Plain gradient descent, because Adam enlarges rounding errors of gradients near 0. Every step uses all rows, so that
+# it does not matter which process has which.
 TRAIN = "--use_cpu --disable_tqdm true --logging_steps 1 --epochs 3 --dropout 0 --use_predictor --bidirectional"
 DESCENT = "--optim sgd --learning_rate 0.01 --warmup_steps 0 --encoder_dtype float32"
 
@@ -41,8 +41,8 @@ run_script(train_contrastive.main, shares_work=True)
 """
 
 
-# Runs train_contrastive.py sharded on CPUs, for which accelerate has to take them for GPUs when it decides: everything
-# after that is its own. Writes down what was sharded, how, and what reached and left the losses.
+# Runs train_contrastive.py sharded on CPUs. For that, accelerate takes them for GPUs when it decides how to shard;
+# the rest is its own work. The script records what was sharded, how, and the types of embeddings and losses.
 SHARDING = """
 import json, os, sys
 sys.path.insert(0, {training!r})
@@ -81,21 +81,21 @@ def main():
 run_script(main, shares_work=True)
 """
 
-# Looks for what is not finite in a sharded model; only the second process has such a number.
+# Checks a sharded model in which only the second process has a weight that is not finite.
 NOT_FINITE = """
 import os, torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 from ragcun_hf.command_line import run_script
 from ragcun_hf.errors import UserError
-from ragcun_hf.trainer.outcome import _check_finite
+from ragcun_hf.trainer.record import check_finite
 def main():
     dist.init_process_group("gloo")
     model = torch.nn.Linear(3, 4)
     model.weight.data[3, 0] = float("nan")
     fully_shard(model)
     try:
-        _check_finite(model)
+        check_finite(model)
     except UserError as error:
         open(f"said_{os.environ['RANK']}", "w").write(str(error))
 run_script(main, shares_work=True)
@@ -108,7 +108,7 @@ def _free_port():
         return taken.getsockname()[1]
 
 
-def _run(processes, script, *flags, cwd, timeout=180, launch=("two_cpu_processes",)):
+def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
     command = [sys.executable]
     if processes > 1:
         config = LAUNCH_FILES / f"{launch[0]}.yaml"
@@ -123,7 +123,7 @@ def _run(processes, script, *flags, cwd, timeout=180, launch=("two_cpu_processes
         [*command, str(script), *(str(flag) for flag in flags)],
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=1_800,  # processes that wait for each other forever are a failure
         cwd=cwd,
         env=environment,
     )
@@ -137,7 +137,7 @@ def folder(tmp_path, tiny_pairs):
 
 
 def _train(folder, encoder, script, processes, *flags):
-    """Train with all eight rows in each step; gives the finished process and the model's folder."""
+    """Train with all eight rows in each step; return the finished process and the model's folder."""
     output = folder / f"of_{processes}"
     done = _run(processes, TRAINING / f"{script}.py", *_common(encoder, output, processes), *flags, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -150,7 +150,7 @@ def _common(encoder, output, processes):
 
 
 def _train_sharded(folder, encoder, *flags, precision="no", output="sharded"):
-    """Train contrastively on two processes with FSDP2; gives the model's folder and what each process has noted."""
+    """Train contrastively on two processes with FSDP2; return the model's folder and the notes of each process."""
     (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
     launch = ("fsdp2_trainable_encoder", "--mixed_precision", precision)
     common = [*_common(encoder, folder / output, 2), "--no_freeze_base"]
@@ -201,23 +201,23 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
     done, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
     _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
-    # One model, said once.
+    # One model, announced once.
     assert done.stdout.count("Saved the model") == 1
     assert done.stdout.count("Next: python training/eval_beir.py") == 1
     assert _record(two)["steps"] == _record(one)["steps"] == 3
     assert not list(two.parent.glob(".*.tmp"))
-    # What is logged is of all rows, too.
+    # Logged figures are also of all rows.
     names = ["loss", "loss/contrastive", "loss/isotropy", "loss/predictive", "sigreg"]
     names += ["eval_loss", "eval_loss/contrastive", "eval_loss/isotropy", "eval_loss/predictive", "eval_ndcg@10"]
     for name in names:
         logged = [[entry[name] for entry in _record(output)["log_history"] if name in entry] for output in (one, two)]
         assert len(logged[0]) == (4 if name.startswith("eval") else 3)  # the start is evaluated, too
-        # A validation batch of one process is as large as that of two: other candidates, other loss.
+        # A validation batch of one process is as large as the two batches of two: other candidates, another loss.
         if not name.startswith("eval_loss"):
             assert logged[1] == pytest.approx(logged[0], rel=1e-3), name
 
 
-def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does(
+def test_two_processes_train_the_encoder_with_several_batches_per_step_as_one_does(
     folder, tiny_pairs, tiny_encoder_folder
 ):
     _write_many_pairs(folder, tiny_pairs)
@@ -234,7 +234,7 @@ def test_two_processes_train_the_encoder_over_several_batches_a_step_as_one_does
     assert float((_weights(one)[name] - start).abs().max()) > 1e-3
 
 
-def test_two_processes_take_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
+def test_two_processes_use_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
     more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
     (folder / "many.json").write_text(json.dumps([*tiny_pairs, *more]), encoding="utf-8")
     flags = ["--train_data", "many.json", "--balance_queries"]
@@ -270,14 +270,14 @@ def test_a_yaml_file_trains_the_same_in_two_processes(folder, tiny_encoder_folde
 
 
 @pytest.mark.parametrize("script", ["sweep", "prepare_data"])
-def test_a_script_that_shares_no_work_refuses_several_processes(folder, script):
-    done = _run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder, timeout=120)
+def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, script):
+    done = _run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
     assert done.returncode != 0
     assert done.stderr.count(f"{script}.py: expected one process, got 2: this command cannot share its work") == 1
     assert not (folder / "out").exists()
 
 
-def test_two_processes_share_a_stream_and_go_on_in_it_where_they_stopped(folder, tiny_encoder_folder):
+def test_two_processes_share_a_stream_and_continue_where_they_stopped(folder, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--streaming", "--no_feature_cache", "--max_steps", "3"]
     halved = [*flags, "--batch_size", "2"]  # two steps a pass
     _, two = _train(
@@ -294,7 +294,7 @@ def test_two_processes_share_a_stream_and_go_on_in_it_where_they_stopped(folder,
 def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
     (folder / "failing.py").write_text(FAILING.format(training=str(TRAINING)), encoding="utf-8")
     flags = [*TRAIN.split(), "--train_data", "pairs.json", "--base_model", tiny_encoder_folder, "--batch_size", "4"]
-    done = _run(2, folder / "failing.py", *flags, "--output_dir", "out", cwd=folder, timeout=120)
+    done = _run(2, folder / "failing.py", *flags, "--output_dir", "out", cwd=folder)
     assert done.returncode != 0
     assert "this process fails" in done.stderr
     assert not (folder / "out" / "model.safetensors").exists()
@@ -302,20 +302,20 @@ def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
 
 def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_folder):
     flags = ["--use_cpu", "--train_data", "nowhere.json", "--base_model", tiny_encoder_folder]
-    done = _run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder, timeout=120)
+    done = _run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder)
     assert done.returncode != 0
     assert "train_contrastive.py: expected an existing file or folder" in done.stderr
     assert not (folder / "checkpoints").exists()
 
 
-def test_a_second_run_over_the_first_is_possible_in_two_processes(folder, tiny_encoder_folder):
+def test_two_processes_can_overwrite_an_earlier_run(folder, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--save_steps", "1"]
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
     _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
-# eval_beir.py, with blocks of six documents: of eleven, the first of three processes gets none.
+# Runs eval_beir.py with blocks of six documents: of eleven documents, the first of three processes gets none.
 EVALUATING = """
 import sys
 sys.path.insert(0, {training!r})
@@ -333,7 +333,7 @@ run_script(eval_beir.main, shares_work=True)
 """
 
 
-def test_several_processes_write_the_run_files_of_one_byte_for_byte(folder, tiny_encoder_folder):
+def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_folder):
     torch.manual_seed(3)
     model = IsotropicGaussianModel.from_encoder(
         str(tiny_encoder_folder), use_predictor=True, similarity_fn_name="euclidean"
@@ -381,7 +381,7 @@ def _logged(output, name):
 def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, tiny_pairs, tiny_encoder_folder):
     _write_many_pairs(folder, tiny_pairs)
     encoder = _without_dropout(tiny_encoder_folder, folder)
-    # Four batches a step, gradients clipped, held-out pairs that choose the checkpoint, a first layer that is fixed.
+    # Four batches a step, clipped gradients, held-out pairs that choose the checkpoint, a frozen first layer.
     flags = ["--train_data", "many.json", "--gradient_accumulation_steps", "4", "--epochs", "5"]
     flags += ["--freeze_layers", "1", "--val_data", "pairs.json", "--encoder_learning_rate", "0.02"]
     two, seen = _train_sharded(folder, encoder, *flags)
@@ -395,21 +395,21 @@ def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, t
     assert "encoder.encoder.layer.1.attention.self.value.weight" in moved
     fixed = ("encoder.embeddings", "encoder.encoder.layer.0")
     assert not any(name.startswith(fixed) for name in moved)
-    # Whole files, of the model's own class; what is there beside them does not differ either.
+    # The files are whole and name the model's own class, and the folders hold the same files.
     of_two, of_one = ({path.name for path in output.iterdir() if path.is_file()} for output in (two, one))
     assert of_two == of_one
     assert all(of_one - {path.name for path in each.iterdir()} == RECORDS for each in two.glob("checkpoint-*"))
     assert (two / "config.json").read_text() == (one / "config.json").read_text()
-    # It was sharded, not only copied to both.
+    # The model was sharded, not only copied to both.
     units = ["", "encoder.embeddings.word_embeddings", "encoder.encoder.layer.0", "encoder.encoder.layer.1"]
     assert all(each["units"] == units for each in seen)
     trained = sum(weight.numel() for name, weight in weights.items() if not name.startswith(fixed))
     assert sum(each["own_share"] for each in seen) == trained
 
 
-def test_all_processes_refuse_what_is_not_finite_in_the_share_of_one(folder):
+def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder):
     (folder / "not_finite.py").write_text(NOT_FINITE, encoding="utf-8")
-    done = _run(2, folder / "not_finite.py", cwd=folder, timeout=120)
+    done = _run(2, folder / "not_finite.py", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert all("infinity in weight" in (folder / f"said_{rank}").read_text() for rank in range(2))
 
@@ -458,7 +458,7 @@ FILES = sorted(LAUNCH_FILES.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_ready_files_are_what_accelerate_reads_and_say_how_to_use_them(path, tmp_path):
+def test_accelerate_reads_the_shipped_files_and_they_say_how_to_use_them(path, tmp_path):
     from accelerate.commands.config.config_args import load_config_from_file
     from accelerate.commands.launch import launch_command_parser
 

@@ -1,15 +1,13 @@
-"""The four published recipes: they parse as the training script parses them, with the published numbers."""
+"""The four published recipes parse as in the training command, with the published numbers."""
 
 from pathlib import Path
 
 import pytest
 
 from ragcun_hf.cli.train_contrastive import PairDataArguments
-from ragcun_hf.command_line import parse_arguments
+from ragcun_hf.cli.training import parse_training_arguments
 from ragcun_hf.errors import UserError
 from ragcun_hf.model.base_models import DEFAULT_BASE_MODEL
-from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
-from ragcun_hf.trainer.run import FeatureArguments, ModelArguments, RunArguments, ValidationArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "ragcun_hf" / "cli" / "recipes"
@@ -24,17 +22,15 @@ PUBLISHED = {
 
 
 def _parse(path, *flags):
-    classes = [PairDataArguments, ValidationArguments, ModelArguments, FeatureArguments, RunArguments]
-    return parse_arguments(
-        [*classes, IsotropicGaussianTrainingArguments],
-        description="",
-        arguments=["--config", str(path), "--output_dir", "out", "--use_cpu", *flags],
-    )
+    arguments = ["--config", str(path), "--output_dir", "out", "--use_cpu", *flags]
+    (parsed,) = parse_training_arguments(PairDataArguments, description="", arguments=arguments, defaults={})
+    return parsed
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_recipe_has_the_published_settings(name):
-    data, _, model, _, _, training = _parse(RECIPES / f"{name}.yaml")
+    parsed = _parse(RECIPES / f"{name}.yaml")
+    model, training = parsed.model, parsed.training
     weights, use_predictor, width, epochs, learning_rate = PUBLISHED[name]
     assert (training.lambda_contrastive, training.lambda_isotropy, training.lambda_predictive) == weights
     assert (model.use_predictor, model.output_dim) == (use_predictor, width)
@@ -43,12 +39,12 @@ def test_recipe_has_the_published_settings(name):
     assert (training.isotropy_kind, training.predictive_kind) == ("covariance", "mse")
     assert (model.base_model, model.freeze_base) == (DEFAULT_BASE_MODEL, True)
     assert (model.projection_init, model.similarity_fn_name) == ("random", "euclidean")
-    assert data.train_data == []  # the user's to name
+    assert parsed.data.train_data == []  # left to the user
 
 
 @pytest.mark.parametrize("name", ["jepa_10k", "512dim_10k", "jepa_iso15_pred12"])
 def test_recipes_with_pairs_use_the_original_contrastive_term(name):
-    *_, training = _parse(RECIPES / f"{name}.yaml")
+    training = _parse(RECIPES / f"{name}.yaml").training
     assert (training.contrastive_kind, training.margin) == ("triplet", 0.1)
 
 
@@ -64,8 +60,8 @@ def test_every_recipe_parses(path):
 
 
 def test_flags_win_over_the_recipe():
-    _, _, model, *_ = _parse(RECIPES / "jepa_10k.yaml", "--projection_init", "identity")
-    assert model.projection_init == "identity"
+    parsed = _parse(RECIPES / "jepa_10k.yaml", "--projection_init", "identity")
+    assert parsed.model.projection_init == "identity"
 
 
 def test_an_unknown_key_is_named(tmp_path):

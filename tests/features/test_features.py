@@ -21,7 +21,7 @@ from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
-from ragcun_hf.trainer.feature_pairs import FeaturePairs
+from ragcun_hf.trainer.inputs import FeaturePairs
 
 TEXTS = [
     "sort an array",
@@ -728,16 +728,11 @@ def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pai
         queries, positives, negatives, store=store, query_prompt="query: ", document_prompt="document: "
     )
     assert len(pairs) == 8
-    for row, pair in enumerate(pairs[i] for i in range(8)):
-        texts = [positives[row], *negatives[row]]
-        np.testing.assert_allclose(
-            pairs.query_vectors[pair.query], store.features([queries[row]], prompt="query: ").vectors[0], atol=1e-6
-        )
-        np.testing.assert_allclose(
-            pairs.document_vectors[[pair.positive, *pair.negatives]],
-            store.features(texts, prompt="document: ").expanded(),
-            atol=1e-6,
-        )
+    for row in range(8):
+        query = store.features([queries[row]], prompt="query: ").vectors
+        documents = store.features([positives[row], *negatives[row]], prompt="document: ").expanded()
+        expected = np.concatenate([query, documents])
+        np.testing.assert_allclose(pairs.collate([row])["features"].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Settings chosen by pseudo-queries: the measure, the rule, blending, and the scripts end to end."""
+"""Settings chosen by pseudo-queries: the measure, the rule, blending, and the commands end to end."""
 
 import importlib
 import json
@@ -15,10 +15,10 @@ from ragcun_hf.data.pseudo_queries import PseudoQuery
 from ragcun_hf.errors import UserError
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.base_models import load_trained_model
-from ragcun_hf.sweep import automatic as automatic_views
-from ragcun_hf.sweep.candidates import Candidate, Outcome, choose, format_outcomes
+from ragcun_hf.sweep import automatic
+from ragcun_hf.sweep.automatic import Candidate, CandidateScore, choose_candidate, format_scores
 from ragcun_hf.sweep.pseudo_validation import PseudoValidation
-from ragcun_hf.trainer.outcome import blended
+from ragcun_hf.trainer.record import blended
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -31,7 +31,7 @@ WORDS = "sun moon star fish bird tree bread water music stone river light food p
 
 @pytest.fixture
 def moved(tiny_encoder_folder):
-    """A model at its start, and its head's weights before and after a move."""
+    """A model at its start, and the weights of its head before and after a random change."""
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), use_predictor=True)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
     generator = torch.Generator().manual_seed(1)
@@ -46,7 +46,7 @@ def _projection(model, weights, features):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
-def test_a_blended_projection_lies_between_the_start_s_and_the_trained_one_s(moved, share):
+def test_a_blended_projection_interpolates_between_start_and_trained_outputs(moved, share):
     model, start, trained = moved
     features = torch.randn(7, 16)
     first, last = _projection(model, start, features), _projection(model, trained, features)
@@ -71,7 +71,7 @@ def _slow_ndcg(queries, rests, documents, own):
     return np.array(values)
 
 
-def test_pseudo_queries_look_for_the_rest_of_their_document_among_all_others(tiny_model):
+def test_pseudo_queries_search_for_the_rest_of_their_document_among_all_others(tiny_model):
     rng = random.Random(0)
     documents = [" ".join(rng.choices(WORDS, k=8)) for _ in range(40)]
     queries = [
@@ -107,15 +107,15 @@ def test_other_similarities_find_a_document_that_is_its_own_rest_first(tiny_enco
 # The rule
 
 
-def _outcomes(*gains_and_errors):
+def _scores(*gains_and_errors):
     return [
-        Outcome(Candidate(0.1 * number, "linear", 3.0), 0.5, 0.5 + gain, gain, error)
+        CandidateScore(Candidate(0.1 * number, "linear", 3.0), 0.5, 0.5 + gain, gain, error)
         for number, (gain, error) in enumerate(gains_and_errors)
     ]
 
 
 @pytest.mark.parametrize(
-    ("outcomes", "place"),
+    ("gains", "place"),
     [
         ([(0, 0), (0.02, 0.005), (0.03, 0.005)], 2),
         ([(0, 0), (0.01, 0.004)], 0),  # less than three standard errors
@@ -123,20 +123,21 @@ def _outcomes(*gains_and_errors):
         ([(0, 0)], 0),
     ],
 )
-def test_the_best_is_chosen_if_its_gain_is_no_chance(outcomes, place):
-    outcomes = _outcomes(*outcomes)
-    assert choose(outcomes) is outcomes[place]
-    (marked,) = [line for line in format_outcomes(outcomes, choose(outcomes)).splitlines() if line.startswith("*")]
-    assert f"{outcomes[place].gain:+.4f}" in marked
+def test_the_best_is_chosen_if_its_gain_is_significant(gains, place):
+    scores = _scores(*gains)
+    chosen = choose_candidate(scores)
+    assert chosen is scores[place]
+    (marked,) = [line for line in format_scores(scores, chosen).splitlines() if line.startswith("*")]
+    assert f"{scores[place].gain:+.4f}" in marked
 
 
-# The scripts
+# The commands
 
 
 @pytest.fixture
 def corpus(tmp_path, monkeypatch):
     """A file with 300 documents of three sentences."""
-    monkeypatch.setattr(automatic_views, "_LEAST_HELD_OUT", 20)
+    monkeypatch.setattr(automatic, "LEAST_HELD_OUT", 20)
     monkeypatch.chdir(tmp_path)
     rng = random.Random(0)
     sentences = [[" ".join(rng.choices(WORDS, k=6)).capitalize() + "." for _ in range(3)] for _ in range(300)]
@@ -153,7 +154,7 @@ def _run(script, folder, *flags, output="out"):
 
 
 @pytest.mark.parametrize("script", ["train_self_supervised", "train_xy_masked"])
-def test_a_choice_is_made_recorded_and_saved(corpus, tiny_encoder_folder, script, capsys):
+def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_folder, script, capsys):
     record = _run(script, tiny_encoder_folder)
     chosen, tried = record["data"]["chosen"], record["data"]["tried"]
     assert chosen in tried
@@ -167,8 +168,8 @@ def test_a_choice_is_made_recorded_and_saved(corpus, tiny_encoder_folder, script
     assert len(seen) == 300  # the held-out documents too: the final head is made from all
 
 
-def test_where_nothing_helps_the_base_comes_back_unharmed(corpus, tiny_encoder_folder, monkeypatch, capsys):
-    monkeypatch.setattr("ragcun_hf.sweep.candidates._LEAST_Z", math.inf)
+def test_if_nothing_helps_the_model_is_the_unchanged_base(corpus, tiny_encoder_folder, monkeypatch, capsys):
+    monkeypatch.setattr(automatic, "REQUIRED_Z", math.inf)
     record = _run("train_self_supervised", tiny_encoder_folder)
     assert "No candidate beats the frozen base" in capsys.readouterr().out
     assert record["steps"] == 0
@@ -189,10 +190,10 @@ def test_a_second_run_chooses_the_same(corpus, tiny_encoder_folder):
     ("flags", "message"),
     [
         (["--val_fraction", "0.2"], "holds documents out itself"),
-        (["--whitening", "0.2"], "chooses start and blend"),
-        (["--use_predictor"], "chooses start and blend"),
-        (["--blend", "0.5"], "chooses start and blend"),
-        (["--projection_init", "random"], "chooses start and blend"),
+        (["--whitening", "0.2"], "chooses initialization and blend"),
+        (["--use_predictor"], "chooses initialization and blend"),
+        (["--blend", "0.5"], "chooses initialization and blend"),
+        (["--projection_init", "random"], "chooses initialization and blend"),
         (["--no_feature_cache"], "cached features"),
         (["--epochs", "7"], "length of training"),
         (["--max_steps", "7"], "length of training"),
@@ -202,18 +203,18 @@ def test_a_second_run_chooses_the_same(corpus, tiny_encoder_folder):
         (["--limit", "30"], "at least 20 held-out documents"),
     ],
 )
-def test_flags_that_leave_nothing_to_choose_are_refused(corpus, tiny_encoder_folder, flags, message):
+def test_flags_that_contradict_an_automatic_choice_are_refused(corpus, tiny_encoder_folder, flags, message):
     with pytest.raises(UserError, match=message):
         _run("train_self_supervised", tiny_encoder_folder, *flags)
 
 
-def test_documents_without_a_word_in_common_have_no_keywords_to_train_on(corpus, tiny_encoder_folder):
+def test_documents_without_a_common_word_give_no_keywords_to_train_on(corpus, tiny_encoder_folder):
     texts = [f"One{number}a two{number}a. Three{number}a four{number}a." for number in range(100)]
     Path("documents.json").write_text(json.dumps(texts), encoding="utf-8")
     with pytest.raises(UserError, match="expects pseudo-queries of keywords, got 0"):
         _run("train_xy_masked", tiny_encoder_folder)
 
 
-def test_masked_pairs_have_nothing_to_choose_by(corpus, tiny_encoder_folder):
+def test_an_automatic_run_needs_the_contrastive_term(corpus, tiny_encoder_folder):
     with pytest.raises(UserError, match="trains the contrastive term"):
         _run("train_xy_masked", tiny_encoder_folder, "--lambda_contrastive", "0")

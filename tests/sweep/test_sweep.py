@@ -1,4 +1,4 @@
-"""Sweeps: settings, rounds, many heads as one by one, records that survive, and the script end to end."""
+"""Sweeps: settings, rounds, heads trained at once, records of interrupted sweeps, and the command end to end."""
 
 import copy
 import importlib
@@ -16,16 +16,12 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
-from ragcun_hf.sweep import run as sweep_run
-from ragcun_hf.sweep.head_batch import HeadBatch, PairBatches
-from ragcun_hf.sweep.heads import start_weights, with_head
+from ragcun_hf.sweep.heads import HeadBatch, HeadData, measure_head, with_head
 from ragcun_hf.sweep.records import SweepRecords, TrialRecord
-from ragcun_hf.sweep.report import format_table, varied_names
+from ragcun_hf.sweep.report import format_settings, varied_names
 from ragcun_hf.sweep.run import plan_rounds
 from ragcun_hf.sweep.settings import grid_settings, make_trial, random_settings
-from ragcun_hf.trainer.collators import FeaturePairCollator
-from ragcun_hf.trainer.feature_pairs import FeaturePairs
-from ragcun_hf.trainer.known_pairs import PairIds
+from ragcun_hf.trainer.inputs import FeaturePairs
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -36,7 +32,7 @@ QUERIES = "sun moon star fish bird tree bread water music stone river light".spl
 
 @pytest.fixture(scope="module")
 def pairs_of_words():
-    """Sixty-six pairs: a query of two words, a document of these and others."""
+    """Sixty-six pairs: a query of two words and a document with these and other words."""
     pairs = []
     for number, (first, second) in enumerate(itertools.combinations(QUERIES, 2)):
         others = f"{QUERIES[number % 12]} and {QUERIES[(number * 5) % 12]}"
@@ -78,7 +74,7 @@ def test_a_repeated_value_counts_once():
     ("grid", "message"),
     [
         ({"lambda_isotopy": [1]}, "'lambda_isotopy'"),
-        ({"base_model": ["a"]}, "'base_model', which has to be the same"),
+        ({"base_model": ["a"]}, "'base_model', which must be the same"),
         ({"temperature": 0.05}, "expected a list"),
         ({"temperature": []}, "expected a list"),
         ({"temperature": ["warm"]}, "temperature.*'warm'"),
@@ -88,12 +84,12 @@ def test_a_repeated_value_counts_once():
         ({"temperature": list(range(200)), "margin": list(range(200))}, "at most 10,000 settings, got 40,000"),
     ],
 )
-def test_a_grid_that_cannot_be_is_a_user_error(grid, message):
+def test_an_impossible_grid_is_a_user_error(grid, message):
     with pytest.raises(UserError, match=message):
         grid_settings(grid)
 
 
-def test_random_draws_lie_in_their_ranges_and_follow_from_the_seed():
+def test_random_draws_are_in_their_ranges_and_follow_from_the_seed():
     space = {"learning_rate": {"low": 1e-5, "high": 1e-2, "log": True}, "temperature": {"low": 0.02, "high": 0.1},
              "use_predictor": [True, False]}  # fmt: skip
     settings = random_settings(space, 200, seed=1)
@@ -111,23 +107,23 @@ def test_random_draws_of_whole_numbers_are_whole():
     assert all(64 <= setting["output_dim"] <= 512 for setting in settings)
 
 
-def test_an_optional_flag_can_be_left_to_its_default():
+def test_a_grid_can_leave_an_optional_flag_unset():
     assert grid_settings({"output_dim": [None, 512]}) == [{"output_dim": None}, {"output_dim": 512}]
 
 
-def test_a_small_space_gives_what_it_holds():
+def test_a_small_space_gives_fewer_settings():
     assert len(random_settings({"use_predictor": [True, False]}, 10, seed=0)) == 2
 
 
 @pytest.mark.parametrize(
     "values", [{"low": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "log": True}, {"low": 0, "high": 1, "l": 1}, 3]
 )
-def test_a_range_that_cannot_be_is_a_user_error(values):
+def test_an_impossible_range_is_a_user_error(values):
     with pytest.raises(UserError, match="temperature: expected a list of values or a range"):
         random_settings({"temperature": values}, 3, seed=0)
 
 
-def test_a_trial_has_its_setting_over_what_all_share(training_arguments):
+def test_a_trial_applies_its_setting_to_the_shared_arguments(training_arguments):
     shared = training_arguments(lambda_predictive=1.2, temperature=0.1)
     model = ModelArguments(dropout=0.3)
     trial = make_trial({"use_predictor": True, "temperature": 0.02}, 7, model, shared)
@@ -153,7 +149,7 @@ def test_a_trial_has_its_setting_over_what_all_share(training_arguments):
         {"whitening": 0.3, "projection_init": "random"},
     ],
 )
-def test_a_setting_that_cannot_be_is_a_user_error_that_shows_it(training_arguments, setting):
+def test_an_impossible_setting_is_a_user_error_that_shows_it(training_arguments, setting):
     with pytest.raises(UserError, match=r"setting \{"):
         make_trial(setting, 1, ModelArguments(), training_arguments())
 
@@ -177,7 +173,7 @@ def test_without_halving_all_settings_are_trained_in_full():
     assert [(each.num_settings, each.share) for each in plan_rounds(50, factor=1)] == [(50, 1.0)]
 
 
-def test_rounds_too_short_to_tell_anything_are_left_out():
+def test_rounds_below_the_least_share_are_left_out():
     rounds = [(each.num_settings, each.share) for each in plan_rounds(24, factor=4, least_share=0.1)]
     assert rounds == [(24, 0.25), (6, 1.0)]
     assert plan_rounds(24, factor=4, least_share=2.0) == plan_rounds(24, factor=1)
@@ -187,7 +183,7 @@ def test_twenty_four_settings_cost_five_whole_budgets():
     assert sum(each.num_settings * each.share for each in plan_rounds(24, factor=4)) == 5.0
 
 
-# Many heads are trained as one by one
+# Many heads train as one by one
 
 
 def _feature_pairs(model, rows):
@@ -199,12 +195,13 @@ def _feature_pairs(model, rows):
 def _trained_alone(model, start, trial, pairs):
     model = copy.deepcopy(model)
     model.load_state_dict(start, strict=False)
-    collator = FeaturePairCollator(pairs.query_vectors, pairs.document_vectors)
-    arguments = copy.copy(trial.training)
     torch.manual_seed(trial.seed)  # as set_seed does before a training run
-    ids = PairIds(torch.from_numpy(pairs.query_rows), torch.from_numpy(pairs.positive_rows))
     IsotropicGaussianTrainer(
-        model=model, args=arguments, data_collator=collator, train_dataset=pairs, pair_ids=ids
+        model=model,
+        args=trial.training,
+        data_collator=pairs.collate,
+        train_dataset=range(len(pairs)),
+        pair_ids=pairs.pair_ids(slice(None)),
     ).train()
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
 
@@ -225,7 +222,7 @@ NUMBERS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("more", ["", "negatives", "documents per query"])
-def test_heads_trained_at_once_are_those_that_the_trainer_trains(
+def test_heads_trained_at_once_equal_those_of_the_trainer(
     tiny_encoder_folder, pairs_of_words, training_arguments, kind, more
 ):
     model = IsotropicGaussianModel.from_encoder(
@@ -253,7 +250,7 @@ def test_heads_trained_at_once_are_those_that_the_trainer_trains(
             {n: w.detach() + 0.05 * torch.randn_like(w) for n, w in model.named_parameters() if w.requires_grad}
         )
     heads = HeadBatch(copy.deepcopy(model), starts, trials)
-    steps = list(heads.train(PairBatches(pairs, len(pairs), torch.device("cpu")), total_steps=11))
+    steps = list(heads.train(HeadData(model, pairs, len(pairs)), total_steps=11))
     assert steps == list(range(11))
     for start, trial, together in zip(starts, trials, heads.heads(), strict=True):
         alone = _trained_alone(model, start, trial, pairs)
@@ -267,24 +264,24 @@ def test_heads_trained_at_once_are_those_that_the_trainer_trains(
         assert moved > 1e-3, "training moved nothing"
 
 
-def test_a_head_that_diverges_leaves_the_others_alone(tiny_model, pairs_of_words, training_arguments):
+def test_a_head_that_diverges_does_not_affect_the_others(tiny_model, pairs_of_words, training_arguments):
     pairs = _feature_pairs(tiny_model, pairs_of_words)
     model_args = ModelArguments(use_predictor=True)
     trials = [make_trial({"learning_rate": rate}, 1, model_args, training_arguments()) for rate in (1e-3, 1e30)]
     start = {n: w.detach().clone() for n, w in tiny_model.named_parameters() if w.requires_grad}
     heads = HeadBatch(tiny_model, [start, start], trials)
-    list(heads.train(PairBatches(pairs, len(pairs), torch.device("cpu")), total_steps=8))
+    list(heads.train(HeadData(tiny_model, pairs, len(pairs)), total_steps=8))
     healthy, broken = heads.heads()
     assert all(bool(weight.isfinite().all()) for weight in healthy.values())
     assert not all(bool(weight.isfinite().all()) for weight in broken.values())
     words = [[row[name] for row in pairs_of_words] for name in ("query", "positive")]
     store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
     validation = RetrievalValidation(*words, store=store)
-    assert sweep_run._measured(tiny_model, broken, validation) == {}
-    # Finite weights whose similarities leave float32 are no better.
+    assert measure_head(tiny_model, broken, validation) == {}
+    # Finite weights whose similarities overflow float32 have no figures either.
     huge = {name: torch.full_like(weight, 1e30) for name, weight in healthy.items()}
-    assert sweep_run._measured(tiny_model, huge, validation) == {}
-    assert sweep_run._measured(tiny_model, healthy, validation)["ndcg@10"] > 0
+    assert measure_head(tiny_model, huge, validation) == {}
+    assert measure_head(tiny_model, healthy, validation)["ndcg@10"] > 0
 
 
 # Records
@@ -294,7 +291,7 @@ def _record(setting, seed=1, number=0, **figures):
     return TrialRecord(setting, seed, number, 5, figures or {"ndcg@10": 0.5}, 0.1)
 
 
-def test_records_come_back_and_a_cut_line_is_forgotten(tmp_path):
+def test_records_are_read_back_without_a_line_that_was_cut(tmp_path):
     records = SweepRecords(tmp_path, {"seeds": [1]})
     records.add([_record({"a": 1}), _record({"a": 2})])
     with (tmp_path / "trials.jsonl").open("a") as file:
@@ -306,7 +303,7 @@ def test_records_come_back_and_a_cut_line_is_forgotten(tmp_path):
     assert len(SweepRecords(tmp_path, {"seeds": [1]}).summaries("ndcg@10")) == 3
 
 
-def test_another_sweep_in_the_folder_is_refused_by_what_differs(tmp_path):
+def test_another_sweep_in_the_folder_is_refused_with_the_names_of_what_differs(tmp_path):
     SweepRecords(tmp_path, {"seeds": [1], "data": "a"})
     with pytest.raises(UserError, match="another seeds: name another --output_dir"):
         SweepRecords(tmp_path, {"seeds": [2], "data": "a"})
@@ -314,7 +311,7 @@ def test_another_sweep_in_the_folder_is_refused_by_what_differs(tmp_path):
         SweepRecords(tmp_path, {"seeds": [1], "data": {"held_out": "c"}})
 
 
-def test_summaries_order_by_round_then_by_mean_and_give_the_spread(tmp_path):
+def test_summaries_are_ordered_by_round_then_by_mean_and_include_the_spread(tmp_path):
     records = SweepRecords(tmp_path, {})
     for setting, number, values in (({"a": 1}, 0, (0.9, 0.9)), ({"a": 2}, 0, (0.4, 0.6)), ({"a": 2}, 1, (0.1, 0.3))):
         for seed, value in enumerate(values):
@@ -331,27 +328,27 @@ def test_a_setting_that_diverged_with_one_seed_comes_last(tmp_path):
     records = SweepRecords(tmp_path, {})
     records.add([_record({"a": 1}, 1), TrialRecord({"a": 1}, 2, 0, 5, {}, 0.1), _record({"a": 2}, 1)])
     assert [each.setting["a"] for each in records.summaries("ndcg@10")] == [2, 1]
-    table = format_table(records.summaries("ndcg@10"), {"ndcg@10": 0.4}, "ndcg@10")
+    table = format_settings(records.summaries("ndcg@10"), {"ndcg@10": 0.4}, "ndcg@10")
     assert "diverged" in table.splitlines()[-1]
     assert "0.4000" in table.splitlines()[2]
 
 
-def test_a_finalist_that_diverged_stands_below_every_setting_with_a_figure(tmp_path):
+def test_a_finalist_that_diverged_comes_below_every_setting_with_a_figure(tmp_path):
     records = SweepRecords(tmp_path, {})
     records.add([_record({"a": 1}), _record({"a": 2}), TrialRecord({"a": 2}, 1, 1, 5, {}, 0.1)])
     assert [each.setting["a"] for each in records.summaries("ndcg@10")] == [1, 2]
 
 
-def test_only_what_differs_has_a_column():
+def test_only_fields_that_differ_have_a_column():
     assert varied_names([{"a": 1, "b": 2}, {"a": 1, "b": 3}]) == ["b"]
 
 
-# The script
+# The command
 
 
 @pytest.fixture
 def sweep(tiny_encoder_folder, pairs_of_words, tmp_path, monkeypatch):
-    """Run sweep.py in an empty folder; gives its output folder."""
+    """Run a sweep in an empty folder; return its output folder."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pairs.json").write_text(json.dumps(pairs_of_words))
     script = importlib.import_module("ragcun_hf.cli.sweep")
@@ -402,7 +399,7 @@ def test_the_best_flags_train_the_best_head(sweep, monkeypatch):
     assert record["model"]["use_predictor"] == setting["use_predictor"]
 
 
-def test_the_best_flags_are_those_of_its_trial_where_a_shared_flag_does_not_fit_it(sweep):
+def test_the_best_flags_leave_out_shared_flags_that_do_not_fit_the_best_setting(sweep):
     grid = "{use_predictor: [false], output_dim: [null], batch_size: [16]}"
     folder = sweep("--lambda_predictive", 1.2, "--output_dim", 8, grid=grid)
     best = yaml.safe_load((folder / "best.yaml").read_text())
@@ -433,21 +430,26 @@ def test_other_held_out_pairs_are_another_sweep(sweep, pairs_of_words):
         sweep("--val_data", "a.json", "--feature_dtype", "float16", grid=grid)
 
 
-def test_few_held_out_documents_are_warned_of(sweep, pairs_of_words, caplog):
+def test_a_small_held_out_part_causes_a_warning(sweep, pairs_of_words, caplog):
     Path("few.json").write_text(json.dumps(pairs_of_words[:3]))
     sweep("--val_data", "few.json", grid="{temperature: [0.1]}")
     assert "Only 3 documents are held out" in caplog.text
 
 
-def test_a_warm_up_in_steps_shrinks_with_its_round(tiny_model, training_arguments):
-    trial = make_trial({"warmup_steps": 10}, 1, ModelArguments(use_predictor=True), training_arguments())
+def test_a_warm_up_in_steps_shrinks_with_its_round(tiny_model, pairs_of_words, training_arguments):
+    model_args = ModelArguments(use_predictor=True)
+    trial = make_trial({"warmup_steps": 10, "weight_decay": 0.0}, 1, model_args, training_arguments())
+    pairs = _feature_pairs(tiny_model, pairs_of_words)
     start = {n: w.detach().clone() for n, w in tiny_model.named_parameters() if w.requires_grad}
-    heads = HeadBatch(tiny_model, [start], [trial])
-    for share, expected in ((1.0, 0.1), (0.2, 0.5)):
-        optimizer, schedule = heads._optimizer(20, share)
-        optimizer.step()
-        schedule.step()
-        assert schedule.get_last_lr()[0] == pytest.approx(expected * trial.training.learning_rate)
+    moves = []
+    for share in (1.0, 0.2):
+        heads = HeadBatch(tiny_model, [start], [trial])
+        steps = heads.train(HeadData(tiny_model, pairs, len(pairs)), total_steps=20, share=share)
+        list(itertools.islice(steps, 2))
+        moves.append(heads.heads()[0]["projection.linear.weight"] - start["projection.linear.weight"])
+    # The first step has rate 0, the second a tenth of the peak, or half of it where two steps are the warm-up.
+    torch.testing.assert_close(moves[1], 5 * moves[0], atol=1e-6, rtol=1e-3)
+    assert float(moves[0].abs().max()) > 1e-5
 
 
 def test_a_finished_sweep_trains_nothing_again(sweep, monkeypatch):
@@ -457,9 +459,9 @@ def test_a_finished_sweep_trains_nothing_again(sweep, monkeypatch):
     assert (sweep() / "table.md").read_text() == table
 
 
-def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep, monkeypatch):
+def test_an_interrupted_sweep_continues_where_it_stopped(sweep, monkeypatch):
     whole = json.loads((sweep("--output_dir", "whole").parent / "whole" / "results.json").read_text())
-    real, calls = sweep_run._measured, []
+    real, calls = RetrievalValidation.__call__, []
 
     def stop_at_the_sixth(*args):
         calls.append(1)
@@ -467,12 +469,12 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(sweep_run, "_measured", stop_at_the_sixth)
-    with pytest.raises(KeyboardInterrupt):
-        sweep()
+    with monkeypatch.context() as patch:
+        patch.setattr(RetrievalValidation, "__call__", stop_at_the_sixth)
+        with pytest.raises(KeyboardInterrupt):
+            sweep()
     lines = Path("out/trials.jsonl").read_text().splitlines()
     assert 0 < len(lines) < 8
-    monkeypatch.setattr(sweep_run, "_measured", real)
     results = json.loads((sweep() / "results.json").read_text())
     assert Path("out/trials.jsonl").read_text().splitlines()[: len(lines)] == lines
     assert results["settings"] == whole["settings"]
@@ -495,19 +497,19 @@ def test_widths_and_starts_are_swept_too(sweep):
     assert len(set(figures)) > 3
 
 
-def test_a_wide_start_whitened_is_that_of_the_training_script(tiny_model, pairs_of_words, training_arguments):
+def test_a_whitened_start_equals_that_of_the_training_command(tiny_model, pairs_of_words, training_arguments):
     pairs = _feature_pairs(tiny_model, pairs_of_words)
-    data = sweep_run.SweepData(tiny_model, pairs, 40, lambda model: {})
+    data = HeadData(tiny_model, pairs, 40)
     trial = make_trial({"whitening": 0.3}, 1, ModelArguments(use_predictor=True), training_arguments())
     template = with_head(tiny_model, trial.model)
-    head = start_weights(template, trial, data)
+    head = data.initial_weights(template, trial)
     expected = copy.deepcopy(tiny_model)
     rows = [sorted({int(row) for row in rows[:40]}) for rows in (pairs.query_rows, pairs.positive_rows)]
     sample = np.concatenate([pairs.query_vectors[rows[0]], pairs.document_vectors[rows[1]]])
     expected.start_from_features(torch.from_numpy(sample), whitening=0.3)
     torch.testing.assert_close(head["projection.linear.weight"], expected.projection.linear.weight)
     assert not torch.allclose(head["projection.linear.weight"], torch.eye(16))
-    again = start_weights(template, trial, data)
+    again = data.initial_weights(template, trial)
     torch.testing.assert_close(again["projection.linear.weight"], head["projection.linear.weight"])
 
 
@@ -526,19 +528,19 @@ def test_a_wide_start_whitened_is_that_of_the_training_script(tiny_model, pairs_
         (["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"], "--lr_scheduler_type"),
     ],
 )
-def test_what_a_sweep_cannot_do_is_told_before_anything_is_encoded(sweep, monkeypatch, flags, message):
+def test_a_sweep_refuses_unsupported_flags_before_it_encodes_anything(sweep, monkeypatch, flags, message):
     monkeypatch.setattr(FeatureStore, "features", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(UserError, match=message):
         sweep(*flags)
 
 
-def test_a_figure_that_no_head_has_cannot_decide(sweep):
+def test_settings_cannot_be_selected_by_a_figure_that_no_head_has(sweep):
     with pytest.raises(UserError, match="needs heads with a predictor"):
         sweep("--select", "ndcg@10_predictor", grid="{temperature: [0.1]}")
 
 
 @pytest.mark.parametrize("grid", ["[", "[1]", "3"])
-def test_a_grid_that_is_no_mapping_is_a_user_error(sweep, grid):
+def test_a_grid_that_is_not_a_mapping_is_a_user_error(sweep, grid):
     with pytest.raises(UserError, match="--grid expects"):
         sweep(grid=grid)
 
@@ -546,13 +548,10 @@ def test_a_grid_that_is_no_mapping_is_a_user_error(sweep, grid):
 @pytest.mark.parametrize(
     "path", sorted((ROOT / "ragcun_hf" / "cli" / "sweeps").glob("*.yaml")), ids=lambda path: path.stem
 )
-def test_every_sweep_file_is_one_that_the_script_takes(monkeypatch, path, tmp_path):
+def test_the_command_accepts_every_sweep_file(path, tmp_path):
     script = importlib.import_module("ragcun_hf.cli.sweep")
-    seen = {}
-    monkeypatch.setattr(script, "_data", lambda parsed, read_views: (None, {}))
-    monkeypatch.setattr(
-        script, "_run", lambda sweep, parsed, settings, trials, *rest: seen.update(s=settings, t=trials)
+    settings, trials = script.make_trials(
+        *script.parse(["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu"])
     )
-    script.main(["--config", str(path), "--output_dir", str(tmp_path), "--use_cpu"])
-    assert len(seen["s"]) == 24
-    assert len(seen["t"]) % 24 == 0
+    assert len(settings) == 24
+    assert len(trials) % 24 == 0

@@ -1,4 +1,4 @@
-"""Real processes with unlike numbers of rows against one process with all rows: the same loss, the same gradient."""
+"""Processes with different numbers of rows compute the loss and the gradient of one process with all rows."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-# What one process of several does; with one process it is the reference. Every case goes through a small linear
-# layer, whose gradient is averaged over processes as DistributedDataParallel does.
+# The script of each process; a single process computes the reference. Every case uses a small linear layer, whose
+# gradient is averaged over processes as in DistributedDataParallel.
 WORKER = '''
 import json
 import sys
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 QUERY_IDS = [1, 2, 3, 4, 1, 5, 6, 7, 2, 8]
 DOCUMENT_IDS = [11, 12, 13, 14, 15, 12, 16, 17, 18, 13]
 NEGATIVE_IDS = [19, 20, 11, 21]
-# Beside the rows themselves: pairs 1 and 6, 6 and 0 answer each other, negative 3 answers pair 3.
+# Also known, beside the rows themselves: pairs 1 and 6, 6 and 0 answer each other, negative 3 answers pair 3.
 KNOWN = KnownPairs(torch.tensor([*QUERY_IDS, 2, 6, 4]), torch.tensor([*DOCUMENT_IDS, 16, 11, 21]))
 
 
@@ -84,7 +84,7 @@ TERMS = [*CONTRASTIVE, sigreg, covariance, mse, cosine, total]
 
 
 def batch(pairs, negatives):
-    """The rows of some pairs and some hard negatives, out of one fixed set."""
+    """Return the rows of some pairs and hard negatives of one fixed set."""
     generator = torch.Generator().manual_seed(0)
     queries, documents = torch.randn(10, 6, generator=generator), torch.randn(14, 6, generator=generator)
     negative_rows = [10 + row for row in negatives]
@@ -171,7 +171,7 @@ if __name__ == "__main__":
 CONTRASTIVE = "info info_ids info_both info_known info_euclidean triplet triplet_known".split()
 TERMS = [*CONTRASTIVE, "sigreg", "covariance", "mse", "cosine", "total"]
 # Pairs and hard negatives of each process. Pairs 0 and 4, 1 and 8 share a query, pairs 1 and 5, 2 and 9 a document,
-# and negative 2 is the document of pair 0: each repetition lies on two processes.
+# and negative 2 is the document of pair 0: each repeated text is on two processes.
 TWO = [[[0, 1, 2, 3], [0]], [[4, 5, 6, 7, 8, 9], [1, 2, 3]]]
 THREE = [[[0, 1], [0, 1]], [[2, 3, 4, 5, 6], []], [[7, 8, 9], [2, 3]]]
 
@@ -183,7 +183,7 @@ def _run(parts, folder, *mistakes):
         [sys.executable, str(script), json.dumps(parts), str(folder), *mistakes],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1_800,  # processes that wait for each other forever are a failure
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
@@ -220,7 +220,7 @@ def test_three_processes_give_the_loss_and_gradient_of_one_with_all_rows(three_p
     _assert_same(three_processes, term)
 
 
-def test_repetitions_on_other_processes_are_masked(two_processes):
+def test_repeated_texts_on_other_processes_are_masked(two_processes):
     together = two_processes["together"]
     assert together["info_ids"]["loss"] < together["info"]["loss"] - 1e-3
 
@@ -235,7 +235,7 @@ def test_repetitions_on_other_processes_are_masked(two_processes):
         ("average_the_own_rows", {*CONTRASTIVE, "mse", "cosine", "total"}),
     ],
 )
-def test_the_known_mistakes_would_be_seen(mistake, terms, tmp_path):
+def test_known_mistakes_would_fail_these_tests(mistake, terms, tmp_path):
     results = _run(TWO, tmp_path, mistake)
     seen = set()
     for term in TERMS:

@@ -1,10 +1,11 @@
-"""Pairs that are known over the whole of the data, and epochs in which every query counts once."""
+"""Pairs that are known over all training rows, and epochs that use every query once."""
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from ragcun_hf.trainer.collators import text_ids
-from ragcun_hf.trainer.known_pairs import KnownPairs, PairIds, QueryBalancedSampler
+from ragcun_hf.trainer.inputs import text_ids
+from ragcun_hf.trainer.known_pairs import KnownPairs, PairIds, QueryBalancedRows
 
 
 @pytest.mark.parametrize("kind", ["rows", "hashes"])
@@ -29,32 +30,49 @@ def test_one_document_per_query_needs_no_lookup():
 QUERIES = torch.tensor([9, 3, 9, 9, 5, 3])
 
 
-def test_an_epoch_takes_every_query_once():
-    sampler = QueryBalancedSampler(QUERIES, seed=1)
+def _drawn(rows, epoch):
+    rows.set_epoch(epoch)
+    return tuple(rows[index] for index in range(len(rows)))
+
+
+@pytest.fixture
+def make_rows():
+    """Balanced rows that are the numbers of the rows themselves."""
+    return lambda seed=1: QueryBalancedRows(range(6), QUERIES, seed=seed)
+
+
+def test_an_epoch_uses_every_query_once(make_rows):
+    rows = make_rows()
+    assert len(rows) == 3
     for epoch in range(20):
-        sampler.set_epoch(epoch)
-        rows = list(sampler)
-        assert len(rows) == len(sampler) == 3
-        assert sorted(QUERIES[rows].tolist()) == [3, 5, 9]
+        assert sorted(QUERIES[list(_drawn(rows, epoch))].tolist()) == [3, 5, 9]
 
 
-def test_epochs_differ_and_in_the_end_every_row_was_drawn():
-    sampler = QueryBalancedSampler(QUERIES, seed=1)
-    epochs = []
-    for epoch in range(60):
-        sampler.set_epoch(epoch)
-        epochs.append(tuple(sampler))
-    assert {row for rows in epochs for row in rows} == set(range(6))
+def test_epochs_differ_and_use_every_row_in_the_end(make_rows):
+    rows = make_rows()
+    epochs = [_drawn(rows, epoch) for epoch in range(60)]
+    assert {row for drawn in epochs for row in drawn} == set(range(6))
     assert len(set(epochs)) > 20
-    nines = [row for rows in epochs for row in rows if QUERIES[row] == 9]
-    assert all(8 <= nines.count(row) <= 32 for row in (0, 2, 3))  # 20 each, but for chance
+    nines = [row for drawn in epochs for row in drawn if QUERIES[row] == 9]
+    assert all(8 <= nines.count(row) <= 32 for row in (0, 2, 3))  # about 20 each
 
 
-def test_seed_and_epoch_decide_the_draw():
-    first, second = QueryBalancedSampler(QUERIES, seed=1), QueryBalancedSampler(QUERIES, seed=1)
-    list(first)  # what was drawn before plays no part
-    for sampler in (first, second):
-        sampler.set_epoch(7)
-    assert list(first) == list(second) == list(first)
-    draws = {tuple(QueryBalancedSampler(QUERIES, seed=seed)) for seed in range(20)}
-    assert len(draws) > 5
+def test_seed_and_epoch_decide_the_draw(make_rows):
+    first, second = make_rows(), make_rows()
+    _drawn(first, 2)  # an earlier epoch changes nothing
+    assert _drawn(first, 7) == _drawn(second, 7) == _drawn(first, 7)
+    assert len({_drawn(make_rows(seed), 0) for seed in range(20)}) > 5
+
+
+def test_a_new_dataset_is_at_its_first_epoch(make_rows):
+    rows = make_rows()
+    before = tuple(rows[index] for index in range(len(rows)))
+    assert before == _drawn(rows, 0)
+
+
+def test_loader_processes_that_are_kept_between_epochs_see_the_new_draw(make_rows):
+    rows = make_rows()
+    loader = DataLoader(rows, batch_size=3, num_workers=1, persistent_workers=True, collate_fn=tuple)
+    for epoch in range(4):
+        expected = _drawn(rows, epoch)
+        assert list(loader) == [expected]

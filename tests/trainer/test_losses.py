@@ -1,4 +1,4 @@
-"""The loss terms in one process: values by hand, slow independent versions, gradients, number formats."""
+"""The loss terms in one process: values by hand, slow independent versions, gradients, dtypes."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_value_is_a_float32_scalar_for_bfloat16_input_and_close_to_the_float32_v
     value = term(QUERIES.bfloat16())
     assert (value.dtype, value.shape) == (torch.float32, ())
     assert value.item() == pytest.approx(term(QUERIES).item(), rel=0.05)
-    # The computation itself is float32: only the rounding of the input is left.
+    # The computation itself is in float32, so only the input is rounded.
     assert value.item() == pytest.approx(term(QUERIES.bfloat16().float()).item(), rel=0.02)
 
 
@@ -132,7 +132,7 @@ KNOWN_PAIRS = KnownPairs(*(torch.tensor(ids) for ids in zip(*sorted(KNOWN), stri
 
 
 @pytest.mark.parametrize("is_bidirectional", [False, True])
-def test_info_nce_leaves_out_what_is_known_to_answer_a_query(is_bidirectional):
+def test_info_nce_leaves_out_documents_that_are_known_to_answer_a_query(is_bidirectional):
     query_ids, document_ids = [1, 2, 1, 3, 4, 5], [7, 8, 9, 8, 6, 5, 9, 4, 4]
     ids = {"query_ids": torch.tensor(query_ids), "document_ids": torch.tensor(document_ids)}
     options = {"is_bidirectional": is_bidirectional, "temperature": 1.0, **ids}
@@ -151,7 +151,7 @@ def test_info_nce_of_equal_scores_is_the_logarithm_of_the_number_of_candidates()
     assert info_nce_loss(torch.ones(3, 4), torch.ones(5, 4)).item() == pytest.approx(math.log(5), abs=1e-6)
 
 
-def test_a_smaller_temperature_sharpens_what_is_already_right():
+def test_a_smaller_temperature_lowers_the_loss_of_correct_rankings():
     queries = torch.eye(4)
     values = [info_nce_loss(queries, queries, temperature=t).item() for t in (0.05, 0.5, 5.0)]
     assert values == sorted(values)
@@ -162,13 +162,13 @@ def test_a_smaller_temperature_sharpens_what_is_already_right():
 def test_hard_negatives_are_candidates_of_every_query():
     with_negatives = info_nce_loss(QUERIES, DOCUMENTS)
     assert with_negatives > info_nce_loss(QUERIES, DOCUMENTS[:6]) + 1e-3
-    # A negative at a query's own place is the worst one.
+    # A negative equal to its query is the hardest possible.
     worst = torch.cat([DOCUMENTS[:6], QUERIES[3:4]])
     assert info_nce_loss(QUERIES, worst) > info_nce_loss(QUERIES, DOCUMENTS[:6]) + 0.1
 
 
 def test_a_repeated_document_is_no_negative_of_its_other_queries():
-    # Rows 0 and 1 ask for the same document; for each the other row's copy is as if it were not there.
+    # Rows 0 and 1 have the same document; each ignores the copy in the other row.
     documents = torch.cat([DOCUMENTS[:1], DOCUMENTS[:1], DOCUMENTS[2:]])
     ids = torch.tensor([5, 5, 2, 3, 4, 0, 6, 7, 8])
     value = info_nce_loss(QUERIES, documents, document_ids=ids)
@@ -181,7 +181,7 @@ def test_a_repeated_document_is_no_negative_of_its_other_queries():
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_repeated_query_s_other_document_is_no_negative():
+def test_the_other_document_of_a_repeated_query_is_no_negative():
     ids = torch.tensor([1, 1, 2, 3, 4, 5])
     value = info_nce_loss(QUERIES, DOCUMENTS, query_ids=ids)
     expected = (
@@ -192,7 +192,7 @@ def test_a_repeated_query_s_other_document_is_no_negative():
     assert value.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_hard_negative_that_is_a_query_s_own_document_is_left_out():
+def test_a_hard_negative_that_equals_the_query_s_own_document_is_left_out():
     documents = torch.cat([DOCUMENTS[:6], DOCUMENTS[:1]])
     ids = torch.tensor([0, 1, 2, 3, 4, 5, 0])
     masked = info_nce_loss(QUERIES, documents, document_ids=ids)
@@ -201,13 +201,13 @@ def test_a_hard_negative_that_is_a_query_s_own_document_is_left_out():
     assert masked.item() == pytest.approx(sum(rows) / 6, rel=1e-5)
 
 
-def test_distinct_ids_mask_nothing_and_negative_ids_are_ids():
+def test_distinct_ids_mask_nothing_even_if_they_are_negative():
     ids = torch.tensor([-1, -2, -3, 4, 5, 6, 7, 8, 9])
     plain = info_nce_loss(QUERIES, DOCUMENTS).item()
     assert info_nce_loss(QUERIES, DOCUMENTS, document_ids=ids).item() == plain
 
 
-def test_both_directions_are_the_mean_of_the_two_one_way_losses():
+def test_the_bidirectional_loss_is_the_mean_of_both_directions():
     documents = DOCUMENTS[:6]
     both = info_nce_loss(QUERIES, DOCUMENTS, is_bidirectional=True).item()
     # Hard negatives take part in the first direction only.
@@ -216,7 +216,7 @@ def test_both_directions_are_the_mean_of_the_two_one_way_losses():
     assert abs(both - info_nce_loss(QUERIES, DOCUMENTS).item()) > 1e-3
 
 
-def test_both_directions_mask_repetitions_with_the_roles_exchanged():
+def test_both_directions_mask_repeated_texts_with_exchanged_roles():
     query_ids, document_ids = torch.tensor([1, 2, 1, 3, 4, 5]), torch.tensor([7, 8, 9, 8, 6, 5])
     both = info_nce_loss(
         QUERIES, DOCUMENTS[:6], query_ids=query_ids, document_ids=document_ids, is_bidirectional=True
@@ -227,7 +227,7 @@ def test_both_directions_mask_repetitions_with_the_roles_exchanged():
     assert both == pytest.approx((forth + back) / 2, rel=1e-5)
 
 
-def test_the_three_similarities_order_alike_for_vectors_of_length_root_of_the_width():
+def test_the_three_similarities_agree_for_vectors_whose_length_is_the_root_of_the_width():
     queries = torch.nn.functional.normalize(QUERIES, dim=1) * math.sqrt(5)
     documents = torch.nn.functional.normalize(DOCUMENTS, dim=1) * math.sqrt(5)
     cosine, dot, euclidean = (similarity_scores(queries, documents, s) for s in ("cosine", "dot", "euclidean"))
@@ -301,7 +301,7 @@ def test_triplet_margin_equals_the_slow_version(with_ids):
     assert value > 0.1
 
 
-def test_triplet_margin_leaves_out_what_is_known_to_answer_a_query():
+def test_triplet_margin_leaves_out_documents_that_are_known_to_answer_a_query():
     ids = {"query_ids": [1, 2, 1, 3, 4, 5], "document_ids": [7, 8, 9, 8, 6, 5, 9, 4, 4]}
     tensors = {name: torch.tensor(values) for name, values in ids.items()}
     value = triplet_margin_loss(QUERIES, DOCUMENTS, margin=0.7, known_pairs=KNOWN_PAIRS, **tensors).item()
@@ -311,7 +311,7 @@ def test_triplet_margin_leaves_out_what_is_known_to_answer_a_query():
 
 def test_triplet_margin_takes_the_hardest_negative():
     near = torch.cat([DOCUMENTS[:6], QUERIES[2:3] + 0.01])
-    # Only row 2 has a negative that near; every other row's hardest negative may be it, never an easier one.
+    # Only row 2 has such a near negative; it can only make the hardest negative of another row harder.
     value = triplet_margin_loss(QUERIES[2:3], torch.cat([DOCUMENTS[2:3], near]), margin=0.1).item()
     own = math.dist(QUERIES[2].tolist(), DOCUMENTS[2].tolist())
     assert value == pytest.approx(own - 0.01 * math.sqrt(5) + 0.1, abs=1e-5)
@@ -386,7 +386,7 @@ def test_sigreg_of_a_collapsed_batch_done_by_hand():
     assert by_hand == pytest.approx(0.40, abs=0.01)
 
 
-def test_sigreg_is_the_integral_to_the_accuracy_of_its_quadrature():
+def test_sigreg_equals_the_integral_up_to_the_error_of_its_quadrature():
     from scipy.integrate import quad
 
     x, directions = _reference_case()
@@ -403,18 +403,18 @@ def test_sigreg_is_the_integral_to_the_accuracy_of_its_quadrature():
 
 
 @pytest.mark.parametrize(("rows", "width", "repetitions"), [(64, 4, 300), (64, 256, 60), (512, 32, 60)])
-def test_sigreg_of_gaussian_samples_is_about_the_null_floor_whatever_the_size(rows, width, repetitions):
+def test_sigreg_of_gaussian_samples_is_near_the_null_floor_for_every_size(rows, width, repetitions):
     values = [
         sigreg_statistic(_random(rows, width, seed=seed), random_directions(width, 64, seed=1000 + seed)).item()
         for seed in range(repetitions)
     ]
-    # Standard error measured per case: the tolerance is four of them, and it is small.
+    # The tolerance is four standard errors, measured per case.
     error = np.std(values) / math.sqrt(len(values))
     assert error < 0.04
     assert np.mean(values) == pytest.approx(SIGREG_NULL_FLOOR, abs=4 * error)
 
 
-def test_sigreg_null_floor_is_the_expectation_by_theory():
+def test_the_sigreg_null_floor_equals_the_expected_value():
     # E|phi_N - phi|^2 = (1 - phi^2) / N for samples of N(0, 1): T's mean is the integral of (1 - phi^2) phi.
     knots = np.linspace(0, 3, 17)
     normal = np.exp(-(knots**2) / 2)
@@ -433,7 +433,7 @@ def test_sigreg_null_floor_is_the_expectation_by_theory():
         ("collapse", lambda x: 0 * x),
     ],
 )
-def test_sigreg_sees_what_is_not_a_standard_gaussian(name, change):
+def test_sigreg_is_larger_for_samples_of_other_distributions(name, change):
     x = _random(512, 16)
     null = 512 * sigreg_loss(x).item()
     wrong = 512 * sigreg_loss(change(x)).item()
@@ -464,7 +464,7 @@ def test_chunks_do_not_change_sigreg_or_its_gradient(monkeypatch, elements):
     expected_x = x.clone().requires_grad_()
     expected = sigreg_statistic(expected_x, directions)
     expected.backward()
-    monkeypatch.setattr(isotropy, "_ELEMENTS_AT_ONCE", elements)
+    monkeypatch.setattr(isotropy, "ELEMENTS_AT_ONCE", elements)
     x.requires_grad_()
     value = sigreg_statistic(x, directions)
     value.backward()
@@ -477,7 +477,7 @@ def test_sigreg_ignores_the_order_of_rows():
     assert sigreg_loss(x.flip(0)).item() == pytest.approx(sigreg_loss(x).item(), rel=1e-5)
 
 
-def test_seed_alone_chooses_the_directions():
+def test_only_the_seed_decides_the_directions():
     x = 2 * _random(32, 4)
     torch.manual_seed(5)
     first = sigreg_loss(x, seed=1).item()
@@ -486,14 +486,14 @@ def test_seed_alone_chooses_the_directions():
     assert sigreg_loss(x, seed=2).item() != first
 
 
-def test_directions_are_unit_and_spread_over_the_sphere():
+def test_directions_have_length_one_and_spread_over_the_sphere():
     directions = random_directions(3, 4000, seed=0)
     assert torch.allclose(directions.norm(dim=0), torch.ones(4000), atol=1e-6)
     assert torch.allclose(directions @ directions.T / 4000, torch.eye(3) / 3, atol=0.02)
     assert directions.mean(dim=1).abs().max() < 0.03
 
 
-def test_descending_sigreg_turns_a_wrong_batch_gaussian():
+def test_gradient_descent_on_sigreg_makes_a_batch_gaussian():
     x = (0.2 * _random(128, 3) + 1).requires_grad_()
     optimizer = torch.optim.Adam([x], lr=0.05)
     for step in range(150):

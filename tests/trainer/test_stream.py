@@ -1,4 +1,4 @@
-"""Streams: every row once a pass, another order each pass, and the same rows after an interruption as without one."""
+"""Streams: every pass has every row once in another order, and a resumed run sees the rows of an uninterrupted one."""
 
 import importlib
 import json
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ragcun_hf.data.pairs import read_pairs
-from ragcun_hf.data.stream import ShuffledStream
+from ragcun_hf.data.stream import ShuffledStream, interleave
 from ragcun_hf.errors import UserError
 
 TRAINING = Path(__file__).resolve().parents[2] / "training"
@@ -32,7 +32,7 @@ def _numbers(stream, epoch=0):
     return [int(row["query"].split()[1]) for row in stream]
 
 
-def test_every_pass_holds_every_row_once_in_an_order_of_its_own(file):
+def test_every_pass_has_every_row_once_in_its_own_order(file):
     stream = _stream(file)
     passes = [_numbers(stream, epoch) for epoch in (0, 1, 2)]
     assert all(sorted(each) == list(range(NUM_ROWS)) for each in passes)
@@ -41,23 +41,23 @@ def test_every_pass_holds_every_row_once_in_an_order_of_its_own(file):
     assert _numbers(_stream(file, seed=1)) != passes[0]
 
 
-def test_a_buffer_of_one_row_keeps_the_order_and_of_a_few_mixes_neighbours_only(file):
+def test_a_buffer_of_one_row_keeps_the_order_and_a_small_buffer_mixes_only_neighbours(file):
     assert _numbers(_stream(file, buffer_size=1), 3) == list(range(NUM_ROWS))
     assert all(number < place + 4 for place, number in enumerate(_numbers(_stream(file, buffer_size=4))))
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 17, NUM_ROWS - 4])
-def test_a_stream_goes_on_where_it_stopped_and_then_with_the_next_pass(file, num_rows):
+def test_a_stream_continues_where_it_stopped_and_then_with_the_next_pass(file, num_rows):
     whole, later = _stream(file), _stream(file)
     later.start_at(2, num_rows)
-    for _ in range(2):  # whoever looks at it before does not move it
+    for _ in range(2):  # reading does not move the position
         assert _numbers(later) == _numbers(whole, 2)[num_rows:]
     assert (later.number_of_pass, later.num_skipped) == (2, num_rows)
     assert _numbers(later, 1) == _numbers(whole, 3)
     assert (later.number_of_pass, later.num_skipped) == (3, 0)
 
 
-def test_a_pass_is_made_of_whole_batches(file):
+def test_a_pass_consists_of_whole_batches(file):
     whole, stream = _stream(file), _stream(file)
     stream.rows_at_once = 7
     assert _numbers(stream) == _numbers(whole)[:28]
@@ -67,7 +67,7 @@ def test_a_pass_is_made_of_whole_batches(file):
 
 
 @pytest.mark.parametrize("num_rows", [NUM_ROWS - 3, NUM_ROWS])
-def test_a_pass_without_a_whole_batch_left_is_over(file, num_rows):
+def test_a_pass_ends_when_no_whole_batch_is_left(file, num_rows):
     whole, later = _stream(file), _stream(file)
     whole.rows_at_once = later.rows_at_once = 4
     later.start_at(0, num_rows)
@@ -77,7 +77,7 @@ def test_a_pass_without_a_whole_batch_left_is_over(file, num_rows):
     assert _numbers(later, 1) == _numbers(whole, 2)
 
 
-def test_only_what_is_used_is_read(file):
+def test_only_rows_that_are_used_are_read(file):
     with file.open("a") as broken:
         broken.write("\nnot JSON")
     assert len(list(islice(_stream(file, buffer_size=4), 10))) == 10
@@ -87,7 +87,7 @@ def test_only_what_is_used_is_read(file):
 
 @pytest.fixture
 def train(tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch):
-    """Run train_contrastive.py on a stream of ten pairs in batches of four; gives the model's weights."""
+    """Train on a stream of ten pairs in batches of four; return the model's weights."""
     monkeypatch.chdir(tmp_path)
     rows = [*tiny_pairs, *({"query": pair["positive"], "positive": pair["query"]} for pair in tiny_pairs[:2])]
     (tmp_path / "train.json").write_text(json.dumps(rows), encoding="utf-8")
@@ -114,13 +114,13 @@ def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
 
 
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
-def test_a_pass_ends_before_a_smaller_step_whatever_the_flag_of_smaller_batches_says(train, flags):
+def test_a_pass_ends_before_a_smaller_step_for_both_values_of_drop_last(train, flags):
     weights = [train(value, *flags, "--dataloader_drop_last", value) for value in ("true", "false")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 @pytest.mark.parametrize("steps", ["5", "3"])
-def test_a_finished_run_that_is_resumed_trains_no_step_more(train, tmp_path, steps):
+def test_a_finished_run_that_is_resumed_trains_no_further_step(train, tmp_path, steps):
     schedule = ("--lr_scheduler_type", "constant", "--warmup_steps", "0")
     whole = train("whole", *schedule)
     last = ("--resume_from_checkpoint", "whole/checkpoint-5", "--max_steps", steps)
@@ -130,7 +130,7 @@ def test_a_finished_run_that_is_resumed_trains_no_step_more(train, tmp_path, ste
     assert record["steps"] == 5
 
 
-def test_a_finished_run_that_is_resumed_leaves_its_checkpoint_as_it_is(train, tmp_path, tiny_pairs):
+def test_a_finished_run_that_is_resumed_does_not_change_its_checkpoint(train, tmp_path, tiny_pairs):
     (tmp_path / "val.json").write_text(json.dumps(tiny_pairs), encoding="utf-8")
     flags = (
         "--val_data",
@@ -155,7 +155,7 @@ def test_several_sources_take_turns_and_each_row_comes_once_a_pass(tmp_path, mon
         rows = [{"query": f"{name} {row}", "positive": "a document"} for row in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     sources = [read_pairs(tmp_path / f"{name}.jsonl", streaming=True) for name in ("long", "short")]
-    rows = importlib.import_module("ragcun_hf.cli.train_contrastive")._interleaved(sources)
+    rows = interleave(sources)
     found = [row["query"] for row in ShuffledStream(rows, buffer_size=1, seed=0)]
     assert found[:4] == ["long 0", "short 0", "long 1", "short 1"]
     assert found[4:] == [f"long {row}" for row in range(2, 9)]
@@ -191,6 +191,6 @@ def test_a_checkpoint_of_another_order_is_refused(train):
         (["--max_steps", "-1"], "--streaming needs --max_steps"),
     ],
 )
-def test_flags_that_do_not_go_with_a_stream_are_user_errors(train, flags, message):
+def test_flags_that_a_stream_does_not_support_are_user_errors(train, flags, message):
     with pytest.raises(UserError, match=message):
         train("out", *flags)

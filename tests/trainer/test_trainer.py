@@ -1,4 +1,4 @@
-"""The Trainer on a tiny model: what trains, what stays, what is logged, and what gives the same weights."""
+"""The Trainer on a tiny model: weights that move or stay, logs, and settings that give the same weights."""
 
 import copy
 
@@ -8,14 +8,14 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
-from ragcun_hf.features.feature_store import FeatureStore
-from ragcun_hf.trainer.collators import FeaturePairCollator, TextPairCollator, text_ids
-from ragcun_hf.trainer.feature_pairs import FeaturePair, FeaturePairs
+from ragcun_hf.features.feature_store import FeatureStore, FeatureTable
+from ragcun_hf.trainer.inputs import FeaturePairs, TextPairCollator, text_ids
 from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR
 from ragcun_hf.trainer.known_pairs import PairIds
 from ragcun_hf.trainer.objective import Objective
-from ragcun_hf.trainer.outcome import finish_training
+from ragcun_hf.trainer.record import finish_training
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -72,7 +72,7 @@ def _features(model, rows):
     store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
     texts = [[row["query"] for row in rows], [row["positive"] for row in rows]]
     pairs = FeaturePairs(*texts, [row.get("negative") or [] for row in rows], store=store)
-    return FeaturePairCollator(pairs.query_vectors, pairs.document_vectors), pairs
+    return pairs.collate, range(len(pairs))
 
 
 def _weights(model):
@@ -89,7 +89,7 @@ def _logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
-# What trains
+# Weights that move or stay
 
 
 def test_two_steps_move_every_parameter_of_the_head(make_model, make_trainer):
@@ -178,7 +178,7 @@ def test_frozen_layers_stay_while_the_others_train(make_model, make_trainer):
     assert not any(name.startswith(("encoder.layer.0.", "embeddings.word_embeddings.")) for name in moved)
 
 
-# What is logged
+# Logs
 
 
 def test_terms_are_logged_unweighted_and_their_weighted_sum_is_the_loss(tiny_model, make_trainer):
@@ -203,7 +203,7 @@ def test_a_log_line_averages_the_terms_since_the_last_one(tiny_model, make_train
         assert _logged(pairwise, f"loss/{name}") == pytest.approx([sum(values[:2]) / 2, sum(values[2:]) / 2])
 
 
-def test_collapse_measures_stand_beside_the_loss(tiny_model, make_trainer):
+def test_collapse_measures_are_logged_with_the_loss(tiny_model, make_trainer):
     trainer = make_trainer(tiny_model)
     trainer.train()
     for entry in trainer.state.log_history[:2]:
@@ -228,7 +228,7 @@ def test_a_weight_of_zero_skips_its_term_and_its_log_line(tiny_model, make_train
 
 
 def test_a_predictive_weight_without_a_predictor_is_refused(make_model, make_trainer):
-    with pytest.raises(ValueError, match=r"`lambda_predictive` is 1.2, but the model has no predictor"):
+    with pytest.raises(UserError, match=r"--lambda_predictive 1.2 needs a predictor, got a model without one"):
         make_trainer(make_model(use_predictor=False), lambda_predictive=1.2)
 
 
@@ -242,7 +242,7 @@ def test_the_predictive_weight_is_one_with_a_predictor_and_zero_without(make_mod
 
 
 def test_nothing_to_train_is_refused_before_the_first_step(make_model, make_trainer):
-    with pytest.raises(ValueError, match="nothing to train"):
+    with pytest.raises(UserError, match="nothing to train"):
         make_trainer(make_model(use_predictor=False), lambda_contrastive=0.0, lambda_isotropy=0.0)
 
 
@@ -267,7 +267,7 @@ def test_every_kind_of_term_trains_and_changes_the_loss(tiny_model, make_trainer
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
-def test_the_contrastive_term_compares_as_the_search_will(make_model, make_trainer, monkeypatch, similarity):
+def test_the_contrastive_term_uses_the_similarity_of_the_search(make_model, make_trainer, monkeypatch, similarity):
     used = []
     from ragcun_hf.trainer import objective as module
 
@@ -288,7 +288,7 @@ def test_embeddings_that_are_not_finite_are_logged_without_collapse_measures(tin
     assert "effective_rank" not in trainer.state.log_history[0]
 
 
-# What gives the same weights
+# The same weights
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -323,7 +323,7 @@ def test_accumulated_batches_of_means_over_rows_equal_one_large_batch(make_model
 
 
 @pytest.mark.parametrize("from_features", [True, False])
-def test_a_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
     make_model, make_trainer, tmp_path, from_features
 ):
     options = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3, "from_features": from_features}
@@ -332,7 +332,7 @@ def test_a_resumed_run_ends_with_the_very_weights_of_an_uninterrupted_one(
     resumed = make_model(dropout=0.3, projection_init="random", seed=5)
     assert _difference(whole, resumed) > 1e-2
     torch.manual_seed(99)
-    # The third step is the first of the second epoch: half an epoch has to be skipped.
+    # The checkpoint is in the middle of the second epoch, so half an epoch has to be skipped.
     trainer = make_trainer(resumed, **options, output_dir=str(tmp_path / "resumed"))
     trainer.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-3"))
     assert trainer.state.global_step == 6
@@ -379,7 +379,7 @@ def test_bfloat16_autocast_keeps_losses_in_float32_and_close_to_float32(make_mod
 
 
 class _Scripted:
-    """A validation that says what it was told to."""
+    """A validation that returns given figures."""
 
     def __init__(self, *figures):
         self.figures = list(figures)
@@ -403,7 +403,7 @@ def _evaluating(**options):
 
 
 @pytest.mark.parametrize("from_features", [True, False])
-def test_evaluation_gives_the_loss_its_terms_and_the_retrieval_figures(
+def test_evaluation_returns_the_loss_its_terms_and_the_retrieval_figures(
     tiny_model, tiny_pairs, make_trainer, from_features
 ):
     texts = [[pair["query"] for pair in tiny_pairs], [pair["positive"] for pair in tiny_pairs]]
@@ -421,8 +421,8 @@ def test_evaluation_gives_the_loss_its_terms_and_the_retrieval_figures(
     assert 0 < figures["eval_ndcg@10_predictor"] < 1
     assert trainer.state.log_history[-1]["eval_ndcg@10"] == figures["eval_ndcg@10"]
     assert not tiny_model.training
-    whole = trainer.evaluate(list(rows)[:6] if not from_features else torch.utils.data.Subset(rows, range(6)))
-    assert whole["eval_loss"] != pytest.approx(figures["eval_loss"], abs=1e-4)
+    fewer = trainer.evaluate(rows[:6])
+    assert fewer["eval_loss"] != pytest.approx(figures["eval_loss"], abs=1e-4)
 
 
 def test_a_validation_set_smaller_than_a_batch_still_has_a_loss(tiny_model, tiny_pairs, make_trainer):
@@ -479,7 +479,7 @@ def test_validation_from_features_equals_validation_from_tokens(tiny_model, tiny
     assert tiny_model.training
 
 
-def test_validation_gives_the_training_mode_back_after_an_error(tiny_model, tiny_pairs, monkeypatch):
+def test_validation_restores_the_training_mode_after_an_error(tiny_model, tiny_pairs, monkeypatch):
     texts = [[pair["query"] for pair in tiny_pairs], [pair["positive"] for pair in tiny_pairs]]
     store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
     tiny_model.train()
@@ -489,11 +489,11 @@ def test_validation_gives_the_training_mode_back_after_an_error(tiny_model, tiny
     assert tiny_model.training
 
 
-# Epochs of views that change
+# Epochs whose rows change
 
 
-class _Views:
-    """Eight rows that remember in which epoch each was asked for."""
+class _ChangingRows:
+    """Eight rows that record the epoch of every access."""
 
     def __init__(self, rows):
         self.rows, self.epoch, self.asked = rows, 0, []
@@ -509,14 +509,16 @@ class _Views:
         return self.rows[index]
 
 
-def test_each_epoch_is_announced_to_the_training_views(tiny_model, tiny_pairs, make_trainer):
-    views = _Views(tiny_pairs)
-    make_trainer(tiny_model, rows=views, max_steps=-1, num_train_epochs=3).train()
-    assert views.asked == [0] * 8 + [1] * 8 + [2] * 8
+def test_the_training_rows_are_told_each_epoch(tiny_model, tiny_pairs, make_trainer):
+    rows = _ChangingRows(tiny_pairs)
+    make_trainer(tiny_model, rows=rows, max_steps=-1, num_train_epochs=3).train()
+    assert rows.asked == [0] * 8 + [1] * 8 + [2] * 8
 
 
 @pytest.mark.parametrize(("step", "asked"), [(2, [1] * 8 + [2] * 8), (3, [1] * 4 + [2] * 8)])
-def test_a_resumed_run_goes_on_in_the_epoch_where_it_was(tiny_model, tiny_pairs, make_trainer, tmp_path, step, asked):
+def test_a_resumed_run_continues_in_the_epoch_of_its_checkpoint(
+    tiny_model, tiny_pairs, make_trainer, tmp_path, step, asked
+):
     options = {
         "max_steps": -1,
         "num_train_epochs": 3,
@@ -524,17 +526,17 @@ def test_a_resumed_run_goes_on_in_the_epoch_where_it_was(tiny_model, tiny_pairs,
         "save_steps": step,
         "save_total_limit": 9,
     }
-    make_trainer(copy.deepcopy(tiny_model), rows=_Views(tiny_pairs), **options).train()
-    views = _Views(tiny_pairs)
-    trainer = make_trainer(tiny_model, rows=views, **options, output_dir=str(tmp_path / "resumed"))
+    make_trainer(copy.deepcopy(tiny_model), rows=_ChangingRows(tiny_pairs), **options).train()
+    rows = _ChangingRows(tiny_pairs)
+    trainer = make_trainer(tiny_model, rows=rows, **options, output_dir=str(tmp_path / "resumed"))
     trainer.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
-    assert views.asked == asked
+    assert rows.asked == asked
 
 
 # Collators
 
 
-def test_text_collator_lays_out_queries_then_positives_then_all_negatives(tiny_tokenizer):
+def test_the_text_collator_puts_queries_before_positives_before_all_negatives(tiny_tokenizer):
     rows = [
         {"query": "a", "positive": "an the", "negative": []},
         {"query": "of", "positive": "in", "negative": ["on", "an the"]},
@@ -559,33 +561,35 @@ def test_text_collator_lays_out_queries_then_positives_then_all_negatives(tiny_t
 
 
 def _pattern(ids):
-    """Number ids in the order in which they first come."""
+    """Number ids in the order of their first occurrence."""
     known = list(dict.fromkeys(ids.tolist()))
     return [known.index(value) for value in ids.tolist()]
 
 
-def test_feature_collator_looks_rows_up_in_the_same_layout():
-    queries, documents = (
-        np.array([[0.0, 1.0], [2.0, 3.0]], np.float32),
-        np.array([[4.0, 5.0], [6.0, 7.0], [8.0, 9.0]], np.float32),
-    )
-    rows = [
-        FeaturePair(query=1, positive=0, negatives=np.array([], np.int64)),
-        FeaturePair(query=0, positive=2, negatives=np.array([1, 0])),
-    ]
-    batch = FeaturePairCollator(queries, documents)(rows)
+class _NumbersStore:
+    """A feature store whose texts are written-out vectors."""
+
+    def features(self, texts, *, prompt=""):
+        distinct = list(dict.fromkeys(texts))
+        vectors = np.array([[float(number) for number in text.split()] for text in distinct], np.float32)
+        return FeatureTable(vectors=vectors, rows=np.array([distinct.index(text) for text in texts]))
+
+
+def test_feature_pairs_are_collated_in_the_same_layout():
+    negatives = [["6 7", "4 5"], []]
+    batch = FeaturePairs(["0 1", "2 3"], ["8 9", "4 5"], negatives, store=_NumbersStore()).collate([1, 0])
     assert batch["features"].tolist() == [[2, 3], [0, 1], [4, 5], [8, 9], [6, 7], [4, 5]]
     assert batch["features"].dtype == torch.float32
     assert batch["query_ids"].tolist() == [1, 0]
-    assert batch["document_ids"].tolist() == [0, 2, 1, 0]
+    assert batch["document_ids"].tolist() == [1, 0, 2, 1]
 
 
-def test_prompts_stand_in_front_of_queries_and_documents(tiny_tokenizer):
+def test_prompts_are_prepended_to_queries_and_documents(tiny_tokenizer):
     collator = TextPairCollator(tiny_tokenizer, max_length=8, query_prompt="query: ", document_prompt="document: ")
     batch = collator([{"query": "a", "positive": "an", "negative": ["the"]}])
     query, document = tiny_tokenizer.convert_tokens_to_ids(["query:", "document:"])
     assert batch["input_ids"].tolist() == [[2, query, 5, 3], [2, document, 6, 3], [2, document, 7, 3]]
-    # Prompts do not make two texts different.
+    # Ids do not depend on prompts.
     plain = TextPairCollator(tiny_tokenizer, max_length=8)([{"query": "a", "positive": "an", "negative": ["the"]}])
     assert torch.equal(batch["document_ids"], plain["document_ids"])
 
@@ -634,7 +638,7 @@ def _pair_ids(rows):
 
 
 @pytest.mark.parametrize("mode", ["pair_ids", "eval_pair_ids"])
-def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(make_model, make_trainer, mode):
+def test_a_document_that_answers_the_query_in_another_row_is_no_negative(make_model, make_trainer, mode):
     model = make_model(dropout=0.0)
     rows = [
         {"query": "what is bread", "positive": "bread is food"},
@@ -661,7 +665,7 @@ def test_a_document_that_another_row_knows_to_answer_the_query_is_no_negative(ma
 
 
 class _Recorder:
-    """Rows that remember which were asked for."""
+    """Rows that record every access."""
 
     def __init__(self, rows):
         self.rows, self.asked = rows, []
@@ -678,7 +682,7 @@ def _many_documents(tiny_pairs):
     return [*tiny_pairs, *({**tiny_pairs[0], "positive": row["positive"]} for row in tiny_pairs[1:])]
 
 
-def test_balanced_queries_come_once_per_epoch_with_documents_drawn_anew(tiny_model, tiny_pairs, make_trainer):
+def test_balanced_epochs_use_every_query_once_with_a_document_drawn_anew(tiny_model, tiny_pairs, make_trainer):
     rows = _many_documents(tiny_pairs)
     recorder = _Recorder(rows)
     options = {"max_steps": -1, "num_train_epochs": 12, "per_device_train_batch_size": 4, "balance_queries": True}
@@ -692,16 +696,16 @@ def test_balanced_queries_come_once_per_epoch_with_documents_drawn_anew(tiny_mod
     assert len(set(of_first)) > 3
 
 
-def test_a_resumed_balanced_run_draws_what_the_whole_run_draws(tiny_model, tiny_pairs, make_trainer, tmp_path):
+def test_a_resumed_balanced_run_draws_the_rows_of_an_uninterrupted_one(tiny_model, tiny_pairs, make_trainer, tmp_path):
     rows = _many_documents(tiny_pairs)
     options = {"max_steps": -1, "num_train_epochs": 3, "balance_queries": True, "save_strategy": "steps"}
     options |= {"save_steps": 3, "save_total_limit": 9, "pair_ids": _pair_ids(rows)}
-    whole = make_trainer(copy.deepcopy(tiny_model), rows=_Recorder(rows), **options)
+    of_whole, of_resumed = _Recorder(rows), _Recorder(rows)
+    whole = make_trainer(copy.deepcopy(tiny_model), rows=of_whole, **options)
     whole.train()
-    recorder = _Recorder(rows)
-    resumed = make_trainer(tiny_model, rows=recorder, **options, output_dir=str(tmp_path / "resumed"))
+    resumed = make_trainer(tiny_model, rows=of_resumed, **options, output_dir=str(tmp_path / "resumed"))
     resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-3"))
-    assert recorder.asked[-12:] == whole.train_dataset.asked[-12:]
+    assert of_resumed.asked[-12:] == of_whole.asked[-12:]
     assert _difference(whole.model, resumed.model) < 1e-6
 
 
@@ -710,12 +714,12 @@ def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
         make_trainer(tiny_model, balance_queries=True)
 
 
-# What training has come to
+# The saved weights
 
 
 @pytest.mark.parametrize("blend", [0.5, 1.0])
 @pytest.mark.parametrize(("measured", "warned"), [(0.4, True), (0.6, False)])
-def test_the_saved_weights_are_those_that_are_judged(
+def test_the_recorded_figure_is_that_of_the_saved_weights(
     make_model, tiny_pairs, make_trainer, caplog, blend, measured, warned
 ):
     model = make_model(dropout=0.0)
@@ -768,7 +772,7 @@ def test_a_wrong_value_is_refused_by_name(tmp_path, name, value):
 @pytest.mark.parametrize(
     ("name", "alias"), [("per_device_train_batch_size", "batch_size"), ("num_train_epochs", "epochs")]
 )
-def test_no_batch_and_no_epoch_are_refused_under_the_name_of_the_flag(tmp_path, name, alias):
+def test_an_empty_batch_and_no_epoch_are_refused_by_the_name_of_the_flag(tmp_path, name, alias):
     with pytest.raises(ValueError, match=f"`{alias}` must be"):
         IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **{name: 0})
 
@@ -779,7 +783,7 @@ def test_three_weights_of_zero_are_refused(tmp_path):
         IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True, **weights)
 
 
-def test_a_machine_without_accelerators_says_so_and_the_record_does_not(tmp_path):
+def test_use_cpu_follows_from_the_machine_and_is_not_recorded(tmp_path):
     from ragcun_hf.trainer.record import recorded_arguments
 
     arguments = IsotropicGaussianTrainingArguments(output_dir=str(tmp_path))
@@ -787,7 +791,7 @@ def test_a_machine_without_accelerators_says_so_and_the_record_does_not(tmp_path
     assert not {"use_cpu", "output_dir", "hub_token"} & recorded_arguments(arguments).keys()
 
 
-def test_the_record_holds_what_was_changed_and_what_always_matters(tmp_path):
+def test_the_record_holds_changed_and_essential_arguments(tmp_path):
     from ragcun_hf.trainer.record import recorded_arguments
 
     plain = recorded_arguments(IsotropicGaussianTrainingArguments(output_dir=str(tmp_path), use_cpu=True))
@@ -802,7 +806,7 @@ def test_the_record_holds_what_was_changed_and_what_always_matters(tmp_path):
     }
 
 
-def test_asking_for_the_record_leaves_the_state_of_the_processes_alone(tmp_path):
+def test_the_record_does_not_change_the_state_of_the_processes(tmp_path):
     from accelerate.state import PartialState
 
     from ragcun_hf.trainer.record import recorded_arguments

@@ -1,4 +1,4 @@
-"""Sums of waves: values by hand, the direct sum, gradients, many at once."""
+"""Sums of waves: values by hand, the direct sum, gradients, vmap."""
 
 import math
 
@@ -27,7 +27,7 @@ def test_sums_of_a_case_done_by_hand():
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
-def test_sums_and_gradient_are_those_of_the_direct_sum(scale):
+def test_sums_and_gradients_equal_those_of_the_direct_sum(scale):
     x, weights = scale * _random(64, 9), _random(2, 9, 17, seed=1)
     gradients = []
     for function in (wave_sums, _direct):
@@ -42,12 +42,12 @@ def test_sums_and_gradient_are_those_of_the_direct_sum(scale):
     assert gradients[0].abs().min() > 0
 
 
-def test_gradient_is_that_of_finite_differences():
+def test_the_gradient_equals_finite_differences():
     x = _random(5, 3).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda given: wave_sums(given, **FREQUENCIES), (x,))
 
 
-def test_many_at_once_are_each_alone():
+def test_sums_under_vmap_equal_those_one_by_one():
     xs = _random(4, 12, 5)
 
     def value(x):
@@ -62,6 +62,6 @@ def test_many_at_once_are_each_alone():
 
 
 @pytest.mark.parametrize(("shape", "num_frequencies"), [((4,), 3), ((2, 3, 4), 3), ((4, 2), 1)])
-def test_what_is_no_matrix_or_has_one_frequency_is_refused(shape, num_frequencies):
+def test_other_shapes_and_a_single_frequency_are_refused(shape, num_frequencies):
     with pytest.raises(ValueError, match="needs x of shape"):
         wave_sums(torch.zeros(shape), spacing=1.0, num_frequencies=num_frequencies)

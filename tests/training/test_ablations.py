@@ -1,4 +1,4 @@
-"""Ablations: every change of the table trains, is measured as evaluation measures it, and ends in table and plot."""
+"""Ablations: every change of the table trains, is measured as in an evaluation, and appears in table and plot."""
 
 import importlib
 import itertools
@@ -6,20 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from ablation_changes import CHANGES, PART_OF_THE_WAY, REFERENCE, Effect, measure_changes
 from ablation_report import format_ablations, plot_ablations
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
+from ragcun_hf.data.training_rows import KnownRows
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
-from ragcun_hf.sweep.head_batch import HeadBatch, PairBatches
-from ragcun_hf.sweep.heads import start_weights, with_head
-from ragcun_hf.sweep.run import SweepData, steps_of
+from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
-from ragcun_hf.trainer.outcome import blended
+from ragcun_hf.trainer.record import blended
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -38,7 +36,7 @@ def data(tiny_encoder_folder):
     held_out, all_documents = PAIRS[50:], [pair["positive"] for pair in PAIRS]
     texts = [[pair[name] for pair in held_out] for name in ("query", "positive")]
     validation = RetrievalValidation(*texts, distractors=all_documents, store=store)
-    return SweepData.of_pairs(model, PAIRS[:50], store, validation)
+    return HeadData.of_rows(model, KnownRows(PAIRS[:50]), store, validation=validation)
 
 
 @pytest.fixture
@@ -67,14 +65,13 @@ def test_changes_are_all_different():
     assert len(set(settings)) == len(settings)
 
 
-def test_a_figure_is_that_of_the_head_trained_and_blended_by_hand(data, training):
+def test_figures_equal_those_of_a_head_that_is_trained_and_blended_by_hand(data, training):
     (effect,) = measure_changes(data, {"terms": {"both": {"whitening": 0.1}}}, [3], ModelArguments(), training)
     trial = make_trial({**REFERENCE, "whitening": 0.1}, 3, ModelArguments(), training)
     template = with_head(data.base, trial.model)
-    start = start_weights(template, trial, data)
-    batches = PairBatches(data.pairs, 50, torch.device("cpu"))
+    start = data.initial_weights(template, trial)
     heads = HeadBatch(template, [start], [trial])
-    list(heads.train(batches, total_steps=steps_of(batches, trial)))
+    list(heads.train(data, total_steps=data.num_steps(trial.training)))
     for name, head in (
         ("start", start),
         ("projection", heads.heads()[0]),
@@ -85,7 +82,7 @@ def test_a_figure_is_that_of_the_head_trained_and_blended_by_hand(data, training
     assert len({effect.figures[name][0] for name in ("start", "projection", "blended")}) > 1
 
 
-def test_a_seed_that_diverges_leaves_the_others_their_figures(data, training):
+def test_a_seed_that_diverges_does_not_affect_the_others(data, training):
     training.learning_rate = 1e30
     changes = {"terms": {"all": {}}, "starts": {"random": {"projection_init": "random", "whitening": 0.0}}}
     effects = list(measure_changes(data, changes, [1, 2], ModelArguments(), training))
@@ -105,7 +102,7 @@ EFFECTS = [
 ]
 
 
-def test_the_table_gives_mean_and_spread_and_leaves_out_what_does_not_exist():
+def test_the_table_shows_mean_and_spread_and_leaves_out_missing_figures():
     lines = format_ablations({"docs": EFFECTS}, {"docs": 0.55}).splitlines()
     assert lines[0] == "|  | change | docs: before | docs: projection | docs: predictor | docs: 0.4 of the way |"
     assert lines[2] == "|  | frozen base | 0.5500 |  |  |  |"
@@ -139,7 +136,7 @@ def script(monkeypatch, tmp_path, tiny_encoder_folder):
     return run
 
 
-def test_the_script_writes_table_plot_and_figures_and_repeats_itself(script, capsys):
+def test_the_script_writes_the_same_table_plot_and_figures_twice(script, capsys):
     folder = script("--train_data", "pairs.jsonl", "--groups", "starts")
     table = (folder / "table.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out
@@ -152,18 +149,17 @@ def test_the_script_writes_table_plot_and_figures_and_repeats_itself(script, cap
     assert (folder / "table.md").read_text(encoding="utf-8") == table
 
 
-def test_a_run_that_is_stopped_leaves_the_sets_that_are_done(script, tmp_path, monkeypatch):
+def test_a_stopped_run_leaves_the_finished_data_sets(script, tmp_path, monkeypatch):
     (tmp_path / "more.jsonl").write_text((tmp_path / "pairs.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
-    module, calls = importlib.import_module("ablations"), []
-    real = module._measured
+    calls = []
 
     def stop_at_the_second(*args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return measure_changes(*args)
 
-    monkeypatch.setattr(module, "_measured", stop_at_the_second)
+    monkeypatch.setattr("ablation_changes.measure_changes", stop_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         script("--train_data", "pairs.jsonl", "more.jsonl", "--groups", "widths")
     content = json.loads(Path("results/ablations/ablations.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""One change at a time around a reference head: what each term, start and width is worth on held-out documents."""
+"""Change one setting of a reference head at a time, and measure the effect on held-out documents."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ragcun_hf.errors import NotFiniteError
+from ragcun_hf.evaluation.results import MAIN_METRIC
 from ragcun_hf.model.arguments import ModelArguments
-from ragcun_hf.sweep.head_batch import HeadBatch, PairBatches
-from ragcun_hf.sweep.heads import start_weights, with_head
-from ragcun_hf.sweep.run import SweepData, steps_of
+from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
 from ragcun_hf.trainer.objective import resolve_weights
-from ragcun_hf.trainer.outcome import blended
+from ragcun_hf.trainer.record import blended
 
 if TYPE_CHECKING:
     from ragcun_hf.sweep.settings import Trial
@@ -30,7 +29,7 @@ REFERENCE: dict[str, Any] = {
     "lambda_predictive": 1.0,
 }
 PART_OF_THE_WAY = 0.4
-"""The blend that is measured beside the trained head, as in the recipe adapt.yaml."""
+"""The blend that is measured too, that of the recipe adapt.yaml."""
 
 
 def _terms(contrastive: float, isotropy: float, predictive: float) -> dict[str, Any]:
@@ -87,13 +86,13 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Effect:
-    """One change on one data set, over seeds.
+    """Effect of one change on one data set, over seeds.
 
     Args:
         group: Key of `CHANGES`.
         change: Key of the group.
-        figures: `start` (the projection before training), `projection`, `predictor` and `blended` (the projection
-            part of the way) -> NDCG@10, one per seed; what does not exist, or diverged, is left out.
+        figures: `start` (the projection before training), `projection`, `predictor` and `blended` (the projection at
+            `PART_OF_THE_WAY`) -> NDCG@10, one per seed. Figures that do not exist or diverged are left out.
     """
 
     group: str
@@ -101,7 +100,7 @@ class Effect:
     figures: dict[str, list[float]]
 
     def mean(self, name: str) -> float | None:
-        """Return the mean over seeds, or None where the figure does not exist."""
+        """Return the mean over seeds, or None if the figure does not exist."""
         return statistics.fmean(self.figures[name]) if self.figures.get(name) else None
 
     def spread(self, name: str) -> float:
@@ -110,7 +109,7 @@ class Effect:
 
 
 def measure_changes(
-    data: SweepData,
+    data: HeadData,
     changes: Mapping[str, Mapping[str, Mapping[str, Any]]],
     seeds: Sequence[int],
     model: ModelArguments,
@@ -119,33 +118,32 @@ def measure_changes(
     """Train every change with every seed and measure it on the held-out documents.
 
     Args:
-        data: Features and validation.
+        data: Training pairs, with their validation.
         changes: As `CHANGES`, or a part of it.
-        seeds: Of start, order and directions.
-        model: What all heads share, beside the reference.
-        training: Likewise.
+        seeds: Of initialization, order of rows and directions.
+        model: Shared by all heads, beside the reference.
+        training: Shared by all heads, beside the reference.
 
     Yields:
         Effect: One for each change, in order.
     """
-    batches = PairBatches(data.pairs, data.num_training_rows, data.base.device)
     for group, of_group in changes.items():
         for change, setting in of_group.items():
             trials = [make_trial({**REFERENCE, **setting}, seed, model, training) for seed in seeds]
-            # Hard negatives make batches ragged, and several heads then need the same rows.
-            parts = [[trial] for trial in trials] if batches.has_negatives else [trials]
-            measured = [figures for part in parts for figures in _measure(data, batches, part)]
+            # With hard negatives, batches differ in size unless all heads see the same rows.
+            parts = [[trial] for trial in trials] if data.has_negatives else [trials]
+            measured = [figures for part in parts for figures in _measure(data, part)]
             names = {name: None for figures in measured for name in figures}
             figures = {name: [each[name] for each in measured if name in each] for name in names}
             yield Effect(group, change, figures)
 
 
-def _measure(data: SweepData, batches: PairBatches, trials: list[Trial]) -> Iterator[dict[str, float]]:
-    """Train heads of one shape together; yield the figures of each."""
+def _measure(data: HeadData, trials: list[Trial]) -> Iterator[dict[str, float]]:
+    """Train heads of one shape together, and yield the figures of each."""
     template = with_head(data.base, trials[0].model)
-    starts = [start_weights(template, trial, data) for trial in trials]
+    starts = [data.initial_weights(template, trial) for trial in trials]
     heads = HeadBatch(template, starts, trials)
-    for _ in heads.train(batches, total_steps=steps_of(batches, trials[0])):
+    for _ in heads.train(data, total_steps=data.num_steps(trials[0].training)):
         pass
     weights = resolve_weights(trials[0].training, use_predictor=trials[0].model.use_predictor)
     for start, head in zip(starts, heads.heads(), strict=True):
@@ -155,15 +153,15 @@ def _measure(data: SweepData, batches: PairBatches, trials: list[Trial]) -> Iter
             if template.config.projection_init == "identity":
                 mixed = blended(start, head, PART_OF_THE_WAY)
                 figures["blended"] = _figures(data, template, mixed)["projection"]
-        except NotFiniteError:  # this seed diverged: the others still count
+        except NotFiniteError:  # this seed diverged; the others still count
             pass
         if weights["predictive"] == 0:
             figures.pop("predictor", None)  # untrained
         yield figures
 
 
-def _figures(data: SweepData, template: Any, head: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def _figures(data: HeadData, template: Any, head: Mapping[str, torch.Tensor]) -> dict[str, float]:
     template.load_state_dict(head, strict=False)
-    found = data.validation(template.eval())
-    names = {"projection": "ndcg@10", "predictor": "ndcg@10_predictor"}
+    found = {} if data.validation is None else data.validation(template.eval())
+    names = {"projection": MAIN_METRIC, "predictor": f"{MAIN_METRIC}_predictor"}
     return {name: found[key] for name, key in names.items() if key in found}

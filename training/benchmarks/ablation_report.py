@@ -1,4 +1,4 @@
-"""Ablations as one table and one plot."""
+"""The report of the ablations: a table and a plot."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ragcun_hf.evaluation.plots import (
     label_axes,
     save_figure,
 )
+from ragcun_hf.sweep.report import format_mean, markdown_table
 
 _FIGURES = {
     "start": "before",
@@ -29,11 +30,11 @@ _FIGURES = {
 _LOOKS = {"start": (GREY, "x"), "projection": (BLUE, "o"), "predictor": (ORANGE, "s"), "blended": (GREEN, "D")}
 _BLANKS = [""] * (len(_FIGURES) - 1)
 _ROW_INCHES = 0.22
-_LOSS_SHOWN = 0.1  # further below the base, a figure stands as a number at the edge
+_LOSS_SHOWN = 0.1  # a figure further below the base is written as a number at the edge
 
 
 def format_ablations(effects: Mapping[str, Sequence[Effect]], bases: Mapping[str, float]) -> str:
-    """Lay the effects out as a Markdown table.
+    """Format the effects as a Markdown table.
 
     Args:
         effects: Data set -> effects, the same changes in the same order for each.
@@ -42,35 +43,28 @@ def format_ablations(effects: Mapping[str, Sequence[Effect]], bases: Mapping[str
     Returns:
         One line per change, four figures per data set: mean and standard deviation over seeds.
     """
-    head = ["", "change", *(f"{name}: {label}" for name in effects for label in _FIGURES.values())]
-    lines = [_line(head), "|---" * 2 + "|--:" * (len(head) - 2) + "|"]
-    lines.append(_line(["", "frozen base", *(cell for name in effects for cell in (f"{bases[name]:.4f}", *_BLANKS))]))
+    rows = [
+        ["", "change", *(f"{name}: {label}" for name in effects for label in _FIGURES.values())],
+        ["", "frozen base", *(cell for name in effects for cell in (f"{bases[name]:.4f}", *_BLANKS))],
+    ]
     group = ""
     for row in zip(*effects.values(), strict=True):
-        cells = [_cell(effect, name) for effect in row for name in _FIGURES]
-        lines.append(_line([row[0].group if row[0].group != group else "", row[0].change, *cells]))
+        means = [(effect.mean(name), effect.spread(name)) for effect in row for name in _FIGURES]
+        cells = ["" if mean is None else format_mean(mean, spread) for mean, spread in means]
+        rows.append([row[0].group if row[0].group != group else "", row[0].change, *cells])
         group = row[0].group
-    return "\n".join(lines)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(effect: Effect, name: str) -> str:
-    mean = effect.mean(name)
-    return "" if mean is None else f"{mean:.4f} ± {effect.spread(name):.4f}"
+    return markdown_table(rows, num_numbers=len(rows[0]) - 2)
 
 
 def plot_ablations(
     effects: Mapping[str, Sequence[Effect]], bases: Mapping[str, float], path: str | os.PathLike[str]
 ) -> None:
-    """Draw one panel per data set, one row per change, with the spread over seeds and the frozen base as a line.
+    """Draw a panel per data set and a row per change, with the spread over seeds; the frozen base is a line.
 
     Args:
         effects: As for `format_ablations`.
-        bases: Likewise.
-        path: PNG, SVG or PDF file to write; replaced at once when complete.
+        bases: As for `format_ablations`.
+        path: PNG, SVG or PDF file to write, replaced as a whole.
     """
     num_rows = max(len(each) for each in effects.values())
     size = (WIDTH_INCHES, 1.2 + _ROW_INCHES * num_rows)
@@ -80,7 +74,7 @@ def plot_ablations(
         edge = bases[name] - _LOSS_SHOWN
         for figure_name in _FIGURES:
             _draw(axes, of_set, figure_name, edge)
-        if axes.texts:  # once everything is drawn, or the other end would stay where it is now
+        if axes.texts:  # after everything is drawn: setting one end fixes the other
             axes.set_xlim(left=edge)
         axes.axvline(bases[name], color="black", linestyle="--", linewidth=1, label="frozen base")
         label_axes(axes, "NDCG@10, held-out documents", "", name)

@@ -1,10 +1,10 @@
-"""What each term, kind, start and width of a head is worth: one change at a time, with seeds, on held-out documents.
+"""Measure the effect of each term, kind, start and width of a head: one change at a time, on held-out documents.
 
     python training/benchmarks/ablations.py --base_model embedded
     python training/benchmarks/ablations.py --base_model embedded --train_data python_docs data/beir/scifact
 
-Heads are trained on pairs of four fifths of the documents, and the others' queries search the whole corpus. The word
-python_docs stands for the documentation strings of installed packages, which need no download.
+Heads train on the pairs of four fifths of the documents. The queries of the other documents search the whole corpus.
+python_docs are the documentation strings of installed packages, which need no download.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ PYTHON_DOCS = "python_docs"
 
 @dataclass
 class Arguments:
-    """What to train on, and which part of the table to make."""
+    """Training data, and the part of the table to make."""
 
     train_data: list[str] = argument(
-        [PYTHON_DOCS], "Pairs, as for train_contrastive.py; one block of columns for each; or python_docs."
+        [PYTHON_DOCS], "Pairs, as for train_contrastive.py, or python_docs; each source gets a block of columns."
     )
     base_model: str = argument("embedded", "The encoder.")
     groups: list[str] = argument(["terms", "kinds", "starts", "widths"], "Which groups of changes.")
     seeds: list[int] = argument(
-        [1, 2, 3], "Each change is trained with each seed; they do not move the held-out part."
+        [1, 2, 3], "Each change is trained with each seed; seeds do not change the held-out part."
     )
     epochs: float = argument(10.0, "Passes over the training pairs.")
     batch_size: int = argument(256, "Pairs per step.")
     learning_rate: float = argument(1e-3, "Peak learning rate.")
-    val_fraction: float = argument(0.2, "Share of the documents to hold out, with their queries.")
-    output_dir: str = argument("results/ablations", "Where table.md, ablations.png and ablations.json go.")
+    val_fraction: float = argument(0.2, "Fraction of the documents to hold out, with their queries.")
+    output_dir: str = argument("results/ablations", "Folder of table.md, ablations.png and ablations.json.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -50,6 +50,7 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     from ablation_changes import CHANGES
 
+    from ragcun_hf.evaluation.results import MAIN_METRIC
     from ragcun_hf.model.base_models import load_base_model
 
     started = time.perf_counter()
@@ -68,22 +69,23 @@ def main(arguments: list[str] | None = None) -> None:
     effects, bases = {}, {}
     for source, name in zip(args.train_data, names, strict=True):
         data = _data(source, folder, base, store, args.val_fraction)
-        bases[name] = data.base_figures()["ndcg@10"]
+        bases[name] = data.base_figures()[MAIN_METRIC]
         effects[name] = _measured(args, data, changes, name)
-        # After each set, so that a run that is stopped leaves those that are done.
+        # Written after each data set, so that a stopped run leaves the finished ones.
         table = _write(folder, effects, bases, portable_command(SCRIPT, arguments), asdict(args))
     minutes = (time.perf_counter() - started) / 60
     say(f"\n{table}\n\nIn {folder}: table.md, ablations.png, ablations.json. {minutes:.1f} minutes.")
 
 
 def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
-    """Hold documents out; their queries search all documents, those of training too."""
+    """Hold documents out; their queries search all documents, also those of training."""
     from ragcun_hf.data.documents import is_beir_folder
     from ragcun_hf.data.held_out import drop_validation_negatives, read_texts, split_by_document
     from ragcun_hf.data.pairs import drop_duplicate_rows, read_pairs
     from ragcun_hf.data.python_docs import write_python_docs
+    from ragcun_hf.data.training_rows import KnownRows
     from ragcun_hf.evaluation.validation import RetrievalValidation
-    from ragcun_hf.sweep.run import SweepData
+    from ragcun_hf.sweep.heads import HeadData
 
     if source == PYTHON_DOCS:
         source = str(write_python_docs(folder / PYTHON_DOCS))
@@ -93,7 +95,8 @@ def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float)
     if is_beir_folder(Path(source)):
         others = read_texts(source, usable=bool)[0]
     validation = RetrievalValidation(held_out["query"], held_out["positive"], distractors=others, store=store)
-    return SweepData.of_pairs(base, drop_validation_negatives(train, held_out), store, validation)
+    rows = KnownRows(drop_validation_negatives(train, held_out))
+    return HeadData.of_rows(base, rows, store, validation=validation)
 
 
 def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) -> list[Any]:

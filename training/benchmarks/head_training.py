@@ -1,9 +1,9 @@
-"""How fast a head trains on features, and where a step's time goes.
+"""Time the training of a head on features, and the parts of a step.
 
     python training/benchmarks/head_training.py
 
-10,000 pairs of random features, 3 epochs at batch 128, H = D = 384, all three terms, SIGReg on 256 directions; beside
-the bare matrix products of the same heads, which no training can do without.
+10,000 pairs of random features, 3 epochs with batches of 128, H = D = 384, all three terms, SIGReg on 256 directions.
+The same matrix products alone, which no training can avoid, are timed for comparison.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ class Arguments(BenchmarkArguments):
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Train heads through the Trainer, with and without SIGReg, and time the products alone."""
+    """Train heads with the Trainer, with and without SIGReg, and time the products alone."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     set_threads(args.threads)
-    features = random_features(args.num_pairs)
+    from ragcun_hf.trainer.inputs import FeaturePairs
+
+    queries, documents = ([f"{kind}{row}" for row in range(args.num_pairs)] for kind in "qd")
+    pairs = FeaturePairs(queries, documents, [[]] * args.num_pairs, store=RandomStore(args.num_pairs))
     num_steps = args.epochs * (args.num_pairs // args.batch_size)
     contenders = {
-        "three terms": trainer_run(args, features),
-        "three terms, bfloat16": trainer_run(args, features, bf16=True),
-        "without SIGReg": trainer_run(args, features, lambda_isotropy=0.0),
-        "products alone": bare_products(num_steps, args.batch_size, features[0].shape[1]),
+        "three terms": trainer_run(args, pairs),
+        "three terms, bfloat16": trainer_run(args, pairs, bf16=True),
+        "without SIGReg": trainer_run(args, pairs, lambda_isotropy=0.0),
+        "products alone": bare_products(num_steps, args.batch_size, pairs.query_vectors.shape[1]),
     }
     seconds = compare(contenders, repeats=args.repeats)
     whole = seconds.median("three terms")
@@ -54,28 +57,35 @@ def main(arguments: list[str] | None = None) -> None:
     report(args, "head_training", claims, details={"steps": num_steps, "seconds": seconds.seconds})
 
 
-def random_features(num_pairs: int, width: int = 384) -> tuple[Any, Any]:
-    """Draw features of queries and of documents near them, unit length; their values do not matter for the time."""
-    import numpy as np
+class RandomStore:
+    """A feature store of random vectors for the texts `q0`, `q1`, ... and documents near them, `d0`, `d1`, ..."""
 
-    rng = np.random.default_rng(0)
-    documents = rng.standard_normal((num_pairs, width), dtype=np.float32)
-    queries = documents + rng.standard_normal((num_pairs, width), dtype=np.float32)
-    return tuple(rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (queries, documents))
+    def __init__(self, num_pairs: int, width: int = 384) -> None:
+        import numpy as np
+
+        rng = np.random.default_rng(0)
+        documents = rng.standard_normal((num_pairs, width), dtype=np.float32)
+        queries = documents + rng.standard_normal((num_pairs, width), dtype=np.float32)
+        pairs = {"q": queries, "d": documents}
+        self._vectors = {kind: rows / np.linalg.norm(rows, axis=1, keepdims=True) for kind, rows in pairs.items()}
+
+    def features(self, texts: Any, *, prompt: str = "") -> Any:
+        """Look up the vectors of different texts of one kind."""
+        import numpy as np
+
+        from ragcun_hf.features.feature_store import FeatureTable
+
+        rows = [int(text[1:]) for text in texts]
+        return FeatureTable(vectors=self._vectors[texts[0][0]][rows], rows=np.arange(len(rows)))
 
 
-def trainer_run(args: Arguments, features: tuple[Any, Any], **options: Any) -> Callable[[], None]:
-    """Make a function that trains one head from scratch as the training scripts do."""
-    import numpy as np
+def trainer_run(args: Arguments, pairs: Any, **options: Any) -> Callable[[], None]:
+    """Make a function that trains one head from its start as the training commands do."""
     from transformers import PrinterCallback
 
     from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
     from ragcun_hf.model.base_models import load_base_model
-    from ragcun_hf.trainer.collators import FeaturePairCollator
-    from ragcun_hf.trainer.feature_pairs import FeaturePair
 
-    no_negatives = np.zeros(0, dtype=np.int64)
-    rows = [FeaturePair(row, row, no_negatives) for row in range(args.num_pairs)]
     model = load_base_model("embedded", use_predictor=True)
     folder = tempfile.TemporaryDirectory()
 
@@ -90,8 +100,10 @@ def trainer_run(args: Arguments, features: tuple[Any, Any], **options: Any) -> C
             use_cpu=True,
             **options,
         )
-        collator = FeaturePairCollator(*features)
-        trainer = IsotropicGaussianTrainer(model=model, args=arguments, data_collator=collator, train_dataset=rows)
+        rows = range(args.num_pairs)
+        trainer = IsotropicGaussianTrainer(
+            model=model, args=arguments, data_collator=pairs.collate, train_dataset=rows
+        )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 
@@ -99,7 +111,7 @@ def trainer_run(args: Arguments, features: tuple[Any, Any], **options: Any) -> C
 
 
 def bare_products(num_steps: int, batch_size: int, width: int) -> Callable[[], None]:
-    """Make a function that computes the matrix products of forward and backward, and nothing else."""
+    """Make a function that only computes the matrix products of the forward and the backward pass."""
     import torch
 
     # A linear part and an MLP of twice the width: on queries and documents (projection), on queries (predictor).

@@ -1,9 +1,9 @@
-"""What 24 settings cost beside one, features given.
+"""Time the training of 24 heads by a sweep against one head by the Trainer, on given features.
 
     python training/benchmarks/many_heads.py
 
-The same random features as in head_training.py, a fifth of them held out. One setting is what train_contrastive.py
-does with features and validation at hand; the sweep tries 24 with successive halving, as training/sweeps/quick.yaml.
+The features are the random ones of head_training.py, a fifth of them held out. The Trainer trains one head as
+train_contrastive.py does; the sweep tries the 24 settings of training/sweeps/quick.yaml with successive halving.
 """
 
 from __future__ import annotations
@@ -17,11 +17,9 @@ from typing import Any
 
 import yaml
 from comparison import BenchmarkArguments, at_most, compare, figure, report, set_threads
-from head_training import random_features
+from head_training import RandomStore
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script
-
-_SWEEP_FILE = Path(__file__).resolve().parents[1] / "sweeps" / "quick.yaml"
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, shipped_file
 
 
 @dataclass
@@ -34,42 +32,6 @@ class Arguments(BenchmarkArguments):
     repeats: int = argument(2, "Timed rounds.")
 
 
-class RandomPairs:
-    """Pairs of features without texts, with what `FeaturePairs` has."""
-
-    def __init__(self, num_pairs: int) -> None:
-        import numpy as np
-
-        self.query_vectors, self.document_vectors = random_features(num_pairs)
-        self.query_rows = self.positive_rows = np.arange(num_pairs)
-        self.negative_rows = [np.zeros(0, dtype=np.int64)] * num_pairs
-
-    def __len__(self) -> int:
-        return len(self.query_rows)
-
-    def __getitem__(self, row: int) -> Any:
-        from ragcun_hf.trainer.feature_pairs import FeaturePair
-
-        return FeaturePair(row, row, self.negative_rows[row])
-
-
-class RandomTexts:
-    """A feature store that knows its texts by number: `q17` and `d17`."""
-
-    def __init__(self, pairs: RandomPairs) -> None:
-        self._pairs = pairs
-
-    def features(self, texts: Any, *, prompt: str = "") -> Any:
-        """Look the rows up."""
-        import numpy as np
-
-        from ragcun_hf.features.feature_store import FeatureTable
-
-        vectors = self._pairs.query_vectors if texts[0][0] == "q" else self._pairs.document_vectors
-        rows = [int(text[1:]) for text in texts]
-        return FeatureTable(vectors=vectors[rows], rows=np.arange(len(rows)))
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Time one head through the Trainer, one through the sweep, and 24 through the sweep."""
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
@@ -77,14 +39,15 @@ def main(arguments: list[str] | None = None) -> None:
     set_threads(args.threads)
     from ragcun_hf.evaluation.validation import RetrievalValidation
     from ragcun_hf.model.base_models import load_base_model
-    from ragcun_hf.sweep.run import SweepData
+    from ragcun_hf.sweep.heads import HeadData
+    from ragcun_hf.trainer.inputs import FeaturePairs
 
-    base, pairs = load_base_model("embedded"), RandomPairs(args.num_pairs)
-    num_training = args.num_pairs * 4 // 5
-    held_out = range(num_training, args.num_pairs)
-    names = [f"q{row}" for row in held_out], [f"d{row}" for row in held_out]
-    data = SweepData(base, pairs, num_training, RetrievalValidation(*names, store=RandomTexts(pairs)))  # type: ignore[arg-type]
-    grid = yaml.safe_load(_SWEEP_FILE.read_text(encoding="utf-8"))["grid"]
+    store, num_training = RandomStore(args.num_pairs), args.num_pairs * 4 // 5
+    queries, documents = ([f"{kind}{row}" for row in range(args.num_pairs)] for kind in "qd")
+    pairs = FeaturePairs(queries, documents, [[]] * args.num_pairs, store=store)
+    validation = RetrievalValidation(queries[num_training:], documents[num_training:], store=store)
+    data = HeadData(load_base_model("embedded"), pairs, num_training, validation)
+    grid = yaml.safe_load(shipped_file("sweeps", "quick").read_text(encoding="utf-8"))["grid"]
     folder = Path(tempfile.mkdtemp())
     contenders = {
         "one, by the Trainer": trainer_run(args, data, folder),
@@ -104,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def training_arguments(args: Arguments, folder: Path) -> Any:
-    """Make what all heads share."""
+    """Make the arguments that all heads share."""
     from ragcun_hf import IsotropicGaussianTrainingArguments
 
     return IsotropicGaussianTrainingArguments(
@@ -121,13 +84,11 @@ def training_arguments(args: Arguments, folder: Path) -> Any:
 
 
 def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
-    """Make a function that trains one head as train_contrastive.py does with a validation part, but saves nothing."""
-    from torch.utils.data import Subset
+    """Make a function that trains one head as train_contrastive.py does with held-out pairs, but saves nothing."""
     from transformers import PrinterCallback
 
     from ragcun_hf import IsotropicGaussianTrainer
     from ragcun_hf.model.base_models import load_base_model
-    from ragcun_hf.trainer.collators import FeaturePairCollator
 
     model = load_base_model("embedded")
 
@@ -135,9 +96,9 @@ def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
         trainer = IsotropicGaussianTrainer(
             model=model,
             args=training_arguments(args, folder),
-            data_collator=FeaturePairCollator(data.pairs.query_vectors, data.pairs.document_vectors),
-            train_dataset=Subset(data.pairs, range(data.num_training_rows)),
-            eval_dataset=Subset(data.pairs, range(data.num_training_rows, len(data.pairs))),
+            data_collator=data.pairs.collate,
+            train_dataset=range(data.num_rows),
+            eval_dataset=range(data.num_rows, len(data.pairs)),
             validation=data.validation,
         )
         trainer.remove_callback(PrinterCallback)
@@ -147,7 +108,7 @@ def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
 
 
 def sweep_run(args: Arguments, data: Any, grid: dict[str, Any], folder: Path) -> Callable[[], None]:
-    """Make a function that tries a grid of settings from nothing but features."""
+    """Make a function that tries a grid of settings on the features."""
     from ragcun_hf.model.arguments import ModelArguments
     from ragcun_hf.sweep.records import SweepRecords, remove_sweep
     from ragcun_hf.sweep.run import run_rounds

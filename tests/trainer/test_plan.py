@@ -1,0 +1,292 @@
+"""The plan of a run: every setting is decided once, from arguments and facts, and can be printed before the run."""
+
+import ast
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from transformers import HfArgumentParser
+
+from ragcun_hf import IsotropicGaussianTrainingArguments
+from ragcun_hf.cli import train_contrastive, train_self_supervised
+from ragcun_hf.command_line import argument_facts
+from ragcun_hf.errors import UserError
+from ragcun_hf.features.arguments import FeatureArguments
+from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.model.arguments import ModelArguments
+from ragcun_hf.trainer.arguments import ParsedArguments, RunArguments, ValidationArguments, with_values
+from ragcun_hf.trainer.plan import ChosenSettings, RunFacts, check_run, format_plan, plan_run
+from ragcun_hf.trainer.record import Checkpoint, essential_arguments
+
+PACKAGE = Path(__file__).resolve().parents[2] / "ragcun_hf"
+CHECKPOINT = Checkpoint("out/checkpoint-7")
+VALIDATED = {"num_rows": 100, "has_validation": True}
+
+
+@pytest.fixture
+def parse(tmp_path):
+    """Make the arguments of a run from fields of the training, the model or the run."""
+
+    def make(*, model=None, run=None, **training):
+        return ParsedArguments(
+            data=train_contrastive.PairDataArguments(),
+            validation=ValidationArguments(),
+            model=ModelArguments(**(model or {})),
+            features=FeatureArguments(),
+            run=RunArguments(**(run or {})),
+            training=IsotropicGaussianTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **training),
+        )
+
+    return make
+
+
+def _decided(plan, expected):
+    training = plan.arguments.training
+    return {name: getattr(training, name) for name in expected}
+
+
+BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@10", "greater_is_better": True}
+EACH_EPOCH = {"eval_strategy": "epoch", "save_strategy": "epoch", "eval_on_start": True, **BEST}
+EVERY_5 = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", "save_steps": 5, **BEST}
+
+
+@pytest.mark.parametrize(
+    ("training", "facts", "expected"),
+    [
+        ({}, {"num_rows": 100}, {"eval_strategy": "no", "eval_on_start": False, "load_best_model_at_end": False}),
+        ({}, VALIDATED, EACH_EPOCH),
+        ({"eval_steps": 5}, VALIDATED, EVERY_5),
+        ({"eval_strategy": "steps", "eval_steps": 5}, VALIDATED, EVERY_5),
+        ({"save_strategy": "no"}, VALIDATED, {"save_strategy": "no", "load_best_model_at_end": False}),
+        ({"save_strategy": "best"}, VALIDATED, {"save_strategy": "best", "load_best_model_at_end": True}),
+        (
+            {"metric_for_best_model": "eval_loss"},
+            VALIDATED,
+            {"metric_for_best_model": "eval_loss", "greater_is_better": False},
+        ),
+        ({}, {**VALIDATED, "checkpoint": CHECKPOINT}, {"eval_on_start": False}),
+        ({}, {"num_rows": 100, "checkpoint": CHECKPOINT}, {"resume_from_checkpoint": "out/checkpoint-7"}),
+        ({}, {"num_rows": 32}, {"dataloader_drop_last": True}),
+        ({}, {"num_rows": 31}, {"dataloader_drop_last": False}),
+        ({}, {"num_rows": 63, "num_processes": 2}, {"dataloader_drop_last": False}),
+        ({"balance_queries": True}, {"num_rows": 99, "num_queries": 31}, {"dataloader_drop_last": False}),
+        ({"balance_queries": False}, {"num_rows": 99, "num_queries": 31}, {"dataloader_drop_last": True}),
+        ({"dataloader_drop_last": False}, {"num_rows": None}, {"dataloader_drop_last": True}),
+        ({}, {"num_rows": None}, {"ignore_data_skip": False}),
+        ({}, {"num_rows": None, "checkpoint": CHECKPOINT}, {"ignore_data_skip": True}),
+        ({}, {"num_rows": 100, "checkpoint": CHECKPOINT}, {"ignore_data_skip": False}),
+        ({"push_to_hub": True}, {"num_rows": 100}, {"push_to_hub": False}),
+    ],
+)
+def test_a_plan_decides_settings_from_arguments_and_facts(parse, training, facts, expected):
+    plan = plan_run(parse(**training), RunFacts(**facts))
+    assert _decided(plan, expected) == expected
+
+
+def test_a_blend_keeps_the_last_weights_instead_of_the_best(parse):
+    plan = plan_run(parse(run={"blend": 0.5}), RunFacts(**VALIDATED))
+    assert plan.arguments.training.load_best_model_at_end is False
+    assert plan.arguments.training.eval_strategy == "epoch"
+
+
+@pytest.mark.parametrize(("blend", "epochs"), [(0.25, 8.0), (0.0, 3.0)])
+def test_chosen_settings_replace_those_of_the_arguments(parse, blend, epochs):
+    chosen = ChosenSettings({"whitening": 0.3, "projection_kind": "linear"}, 8.0, blend)
+    arguments = plan_run(parse(), RunFacts(num_rows=100, chosen=chosen)).arguments
+    assert (arguments.model.whitening, arguments.model.projection_kind) == (0.3, "linear")
+    assert (arguments.run.blend, arguments.training.num_train_epochs) == (blend, epochs)
+
+
+def test_an_automatic_plan_says_that_settings_are_chosen_until_they_are(parse):
+    (warning,) = plan_run(parse(), RunFacts(num_rows=100, is_automatic=True)).warnings
+    assert "are chosen after encoding" in warning
+    chosen = ChosenSettings({}, 8.0, 0.5)
+    assert not plan_run(parse(), RunFacts(num_rows=100, is_automatic=True, chosen=chosen)).warnings
+
+
+def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(parse):
+    from accelerate.state import PartialState
+
+    parsed = parse(push_to_hub=True, eval_steps=5)
+    chosen = ChosenSettings({"whitening": 0.3}, 8.0, 0.5)
+    facts = RunFacts(num_rows=None, has_validation=True, checkpoint=CHECKPOINT, chosen=chosen)
+    parts = (parsed.model, parsed.run, parsed.training)
+    before = [dict(vars(part)) for part in parts], dict(PartialState()._shared_state)
+    first, second = plan_run(parsed, facts), plan_run(parsed, facts)
+    assert ([dict(vars(part)) for part in parts], dict(PartialState()._shared_state)) == before
+    assert vars(first.arguments.training) == vars(second.arguments.training) != vars(parsed.training)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.warnings = ()
+
+
+def test_a_plan_warns_of_rows_that_do_not_fill_a_batch(parse):
+    (warning,) = plan_run(parse(), RunFacts(num_rows=31)).warnings
+    assert warning == "The 31 rows of an epoch do not fill a batch of 32; it is kept smaller."
+    assert plan_run(parse(), RunFacts(num_rows=32)).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("training", "facts", "message"),
+    [
+        ({}, {"num_rows": 1}, "at least two training rows, got 1"),
+        ({"early_stopping_patience": 2}, {"num_rows": 9}, "--early_stopping_patience needs validation pairs"),
+        ({"lambda_predictive": 1.0}, {"num_rows": 9}, "--lambda_predictive 1.0 needs a predictor"),
+        ({"balance_queries": True}, {"num_rows": 9}, "--balance_queries needs pairs that are known"),
+        ({"balance_queries": True}, {"num_rows": 9, "num_queries": 1}, "at least two different queries"),
+        ({"report_to": ["no_such_tracker"]}, {"num_rows": 9}, "no_such_tracker, which is not installed: run pip"),
+        ({}, {"num_rows": None, "stream_order": {"seed": 1}, "checkpoint": CHECKPOINT}, "leave --streaming out"),
+    ],
+)
+def test_checks_refuse_arguments_that_do_not_fit_together(parse, training, facts, message):
+    with pytest.raises(UserError, match=message):
+        check_run(parse(**training), RunFacts(**facts))
+
+
+# A plan that is printed
+
+
+def test_a_printed_plan_shows_the_settings_of_the_run(parse):
+    parsed = parse(
+        model={"use_predictor": True, "whitening": 0.2}, eval_steps=5, max_steps=20, isotropy_kind="covariance"
+    )
+    text = format_plan(plan_run(parsed, RunFacts(num_rows=1_000, has_validation=True, num_processes=2)))
+    shown = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in text.splitlines()[2:]}
+    assert shown["rows"] == "1,000 an epoch, as features, computed once"
+    assert shown["loss"] == "1 contrastive (info_nce) + 0.1 isotropy (covariance) + 1 predictive (mse)"
+    assert shown["length"] == "20 steps"
+    assert shown["validation"] == "eval_ndcg@10 every 5 steps"
+    assert shown["projection"] == "mlp, identity start, whitening 0.2"
+    assert "32 rows on each of 2 processes" in shown["batch"]
+    small = format_plan(plan_run(parse(run={"blend": 0.0}), RunFacts(num_rows=31, checkpoint=CHECKPOINT)))
+    assert "do not fill a batch of 32" in small.splitlines()[-1]
+    assert "out/checkpoint-7" in small
+    assert "none (--blend 0)" in small
+
+
+@pytest.mark.parametrize("flags", [[], ["--streaming", "--no_feature_cache", "--max_steps", "2"]])
+def test_the_command_prints_its_plan_and_does_nothing_else(
+    tiny_pairs, tmp_path, monkeypatch, capsys, tiny_encoder_folder, flags
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FeatureStore, "features", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(ModelArguments, "build", lambda self: 1 / 0)
+    Path("pairs.json").write_text(json.dumps(tiny_pairs), encoding="utf-8")
+    common = ["--base_model", str(tiny_encoder_folder), "--output_dir", "out", "--use_cpu", "--show_plan"]
+    train_contrastive.main(["--train_data", "pairs.json", "--val_data", "pairs.json", *common, *flags])
+    shown = capsys.readouterr().out
+    assert ("a stream, as texts" if flags else "8 an epoch, as features") in shown
+    assert "eval_ndcg@10 every epoch" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["pairs.json"]
+
+
+def test_an_automatic_run_prints_its_plan_before_it_chooses(tmp_path, monkeypatch, capsys, tiny_encoder_folder):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelArguments, "build", lambda self: 1 / 0)
+    texts = [f"The sun number {number} is far away. The moon number {number} is near." for number in range(300)]
+    Path("documents.json").write_text(json.dumps(texts), encoding="utf-8")
+    flags = ["--base_model", str(tiny_encoder_folder), "--output_dir", "out", "--use_cpu", "--show_plan"]
+    train_self_supervised.main(["--documents", "documents.json", "--automatic", *flags])
+    assert "are chosen after encoding, by pseudo-queries" in capsys.readouterr().out
+
+
+# Arguments are set nowhere else
+
+_ARGUMENTS = {"args", "arguments", "parsed", "training", "training_args", "training_arguments", "own_training"}
+_ARGUMENTS |= {"model_args", "model_arguments", "own_model", "run_args", "validation_args", "data_args"}
+
+
+def _name(node):
+    return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+
+
+def _root(node):
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return _name(node)
+
+
+def _assignments(tree):
+    """Yield the lines in which a field of an arguments object is set, with the names of the functions around."""
+    homes = {}
+    for outer in ast.walk(tree):
+        if isinstance(outer, ast.FunctionDef | ast.ClassDef):
+            for inner in ast.walk(outer):
+                homes.setdefault(inner, []).append(outer)
+    for node in ast.walk(tree):
+        functions = [home.name for home in homes.get(node, []) if isinstance(home, ast.FunctionDef)]
+        classes = [home.name for home in homes.get(node, []) if isinstance(home, ast.ClassDef)]
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if isinstance(node, ast.Call) and _name(node.func) in ("setattr", "__setattr__"):
+            yield functions, node.lineno
+        for target in (part for each in targets if each is not None for part in ast.walk(each)):
+            if not isinstance(target, ast.Attribute) or not isinstance(target.ctx, ast.Store):
+                continue
+            is_own = _root(target) == "self" and any(name.endswith("Arguments") for name in classes)
+            if is_own or _name(target.value) in _ARGUMENTS or _root(target) in _ARGUMENTS:
+                yield functions, node.lineno
+
+
+def test_the_walk_sees_every_way_to_set_an_argument():
+    source = """
+args.seed = 1
+parsed.run.blend = 0.5
+trainer.args.seed += 1
+self.args.seed, other = 1, 2
+with open("x") as training.file: pass
+setattr(anything, "seed", 1)
+class SomeArguments:
+    def change(self):
+        self.seed: int = 1
+model.config.seed = 1
+self.seed = 1
+"""
+    lines = sorted({line for _, line in _assignments(ast.parse(source))})
+    assert lines == [2, 3, 4, 5, 7, 10]
+
+
+def test_arguments_are_set_where_they_are_made_and_nowhere_else():
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for functions, line in _assignments(ast.parse(path.read_text(encoding="utf-8"))):
+            if not {"__post_init__", "with_values"} & set(functions):
+                found.append(f"{path.relative_to(PACKAGE)}:{line}")
+    assert not found, f"use with_values in the plan instead of setting arguments in {found}"
+
+
+# Facts of arguments
+
+
+def test_facts_of_arguments_do_not_disturb_other_parsers():
+    parser = HfArgumentParser((ModelArguments, IsotropicGaussianTrainingArguments))
+    flags = ["--epochs", "2", "--lambda_isotropy", "0.3", "--output_dir", "out", "--use_cpu", "--similarity", "dot"]
+    model, training = parser.parse_args_into_dataclasses(flags)
+    assert (training.num_train_epochs, training.lambda_isotropy, model.similarity_fn_name) == (2.0, 0.3, "dot")
+
+
+def test_facts_are_found_by_name_for_the_fields_that_have_them():
+    swept = argument_facts(IsotropicGaussianTrainingArguments, "swept")
+    assert (swept["temperature"], swept["warmup_steps"]) == ("number", "shape")
+    assert "output_dir" not in swept
+    assert "optim" not in swept  # a field of the parent, without facts
+    assert argument_facts(ModelArguments, "recorded") == {}
+
+
+def test_the_essential_arguments_come_in_the_order_in_which_a_reader_looks_for_them(parse):
+    assert essential_arguments(parse().training) == [
+        "lambda_contrastive",
+        "lambda_isotropy",
+        "lambda_predictive",
+        "contrastive_kind",
+        "isotropy_kind",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+    ]
+
+
+def test_changed_arguments_are_a_copy(parse):
+    training = parse().training
+    changed = with_values(training, seed=7, eval_strategy="steps")
+    assert (changed.seed, changed.eval_strategy, training.seed, training.eval_strategy) == (7, "steps", 42, "no")
+    assert changed.device == training.device
