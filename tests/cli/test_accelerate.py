@@ -1,12 +1,15 @@
 """Several processes on one machine, with `accelerate launch`, do the work of one process with all their rows."""
 
+import importlib
 import itertools
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,31 +105,109 @@ run_script(main, shares_work=True)
 """
 
 
-def _free_port():
+# Waits for jobs and runs each script as if `accelerate launch` had just started it: a real start takes seconds. The
+# processes stay connected, because the store through which they find each other serves only one start.
+WAITING = """
+import contextlib, json, os, runpy, sys, traceback
+from pathlib import Path
+import torch.distributed
+torch.distributed.destroy_process_group = lambda *group: None
+rank = os.environ["RANK"]
+with open(Path(sys.argv[1]) / f"jobs_{rank}") as jobs:
+    for line in jobs:
+        job = json.loads(line)
+        os.chdir(job["cwd"])
+        sys.argv, code = job["command"], 0
+        output = Path(job["output"])
+        with open(output / f"stdout_{rank}", "w") as out, open(output / f"stderr_{rank}", "w") as err:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    runpy.run_path(sys.argv[0], run_name="__main__")
+                except SystemExit as end:
+                    code = end.code or 0
+                except BaseException:
+                    traceback.print_exc()
+                    code = 1
+        (output / f"code_{rank}.tmp").write_text(str(code))
+        (output / f"code_{rank}.tmp").rename(output / f"code_{rank}")
+"""
+LONGEST_WAIT = 1_800  # seconds; processes that wait for each other forever are a failure
+
+
+def _launch_command(launch, processes):
+    config = LAUNCH_FILES / f"{launch[0]}.yaml"
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
+    return [*command, "--num_processes", str(processes), "--main_process_port", str(port)]
+
+
+def _environment():
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return {**own, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
-    command = [sys.executable]
-    if processes > 1:
-        config = LAUNCH_FILES / f"{launch[0]}.yaml"
-        command += ["-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
-        command += ["--num_processes", str(processes), "--main_process_port", str(_free_port())]
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")},
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    command = [sys.executable] if processes == 1 else _launch_command(launch, processes)
     return subprocess.run(
         [*command, str(script), *(str(flag) for flag in flags)],
         capture_output=True,
         text=True,
-        timeout=1_800,  # processes that wait for each other forever are a failure
+        timeout=LONGEST_WAIT,
         cwd=cwd,
-        env=environment,
+        env=_environment(),
     )
+
+
+class TwoProcesses:
+    """Two processes of one `accelerate launch`, which run one script after another."""
+
+    def __init__(self, folder):
+        script, self._outputs = folder / "waiting.py", folder / "outputs"
+        script.write_text(WAITING, encoding="utf-8")
+        pipes = [folder / f"jobs_{rank}" for rank in range(2)]
+        for pipe in pipes:
+            os.mkfifo(pipe)
+        command = [*_launch_command(("two_cpu_processes",), 2), str(script), str(folder)]
+        self._launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True)
+        # If this process dies, the pipes close, which ends the two.
+        self._jobs = [pipe.open("w", encoding="utf-8") for pipe in pipes]
+
+    def run(self, script, *flags, cwd):
+        """Run a script in both; return its exit code and output as `subprocess.run` does."""
+        output = self._outputs / str(len(list(self._outputs.glob("*"))))
+        output.mkdir(parents=True)
+        job = {"command": [str(script), *(str(flag) for flag in flags)], "cwd": str(cwd), "output": str(output)}
+        for pipe in self._jobs:
+            pipe.write(json.dumps(job) + "\n")
+            pipe.flush()
+        ends = time.monotonic() + LONGEST_WAIT
+        while len(list(output.glob("code_?"))) < 2:
+            assert self._launcher.poll() is None, "the processes have ended"
+            assert time.monotonic() < ends, "the processes wait for each other"
+            time.sleep(0.02)
+        code, stdout, stderr = (
+            [(output / f"{name}_{rank}").read_text(encoding="utf-8") for rank in range(2)]
+            for name in ("code", "stdout", "stderr")
+        )
+        return subprocess.CompletedProcess(job["command"], max(map(int, code)), "".join(stdout), "".join(stderr))
+
+    def stop(self):
+        """End both."""
+        for pipe in self._jobs:
+            pipe.close()
+        try:
+            self._launcher.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._launcher.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
+    yield processes
+    processes.stop()
 
 
 @pytest.fixture
@@ -136,12 +217,22 @@ def folder(tmp_path, tiny_pairs):
     return tmp_path
 
 
-def _train(folder, encoder, script, processes, *flags):
-    """Train with all eight rows in each step; return the finished process and the model's folder."""
-    output = folder / f"of_{processes}"
-    done = _run(processes, TRAINING / f"{script}.py", *_common(encoder, output, processes), *flags, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done, output
+@pytest.fixture
+def train(folder, two_processes, monkeypatch):
+    """Train with all eight rows in each step, in two processes or in this one; return the output and the folder."""
+    monkeypatch.chdir(folder)
+
+    def start(encoder, script, processes, *flags):
+        output = folder / f"of_{processes}"
+        flags = [str(flag) for flag in (*_common(encoder, output, processes), *flags)]
+        if processes == 1:
+            importlib.import_module(f"ragcun_hf.cli.{script}").main(flags)
+            return None, output
+        done = two_processes.run(TRAINING / f"{script}.py", *flags, cwd=folder)
+        assert done.returncode == 0, done.stderr
+        return done, output
+
+    return start
 
 
 def _common(encoder, output, processes):
@@ -194,12 +285,12 @@ def _record(output):
     return json.loads((output / "training_record.json").read_text(encoding="utf-8"))
 
 
-def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny_encoder_folder):
+def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, train, tiny_encoder_folder):
     recipe = {"train_data": ["pairs.json"], "val_data": "pairs.json"}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     flags = ["--config", "recipe.yaml"]
-    done, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
-    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
+    done, two = train(tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, one = train(tiny_encoder_folder, "train_contrastive", 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
     # One model, announced once.
     assert done.stdout.count("Saved the model") == 1
@@ -218,15 +309,15 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, tiny
 
 
 def test_two_processes_train_the_encoder_with_several_batches_per_step_as_one_does(
-    folder, tiny_pairs, tiny_encoder_folder
+    folder, train, tiny_pairs, tiny_encoder_folder
 ):
     _write_many_pairs(folder, tiny_pairs)
     encoder = _without_dropout(tiny_encoder_folder, folder)
     # Tokens, not features, and four batches in each of twenty steps.
     flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "20"]
     flags += ["--encoder_learning_rate", "0.01"]
-    _, two = _train(folder, encoder, "train_contrastive", 2, *flags)
-    _, one = _train(folder, encoder, "train_contrastive", 1, *flags)
+    _, two = train(encoder, "train_contrastive", 2, *flags)
+    _, one = train(encoder, "train_contrastive", 1, *flags)
     _check_alike(one, two, encoder)
     assert _record(two)["steps"] == _record(one)["steps"] == 20
     name = "encoder.encoder.layer.0.attention.self.query.weight"
@@ -234,31 +325,31 @@ def test_two_processes_train_the_encoder_with_several_batches_per_step_as_one_do
     assert float((_weights(one)[name] - start).abs().max()) > 1e-3
 
 
-def test_two_processes_use_each_query_once_as_one_does(folder, tiny_pairs, tiny_encoder_folder):
+def test_two_processes_use_each_query_once_as_one_does(folder, train, tiny_pairs, tiny_encoder_folder):
     more = [{**tiny_pairs[0], "positive": pair["positive"]} for pair in tiny_pairs[1:]]
     (folder / "many.json").write_text(json.dumps([*tiny_pairs, *more]), encoding="utf-8")
     flags = ["--train_data", "many.json", "--balance_queries"]
-    _, two = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
-    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags)
+    _, two = train(tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, one = train(tiny_encoder_folder, "train_contrastive", 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
     assert _record(two)["steps"] == _record(one)["steps"] == 3  # of eight queries, not fifteen rows
 
 
-def test_two_processes_mask_anew_in_each_epoch_as_one_does(folder, tiny_encoder_folder):
+def test_two_processes_mask_anew_in_each_epoch_as_one_does(folder, train, tiny_encoder_folder):
     recipe = {"documents": "texts.json", "feature_cache": False, "lambda_contrastive": 1.0}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     flags = ["--config", "recipe.yaml"]
-    _, two = _train(folder, tiny_encoder_folder, "train_xy_masked", 2, *flags)
-    _, one = _train(folder, tiny_encoder_folder, "train_xy_masked", 1, *flags)
+    _, two = train(tiny_encoder_folder, "train_xy_masked", 2, *flags)
+    _, one = train(tiny_encoder_folder, "train_xy_masked", 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
 
 
-def test_a_yaml_file_trains_the_same_in_two_processes(folder, tiny_encoder_folder):
+def test_a_yaml_file_trains_the_same_in_two_processes(folder, train, tiny_encoder_folder):
     recipe = {"documents": "texts.json", "split_method": "half", "val_data": "pairs.json"}
     (folder / "recipe.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     script, flags = "train_self_supervised", ["--config", "recipe.yaml", "--feature_cache_dir", "features"]
-    done, two = _train(folder, tiny_encoder_folder, script, 2, *flags, "--disable_tqdm", "false")
-    _, one = _train(folder, tiny_encoder_folder, script, 1, *flags)
+    done, two = train(tiny_encoder_folder, script, 2, *flags, "--disable_tqdm", "false")
+    _, one = train(tiny_encoder_folder, script, 1, *flags)
     _check_alike(one, two, tiny_encoder_folder)
     assert done.stdout.count("Features: ") == done.stdout.count("Saved the model") == 1
     bars = [line for line in done.stderr.replace("\r", "\n").splitlines() if " 3/3 " in line]
@@ -270,23 +361,23 @@ def test_a_yaml_file_trains_the_same_in_two_processes(folder, tiny_encoder_folde
 
 
 @pytest.mark.parametrize("script", ["sweep", "prepare_data"])
-def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, script):
-    done = _run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
+def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, two_processes, script):
+    done = two_processes.run(TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
     assert done.returncode != 0
     assert done.stderr.count(f"{script}.py: expected one process, got 2: this command cannot share its work") == 1
     assert not (folder / "out").exists()
 
 
-def test_two_processes_share_a_stream_and_continue_where_they_stopped(folder, tiny_encoder_folder):
+def test_two_processes_share_a_stream_and_continue_where_they_stopped(folder, train, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--streaming", "--no_feature_cache", "--max_steps", "3"]
     halved = [*flags, "--batch_size", "2"]  # two steps a pass
-    _, two = _train(
-        folder, tiny_encoder_folder, "train_contrastive", 2, *halved, "--save_steps", "1", "--save_total_limit", "9"
+    _, two = train(
+        tiny_encoder_folder, "train_contrastive", 2, *halved, "--save_steps", "1", "--save_total_limit", "9"
     )
-    _, one = _train(folder, tiny_encoder_folder, "train_contrastive", 1, *flags, "--batch_size", "4")
+    _, one = train(tiny_encoder_folder, "train_contrastive", 1, *flags, "--batch_size", "4")
     _check_alike(one, two, tiny_encoder_folder)
     resume = ["--resume_from_checkpoint", two / "checkpoint-1", "--output_dir", "resumed"]
-    _train(folder, tiny_encoder_folder, "train_contrastive", 2, *halved, *resume)
+    train(tiny_encoder_folder, "train_contrastive", 2, *halved, *resume)
     first, second = _weights(two), _weights(folder / "resumed")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
@@ -308,10 +399,10 @@ def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_fo
     assert not (folder / "checkpoints").exists()
 
 
-def test_two_processes_can_overwrite_an_earlier_run(folder, tiny_encoder_folder):
+def test_two_processes_can_overwrite_an_earlier_run(folder, train, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--save_steps", "1"]
-    _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags)
-    _, output = _train(folder, tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
+    _, output = train(tiny_encoder_folder, "train_contrastive", 2, *flags)
+    _, output = train(tiny_encoder_folder, "train_contrastive", 2, *flags, "--overwrite", "--epochs", "1")
     assert [path.name for path in output.glob("checkpoint-*")] == ["checkpoint-1"]
 
 
@@ -378,14 +469,14 @@ def _logged(output, name):
     return [entry[name] for entry in _record(output)["log_history"] if name in entry]
 
 
-def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, tiny_pairs, tiny_encoder_folder):
+def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, train, tiny_pairs, tiny_encoder_folder):
     _write_many_pairs(folder, tiny_pairs)
     encoder = _without_dropout(tiny_encoder_folder, folder)
     # Four batches a step, clipped gradients, held-out pairs that choose the checkpoint, a frozen first layer.
     flags = ["--train_data", "many.json", "--gradient_accumulation_steps", "4", "--epochs", "5"]
     flags += ["--freeze_layers", "1", "--val_data", "pairs.json", "--encoder_learning_rate", "0.02"]
     two, seen = _train_sharded(folder, encoder, *flags)
-    _, one = _train(folder, encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
+    _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     _check_alike(one, two, encoder)
     assert _logged(two, "grad_norm") == pytest.approx(_logged(one, "grad_norm"), rel=1e-4)
     assert _logged(two, "eval_ndcg@10") == pytest.approx(_logged(one, "eval_ndcg@10"))
@@ -441,11 +532,11 @@ def _saved_weights(output):
     return load_file(output / "model.safetensors")
 
 
-def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(folder, tiny_encoder_folder):
+def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(folder, train, tiny_encoder_folder):
     encoder = _without_dropout(tiny_encoder_folder, folder)
     flags = ["--train_data", "pairs.json", "--epochs", "5", "--encoder_learning_rate", "0.01"]
     two, seen = _train_sharded(folder, encoder, *flags, precision="bf16")
-    _, one = _train(folder, encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
+    _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     assert {weight.dtype for weight in _saved_weights(two).values()} == {torch.float32}
     for each in seen:
         assert (each["embeddings"], each["dtypes"]) == ("torch.bfloat16", ["torch.float32"])
