@@ -25,7 +25,7 @@ test: check  ## Run the linters and all tests, including the slow ones.
 	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10 -n 2 --dist loadfile
 
 test-fast: install  ## Run only the quick tests.
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the folder with BEIR's scifact.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)

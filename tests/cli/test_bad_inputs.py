@@ -414,7 +414,7 @@ def test_a_real_process_says_it_in_one_line_too(folder, name):
         [sys.executable, str(TRAINING / f"{script}.py"), *flags],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=1_800,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

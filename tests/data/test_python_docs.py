@@ -124,6 +124,7 @@ def test_one_entry_in_five_belongs_to_the_test_split_whatever_its_name():
     assert all(is_test_entry(entry) == is_test_entry(entry._replace(id="x", query="y")) for entry in entries[:50])
 
 
+@pytest.mark.slow
 def test_numpy_alone_yields_hundreds_of_clean_entries_in_a_stable_order():
     entries = build_python_docs(["numpy"])
     assert 500 < len(entries) < 1500

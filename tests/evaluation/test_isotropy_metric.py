@@ -102,6 +102,7 @@ print(json.dumps([both, metric.compute()]))
 """
 
 
+@pytest.mark.slow
 def test_evaluate_loads_the_metric_offline_and_gives_the_same_figures(tmp_path):
     offline = {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "m")}
     partners = np.roll(VECTORS, 1, axis=0)

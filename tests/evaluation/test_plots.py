@@ -112,6 +112,7 @@ def test_an_interrupted_save_keeps_the_old_plot(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 def test_plotting_needs_no_pyplot():
     code = "import sys, ragcun_hf.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

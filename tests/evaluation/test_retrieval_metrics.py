@@ -112,6 +112,7 @@ def _rows(values_by_query, name, queries):
     return [{"query": key, "documents": list(row), name: list(row.values())} for key, row in found.items()]
 
 
+@pytest.mark.slow
 def test_evaluate_loads_the_metric_offline_and_gives_the_same_figures(tmp_path):
     run = {"q": _ranking("a", "b"), "\u00e9": {"文": 3.25}}
     qrels = {"absent": {"a": 1}, "q": {"b": 2, "a": 1}, "\u00e9": {"文": 1}}

@@ -202,7 +202,7 @@ def outside(trained, tiny_folder, tmp_path_factory):
         cwd=target,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1_800,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -89,7 +89,7 @@ def _run_without_the_package(script, *arguments, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1_800,
     )
     assert done.returncode == 0, done.stderr
     return done

@@ -98,6 +98,7 @@ def _files(folder):
     return {path.name for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_graph_returns_the_vectors_of_the_model_at_every_length_and_batch_size(exported, family):
     folder = exported(family)
@@ -154,6 +155,7 @@ def test_tokenizers_onnxruntime_and_numpy_are_enough(exported):
     np.testing.assert_allclose(json.loads(done.stdout), _load(folder).encode_document(texts), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("texts", [[""], ["", "the sun", " "]])
 def test_a_text_without_tokens_is_one_padding_token_that_counts(exported, tmp_path, side, texts):
@@ -321,6 +323,7 @@ def test_impossible_exports_are_refused_before_anything_is_written(
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_a_damaged_export_is_reported(exported, tmp_path, damage):
     shutil.copytree(exported("mpnet") / "onnx", tmp_path / "o")

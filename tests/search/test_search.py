@@ -212,6 +212,7 @@ def test_queries_in_several_rounds_get_the_same_results(monkeypatch):
     np.testing.assert_array_equal(found.indices, expected.indices)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads resident memory where Linux reports it")
 def test_pages_of_a_memory_map_are_released_during_the_search(tmp_path):
     path = tmp_path / "documents.npy"

@@ -153,6 +153,7 @@ def _run(script, folder, *flags, output="out"):
     return json.loads(Path(output, "training_record.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_self_supervised", "train_xy_masked"])
 def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_folder, script, capsys):
     record = _run(script, tiny_encoder_folder)
@@ -168,6 +169,7 @@ def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_fold
     assert len(seen) == 300  # the held-out documents too: the final head is made from all
 
 
+@pytest.mark.slow
 def test_if_nothing_helps_the_model_is_the_unchanged_base(corpus, tiny_encoder_folder, monkeypatch, capsys):
     monkeypatch.setattr(automatic, "REQUIRED_Z", math.inf)
     record = _run("train_self_supervised", tiny_encoder_folder)
@@ -180,6 +182,7 @@ def test_if_nothing_helps_the_model_is_the_unchanged_base(corpus, tiny_encoder_f
     torch.testing.assert_close(output.embeddings, output.features * model.config.feature_scale, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_second_run_chooses_the_same(corpus, tiny_encoder_folder):
     first = _run("train_self_supervised", tiny_encoder_folder, output="a")
     second = _run("train_self_supervised", tiny_encoder_folder, output="b")

@@ -386,6 +386,7 @@ def test_a_sweep_writes_table_plot_results_and_best_flags(sweep, capsys):
     assert str(ROOT) not in (folder / "results.json").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_flags_train_the_best_head(sweep, monkeypatch):
     folder = sweep()
     best = yaml.safe_load((folder / "best.yaml").read_text())
@@ -459,6 +460,7 @@ def test_a_finished_sweep_trains_nothing_again(sweep, monkeypatch):
     assert (sweep() / "table.md").read_text() == table
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_continues_where_it_stopped(sweep, monkeypatch):
     whole = json.loads((sweep("--output_dir", "whole").parent / "whole" / "results.json").read_text())
     real, calls = RetrievalValidation.__call__, []
@@ -488,6 +490,7 @@ def test_another_sweep_over_the_first_is_refused_unless_told(sweep):
     assert len(Path("out/trials.jsonl").read_text().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_widths_and_starts_are_swept_too(sweep):
     grid = "{output_dim: [8, 16, 24], projection_init: [identity, random], whitening: [0.0]}"
     folder = sweep("--halving", 1, grid=grid)

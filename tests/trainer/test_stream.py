@@ -105,6 +105,7 @@ def train(tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch):
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
 def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
     whole = train("whole", *flags)

@@ -46,6 +46,7 @@ def training(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_change_of_the_table_trains(data, training):
     effects = list(measure_changes(data, CHANGES, [1, 2], ModelArguments(), training))
     assert [(effect.group, effect.change) for effect in effects] == [
@@ -136,6 +137,7 @@ def script(monkeypatch, tmp_path, tiny_encoder_folder):
     return run
 
 
+@pytest.mark.slow
 def test_the_script_writes_the_same_table_plot_and_figures_twice(script, capsys):
     folder = script("--train_data", "pairs.jsonl", "--groups", "starts")
     table = (folder / "table.md").read_text(encoding="utf-8")
