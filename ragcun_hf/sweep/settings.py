@@ -121,7 +121,7 @@ def _draw(flag: str, values: Any, generator: random.Random) -> Any:
             f"log), got {values!r}: correct it"
         )
     drawn = math.exp(generator.uniform(math.log(low), math.log(high))) if is_log else generator.uniform(low, high)
-    return round(drawn) if _flag_values().is_whole(flag) else drawn
+    return round(drawn) if _flag_values().takes_integers(flag) else drawn
 
 
 def make_trial(
