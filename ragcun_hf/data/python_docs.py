@@ -70,16 +70,8 @@ def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEnt
 
 
 def is_test_entry(entry: DocEntry) -> bool:
-    """Say whether an entry belongs to the test split (one in five).
-
-    Only the document decides, so that other packages or versions never move an entry from test to training.
-    """
+    """Return whether an entry belongs to the test split (one in five), which depends on its document alone."""
     return text_position(entry.document) < _TEST_SHARE
-
-
-def write_python_docs(folder: str | os.PathLike[str], packages: Sequence[str] = DEFAULT_PACKAGES) -> Path:
-    """Build the corpus and write it with `write_entries`."""
-    return write_entries(build_python_docs(packages), folder)
 
 
 def write_entries(entries: Sequence[DocEntry], folder: str | os.PathLike[str]) -> Path:

@@ -28,8 +28,8 @@ class Shard:
 def own_shard(num_documents: int, *, block: int) -> Shard:
     """Divide a corpus evenly among processes, and return this process's shard; it may be empty.
 
-    `block` is the number of rows that the head embeds at once. Blocks are never divided, so that a document's
-    embedding is the same to the last bit for any number of processes.
+    A `block`, the rows that the head embeds at once, is never divided: so embeddings are the same to the last bit for
+    any number of processes.
     """
     num_blocks = -(-num_documents // block)
     start, stop = (

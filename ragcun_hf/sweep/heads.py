@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
-from ..data.training_rows import TrainingRows, columns
+from ..data.training_rows import TrainingRows, read_columns
 from ..errors import NotFiniteError, UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
@@ -92,7 +92,7 @@ class HeadData:
             )
         if held_out is None:
             return cls(base, FeaturePairs.of_rows([train], store, base), num_rows, validation)
-        num_documents = len(set(columns(held_out)[1]))
+        num_documents = len(set(read_columns(held_out)[1]))
         if num_documents <= _FEW_DOCUMENTS:
             logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_documents)
         pairs = FeaturePairs.of_rows([train, held_out], store, base)

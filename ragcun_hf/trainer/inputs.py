@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.documents import text_digest
-from ..data.training_rows import TrainingRow, TrainingRows, columns
+from ..data.training_rows import TrainingRow, TrainingRows, read_columns
 from ..evaluation.validation import RetrievalValidation
 from ..features.feature_store import SAMPLE_ROWS, FeatureStore
 from .known_pairs import PairIds
@@ -101,7 +101,7 @@ class FeaturePairs:
     @classmethod
     def of_rows(cls, parts: Sequence[TrainingRows], store: FeatureStore, model: IsotropicGaussianModel) -> Self:
         """Encode all rows of the first part, then all rows of the next."""
-        read = [columns(rows) for rows in parts]
+        read = [read_columns(rows) for rows in parts]
         texts = ([text for part in column for text in part] for column in zip(*read, strict=True))
         return cls(*texts, store=store, **_prompts(model))
 
@@ -183,6 +183,6 @@ def feature_inputs(
 
 def retrieval_validation(rows: TrainingRows, store: FeatureStore | None) -> RetrievalValidation:
     """Measure models on held-out rows, with their negatives as distractors; without a store, encode at every call."""
-    queries, documents, negatives = columns(rows)
+    queries, documents, negatives = read_columns(rows)
     distractors = [text for texts in negatives for text in texts]
     return RetrievalValidation(queries, documents, distractors=distractors, store=store)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import say
 from ..data.stream import ShuffledStream
-from ..data.training_rows import KnownRows, TrainingRows, columns
+from ..data.training_rows import TableRows, TrainingRows, read_columns
 from ..files import disk_errors_explained, source_name
 from .plan import ChosenSettings, RunFacts, RunPlan
 from .record import (
@@ -49,7 +49,7 @@ class RunData:
     @classmethod
     def of_pairs(cls, train: Any, validation: Any, facts: dict[str, Any]) -> Self:
         """Take tables of pairs; the validation table may be None."""
-        return cls(KnownRows(train), None if validation is None else KnownRows(validation), facts)
+        return cls(TableRows(train), None if validation is None else TableRows(validation), facts)
 
 
 def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | None) -> RunFacts:
@@ -57,7 +57,7 @@ def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | 
     pairs = None
     if parsed.training.balance_queries and data.train.num_rows is not None:
         # Cached features are of the first epoch, so its queries are those of all epochs.
-        pairs = columns(data.train) if parsed.uses_cached_features else data.train.known_pairs()
+        pairs = read_columns(data.train) if parsed.uses_cached_features else data.train.known_pairs()
     return RunFacts(
         num_rows=data.train.num_rows,
         num_queries=None if pairs is None else len(set(pairs[0])),

@@ -10,7 +10,7 @@ from ablation_changes import CHANGES, PART_OF_THE_WAY, REFERENCE, Effect, measur
 from ablation_report import format_ablations, plot_ablations
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
-from ragcun_hf.data.training_rows import KnownRows
+from ragcun_hf.data.training_rows import TableRows
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
@@ -36,7 +36,7 @@ def data(tiny_encoder_folder):
     held_out, all_documents = PAIRS[50:], [pair["positive"] for pair in PAIRS]
     texts = [[pair[name] for pair in held_out] for name in ("query", "positive")]
     validation = RetrievalValidation(*texts, distractors=all_documents, store=store)
-    return HeadData.of_rows(model, KnownRows(PAIRS[:50]), store, validation=validation)
+    return HeadData.of_rows(model, TableRows(PAIRS[:50]), store, validation=validation)
 
 
 @pytest.fixture
