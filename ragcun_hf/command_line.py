@@ -266,16 +266,11 @@ def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
             continue
         if known[key].nargs == 0:
             raise UserError(f"{path}: {key!r} takes no value: write its name without no_, with true or false")
-        if isinstance(value, list):
-            flags.extend([f"--{key}", *(_as_word(item) for item in value)])
-        else:
-            # One word, so that a value such as -1e-3 is not read as a flag.
-            flags.append(f"--{key}={_as_word(value)}")
+        items = value if isinstance(value, list) else [value]
+        words = [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+        # One word for one value, so that e.g. -1e-3 is not read as a flag.
+        flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags
-
-
-def _as_word(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:

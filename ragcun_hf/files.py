@@ -175,15 +175,13 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_disk_error(error):
+        if isinstance(error, OSError):
+            is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+        else:  # safetensors and torch.save have no exception type for it
+            words = ("I/O error", "inline_container", "PytorchStreamWriter")
+            is_of_disk = any(word in str(error) for word in words)
+        if not is_of_disk:
             raise
         raise UserError(
             f"expected to write to {folder}, got {error}: free some space, or choose another --output_dir"
         ) from error
-
-
-def _is_disk_error(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    # safetensors and torch.save have no exception type for it.
-    return any(words in str(error) for words in ("I/O error", "inline_container", "PytorchStreamWriter"))

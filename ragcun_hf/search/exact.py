@@ -22,15 +22,15 @@ from torch import Tensor
 from ..errors import NotFiniteError, UserError
 from .first_pass import CandidatePass, DocumentBlock, Pairs, best_of_each, lengths, row_blocks
 from .memory_maps import read_far_apart, release, will_need
-from .similarity import check_similarity, normalize_rows, score_rows
+from .similarity import SIMILARITIES, normalize_rows, score_rows
 from .ties import Order, Rows, tie_numbers
 
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in several rounds
 _RESCORING_VALUES = 2**18  # float64 numbers held at once while candidates are scored again (2 MiB, which caches hold)
-# Bound of the relative error of shifting and scaling a vector in float32. It does not cover the error of the length: the
-# first pass takes twice the bound of a product's error, which leaves room for that.
+# Bound of the relative error of shifting and scaling a vector in float32. The error of its length is covered elsewhere:
+# the first pass takes twice the bound of a product's error.
 _ROUNDING = 2.0**-21
 
 
@@ -196,7 +196,8 @@ def check_arguments(queries: Matrix, documents: Matrix, k: int, similarity: str)
         raise UserError("expected at least one document, got none: check the corpus")
     if k < 1:
         raise UserError(f"expected k >= 1 results per query, got {k}: ask for at least one")
-    check_similarity(similarity)
+    if similarity not in SIMILARITIES:
+        raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one of these")
 
 
 def _order(ties: Rows | Order | None, num_documents: int) -> Order | None:

@@ -52,8 +52,8 @@ def heads_at_once(batch_size: int) -> int:
 class HeadData:
     """Training pairs as features on the device of the heads, and the weights that heads start with on them.
 
-    `base` is a model with the encoder of the features. The first `num_rows` pairs are for training. The validation
-    measures a model on held-out pairs.
+    `base` is a model with the encoder of the features. The first `num_rows` pairs are for training; the validation
+    measures a model on the others.
     """
 
     def __init__(
@@ -103,14 +103,16 @@ class HeadData:
         model = with_head(self.base, ModelArguments(projection_kind="linear"))
         return {} if self.validation is None else self.validation(model)
 
-    def steps_per_epoch(self, batch_size: int, *, drop_last: bool) -> int:
+    def steps_per_epoch(self, training: IsotropicGaussianTrainingArguments) -> int:
         """Count the batches of an epoch, at least one."""
-        return max(1, self.num_rows // batch_size if drop_last else math.ceil(self.num_rows / batch_size))
+        num_rows, size = self.num_rows, training.per_device_train_batch_size
+        return max(1, num_rows // size if training.dataloader_drop_last else math.ceil(num_rows / size))
 
     def num_steps(self, training: IsotropicGaussianTrainingArguments, share: float = 1.0) -> int:
         """Count the optimizer steps of a share of a whole training."""
-        per_epoch = self.steps_per_epoch(training.per_device_train_batch_size, drop_last=training.dataloader_drop_last)
-        whole = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+        whole = training.max_steps
+        if whole <= 0:
+            whole = math.ceil(training.num_train_epochs * self.steps_per_epoch(training))
         return max(1, math.ceil(share * whole))
 
     def batch(self, rows_GB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -245,8 +247,7 @@ class HeadBatch:
 
     def _orders(self, data: HeadData, total_steps: int) -> Iterator[Tensor]:
         """Yield the rows (G, B) of each step, in the order of the Trainer."""
-        batch_size = self._args.per_device_train_batch_size
-        steps_per_epoch = data.steps_per_epoch(batch_size, drop_last=self._args.dataloader_drop_last)
+        batch_size, steps_per_epoch = self._args.per_device_train_batch_size, data.steps_per_epoch(self._args)
         orders_GN = torch.zeros(0)
         for step in range(total_steps):
             epoch, place = divmod(step, steps_per_epoch)

@@ -49,10 +49,7 @@ class SettingSummary:
 
 
 class SweepRecords:
-    """The records of one sweep, in its output folder.
-
-    `spec` holds data, shared arguments, settings and seeds; a UserError says if the folder is of a sweep with another.
-    """
+    """The records of one sweep, in its output folder; a folder of a sweep with another `spec` is a UserError."""
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self._path, spec_path = folder / _TRIALS_FILE, folder / _SPEC_FILE

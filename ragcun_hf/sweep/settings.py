@@ -49,10 +49,9 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 
 def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
-    """Combine the values of all flags (flag -> list of values) into different settings by field name.
+    """Combine the values of all flags (flag -> list of values) into distinct settings; the last flag changes fastest.
 
-    The last flag changes fastest. A UserError says if a sweep cannot change a flag, a value is impossible, or there
-    are too many settings.
+    A flag that a sweep cannot change, an impossible value and too many settings are a UserError.
     """
     for flag, values in grid.items():
         if not isinstance(values, list) or not values:
@@ -67,10 +66,10 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
 
 
 def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[Setting]:
-    """Draw different settings by field name, `count` of them or as many as the space has.
+    """Draw `count` distinct settings, or as many as the space has.
 
-    The space maps a flag to a list of values or to a range `{"low", "high"}` with an optional `"log": true`, which
-    draws uniformly in the logarithm. A UserError says what is wrong with the space.
+    The space maps a flag to a list of values or to a range `{"low", "high"}`, from which `"log": true` draws uniformly
+    in the logarithm.
     """
     if count < 1:
         raise UserError(f"--num_settings must be at least 1, got {count}: set it to e.g. 24")
@@ -127,10 +126,9 @@ def _draw(flag: str, values: Any, generator: random.Random) -> Any:
 def make_trial(
     setting: Setting, seed: int, model: ModelArguments, training: IsotropicGaussianTrainingArguments
 ) -> Trial:
-    """Apply a setting, by field name, to the arguments that all trials share.
+    """Apply a setting, by field name, to the arguments that all trials share; a contradiction is a UserError.
 
-    The seed is that of the head's initialization, its order of rows and its directions. A UserError says if values do
-    not fit together.
+    The seed is that of the head's initialization, its order of rows and its directions.
     """
     of_model = {name: value for name, value in setting.items() if name in argument_facts(ModelArguments, "swept")}
     own_model = dataclasses.replace(model, **of_model)

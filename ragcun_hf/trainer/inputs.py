@@ -35,14 +35,7 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 
 @dataclass
 class TextPairCollator:
-    """Tokenize rows of texts, with prompts, padded to the longest text of the batch.
-
-    Example:
-        >>> rows = [{"query": "a", "positive": "b c", "negative": ["d"]}]
-        >>> batch = TextPairCollator(tokenizer, max_length=8)(rows)  # doctest: +SKIP
-        >>> batch["input_ids"].shape  # a, b c, d, each with two special tokens  # doctest: +SKIP
-        torch.Size([3, 4])
-    """
+    """Tokenizes rows of texts, with prompts, padded to the longest text of the batch."""
 
     tokenizer: Any
     max_length: int
@@ -135,7 +128,7 @@ class FeaturePairs:
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """What the Trainer reads; ids are None for rows that are not known before training."""
+    """What the Trainer reads. Ids are None if an epoch's rows are not known before it."""
 
     train_rows: Any
     validation_rows: Any

@@ -144,7 +144,7 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
     if training.n_gpu > 1:
         raise UserError(
             f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
-            "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
+            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
         )
     if facts.num_rows is not None and facts.num_rows < 2:
         raise UserError(
@@ -211,7 +211,7 @@ def _check_sharding(parsed: ParsedArguments) -> None:
     if parsed.model.freeze_base:
         raise UserError(
             "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
-            "training/accelerate/one_machine_gpus.yaml"
+            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml"
         )
     # Only the full state dict writes the config, which a resume compares, beside the weights of a checkpoint.
     wanted = {
@@ -222,5 +222,5 @@ def _check_sharding(parsed: ParsedArguments) -> None:
         if value != expected:
             raise UserError(
                 f"expected {name} {expected}, got {value}: launch with "
-                "training/accelerate/fsdp2_trainable_encoder.yaml"
+                "ragcun_hf/cli/accelerate/fsdp2_trainable_encoder.yaml"
             )

@@ -48,7 +48,7 @@ class RunData:
 
     @classmethod
     def of_pairs(cls, train: Any, validation: Any, facts: dict[str, Any]) -> Self:
-        """Take tables of pairs; the validation table may be None."""
+        """Take tables of pairs; that of validation may be None."""
         return cls(TableRows(train), None if validation is None else TableRows(validation), facts)
 
 
