@@ -85,9 +85,9 @@ def broadcast_from_first(make: Callable[[], T]) -> T:
 
 @functools.cache
 def _patient_group() -> Any:
-    """Create a process group with a timeout of one day, because the fastest process waits for the slowest.
+    """Create a process group with a timeout of one day: the fastest process waits for the slowest.
 
-    When one process dies, the others fail at once; the timeout matters only if a whole machine disappears.
+    If one process dies, the others fail at once, unless its whole machine disappears.
     """
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
@@ -100,10 +100,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all processes, shape (B, ...) with any B, in rank order; differentiable.
-
-    Returns all rows, and the position of this process's first row among them.
-    """
+    """Return the rows (B, ...) of all processes in rank order, and the place of this one's first; differentiable."""
     if world_size() == 1:
         return x, 0
     counts = _row_counts(x)
@@ -122,10 +119,7 @@ def count_rows(x: Tensor) -> tuple[int, int]:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Return a scalar whose average over processes, as data parallelism takes it, is the mean over all rows.
-
-    `values` has shape (B,), one value for each row of this process.
-    """
+    """Reduce the values (B,) of this process's rows to a scalar, whose average over processes is the mean of all."""
     if world_size() == 1:
         return values.mean()
     return values.sum() * (world_size() / sum(_row_counts(values)))

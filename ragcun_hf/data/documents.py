@@ -1,7 +1,4 @@
-"""Read documents: id, title and text from any source.
-
-The text of a document is its title and text joined by `document_text`, wherever it is encoded, compared or counted.
-"""
+"""Read documents (id, title and text) from any source; their title and text are always joined by `document_text`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Read the rows of one file.
-
-The readers of `datasets` are fast, but their errors name neither line nor field. Text files are therefore read here,
-line by line, and every row keeps its place ("train.jsonl, line 5000").
-"""
+"""Read the rows of one file, each with its place ("train.jsonl, line 5000"), which `datasets` does not report."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Hold out validation data, so that no document and no query is in both parts.
-
-After a split by rows, a document could be in both parts; validation would then measure memory, not retrieval.
-"""
+"""Hold out validation data, so that no document and no query is in both parts: memory would pass for retrieval."""
 
 from __future__ import annotations
 
@@ -144,10 +141,7 @@ def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
 def hold_out_texts(
     texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
 ) -> tuple[Views, Views | None]:
-    """Split distinct texts and make rows of both parts; without a fraction, there are no validation rows.
-
-    The part of a text depends on the seed and the text alone.
-    """
+    """Split distinct texts, each by a hash of the seed and itself, and make rows of both parts; 0 holds out none."""
     if val_fraction == 0:
         return make_views(list(texts)), None
     if not 0 < val_fraction < 1:

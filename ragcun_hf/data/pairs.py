@@ -1,8 +1,4 @@
-"""Read pairs of a query and a document that answers it, with optional negatives.
-
-Every reader of training data returns the same three columns: query and positive (texts), and negative (a list of
-texts, often empty).
-"""
+"""Read pairs: the columns query, positive (a document that answers it) and negative (a list, often empty)."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def pair_features() -> Features:
-    """Return the columns of a table of pairs: query, positive, negative."""
+    """Return the columns that every reader of pairs returns."""
     import datasets
 
     text = datasets.Value("string")

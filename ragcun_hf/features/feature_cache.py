@@ -97,10 +97,7 @@ class FeatureCache:
                 is_rescanned = True
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """Return the features of texts, shape (len(digests), H), float32.
-
-        A digest that is missing, or whose shard was removed or damaged, is a KeyError.
-        """
+        """Return features, (len(digests), H) float32; a missing one, or one that was removed, is a KeyError."""
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
         if missing := self.missing(digests):
             raise KeyError(f"{len(missing)} texts have no feature in {self.folder}: encode them first")

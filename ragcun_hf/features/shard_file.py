@@ -14,10 +14,7 @@ from ..files import replaced_file
 
 
 def write_shard(folder: Path, digests: Sequence[bytes], features: np.ndarray) -> str:
-    """Write features, shape (len(digests), H), in their dtype, and return the name of the file.
-
-    Raises OSError if the folder is missing or the disk refuses; no half-written file stays behind.
-    """
+    """Write features, shape (len(digests), H), in their dtype, as a whole or not at all; return the file's name."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 

@@ -55,8 +55,7 @@ def embedded_model_folder() -> Path:
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
     """Create a model, in evaluation mode, with an untrained head from the encoder that `--base_model` names.
 
-    `config_fields` are those of `IsotropicGaussianConfig`. An encoder that cannot be loaded and an invalid value are a
-    UserError.
+    An encoder that cannot be loaded and an invalid value of a field of `IsotropicGaussianConfig` are a UserError.
     """
     from huggingface_hub.errors import StrictDataclassError
 

@@ -67,14 +67,11 @@ def approximate_search(
 
 
 class MeasuredSearch:
-    """Approximate search that measures how much it misses, on a sample of each call's queries.
-
-    `recalls` holds, for each call, the share of the exact results that were found.
-    """
+    """Approximate search that measures how much it misses, on a sample of each call's queries."""
 
     def __init__(self, *, num_probes: int) -> None:
         self._num_probes = num_probes
-        self.recalls: list[float] = []
+        self.recalls: list[float] = []  # of each call: the share of the exact results that were found
 
     def __call__(self, queries: Matrix, documents: Matrix, *, k: int, **options: Any) -> SearchResult:
         """Search, with the arguments of `exact_search`."""

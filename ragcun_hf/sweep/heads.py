@@ -28,7 +28,7 @@ from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..trainer.inputs import FeaturePairs, retrieval_validation
 from ..trainer.isotropy import random_directions
 from ..trainer.objective import TERMS, Objective, resolve_weights
-from ..trainer.record import head_weights
+from ..trainer.record import trainable_weights
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -139,7 +139,7 @@ class HeadData:
                 template.start_from_features(torch.from_numpy(self.pairs.sample(self.num_rows)), whitening=whitening)
                 if config.output_dim <= config.feature_dim:  # a wider projection has directions of this seed
                     self._projections[key] = linear.weight.detach().clone()
-        return head_weights(template)
+        return trainable_weights(template)
 
 
 def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
@@ -198,8 +198,7 @@ class HeadBatch:
     def train(self, data: HeadData, *, total_steps: int, share: float = 1.0) -> Iterator[int]:
         """Train all heads, and yield the number of each step when it is done.
 
-        The schedule of the learning rate ends after `total_steps`. They are this `share` of a whole training, by which
-        a warm-up given in steps shrinks.
+        `total_steps`, after which the schedule ends, are a `share` of a whole training; so is a warm-up in steps.
         """
         optimizer, scheduler = self._optimizer(total_steps, share)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]

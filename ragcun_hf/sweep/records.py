@@ -75,11 +75,7 @@ class SweepRecords:
         self._records.update({record.key: record for record in records})
 
     def summaries(self, select: str, *, round_number: int | None = None) -> list[SettingSummary]:
-        """Summarize each setting in one round, by default in its last.
-
-        Later rounds come before earlier ones, larger figures (`select`) before smaller ones, and settings without the
-        figure last.
-        """
+        """Summarize each setting in one round, by default its last; sort by round and figure `select`, best first."""
         by_setting: dict[str, list[TrialRecord]] = {}
         for record in self._records.values():
             if round_number in (None, record.round_number):

@@ -25,10 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tell a dataset with `set_epoch` which epoch begins, so that it draws its rows anew.
-
-    The loaders of accelerate tell it too, but neither in several processes nor in the epoch of a resume.
-    """
+    """Tells a dataset with `set_epoch` which epoch begins; accelerate does not in parallel and in resumed runs."""
 
     def __init__(self, dataset: Any, *, is_stream: bool) -> None:
         self._dataset, self._is_stream = dataset, is_stream
@@ -139,7 +136,7 @@ class TermsProgressCallback(ProgressCallback):
 
 
 class TrackedPlots(TrainerCallback):
-    """Sends two plots to the trackers of `--report_to` when training ends; `sample` returns features (N, H) of texts."""
+    """Sends two plots to the trackers of `--report_to` when training ends; `sample` returns features (N, H)."""
 
     def __init__(self, sample: Callable[[], Tensor]) -> None:
         self._sample = sample

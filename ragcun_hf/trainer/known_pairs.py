@@ -56,9 +56,9 @@ class PairIds:
 
 
 class QueryBalancedRows(Dataset):
-    """A dataset whose epochs use every query once: in random order, with one of its rows drawn at random.
+    """A dataset whose epochs use every query once: in random order, with one of its rows, also drawn at random.
 
-    Order and rows follow from the seed and the epoch, so they are the same on every process.
+    The seed and the epoch decide the draw, so it is the same on every process.
     """
 
     def __init__(self, rows: Any, query_ids: Tensor, *, seed: int) -> None:

@@ -74,10 +74,7 @@ class Objective:
 
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head.
-
-    Raises a UserError if the predictive term has no predictor, or if there is no term to train.
-    """
+    """Return term -> weight, zeros included; the predictive weight is 1 with a predictor if the arguments set none."""
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:
         weights["predictive"] = float(use_predictor)

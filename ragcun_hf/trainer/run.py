@@ -16,14 +16,14 @@ from ..files import disk_errors_explained, source_name
 from .plan import ChosenSettings, RunFacts, RunPlan
 from .record import (
     Checkpoint,
-    check_same_model,
+    check_and_blend,
+    check_model_flags,
     essential_arguments,
-    finish_training,
-    head_weights,
     measured_energy,
     recorded_arguments,
     remove_checkpoints,
     save_run,
+    trainable_weights,
 )
 from .sharding import whole_weights
 
@@ -84,7 +84,7 @@ def run_training(plan: RunPlan, data: RunData) -> IsotropicGaussianTrainer:
     with measured_energy(arguments.run.measure_energy and training.process_index == 0) as energy:
         store = arguments.features.store(model) if arguments.uses_cached_features else None
         if checkpoint is not None:
-            check_same_model(model.config, Path(checkpoint.path))
+            check_model_flags(model.config, Path(checkpoint.path))
         trainer = _make_trainer(plan, data, model, store)
         feature_seconds = time.perf_counter() - started
         if store is not None:
@@ -115,11 +115,11 @@ def _train(trainer: IsotropicGaussianTrainer, blend: float) -> dict[str, float]:
     folder, resumed = Path(str(trainer.args.output_dir)), trainer.args.resume_from_checkpoint
     if trainer.is_world_process_zero() and not resumed:
         remove_checkpoints(folder)
-    start = head_weights(trainer.accelerator.unwrap_model(trainer.model)) if blend < 1 else {}
+    start = trainable_weights(trainer.accelerator.unwrap_model(trainer.model)) if blend < 1 else {}
     if blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=resumed)
-    return finish_training(trainer, start, blend)
+    return check_and_blend(trainer, start, blend)
 
 
 def _make_trainer(

@@ -17,7 +17,7 @@ from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
-from ragcun_hf.trainer.record import blended
+from ragcun_hf.trainer.record import blend_weights
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -75,7 +75,7 @@ def test_figures_equal_those_of_a_head_that_is_trained_and_blended_by_hand(data,
     for name, head in (
         ("start", start),
         ("projection", heads.heads()[0]),
-        ("blended", blended(start, heads.heads()[0], PART_OF_THE_WAY)),
+        ("blended", blend_weights(start, heads.heads()[0], PART_OF_THE_WAY)),
     ):
         template.load_state_dict(head, strict=False)
         assert effect.figures[name] == [data.validation(template)["ndcg@10"]]
