@@ -55,9 +55,9 @@ def open_source(
 ) -> Source:
     """Find the rows that a data argument names; local files are not opened yet.
 
-    A Hub dataset, `org/name` or `org/name:config`, is downloaded first unless there is a limit or `streaming`. The files
-    of a folder are of one kind; if their names start with those of splits (`train.jsonl`, `test-00001.parquet`), only
-    those of `split` are read. A single file has no splits.
+    With streaming or a limit, a Hub dataset (`org/name` or `org/name:config`) is not downloaded first. The files of a
+    folder are of one kind; if their names start with those of splits (`train.jsonl`, `test-00001.parquet`), only those
+    of `split` are read. A single file has no splits.
     """
     check_limit(limit)
     name = os.fspath(source)
