@@ -49,7 +49,7 @@ def save_whole(model: Any, folder: Path, weights: dict[str, Tensor] | None) -> N
         return
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
-    # torch changes the class of a sharded model, so a copy of the right class and without weights is saved in its place.
+    # torch changes the class of a sharded model, so a copy without weights is saved in its place.
     with torch.device("meta"):
         whole = IsotropicGaussianModel(model.config)
     whole.tokenizer = model.tokenizer
