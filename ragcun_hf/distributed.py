@@ -85,10 +85,7 @@ def broadcast_from_first(make: Callable[[], T]) -> T:
 
 @functools.cache
 def _patient_group() -> Any:
-    """Create a process group with a timeout of one day: the fastest process waits for the slowest.
-
-    If one process dies, the others fail at once, unless its whole machine disappears.
-    """
+    """Create a process group that waits a day for the slowest process; if one dies, the others still fail at once."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 

@@ -1,4 +1,4 @@
-"""Hold out validation data, so that no document and no query is in both parts: memory would pass for retrieval."""
+"""Hold out validation data. No document and no query is in both parts, or validation would measure memory."""
 
 from __future__ import annotations
 
@@ -101,10 +101,7 @@ def _draw_groups(groups: dict[bytes, list[int]], fraction: float, seed: int, num
 
 
 def drop_validation_negatives(train: Dataset | IterableDataset, validation: Dataset) -> Dataset | IterableDataset:
-    """Remove the positives of validation rows from the negatives of training rows; every training row stays.
-
-    A table is returned unchanged if it has none of them. A stream is changed while it is read.
-    """
+    """Remove the positives of validation rows from the negatives of training rows, in a stream while it is read."""
     import datasets
 
     held_out = {_stripped_digest(text) for text in validation["positive"]}
@@ -128,8 +125,7 @@ def _stripped_digest(text: str) -> bytes:
 def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
     """Read documents as texts that include the title, and keep those of two words or more.
 
-    `options` go to `read_documents`. Returns the texts and the counts `documents` (read), `rows` (kept) and
-    `too_short`; fewer than two texts are a UserError.
+    Returns at least two texts, and the counts `documents` (read), `rows` (kept) and `too_short`.
     """
     texts = [document_text(row["title"], row["text"]) for row in read_documents(source, **options)]
     kept = [text for text in texts if has_two_words(text)]
@@ -141,7 +137,7 @@ def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
 def hold_out_texts(
     texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
 ) -> tuple[Views, Views | None]:
-    """Split distinct texts, each by a hash of the seed and itself, and make rows of both parts; 0 holds out none."""
+    """Split distinct texts, each by a hash of the seed and itself, and make rows of both parts, or of one for 0."""
     if val_fraction == 0:
         return make_views(list(texts)), None
     if not 0 < val_fraction < 1:

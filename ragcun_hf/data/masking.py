@@ -1,7 +1,6 @@
-"""Masked texts as queries for the texts themselves.
+"""Masked texts as queries for the texts themselves; the seed, the position of a text and the epoch decide the mask.
 
-Which words are masked depends only on the seed, the position of the text and the epoch. So all processes and runs mask
-alike, and each epoch masks anew. This module needs neither torch nor a tokenizer.
+This module needs neither torch nor a tokenizer.
 """
 
 from __future__ import annotations

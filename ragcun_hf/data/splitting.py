@@ -1,6 +1,5 @@
-"""One part of a document as a query for the other part.
+"""One part of a document as a query for the other part; every word is in one of the two.
 
-Every word of the document is in one of the two parts. As in masking, a split depends only on seed, position and epoch.
 This module needs neither torch nor a tokenizer.
 """
 

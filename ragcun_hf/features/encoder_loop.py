@@ -142,8 +142,8 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
 class EncodingProgress:
     """One progress bar over several rounds.
 
-    Long texts come first, so the time left follows from the amount of text, not from the number of texts. Each of the
-    `num_upcoming` texts of later rounds is expected to cost as much as a text so far.
+    Long texts come first, so the time left follows from the amount of text, not from the number of texts. The
+    `num_upcoming` texts of later rounds are expected to be like those so far.
     """
 
     def __init__(self, *, is_shown: bool = True) -> None:

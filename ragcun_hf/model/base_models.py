@@ -53,10 +53,7 @@ def embedded_model_folder() -> Path:
 
 
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
-    """Create a model, in evaluation mode, with an untrained head from the encoder that `--base_model` names.
-
-    An encoder that cannot be loaded and an invalid value of a field of `IsotropicGaussianConfig` are a UserError.
-    """
+    """Create a model in evaluation mode around the encoder that `--base_model` names, or raise a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -96,10 +93,7 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
 
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
-    """Load a trained model from a folder or the Hub in evaluation mode, with the installed code, never the folder's.
-
-    A missing model, another type of model, and a damaged or missing file are a UserError.
-    """
+    """Load a trained model in evaluation mode, with the installed code, never the folder's, or raise a UserError."""
     from safetensors import SafetensorError
     from transformers import AutoConfig
 

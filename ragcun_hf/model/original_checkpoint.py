@@ -32,10 +32,7 @@ _IDLE_KEY = re.compile(re.escape(_ENCODER) + r"(pooler\..*|.*position_ids|.*toke
 
 
 def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a `.pt` checkpoint, in float32 on the CPU; code inside the pickle never runs.
-
-    An unreadable file, a file that holds more than tensors and plain values, and unknown keys are a UserError.
-    """
+    """Read the state dict of a `.pt` checkpoint, in float32 on the CPU; its code never runs, but is a UserError."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -141,10 +138,7 @@ def _fill(module: Any, state: Mapping[str, Tensor], prefix: str) -> None:
 
 
 def difference_to_original(model: IsotropicGaussianModel, state: Mapping[str, Tensor], texts: list[str]) -> float:
-    """Compare a converted model with the original's formula on some texts.
-
-    Returns the largest difference of a coordinate of embeddings or predictions, in their standard deviations.
-    """
+    """Return the largest difference between a model's vectors and the original's formula, in standard deviations."""
     tokens = model.tokenize(texts)
     with torch.no_grad():
         unit = nn.functional.normalize(model.compute_features(**tokens), dim=-1)

@@ -78,10 +78,7 @@ class CandidateScore:
 def automatic_data(
     parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
 ) -> RunData:
-    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings.
-
-    `facts` is what the record says of the documents. A UserError says if there are too few of them.
-    """
+    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings."""
     seed = parsed.training.seed
     queries = draw_pseudo_queries(documents, counts, seed=seed)
     num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))

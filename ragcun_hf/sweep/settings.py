@@ -49,10 +49,7 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 
 def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
-    """Combine the values of all flags (flag -> list of values) into distinct settings; the last flag changes fastest.
-
-    A flag that a sweep cannot change, an impossible value and too many settings are a UserError.
-    """
+    """Combine the values of all flags (flag -> list) into distinct settings; the last flag changes fastest."""
     for flag, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{flag}: expected a list of values in a grid, got {values!r}: write [a, b]")
@@ -68,8 +65,7 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
 def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[Setting]:
     """Draw `count` distinct settings, or as many as the space has.
 
-    The space maps a flag to a list of values or to a range `{"low", "high"}`, from which `"log": true` draws uniformly
-    in the logarithm.
+    The space maps a flag to a list of values or a range `{"low", "high"}`; with `"log": true` their logarithm is uniform.
     """
     if count < 1:
         raise UserError(f"--num_settings must be at least 1, got {count}: set it to e.g. 24")

@@ -210,7 +210,7 @@ class ValidationArguments:
 
 @dataclass
 class RunArguments:
-    """Settings of a run beside the training itself."""
+    """Settings of a run besides the training itself."""
 
     overwrite: bool = argument(False, "Replace the model of an earlier run in the output folder.")
     blend: float = argument(

@@ -56,10 +56,7 @@ class PairIds:
 
 
 class QueryBalancedRows(Dataset):
-    """A dataset whose epochs use every query once: in random order, with one of its rows, also drawn at random.
-
-    The seed and the epoch decide the draw, so it is the same on every process.
-    """
+    """A dataset whose epochs use every query once, with one of its rows, drawn at random by seed and epoch."""
 
     def __init__(self, rows: Any, query_ids: Tensor, *, seed: int) -> None:
         self._rows, self._seed = rows, seed

@@ -32,7 +32,7 @@ class ChosenSettings:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts beside the arguments that decide settings."""
+    """What decides settings besides the arguments."""
 
     num_rows: int | None  # training rows of an epoch; None for a stream
     num_queries: int | None = None  # distinct queries, for balanced epochs; None if not known before training
@@ -95,7 +95,7 @@ def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_res
     strategy = training.eval_strategy
     if strategy == "no":
         strategy = "steps" if training.eval_steps else "epoch"
-    # The start is not a checkpoint, but training has to beat it. A checkpoint was evaluated before it was saved.
+    # Training has to beat the start. A checkpoint to resume from was evaluated before it was saved.
     settings: dict[str, Any] = {"eval_strategy": strategy, "eval_on_start": not is_resumed}
     if training.save_strategy in ("steps", "epoch"):
         # Only a checkpoint that is saved when it is evaluated can be loaded as the best.

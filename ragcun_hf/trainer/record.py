@@ -120,8 +120,8 @@ def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
 def blend_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Interpolate between the weights before training (a share of 0) and after it (1), by parameter name.
 
-    For a head that starts at the identity, this interpolates the output of each part: the linear parts are
-    interpolated, and of the residual branch, which starts at zero, a share is added.
+    For a head that starts at the identity, this interpolates the output of each part: that of the residual branch
+    starts at zero, so only its last layer is scaled.
 
     Source:
         Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
@@ -158,7 +158,7 @@ def check_and_blend(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise a UserError that names a trained weight with NaN or infinity, in all processes that share the model."""
+    """Raise a UserError that names a trained weight with NaN or infinity; all processes must call this."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     broken = [name for name, parameter in trained.items() if not whole_tensor(parameter.detach()).isfinite().all()]
     if broken:

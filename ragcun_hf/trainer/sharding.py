@@ -19,8 +19,7 @@ def prepare_sharding(accelerator: Any, model: Any) -> None:
 
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        # The list of transformers lacks MPNet's layers, and names an embedding module of BERT, which would be sharded
-        # twice.
+        # The list of transformers lacks MPNet's layers, and a module of BERT on it would be sharded twice.
         plugin.transformer_cls_names_to_wrap = sorted(
             {type(layer).__name__ for layer in encoder_layers(model.encoder)}
         )
