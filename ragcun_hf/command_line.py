@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 
 def format_table(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
-    """Align a table, header first, for the terminal: `num_names` columns to the left, then numbers to the right.
+    """Align a table, header first, for the terminal: the first `num_names` columns left, the others (numbers) right.
 
     >>> print(format_table([("set", "NDCG@10"), ("scifact", "0.6457")], num_names=1))
     set      NDCG@10

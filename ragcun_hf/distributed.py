@@ -97,7 +97,10 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Return the rows (B, ...) of all processes in rank order, and the place of this one's first; differentiable."""
+    """Concatenate the rows of all processes, shape (B, ...) with any B, in rank order; differentiable.
+
+    Returns all rows, and the position of this process's first row among them.
+    """
     if world_size() == 1:
         return x, 0
     counts = _row_counts(x)

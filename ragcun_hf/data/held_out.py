@@ -22,7 +22,7 @@ Views = TypeVar("Views")
 def hold_out_pairs(
     pairs: Dataset, *, val_data: str | None, val_split: str, val_fraction: float, seed: int
 ) -> tuple[Dataset, Dataset | None]:
-    """Return training pairs, and validation pairs: those of `val_data`, else a `val_fraction` held out, else None.
+    """Return training and validation pairs; the latter come from `val_data` or are a `val_fraction`, or are None.
 
     Validation documents are also removed from the training negatives.
     """
@@ -137,7 +137,7 @@ def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
 def hold_out_texts(
     texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
 ) -> tuple[Views, Views | None]:
-    """Split distinct texts, each by a hash of the seed and itself, and make rows of both parts, or of one for 0."""
+    """Split distinct texts by a hash of seed and text, and make rows of both parts; a fraction of 0 holds out none."""
     if val_fraction == 0:
         return make_views(list(texts)), None
     if not 0 < val_fraction < 1:

@@ -32,7 +32,7 @@ _IDLE_KEY = re.compile(re.escape(_ENCODER) + r"(pooler\..*|.*position_ids|.*toke
 
 
 def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a `.pt` checkpoint, in float32 on the CPU; its code never runs, but is a UserError."""
+    """Read the state dict of a `.pt` checkpoint, in float32 on the CPU, without running any code in the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

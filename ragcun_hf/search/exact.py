@@ -29,8 +29,8 @@ Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in several rounds
 _RESCORING_VALUES = 2**18  # float64 numbers held at once while candidates are scored again (2 MiB, which caches hold)
-# Bound of the relative error of shifting and scaling a vector in float32. It leaves out the error of a length, for which
-# there is room in the first pass: that takes twice the bound of a product's error.
+# Bound of the relative error of shifting and scaling a vector in float32. The error of a computed length is left out:
+# there is room for it in the first pass, which takes twice the bound of a product's error.
 _ROUNDING = 2.0**-21
 
 

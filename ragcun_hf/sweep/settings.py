@@ -65,7 +65,7 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
 def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[Setting]:
     """Draw `count` distinct settings, or as many as the space has.
 
-    The space maps a flag to a list of values or a range `{"low", "high"}`; with `"log": true` their logarithm is uniform.
+    The space maps a flag to a list of values or a range `{"low", "high"}`; `"log": true` makes the logarithm uniform.
     """
     if count < 1:
         raise UserError(f"--num_settings must be at least 1, got {count}: set it to e.g. 24")

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tells a dataset with `set_epoch` which epoch begins; accelerate does not in parallel and in resumed runs."""
+    """Tells a dataset with `set_epoch` which epoch begins, which accelerate omits in parallel and in resumed runs."""
 
     def __init__(self, dataset: Any, *, is_stream: bool) -> None:
         self._dataset, self._is_stream = dataset, is_stream

@@ -57,8 +57,8 @@ class PlannedPush:
 def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush | None:
     """Prepare `--push_to_hub`, or raise a UserError if the Hub would not take the model.
 
-    The Trainer itself, which would send checkpoints and its own card, must not push. Returns None in all processes but
-    the main one, and if no push is wanted.
+    The Trainer itself must not push: it would send checkpoints and its own card. Returns None if no push is wanted,
+    and in all processes but the main one.
     """
     if not training_args.push_to_hub:
         return None
