@@ -30,12 +30,8 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
     """Run a command's main function, then exit.
 
     Exit codes: 0 success; 2 the user must change something (one line on standard error, no traceback);
-    130 interrupted; 1 a defect (with a traceback).
-
-    Args:
-        main: The function.
-        shares_work: Whether several processes under `accelerate launch` share the work of this command. Any other
-            command refuses to run in several processes: each would do all the work and overwrite the others' files.
+    130 interrupted; 1 a defect (with a traceback). A command runs in several processes only if it `shares_work`
+    among them; otherwise each would do all the work and overwrite the files of the others.
     """
     try:
         if not shares_work:
@@ -64,13 +60,10 @@ def _refuse_several_processes() -> None:
 
 
 def _disconnect_processes() -> None:
-    """Close the connections between processes: threads that live until the interpreter exits can crash it.
-
-    A sharded model holds connections of its own; collecting garbage frees it.
-    """
+    """Close the connections between processes, whose threads can crash the interpreter while it exits."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        gc.collect()
+        gc.collect()  # a sharded model has connections of its own
         distributed.destroy_process_group()
 
 
@@ -81,20 +74,12 @@ def say(text: str) -> None:
 
 
 def format_table(rows: Sequence[Sequence[str]], *, num_names: int) -> str:
-    """Align a table for the terminal, with a line below its header.
+    """Align a table, header first, for the terminal: the first `num_names` columns left, the others (numbers) right.
 
-    Args:
-        rows: The header, then the rows; all have the same number of cells.
-        num_names: The first so many columns are aligned left, the others, which hold numbers, right.
-
-    Returns:
-        The lines, without trailing spaces.
-
-    Example:
-        >>> print(format_table([("set", "NDCG@10"), ("scifact", "0.6457")], num_names=1))
-        set      NDCG@10
-        ----------------
-        scifact   0.6457
+    >>> print(format_table([("set", "NDCG@10"), ("scifact", "0.6457")], num_names=1))
+    set      NDCG@10
+    ----------------
+    scifact   0.6457
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
@@ -122,19 +107,10 @@ def parse_arguments(
     arguments: Sequence[str] | None = None,
     defaults: dict[str, Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Parse flags and the optional YAML file into one instance per dataclass.
+    """Parse flags and the optional YAML file into one instance of each dataclass, or raise a UserError.
 
-    Args:
-        dataclass_types: Dataclasses whose fields become flags, by the rules of `transformers.HfArgumentParser`.
-        description: First lines of `--help`, usually the command's docstring.
-        arguments: The command line without the program's name. Default: `sys.argv`.
-        defaults: The command's own defaults by field name, where they differ from the dataclasses'.
-
-    Returns:
-        One instance per dataclass, in order.
-
-    Raises:
-        UserError: On an unknown flag or YAML key, an invalid value, or an unreadable YAML file.
+    Fields become flags by the rules of `transformers.HfArgumentParser`. `description` opens the text of `--help`, and
+    `defaults` (field name -> value) replace defaults of the dataclasses. `arguments` default to those of `sys.argv`.
     """
     parser = _make_parser(dataclass_types, description=description)
     parser.set_defaults(**(defaults or {}))
@@ -147,9 +123,7 @@ def parse_arguments(
         *instances, _, unknown = parser.parse_args_into_dataclasses(
             args=from_file + command_line, look_for_args_file=False, return_remaining_strings=True
         )
-    except UserError:
-        raise
-    except ValueError as error:  # raised by a dataclass
+    except ValueError as error:  # of the parser or of a dataclass
         raise UserError(str(error)) from error
     if unknown:
         raise UserError(f"expected flags of this command, got {' '.join(unknown)}: --help lists them")
@@ -181,25 +155,18 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
 
 
 class FlagValues:
-    """Convert single values as the command line does.
+    """Converts the value of one flag as the command line would.
 
-    Args:
-        dataclass_types: Dataclasses whose fields are flags.
-
-    Example:
-        >>> from ragcun_hf.trainer.arguments import ModelArguments
-        >>> FlagValues([ModelArguments]).convert("similarity", "dot")
-        ('similarity_fn_name', 'dot')
+    >>> from ragcun_hf.trainer.arguments import ModelArguments
+    >>> FlagValues([ModelArguments]).convert("similarity", "dot")
+    ('similarity_fn_name', 'dot')
     """
 
     def __init__(self, dataclass_types: Sequence[type]) -> None:
         self._parser = _make_parser(dataclass_types, description="")
 
     def convert(self, flag: str, value: Any) -> tuple[str, Any]:
-        """Return the field that a flag (or its alias, without dashes) sets, and the value in the field's type.
-
-        Raises a UserError if the flag does not exist or cannot take the value.
-        """
+        """Return the field that a flag (named without dashes) sets, and the value in its type, or raise UserError."""
         action = self._action(flag)
         if value is None:
             if action.default is not None:
@@ -212,8 +179,8 @@ class FlagValues:
             raise UserError(f"{flag}: {error}: change the value") from error
         return action.dest, converted
 
-    def is_whole(self, flag: str) -> bool:
-        """Return whether a flag takes only integers; raises like `convert`."""
+    def takes_integers(self, flag: str) -> bool:
+        """Return whether a flag takes integers only."""
         return self._action(flag).type is int
 
     def _action(self, flag: str) -> Any:
@@ -229,10 +196,7 @@ def config_file(arguments: Sequence[str] | None = None) -> str | None:
 
 
 def shipped_file(folder: str, name: str) -> Path:
-    """Return the path of a YAML file of the package: `shipped_file("recipes", "adapt")`.
-
-    The folders are `recipes`, `sweeps` and `accelerate`. An unknown name raises a UserError that lists the known ones.
-    """
+    """Return the path of a YAML file in `recipes`, `sweeps` or `accelerate`; an unknown name is a UserError."""
     path = _SHIPPED / folder / f"{name}.yaml"
     if not path.is_file():
         names = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
@@ -245,7 +209,7 @@ def _shipped_recipes() -> list[Path]:
 
 
 def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
-    """Return a command line for records: paths outside the working folder are cut to their last two parts."""
+    """Return a command line to record; of a path outside the working folder, only the last two parts are kept."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     return shlex.join(["python", script, *(_portable_word(word) for word in words)])
 
@@ -285,7 +249,7 @@ def _config_path(command_line: list[str], flags: Sequence[str]) -> str | None:
 
 
 def _recipe_path(name: str) -> str:
-    """Return an existing file's path, or that of the recipe with this name; `training/recipes/x.yaml` works too."""
+    """Return the path of a recipe, given by name or as `recipes/NAME.yaml`; any other path is returned unchanged."""
     shipped = {path.stem: str(path) for path in _shipped_recipes()}
     path = Path(name)
     is_name = name in shipped or (path.suffix == ".yaml" and path.parent.name in ("recipes", "sweeps"))
@@ -301,19 +265,12 @@ def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
         if value is None:
             continue
         if known[key].nargs == 0:
-            raise UserError(
-                f"{path}: key {key!r} is a switch without a value: write the positive name with true or false"
-            )
-        if isinstance(value, list):
-            flags.extend([f"--{key}", *(_as_word(item) for item in value)])
-        else:
-            # One word, so that a value such as -1e-3 is not read as a flag.
-            flags.append(f"--{key}={_as_word(value)}")
+            raise UserError(f"{path}: {key!r} takes no value: write its name without no_, with true or false")
+        items = value if isinstance(value, list) else [value]
+        words = [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+        # One word for one value, so that e.g. -1e-3 is not read as a flag.
+        flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags
-
-
-def _as_word(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def _read_yaml(path: str) -> dict[Any, Any]:
@@ -347,12 +304,11 @@ class _Metadata(dict[str, Any]):
 
 
 def argument(default: Any, help_text: str, *aliases: str, **facts: Any) -> Any:
-    """Declare a dataclass field with its help text and aliases of its flag.
+    """Declare a dataclass field with a help text, aliases of its flag, and facts for `argument_facts`.
 
-    Facts are read with `argument_facts`. In use are `recorded` (`always` or `never` written to the training record;
-    by default, if the value differs from the default), `essential` (always recorded, and its place among the
-    arguments that a reader of the record looks for first) and `swept` (a sweep can change it; heads that differ only
-    in a `number` train together, heads that differ in a `shape` do not).
+    recorded: `always` or `never` written to the training record; by default, if the value is not the default.
+    essential: Always recorded; its place among the arguments that a reader of the record looks for first.
+    swept: A sweep can change it. Heads that differ in a `number` train together; with another `shape` they do not.
     """
     metadata = _Metadata({"help": help_text, **({"aliases": list(aliases)} if aliases else {})}, facts)
     if isinstance(default, list):

@@ -1,9 +1,8 @@
 """Collective operations for losses and shared work; in a single process each of them is the identity.
 
-Convention: each of W processes computes a loss value, and data parallelism averages their gradients. If every process
-evaluates the same function of all rows through these collectives, the average is exactly the gradient that one process
-with all rows computes: the backward pass of a sum over processes is again a sum, which is W times each process's
-share, and averaging divides by W.
+Every one of W processes computes the same loss of all rows, and data parallelism averages their gradients. The average
+equals the gradient in one process with all rows: the backward pass of a collective sums over the W processes, and
+averaging divides by W.
 """
 
 from __future__ import annotations
@@ -19,23 +18,26 @@ from torch import Tensor
 
 T = TypeVar("T")
 
-# torch has differentiable collectives in two modules; one is deprecated and the other private.
+
+def _all_reduced(x: Tensor) -> Tensor:
+    total = x.detach().contiguous().clone()
+    dist.all_reduce(total)
+    return total
+
+
+# These two are our own, because torch's differentiable collectives are either deprecated or private.
 
 
 class _Sum(torch.autograd.Function):
-    """Sum over processes. The gradient is the sum of all processes' gradients."""
+    """Sum over processes. Its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.detach().clone()
-        dist.all_reduce(total)
-        return total
+        return _all_reduced(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total
+        return _all_reduced(gradient)
 
 
 class _Gather(torch.autograd.Function):
@@ -49,9 +51,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        dist.all_reduce(total)
-        return total[dist.get_rank()]
+        return _all_reduced(gradient)[dist.get_rank()]
 
 
 def world_size() -> int:
@@ -85,11 +85,7 @@ def broadcast_from_first(make: Callable[[], T]) -> T:
 
 @functools.cache
 def _patient_group() -> Any:
-    """Create a process group with a timeout of one day, because the fastest process waits for the slowest.
-
-    A process that dies closes its connections, which ends all others. If a whole machine disappears, only the timeout
-    ends the run.
-    """
+    """Create a process group that waits a day for the slowest process; if one dies, the others still fail at once."""
     return dist.new_group(backend="gloo", timeout=timedelta(days=1))
 
 
@@ -101,20 +97,15 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all processes in rank order; differentiable.
+    """Concatenate the rows of all processes, shape (B, ...) with any B, in rank order; differentiable.
 
-    Args:
-        x: Shape (B, ...); B may differ between processes.
-
-    Returns:
-        All rows, and the position of this process's first row among them.
+    Returns all rows, and the position of this process's first row among them.
     """
     if world_size() == 1:
         return x, 0
     counts = _row_counts(x)
     padding = x.new_zeros((max(counts) - x.shape[0], *x.shape[1:]))
-    padded = torch.cat([x, padding])
-    pieces = _Gather.apply(padded)
+    pieces = _Gather.apply(torch.cat([x, padding]))
     rows = torch.cat([piece[:count] for piece, count in zip(pieces, counts, strict=True)])
     return rows, sum(counts[: dist.get_rank()])
 
@@ -128,15 +119,7 @@ def count_rows(x: Tensor) -> tuple[int, int]:
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Scale this process's mean so that averaging over processes gives the mean of all rows.
-
-    Args:
-        values: Shape (B,), one value per row of this process.
-
-    Returns:
-        Scalar: the mean in one process; in W processes, this process's sum times W divided by the number of all rows.
-        Data parallelism averages these scalars, and their average is the mean of all rows.
-    """
+    """Reduce the values (B,) of this process's rows to a scalar, whose average over processes is the mean of all."""
     if world_size() == 1:
         return values.mean()
     return values.sum() * (world_size() / sum(_row_counts(values)))

@@ -29,15 +29,9 @@ _RENAME_EXCHANGE, _AT_FDCWD = 2, -100
 
 @contextmanager
 def replaced_file(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
-    """Replace a file atomically: write the new one under a temporary name, then rename it.
+    """Replace a file, in an existing folder, atomically: yield a temporary path to write to, then rename that file.
 
-    Args:
-        path: The file; its folder must exist.
-        is_synced: Wait for the disk, so that a power cut leaves the old or the new file. Switch it off for what can
-            be computed again.
-
-    Yields:
-        Path: Where to write. After an exception the old file is unchanged and the temporary one is removed.
+    After an exception the old file is unchanged. With `is_synced`, not even a power cut leaves a damaged file.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -64,22 +58,17 @@ def replaced_folder(folder: Path, *, obsolete: Sequence[str] = (), last: str = "
 
     On Linux the swap is one system call: a kill or a power cut at any moment leaves all old files or all new ones.
     Where a swap is impossible (other systems, a mount point, the working folder, a file system without hard links),
-    the old `last` is removed, the other files are moved one by one, and the new `last` is moved at the end. A kill
-    in between then leaves a folder that does not load, never one that loads a mixture of old and new.
+    the old `last` is removed, the other files are moved one by one, and the new `last` is moved at the end. `last` is
+    a file that loading needs: if the process is killed in between, the folder does not load, rather than a mixture.
 
-    Args:
-        folder: May not exist yet. Files under other names stay, unless they are obsolete.
-        obsolete: Patterns of old names to remove even if the new folder does not have them.
-        last: The file without which nothing loads from the folder.
-
-    Yields:
-        Path: The new folder. After an exception the old folder is unchanged.
+    Yields the new folder. After an exception the old folder, if there is one, is unchanged. Old files under other
+    names stay, unless their names match the patterns in `obsolete`.
     """
     target = folder.resolve()  # replace the folder behind a link, not the link
     made = [path for path in target.parents if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    is_alone = os.access(target.parent, os.W_OK) and not os.path.ismount(target)
-    staging = (target.parent if is_alone else target) / f".{uuid.uuid4().hex}.tmp"
+    can_swap = os.access(target.parent, os.W_OK) and not os.path.ismount(target)
+    staging = (target.parent if can_swap else target) / f".{uuid.uuid4().hex}.tmp"
     staging.mkdir()
     try:
         yield staging
@@ -87,7 +76,7 @@ def replaced_folder(folder: Path, *, obsolete: Sequence[str] = (), last: str = "
             _sync(path)
         if not target.exists():
             staging.rename(target)
-        elif not (is_alone and target != Path.cwd() and _exchange(staging, target, obsolete)):
+        elif not (can_swap and target != Path.cwd() and _exchange(staging, target, obsolete)):
             _move_one_by_one(staging, target, obsolete, last)
         _sync(target)
         _sync(target.parent)
@@ -150,9 +139,9 @@ def _sync(path: Path) -> None:
 
 
 def weights_digest(folder: Path) -> str | None:
-    """Return the SHA-256 of a model folder's weights: of its safetensors file, or of several files' digests.
+    """Return the SHA-256 of a folder's safetensors file, as the Hub shows it; None if there is no such file.
 
-    For a single file the Hub shows the same digest. A folder without weights gives None.
+    Several files have one digest: that of their digests, in the order of their names.
     """
     digests = []
     for path in sorted(folder.glob("*.safetensors")):
@@ -186,15 +175,13 @@ def disk_errors_explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_disk_error(error):
+        if isinstance(error, OSError):
+            is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+        else:  # safetensors and torch.save have no exception type for it
+            words = ("I/O error", "inline_container", "PytorchStreamWriter")
+            is_of_disk = any(word in str(error) for word in words)
+        if not is_of_disk:
             raise
         raise UserError(
             f"expected to write to {folder}, got {error}: free some space, or choose another --output_dir"
         ) from error
-
-
-def _is_disk_error(error: Exception) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-    # safetensors and torch.save have no exception type for it.
-    return any(words in str(error) for words in ("I/O error", "inline_container", "PytorchStreamWriter"))

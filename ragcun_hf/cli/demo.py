@@ -71,10 +71,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _build_corpus(folder: Path, packages: list[str]) -> Path:
     from ..data.beir_folder import load_beir_folder
-    from ..data.python_docs import write_python_docs
+    from ..data.python_docs import build_python_docs, write_entries
 
     _headline(1, f"Corpus: documentation strings of {', '.join(packages)}")
-    write_python_docs(folder, packages)
+    write_entries(build_python_docs(packages), folder)
     test = load_beir_folder(folder, "test")
     train = load_beir_folder(folder, "train")
     say(f"{len(test.corpus_ids)} documents; {len(train.queries)} queries to train on, {len(test.queries)} to test on,")

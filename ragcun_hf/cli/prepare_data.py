@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, say
 from ..data.documents import document_text, is_beir_folder, read_documents, text_digest
-from ..data.masking import MaskedViews, MaskKind, maskable
+from ..data.masking import MaskedViews, MaskKind
 from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
 from ..data.python_docs import DEFAULT_PACKAGES, build_python_docs, is_test_entry, write_entries
 from ..data.sources import check_limit, open_source
+from ..data.word_spans import has_two_words
 from ..data.writing import refuse_existing, write_beir_folder, write_json_rows
 from ..errors import UserError
 
@@ -220,7 +221,7 @@ def _write_masked(texts: list[str], write: OutputArguments) -> None:
     """Write each text (x) with one or more masked versions (y)."""
     if write.mask_variants < 1:
         raise UserError(f"expected --mask_variants of at least 1, got {write.mask_variants}: set it to e.g. 3")
-    usable = [text for text in texts if maskable(text)]
+    usable = [text for text in texts if has_two_words(text)]
     say(f"kept {len(usable)}, dropped {len(texts) - len(usable)} (fewer than two words cannot be masked)")
     views = MaskedViews(usable, write.mask_kind, write.mask_probability, write.seed, write.mask_token)
     rows: dict[bytes, dict[str, str]] = {}

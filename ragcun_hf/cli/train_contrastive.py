@@ -85,10 +85,10 @@ def read_data(parsed: ParsedArguments) -> RunData:
 
 
 def _stream_data(sources: list[Any], parsed: ParsedArguments, facts: dict[str, Any]) -> RunData:
-    from ..data.held_out import drop_validation_negatives_of_stream
+    from ..data.held_out import drop_validation_negatives
     from ..data.pairs import read_pairs
     from ..data.stream import ShuffledStream, interleave
-    from ..data.training_rows import KnownRows
+    from ..data.training_rows import TableRows
     from ..errors import UserError
     from ..trainer.run import RunData
 
@@ -107,6 +107,6 @@ def _stream_data(sources: list[Any], parsed: ParsedArguments, facts: dict[str, A
     rows, validation = interleave(sources), None
     if options["val_data"]:
         held_out = read_pairs(options["val_data"], split=options["val_split"])
-        rows, validation = drop_validation_negatives_of_stream(rows, held_out), KnownRows(held_out)
+        rows, validation = drop_validation_negatives(rows, held_out), TableRows(held_out)
     stream = ShuffledStream(rows, buffer_size=buffer_size, seed=parsed.training.seed)
     return RunData(stream, validation, {**facts, "streamed": True})

@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def read_data(parsed: ParsedArguments) -> RunData:
     """Read documents and split them."""
-    from ..data.splitting import SplitViews, splittable
+    from ..data.splitting import SplitViews
     from ..errors import UserError
     from .training import automatic_document_data, document_data
 
@@ -72,4 +72,4 @@ def read_data(parsed: ParsedArguments) -> RunData:
     def split(texts: list[str]) -> SplitViews:
         return SplitViews(texts, data.split_method, seed=parsed.training.seed, fraction=data.split_fraction)
 
-    return document_data(parsed, split, usable=splittable, facts={"split_method": data.split_method})
+    return document_data(parsed, split, facts={"split_method": data.split_method})

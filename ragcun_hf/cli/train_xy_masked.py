@@ -91,7 +91,7 @@ def _ready_pairs(parsed: ParsedArguments) -> RunData:
 
 
 def _documents(parsed: ParsedArguments) -> RunData:
-    from ..data.masking import MaskedViews, maskable
+    from ..data.masking import MaskedViews
     from ..model.base_models import load_base_tokenizer
     from .training import automatic_document_data, document_data
 
@@ -108,4 +108,4 @@ def _documents(parsed: ParsedArguments) -> RunData:
         return MaskedViews(texts, data.mask_kind, data.mask_probability, **options)
 
     facts = {"mask_kind": data.mask_kind, "mask_probability": data.mask_probability}
-    return document_data(parsed, mask, usable=maskable, facts=facts)
+    return document_data(parsed, mask, facts=facts)

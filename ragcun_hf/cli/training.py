@@ -14,7 +14,7 @@ from ..files import source_name
 
 if TYPE_CHECKING:
     from ..data.pseudo_queries import PseudoQueryKind
-    from ..data.training_rows import DrawnRows
+    from ..data.training_rows import DocumentRows
     from ..trainer.arguments import ParsedArguments
     from ..trainer.run import RunData
 
@@ -89,42 +89,40 @@ def train_from_command_line(
     say(f"Next: {command} --datasets scifact nfcorpus arguana")
 
 
-def read_document_texts(data: Any, *, usable: Callable[[str], bool]) -> tuple[list[str], dict[str, Any]]:
-    """Read the usable texts of `--documents`, and what the record says of them."""
+def read_document_texts(data: Any) -> tuple[list[str], dict[str, Any]]:
+    """Read the texts of `--documents`, and what the record says of them."""
     from ..data.held_out import read_texts
 
     options = {name: getattr(data, name) for name in ("split", "text_column", "title_column", "limit")}
-    texts, counts = read_texts(data.documents, usable=usable, **options)
+    texts, counts = read_texts(data.documents, **options)
     return texts, {"train": [source_name(data.documents)], **counts}
 
 
 def automatic_document_data(parsed: ParsedArguments, counts: Mapping[PseudoQueryKind, int]) -> RunData:
     """Read `--documents` for a run that chooses its settings; `counts` pseudo-queries per document train it."""
-    from ..data.splitting import splittable
     from ..sweep.automatic import automatic_data, check_automatic
 
     check_automatic(parsed)
-    return automatic_data(parsed, *read_document_texts(parsed.data, usable=splittable), counts)
+    return automatic_data(parsed, *read_document_texts(parsed.data), counts)
 
 
 def document_data(
     parsed: ParsedArguments,
-    make_rows: Callable[[list[str]], DrawnRows],
+    make_rows: Callable[[list[str]], DocumentRows],
     *,
-    usable: Callable[[str], bool],
     facts: dict[str, Any],
 ) -> RunData:
     """Read `--documents` and make training and validation rows of them."""
     from ..data.held_out import hold_out_texts
     from ..data.pairs import read_pairs
-    from ..data.training_rows import KnownRows
+    from ..data.training_rows import TableRows
     from ..trainer.run import RunData
 
-    texts, read = read_document_texts(parsed.data, usable=usable)
+    texts, read = read_document_texts(parsed.data)
     options = parsed.validation_options
     fraction = 0.0 if options["val_data"] else options["val_fraction"]
     train, validation = hold_out_texts(texts, make_rows, val_fraction=fraction, seed=options["seed"])
     if options["val_data"]:
-        pairs = KnownRows(read_pairs(options["val_data"], split=options["val_split"]))
+        pairs = TableRows(read_pairs(options["val_data"], split=options["val_split"]))
         return RunData(train, pairs, {**read, **facts})
     return RunData(train, validation, {**read, **facts})

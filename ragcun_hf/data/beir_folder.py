@@ -71,7 +71,7 @@ def load_beir_folder(path: str | os.PathLike[str], split: str = "test") -> BeirD
 
 
 def find_beir_dataset(name: str, data_dir: str | os.PathLike[str], split: str = "test") -> BeirDataset:
-    """Read the folder `name` of `data_dir`; if it is missing, download the BEIR collection of that name first."""
+    """Read the BEIR collection `name` from its folder in `data_dir`; download it first if there is none."""
     folder = Path(data_dir).expanduser() / name
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise UserError(
@@ -139,7 +139,7 @@ def _is_header(fields: list[str]) -> bool:
 def read_corpus(path: Path) -> tuple[Sequence[str], Sequence[str]]:
     """Read the ids and texts of corpus.jsonl; slices of both are lists, and a text may be "".
 
-    A file above `LARGEST_IN_MEMORY` is copied to the cache of `datasets` (`HF_DATASETS_CACHE`), once until it changes.
+    A file above `LARGEST_IN_MEMORY` is copied to the cache of `datasets` (`HF_DATASETS_CACHE`) when it is new.
     """
     ids: Sequence[str]
     texts: Sequence[str]
@@ -149,7 +149,7 @@ def read_corpus(path: Path) -> tuple[Sequence[str], Sequence[str]]:
     else:
         documents = list(_documents(path))
         ids, texts = ([document[name] for document in documents] for name in ("id", "text"))
-    # Only checksums, of 8 bytes an id, are compared; if two are equal, the file is read again to name the line.
+    # Checksums of 8 bytes are compared instead of ids; only if two are equal, the file is read again.
     checksums = np.fromiter(map(_checksum, ids), dtype=np.uint64, count=len(ids))
     checksums.sort()
     candidates = set(checksums[1:][checksums[1:] == checksums[:-1]].tolist())

@@ -1,7 +1,4 @@
-"""Read documents: id, title and text from any source.
-
-The text of a document is its title and text joined by `document_text`, wherever it is encoded, compared or counted.
-"""
+"""Read documents (id, title and text) from any source; their title and text are always joined by `document_text`."""
 
 from __future__ import annotations
 
@@ -34,7 +31,7 @@ def document_text(title: str, text: str) -> str:
 
 
 def is_beir_folder(source: str | os.PathLike[str]) -> bool:
-    """Say whether a folder has the three parts of a BEIR collection: corpus.jsonl, queries.jsonl and qrels/."""
+    """Return whether this is a folder with corpus.jsonl, queries.jsonl and qrels/."""
     folder = Path(source).expanduser()
     files = os.fspath(source) != "" and (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
     return files and (folder / "qrels").is_dir()
@@ -50,7 +47,7 @@ def text_digest(*texts: str) -> bytes:
 
 
 def text_position(*texts: str) -> float:
-    """Return a number in [0, 1) that depends on these texts alone, uniform over texts: a split by it never changes."""
+    """Hash texts to a number in [0, 1), uniformly; a text that is assigned to a split by it stays there."""
     return int.from_bytes(text_digest(*texts)[:8], "little") / 2**64
 
 
@@ -65,22 +62,13 @@ def read_documents(
 ) -> Dataset | IterableDataset:
     """Read documents, check every row, and drop repeated texts.
 
-    Args:
-        source: A file or folder of strings or of rows with a text, a .txt file with one document per line, a BEIR
-            folder (its corpus only), or a Hub dataset `org/name`.
-        split: Split of a Hub dataset or folder.
-        text_column: Column with the text.
-        title_column: Column with the title; may be missing.
-        streaming: Return an `IterableDataset`; it still needs about 100 bytes per document to find repetitions.
-        limit: Number of rows to read; None reads all.
+    The source is a file or folder of strings or of rows with a text, a .txt file with one document per line, a BEIR
+    folder (its corpus only), or a Hub dataset `org/name`. `limit` is the number of rows to read. A stream, too, needs
+    about 100 bytes per document to find repetitions.
 
-    Returns:
-        A dataset with the string columns `id` (the source's `_id` or `id`, else the row's position), `title` ("" if
-        missing) and `text`. Repeated documents are dropped, as are empty documents of a BEIR corpus, which some
-        releases have; the log counts both.
-
-    Raises:
-        UserError: If the source cannot be read, a row has no text, or two rows have the same id.
+    Returns string columns `id` (the source's `_id` or `id`, else the row's position), `title` ("" if missing) and
+    `text`. Repeated documents are dropped, as are empty documents of a BEIR corpus, which some releases have. A
+    source that cannot be read, a row without a text and two rows with the same id are a UserError.
     """
     import datasets
 

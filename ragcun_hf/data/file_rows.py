@@ -1,8 +1,4 @@
-"""Read the rows of one file.
-
-The readers of `datasets` are fast, but their errors name neither line nor field. Text files are therefore read here,
-line by line, and every row keeps its place ("train.jsonl, line 5000").
-"""
+"""Read the rows of one file, each with its place ("train.jsonl, line 5000"), which `datasets` does not report."""
 
 from __future__ import annotations
 
@@ -47,8 +43,8 @@ def file_kind(path: Path) -> str | None:
 def read_rows(path: Path) -> Iterator[Row]:
     """Yield the rows of a file, without blank lines; an empty file is a UserError.
 
-    The file is read row by row, except for a JSON array, which is read whole. Whether a JSON file is an array or JSON
-    Lines is decided by its first character, not its name. Strings become rows with the one field "text".
+    The file is read row by row, except for a JSON array, which is read whole. The first character of a JSON file, not
+    its name, decides whether it is an array. Strings become rows with the one field "text".
     """
     readers = {"json": _read_json, "csv": _read_csv, "tsv": _read_csv, "txt": _read_txt, "parquet": _read_parquet}
     is_empty = True
@@ -60,7 +56,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield line numbers, from 1, and lines with their endings, of a UTF-8 file that may be gzipped."""
+    """Yield the number (from 1) and the text, with its ending, of each line of a UTF-8 file, which may be gzipped."""
     try:
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
             # Bytes are split at \n alone; str.splitlines would also split at U+2028, which may occur in JSON.

@@ -1,18 +1,15 @@
-"""Hold out validation data, so that no document and no query is in both parts.
-
-After a split by rows, a document could be in both parts; validation would then measure memory, not retrieval.
-"""
+"""Hold out validation data. No document and no query is in both parts, or validation would measure memory."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
 from .documents import document_text, read_documents, text_digest, text_position
 from .pairs import pair_features, read_pairs
-from .sources import build_table
+from .word_spans import has_two_words
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -25,10 +22,9 @@ Views = TypeVar("Views")
 def hold_out_pairs(
     pairs: Dataset, *, val_data: str | None, val_split: str, val_fraction: float, seed: int
 ) -> tuple[Dataset, Dataset | None]:
-    """Return training pairs and validation pairs; the latter are read from a file, held out by document, or None.
+    """Return training and validation pairs; the latter come from `val_data` or are a `val_fraction`, or are None.
 
-    `val_data` takes precedence over `val_fraction`, and a fraction of 0 holds out nothing. Validation documents are
-    also removed from the training negatives.
+    Validation documents are also removed from the training negatives.
     """
     if val_data:
         train, validation = pairs, read_pairs(val_data, split=val_split)
@@ -43,11 +39,8 @@ def split_by_document(pairs: Dataset, fraction: float, seed: int = 0) -> tuple[D
     """Split pairs so that the two parts share no query text and no positive text.
 
     Rows that share a query or a positive, directly or through other rows, form a group. A hash of the seed and of a
-    text of the group decides its part, so rows added later do not move other rows, and a larger fraction contains a
-    smaller one.
-
-    The true share of validation rows differs from the fraction: groups are drawn at random, and a group larger than
-    half the wanted share goes to training. Neither part is empty.
+    text of the group decides its part. So rows added later do not move other rows, and a larger fraction holds out
+    what a smaller one does. A group larger than half the wanted share goes to training. Neither part is empty.
     """
     if not 0 < fraction < 1:
         raise UserError(f"expected a validation fraction between 0 and 1, got {fraction}: set it to e.g. 0.1")
@@ -107,25 +100,18 @@ def _draw_groups(groups: dict[bytes, list[int]], fraction: float, seed: int, num
     return chosen
 
 
-def drop_validation_negatives(train: Dataset, validation: Dataset) -> Dataset:
-    """Remove the positives of validation rows from the negatives of training rows; every training row stays."""
+def drop_validation_negatives(train: Dataset | IterableDataset, validation: Dataset) -> Dataset | IterableDataset:
+    """Remove the positives of validation rows from the negatives of training rows, in a stream while it is read."""
+    import datasets
+
     held_out = {_stripped_digest(text) for text in validation["positive"]}
-    num_dropped = sum(_stripped_digest(text) in held_out for negatives in train["negative"] for text in negatives)
-    if num_dropped == 0:
-        return train
-    logger.info("dropped %d negatives of training rows that are documents of validation rows", num_dropped)
-    return build_table(_rows_without, pair_features(), streaming=False, pairs=train, held_out=held_out)
-
-
-def drop_validation_negatives_of_stream(train: IterableDataset, validation: Dataset) -> IterableDataset:
-    """Do as `drop_validation_negatives` to the rows of a stream as they are read, without counting."""
-    options = {"held_out": {_stripped_digest(text) for text in validation["positive"]}}
-    return train.map(_negatives_without, input_columns="negative", fn_kwargs=options, features=pair_features())
-
-
-def _rows_without(pairs: Dataset, held_out: set[bytes]) -> Iterator[dict[str, Any]]:
-    for row in pairs:
-        yield {**row, **_negatives_without(row["negative"], held_out)}
+    if isinstance(train, datasets.Dataset):
+        num_dropped = sum(_stripped_digest(text) in held_out for negatives in train["negative"] for text in negatives)
+        if num_dropped == 0:
+            return train
+        logger.info("dropped %d negatives of training rows that are documents of validation rows", num_dropped)
+    options: dict[str, Any] = {"input_columns": "negative", "fn_kwargs": {"held_out": held_out}}
+    return train.map(_negatives_without, features=pair_features(), **options)
 
 
 def _negatives_without(negatives: list[str], held_out: set[bytes]) -> dict[str, list[str]]:
@@ -136,14 +122,13 @@ def _stripped_digest(text: str) -> bytes:
     return text_digest(text.strip())
 
 
-def read_texts(source: str, *, usable: Callable[[str], bool], **options: Any) -> tuple[list[str], dict[str, int]]:
-    """Read documents as texts that include the title, and keep those that are usable.
+def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
+    """Read documents as texts that include the title, and keep those of two words or more.
 
-    `options` go to `read_documents`. Returns the texts and the counts `documents` (read), `rows` (kept) and
-    `too_short`; fewer than two usable texts are a UserError.
+    Returns at least two texts, and the counts `documents` (read), `rows` (kept) and `too_short`.
     """
     texts = [document_text(row["title"], row["text"]) for row in read_documents(source, **options)]
-    kept = [text for text in texts if usable(text)]
+    kept = [text for text in texts if has_two_words(text)]
     if len(kept) < 2:
         raise UserError(f"{source}: expected at least two documents of two words or more, got {len(kept)}: add some")
     return kept, {"documents": len(texts), "rows": len(kept), "too_short": len(texts) - len(kept)}
@@ -152,10 +137,7 @@ def read_texts(source: str, *, usable: Callable[[str], bool], **options: Any) ->
 def hold_out_texts(
     texts: Sequence[str], make_views: Callable[[list[str]], Views], *, val_fraction: float, seed: int
 ) -> tuple[Views, Views | None]:
-    """Split distinct texts and make rows of both parts; without a fraction, there are no validation rows.
-
-    The part of a text depends on the seed and the text alone.
-    """
+    """Split distinct texts by a hash of seed and text, and make rows of both parts; a fraction of 0 holds out none."""
     if val_fraction == 0:
         return make_views(list(texts)), None
     if not 0 < val_fraction < 1:

@@ -1,7 +1,6 @@
-"""Masked texts as queries for the texts themselves.
+"""Masked texts as queries for the texts themselves; the seed, the position of a text and the epoch decide the mask.
 
-The masked words depend only on the seed, the position of the text and the epoch: every process and every run masks
-alike, and each epoch masks anew. This module needs neither torch nor a tokenizer.
+This module needs neither torch nor a tokenizer.
 """
 
 from __future__ import annotations
@@ -11,17 +10,12 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ..errors import UserError
-from .training_rows import DrawnRows
+from .training_rows import DocumentRows
 from .word_spans import word_spans
 
 MaskKind = Literal["word", "span"]
 MEAN_SPAN_WORDS = 3.0  # close to the 3.8 subwords (capped at 10) of SpanBERT, arXiv:1907.10529, section 3.1
 LONGEST_SPAN_WORDS = 10
-
-
-def maskable(text: str) -> bool:
-    """Say whether a text has the two words that masking needs."""
-    return len(word_spans(text)) >= 2
 
 
 def mask_words(text: str, probability: float, *, rng: random.Random, mask_token: str = "[MASK]") -> str:
@@ -81,8 +75,8 @@ def _replace(text: str, spans: list[tuple[int, int]], chosen: set[int], mask_tok
     return "".join(pieces)
 
 
-class MaskedViews(DrawnRows):
-    """Map-style dataset of masked texts and their originals. Documents must be `maskable`.
+class MaskedViews(DocumentRows):
+    """Map-style dataset of masked texts and their originals. Every document must have two words.
 
     >>> MaskedViews(["a red fox ran"], kind="word", probability=0.3, seed=1)[0]
     {'query': 'a red [MASK] [MASK]', 'positive': 'a red fox ran', 'negative': []}
@@ -100,28 +94,13 @@ class MaskedViews(DrawnRows):
             raise UserError(f"expected a mask kind of {', '.join(get_args(MaskKind))}, got {kind!r}: name one of them")
         if not 0 < probability < 1:
             raise UserError(f"expected a mask probability between 0 and 1, got {probability}: set it to e.g. 0.2")
-        self.documents = documents
+        super().__init__(documents, seed)
         self.kind = kind
         self.probability = probability
-        self.seed = seed
         self.mask_token = mask_token
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Mask anew; call this before each epoch (a loader's persistent workers do not notice it)."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.documents)
 
     def __getitem__(self, index: int) -> dict[str, str | list[str]]:
         text = self.documents[index]
-        rng = view_rng(self.seed, self.epoch, index if index >= 0 else index + len(self))
         mask = mask_words if self.kind == "word" else mask_spans
-        query = mask(text, self.probability, rng=rng, mask_token=self.mask_token)
+        query = mask(text, self.probability, rng=self.generator(index), mask_token=self.mask_token)
         return {"query": query, "positive": text, "negative": []}
-
-
-def view_rng(seed: int, epoch: int, index: int) -> random.Random:
-    """Return the random generator of one text in one epoch, the same in every process and Python version."""
-    return random.Random(f"{seed}/{epoch}/{index}")  # strings are seeded through SHA-512, not `hash`

@@ -1,8 +1,4 @@
-"""Read pairs of a query and a document that answers it, with optional negatives.
-
-Every reader of training data returns the same three columns: query and positive (texts), and negative (a list of
-texts, often empty).
-"""
+"""Read pairs: the columns query, positive (a document that answers it) and negative (a list, often empty)."""
 
 from __future__ import annotations
 
@@ -26,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 def pair_features() -> Features:
-    """Return the columns of a table of pairs: query, positive, negative."""
+    """Return the columns that every reader of pairs returns."""
     import datasets
 
     text = datasets.Value("string")
@@ -43,32 +39,20 @@ def read_pairs(
     streaming: bool = False,
     limit: int | None = None,
 ) -> Dataset | IterableDataset:
-    """Read pairs and check every row.
+    """Read pairs, check every row, and return the columns `query`, `positive` and `negative`.
 
-    Args:
-        source: A file, a folder of files of one kind, a Hub dataset `org/name`, or a BEIR folder, whose relevant
-            judgements (score above 0) of `split` become pairs without negatives.
-        split: Split of a Hub dataset, folder or BEIR folder.
-        query_column: Column with the query.
-        positive_column: Column with a document that answers it.
-        negative_column: Column with a document, or a list of documents, that do not answer it. It may be missing or
-            empty, but a name other than "negative" must occur in some row (not checked when streaming).
-        streaming: Return an `IterableDataset`, which reads and checks rows as they are asked for.
-        limit: Number of rows to read (BEIR: pairs); None reads all.
+    The source is a file, a folder of files of one kind, a Hub dataset `org/name`, or a BEIR folder, whose relevant
+    judgements (score above 0) of `split` become pairs without negatives. The column of negatives holds a document or
+    a list of documents. It may be missing or empty, but if another name than "negative" is given, some row must have
+    it (not checked when streaming). `limit` is the number of rows to read, or of pairs from a BEIR folder.
 
-    Returns:
-        A dataset with the columns `query`, `positive` (strings) and `negative` (list of strings).
+    A source that cannot be read and a query or document that is missing, blank or not a text are a UserError.
 
-    Raises:
-        UserError: If the source cannot be read, a text is missing, blank or not a text, or no row has the named column
-            of negatives.
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> file = pathlib.Path(tempfile.mkdtemp(), "pairs.jsonl")
-        >>> _ = file.write_text('{"query": "who?", "positive": "she", "negative": "he"}')
-        >>> read_pairs(file)[0]
-        {'query': 'who?', 'positive': 'she', 'negative': ['he']}
+    >>> import pathlib, tempfile
+    >>> file = pathlib.Path(tempfile.mkdtemp(), "pairs.jsonl")
+    >>> _ = file.write_text('{"query": "who?", "positive": "she", "negative": "he"}')
+    >>> read_pairs(file)[0]
+    {'query': 'who?', 'positive': 'she', 'negative': ['he']}
     """
     if is_beir_folder(source):
         check_limit(limit)

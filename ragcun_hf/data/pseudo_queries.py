@@ -1,7 +1,7 @@
 """Draw pseudo-queries: short texts from a document that ask for it, where nobody has written queries.
 
-People type short queries, often in words that the document does not use. Hence several kinds are drawn: a sentence, a
-run of words, or the document's rare words in their order.
+People type short queries, often in words that the document does not use. So there are several kinds: a sentence, a run
+of words, and the document's rare words in their order.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from .masking import view_rng
-from .training_rows import DrawnRows
+from .training_rows import DocumentRows, document_generator
 from .word_spans import sentence_spans, word_spans
 
 PseudoQueryKind = Literal["sentence", "span", "keywords"]
@@ -35,7 +34,7 @@ class PseudoQuery:
     rest: str | None  # the document without the text, for measuring; None for keywords, which occur all over it
 
 
-class PseudoQueryViews(DrawnRows):
+class PseudoQueryViews(DocumentRows):
     """Map-style dataset of pseudo-queries and the documents they were drawn from.
 
     >>> documents = ["One fox. Two dogs."]
@@ -44,7 +43,7 @@ class PseudoQueryViews(DrawnRows):
     """
 
     def __init__(self, documents: Sequence[str], queries: Sequence[PseudoQuery]) -> None:
-        self.documents = documents
+        super().__init__(documents)
         self._queries = queries
 
     def __len__(self) -> int:
@@ -73,7 +72,7 @@ def draw_pseudo_queries(
         frequencies.update({word.lower() for word in _LETTERS.findall(text)})
     queries: list[PseudoQuery] = []
     for position, text in enumerate(documents):
-        rng = view_rng(seed, 0, position)
+        rng = document_generator(seed, 0, position)
         for query, rest in _sentences(text, num_sentences, rng):
             queries.append(PseudoQuery(position, "sentence", query, rest))
         for query, rest in _spans(text, num_spans, rng):

@@ -1,7 +1,7 @@
 """Build a corpus from the docstrings of installed Python packages, for trials without a network.
 
-The query is the summary (first sentence) of a function, class or method; the document is the rest of its docstring.
-The source files are read, never imported or run.
+The query is the first sentence about a function, class or method; the document is the rest of its docstring. The
+source files are read, never run.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEnt
     """Read the docstrings of public functions, classes and methods, in the order of packages, files and lines.
 
     No query and no document occurs twice, a query has 4 to 40 words, a document has at least 20, and no document
-    contains its query word for word. The entries depend on the versions of the packages.
+    contains its query.
     """
     seen_queries: set[bytes] = set()
     seen_documents: set[bytes] = set()
@@ -70,16 +70,8 @@ def build_python_docs(packages: Sequence[str] = DEFAULT_PACKAGES) -> list[DocEnt
 
 
 def is_test_entry(entry: DocEntry) -> bool:
-    """Say whether an entry belongs to the test split (one in five).
-
-    Only the document decides, so that other packages or versions never move an entry from test to training.
-    """
+    """Return whether an entry belongs to the test split (one in five), which depends on its document alone."""
     return text_position(entry.document) < _TEST_SHARE
-
-
-def write_python_docs(folder: str | os.PathLike[str], packages: Sequence[str] = DEFAULT_PACKAGES) -> Path:
-    """Build the corpus and write it with `write_entries`."""
-    return write_entries(build_python_docs(packages), folder)
 
 
 def write_entries(entries: Sequence[DocEntry], folder: str | os.PathLike[str]) -> Path:

@@ -71,8 +71,6 @@ class Row(NamedTuple):
 
 
 def _has_lone_surrogate(text: str) -> bool:
-    if text.isascii():
-        return False
     try:
         text.encode("utf-8")  # several times faster than a regular expression
     except UnicodeEncodeError:

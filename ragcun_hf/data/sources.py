@@ -1,7 +1,4 @@
-"""Open what a data argument names: a file, a folder or a Hub dataset; put checked rows into a dataset.
-
-The readers of pairs and documents build on this and decide which columns must be present.
-"""
+"""Open what a data argument names: a file, a folder or a Hub dataset; put checked rows into a dataset."""
 
 from __future__ import annotations
 
@@ -58,9 +55,9 @@ def open_source(
 ) -> Source:
     """Find the rows that a data argument names; local files are not opened yet.
 
-    A Hub dataset is named `org/name` or `org/name:config`. With streaming or a limit, it is read row by row instead of
-    being downloaded first. A folder holds files of one kind; if their names start with the names of splits
-    (`train.jsonl`, `test-00001.parquet`), only the files of `split` are read. A single file has no splits.
+    With streaming or a limit, a Hub dataset (`org/name` or `org/name:config`) is not downloaded first. The files of a
+    folder are of one kind; if their names start with those of splits (`train.jsonl`, `test-00001.parquet`), only those
+    of `split` are read. A single file has no splits.
     """
     check_limit(limit)
     name = os.fspath(source)
@@ -87,9 +84,8 @@ def build_table(
 ) -> Dataset | IterableDataset:
     """Put checked rows into a `Dataset` in memory, or, for streaming, into an `IterableDataset` that keeps none.
 
-    `make_rows` is a generator function, called with `arguments` for every pass over the rows. Define it at the top
-    level of a module, so that it can be sent to the workers of a loader. Pass several values as a tuple, because
-    `datasets` splits lists into shards.
+    `make_rows` is a generator function, called with `arguments` for every pass over the rows. It must be defined in a
+    module, for the workers of a loader, and take tuples instead of lists, which `datasets` splits into shards.
     """
     import datasets
     import pyarrow

@@ -1,7 +1,6 @@
-"""One part of a document as a query for the other part.
+"""One part of a document as a query for the other part; every word is in one of the two.
 
-No word is lost: every word of the document is in exactly one of the two parts. As in masking, a split depends only on
-seed, position and epoch. This module needs neither torch nor a tokenizer.
+This module needs neither torch nor a tokenizer.
 """
 
 from __future__ import annotations
@@ -11,16 +10,10 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ..errors import UserError
-from .masking import view_rng
-from .training_rows import DrawnRows
+from .training_rows import DocumentRows
 from .word_spans import sentence_spans, word_spans
 
 SplitMethod = Literal["half", "random", "prefix", "suffix", "sentence"]
-
-
-def splittable(text: str) -> bool:
-    """Say whether a text has the two words that a split needs."""
-    return len(word_spans(text)) >= 2
 
 
 def split_text(text: str, method: SplitMethod, *, rng: random.Random, fraction: float = 0.25) -> tuple[str, str]:
@@ -62,8 +55,8 @@ def _take_sentence(text: str, sentences: list[tuple[int, int]], rng: random.Rand
     return text[start:end], (before + gap + after).strip() if before and after else before or after
 
 
-class SplitViews(DrawnRows):
-    """Map-style dataset of two parts of each document: query and positive. Documents must be `splittable`.
+class SplitViews(DocumentRows):
+    """Map-style dataset of two parts of each document: query and positive. Every document must have two words.
 
     >>> SplitViews(["one two three four"], method="half")[0]
     {'query': 'one two', 'positive': 'three four', 'negative': []}
@@ -77,20 +70,11 @@ class SplitViews(DrawnRows):
             raise UserError(f"expected a split method of {known}, got {method!r}: name one of them")
         if not 0 < fraction < 1:
             raise UserError(f"expected a split fraction between 0 and 1, got {fraction}: set it to e.g. 0.25")
-        self.documents = documents
+        super().__init__(documents, seed)
         self.method: SplitMethod = method
-        self.seed = seed
         self.fraction = fraction
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Split anew ("random" and "sentence"); call this before each epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.documents)
 
     def __getitem__(self, index: int) -> dict[str, str | list[str]]:
-        rng = view_rng(self.seed, self.epoch, index if index >= 0 else index + len(self))
+        rng = self.generator(index)
         query, rest = split_text(self.documents[index], self.method, rng=rng, fraction=self.fraction)
         return {"query": query, "positive": rest, "negative": []}

@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
     """A stream of rows that can be read in many passes, each in another order, and from any position.
 
-    To reach a position, the rows before it are drawn again and skipped: only then does the buffer hold the same rows.
-    Reading is far faster than training.
-
-    The next row is drawn from a buffer of `buffer_size` rows; 1 keeps the order. A pass ends when fewer than
-    `rows_at_once` rows, those of one training step, are left.
+    The next row is drawn from a buffer of `buffer_size` rows; 1 keeps the order. A pass ends when fewer rows are left
+    than a training step needs (`rows_at_once`). To reach a position, all rows before it are read again, so that the
+    buffer holds the same rows as before; reading is far faster than training.
     """
 
+    num_rows = None  # the length of a stream is not known
+    documents: tuple[str, ...] = ()  # a stream is read only once
+
     def __init__(self, rows: datasets.IterableDataset, *, buffer_size: int, seed: int) -> None:
-        self.buffer_size, self.seed = buffer_size, seed
+        self.stream_order = {"shuffle_buffer_size": buffer_size, "seed": seed}
         self._rows = rows.shuffle(seed=seed, buffer_size=buffer_size) if buffer_size > 1 else rows
         self.rows_at_once = 1
         self._epoch = self._first_pass = self._num_skipped = 0
@@ -51,22 +52,8 @@ class ShuffledStream(IterableDataset):  # type: ignore[type-arg]
         """Number of rows of this epoch's pass that are skipped."""
         return self._num_skipped if self._epoch == 0 else 0
 
-    @property
-    def num_rows(self) -> None:
-        """None: the length of a stream is not known."""
-
-    @property
-    def documents(self) -> tuple[str, ...]:
-        """No documents: a stream is not read a second time."""
-        return ()
-
     def known_pairs(self) -> None:
         """Return None: rows are not known before they are read."""
-
-    @property
-    def stream_order(self) -> dict[str, int]:
-        """The arguments that decide the order of rows."""
-        return {"shuffle_buffer_size": self.buffer_size, "seed": self.seed}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self._rows.set_epoch(self.number_of_pass)

@@ -1,10 +1,11 @@
-"""Training rows of three kinds: known before training, drawn anew each epoch, or streamed.
+"""Training rows of three kinds: those of a table, those drawn from documents anew each epoch, and streamed ones.
 
 Every row is `{"query": text, "positive": text, "negative": list of texts}`.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ TrainingRow = Mapping[str, Any]
 
 
 class TrainingRows(Protocol):
-    """Rows to train on: `KnownRows`, `DrawnRows`, or the `ShuffledStream` of `ragcun_hf.data.stream`."""
+    """Rows to train on: `TableRows`, `DocumentRows`, or the `ShuffledStream` of `ragcun_hf.data.stream`."""
 
     @property
     def num_rows(self) -> int | None:
@@ -26,7 +27,7 @@ class TrainingRows(Protocol):
 
     @property
     def documents(self) -> Sequence[str]:
-        """The whole documents that training sees; none for a stream, which is not read a second time."""
+        """The whole documents that training sees; none for a stream, which is read only once."""
 
     def known_pairs(self) -> tuple[list[str], list[str]] | None:
         """Return the queries and the documents of all rows, or None if another epoch has other rows."""
@@ -37,8 +38,8 @@ class TrainingRows(Protocol):
     def __iter__(self) -> Iterator[TrainingRow]: ...
 
 
-class _CountedRows:
-    """Rows that can be read one by one; a map-style dataset for `torch.utils.data.DataLoader`."""
+class _IndexedRows:
+    """A map-style dataset of rows, for `torch.utils.data.DataLoader`."""
 
     stream_order = None
 
@@ -57,12 +58,8 @@ class _CountedRows:
         return len(self)
 
 
-class KnownRows(_CountedRows):
-    """The rows of a table, the same in every epoch.
-
-    Args:
-        table: A list of rows or a `datasets.Dataset`; a row may lack `negative`.
-    """
+class TableRows(_IndexedRows):
+    """The rows of a list or a `datasets.Dataset`, the same in every epoch; a row may lack `negative`."""
 
     def __init__(self, table: Any) -> None:
         self._table = table
@@ -78,35 +75,48 @@ class KnownRows(_CountedRows):
 
     @property
     def documents(self) -> list[str]:
-        """The documents of all rows; a document seen as a negative is a document seen."""
-        _, positives, negatives = columns(self)
+        """The documents of all rows, negatives included."""
+        _, positives, negatives = read_columns(self)
         return [*positives, *(text for texts in negatives for text in texts)]
 
     def known_pairs(self) -> tuple[list[str], list[str]]:
         """Return the queries and the documents of all rows."""
-        return columns(self)[:2]
+        return read_columns(self)[:2]
 
     def set_epoch(self, epoch: int) -> None:
         """Do nothing: all epochs have the same rows."""
 
 
-class DrawnRows(_CountedRows):
-    """Rows made of documents, drawn anew each epoch; the base class of `MaskedViews` and others.
+class DocumentRows(_IndexedRows):
+    """Rows made of parts of documents; the base class of datasets that draw the parts anew each epoch.
 
-    Attributes:
-        documents: The whole documents, of which rows show parts.
+    By default there is one row for each of the whole `documents`.
     """
 
-    documents: Sequence[str]
+    def __init__(self, documents: Sequence[str], seed: int = 0) -> None:
+        self.documents, self.seed, self.epoch = documents, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.documents)
 
     def known_pairs(self) -> None:
         """Return None: another epoch has other rows."""
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew; the base class keeps its rows."""
+        """Draw anew; call this before each epoch (a loader's persistent workers do not notice it)."""
+        self.epoch = epoch
+
+    def generator(self, index: int) -> random.Random:
+        """Return the random generator of one document in the current epoch."""
+        return document_generator(self.seed, self.epoch, index if index >= 0 else index + len(self))
 
 
-def columns(rows: TrainingRows) -> tuple[list[str], list[str], list[list[str]]]:
+def document_generator(seed: int, epoch: int, index: int) -> random.Random:
+    """Return the random generator of one document in one epoch, the same in every process and Python version."""
+    return random.Random(f"{seed}/{epoch}/{index}")  # strings are seeded through SHA-512, not `hash`
+
+
+def read_columns(rows: TrainingRows) -> tuple[list[str], list[str], list[list[str]]]:
     """Return the queries, the documents and the negatives of all rows of the current epoch."""
     read = list(rows)
     return (
@@ -118,6 +128,6 @@ def columns(rows: TrainingRows) -> tuple[list[str], list[str], list[list[str]]]:
 
 def rows_digest(rows: TrainingRows) -> str:
     """Return a checksum of all texts in their order, as 32 hexadecimal digits."""
-    queries, positives, negatives = columns(rows)
+    queries, positives, negatives = read_columns(rows)
     flat_negatives = [part for texts in negatives for part in (str(len(texts)), *texts)]
     return text_digest(*(text_digest(*column).hex() for column in (queries, positives, flat_negatives))).hex()

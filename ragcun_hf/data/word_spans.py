@@ -43,6 +43,11 @@ def word_spans(text: str) -> list[tuple[int, int]]:
     return spans
 
 
+def has_two_words(text: str) -> bool:
+    """Return whether a text can be masked or split."""
+    return len(word_spans(text)) >= 2
+
+
 def sentence_spans(text: str) -> list[tuple[int, int]]:
     """Return the spans of the sentences in order, without surrounding whitespace, judged by punctuation alone.
 

@@ -26,7 +26,7 @@ BACKENDS = ("torch", "openvino")
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of the encoder's arithmetic; `auto` is bfloat16 where native, which is several times faster."""
+    """Return the dtype of the encoder's arithmetic; `auto` is bfloat16 where native, as it is several times faster."""
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
@@ -41,10 +41,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backend: str = "torch") -> ComputeFeatures:
-    """Return the function that computes features; put the model into evaluation mode before you call it.
-
-    `dtype` is the arithmetic inside the encoder. `openvino` runs on the CPU only and needs the extra of that name.
-    """
+    """Return the function that computes features of a model in evaluation mode, with arithmetic in `dtype`."""
     if backend not in BACKENDS:
         raise UserError(f"expected an encoder backend of {' or '.join(BACKENDS)}, got {backend!r}: change the flag")
     if backend == "openvino":

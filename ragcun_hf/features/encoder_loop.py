@@ -29,10 +29,7 @@ _CHARACTERS_PER_TOKEN = 4  # of English
 
 
 class WorkShare:
-    """Assigns blocks of texts to processes: each block goes to the process with the least work so far.
-
-    All processes must deal the same blocks in the same order.
-    """
+    """Assigns each block of texts to the process with the least work so far; every process repeats all assignments."""
 
     def __init__(self, number: int = 0, num_processes: int = 1) -> None:
         self.number, self.num_processes = number, num_processes
@@ -54,11 +51,10 @@ def encode_in_batches(
     progress: EncodingProgress | None = None,
     share: WorkShare | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """Run the encoder over texts, longest first; yield positions and features, shape (rows, H), float32, on the CPU.
+    """Run the encoder over distinct texts, longest first; yield positions and features, (rows, H) float32 on the CPU.
 
-    The last bits of a feature depend on the other texts in its batch. Batches are therefore formed as if one process
-    did all the work: the processes of a `share` together give exactly the features that one process gives. Pass
-    distinct texts, as equal ones are encoded again. Features that are not finite are a UserError.
+    The last bits of a feature depend on the other texts in its batch. So batches are formed as in one process, and the
+    processes of a `share` together give exactly its features. Features that are not finite are a UserError.
     """
     sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
     share = share or WorkShare()
@@ -128,8 +124,7 @@ def _tokenized_ahead(
 def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Group positions of similar length (in tokens) into batches, longest first, so that a lack of memory shows early.
 
-    Rows times longest row stays within the token budget (a longer text forms its own batch), and the share of padding
-    stays small.
+    A batch stays within the token budget, padding included, unless it is a single text; the padding stays small.
     """
     batch: list[int] = []
     num_tokens = 0
@@ -147,8 +142,8 @@ def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
 class EncodingProgress:
     """One progress bar over several rounds.
 
-    Long texts come first, so the time left follows from the amount of text, not from the number of texts. Texts that
-    later rounds are known to have (`num_upcoming`) are expected to cost as much as those so far.
+    Long texts come first, so the time left follows from the amount of text, not from the number of texts. The
+    `num_upcoming` texts of later rounds are expected to be like those so far.
     """
 
     def __init__(self, *, is_shown: bool = True) -> None:

@@ -3,10 +3,9 @@
     <folder>/<key>/key.json                  what the key was computed from; its date is that of the last use
     <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
 
-A shard is written under a temporary name and renamed when it is complete. Its name carries the number of rows and a
-checksum of the content, so a cut or damaged file is recognized and never read. Writers (threads, processes, machines)
-never share a temporary file. Shards are memory-mapped: memory holds the digests of all shards, and the features of the
-shard that is being read.
+A shard is written under a temporary name of its own and renamed when it is complete. Its name carries the number of
+rows and a checksum of the content, so a cut or damaged file is recognized and never used. Shards are memory-mapped:
+memory holds the digests of all shards, and the features of the shard that is being read.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ _ABANDONED_SECONDS = 24 * 3600  # no writer is at work on a temporary file of th
 class FeatureCache:
     """The features under one key of the cache: one encoder, used in one way.
 
-    The key follows from `key_parts`, everything that changes a feature, as JSON values, and from `dtype`, in which
-    features are stored; they are read as float32. `name` tells people which encoder it is and is not part of the key.
+    The key follows from `key_parts`, which hold everything that changes a feature, and from `dtype`, in which features
+    are stored; they are read as float32. `name` describes the encoder and is not part of the key.
     """
 
     def __init__(
@@ -98,10 +97,7 @@ class FeatureCache:
                 is_rescanned = True
 
     def read(self, digests: Sequence[bytes]) -> np.ndarray:
-        """Return the features of texts, shape (len(digests), H), float32.
-
-        Raises KeyError if a digest is missing, or its shard was removed or damaged in the meantime.
-        """
+        """Return features, (len(digests), H) float32; a missing one, or one that was removed, is a KeyError."""
         features = np.empty((len(digests), self.feature_dim), dtype=np.float32)
         if missing := self.missing(digests):
             raise KeyError(f"{len(missing)} texts have no feature in {self.folder}: encode them first")
@@ -144,7 +140,7 @@ class FeatureCache:
     def write_as_computed(self, batches: Iterable[tuple[list[bytes], np.ndarray]]) -> list[str]:
         """Write batches of digests and features while they are computed, and return the names of the files.
 
-        A shard is written when it is full or old, and at the end or an interruption: little work is ever lost.
+        A shard is written when it is full or old, at the end, and after an interruption, so that little work is lost.
         """
         names: list[str] = []
         digests: list[bytes] = []

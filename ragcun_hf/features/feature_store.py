@@ -53,11 +53,10 @@ class FeatureTable:
 class FeatureStore:
     """Returns the frozen encoder's features of texts, from the cache or by running the encoder.
 
-    The encoder and its tokenizer must not change while a store is in use: their checksums are computed once. Without a
+    The checksums of encoder and tokenizer are computed once, so neither may change while a store is in use. Without a
     `cache_folder`, nothing is kept. `dtype` (auto, float32, bfloat16) is the arithmetic of the encoder, and `backend`
-    (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`, processes
-    that train together divide the work: all of them call `encode` and `features` with the same texts at the same time,
-    each encodes its part, and each reads what the others wrote.
+    (torch, openvino) runs it. Features are stored in `feature_dtype` (float32, float16). With `is_shared`, all
+    processes call `encode` and `features` with the same texts; each encodes a part and reads what the others wrote.
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class FeatureStore:
         for _ in range(_MAX_READS):
             if missing := cache.missing(digests):  # pruned, or written by a machine whose files are not visible here
                 with self._progress() as progress:
-                    cache.write_as_computed(self._encoded(texts, missing, prompt, progress))
+                    cache.write_as_computed(self._encoded(texts, missing, prompt, progress, WorkShare()))
             try:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
@@ -174,11 +173,10 @@ class FeatureStore:
         rows: list[int],
         prompt: str,
         progress: EncodingProgress,
-        share: WorkShare | None = None,
+        share: WorkShare,
         num_later: int = 0,
     ) -> Iterator[tuple[list[bytes], np.ndarray]]:
         """Encode rows; yield digests and features. Up to `num_later` texts follow in later rounds."""
-        share = share or WorkShare()
         for start in range(0, len(rows), TEXTS_AT_ONCE):
             window = take(texts, rows[start : start + TEXTS_AT_ONCE])
             progress.num_upcoming = (len(rows) - start - len(window) + num_later) // share.num_processes

@@ -14,10 +14,7 @@ from ..files import replaced_file
 
 
 def write_shard(folder: Path, digests: Sequence[bytes], features: np.ndarray) -> str:
-    """Write features, shape (len(digests), H), in their dtype, and return the name of the file.
-
-    Raises OSError if the folder is missing or the disk refuses; no half-written file stays behind.
-    """
+    """Write features, shape (len(digests), H), in their dtype, as a whole or not at all; return the file's name."""
     from datasets import Features, List, Value
     from datasets.arrow_writer import ArrowWriter
 
@@ -37,10 +34,9 @@ def write_shard(folder: Path, digests: Sequence[bytes], features: np.ndarray) ->
 
 
 class ShardFile:
-    """A shard on disk; none of its content stays in memory.
+    """A shard on disk; none of its content stays in memory. `checksum` is that in its name.
 
-    Raises OSError if the file cannot be read, and ValueError if it does not hold as many features as its name says, or
-    features of another dtype. Attributes: the content's `checksum`, as the name gives it, and `num_bytes` on disk.
+    An unreadable file is an OSError; another dtype or another number of rows than in its name is a ValueError.
     """
 
     def __init__(self, path: Path, feature_dim: int, dtype: np.dtype) -> None:

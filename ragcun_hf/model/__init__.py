@@ -1,1 +1,1 @@
-"""The model: its configuration, its forward pass, and where one comes from; `*_isotropic_gaussian.py` travel."""
+"""The model, and how one is made or loaded. A copy of `*_isotropic_gaussian.py` is published with every model."""

@@ -33,10 +33,7 @@ def register_auto_classes() -> None:
 
 
 def embedded_model_folder() -> Path:
-    """Return the folder of the all-MiniLM-L6-v2 that the `demo` extra installs, after a check of its weights.
-
-    A missing package or weights with another checksum raise a UserError.
-    """
+    """Return the folder of the all-MiniLM-L6-v2 of the `demo` extra; a missing or changed model is a UserError."""
     spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
     if spec is None or spec.origin is None:
         raise UserError(
@@ -56,19 +53,7 @@ def embedded_model_folder() -> Path:
 
 
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
-    """Create a model with an untrained head from the encoder that `--base_model` names.
-
-    Args:
-        name: A Hub id, a folder, or the word `embedded`.
-        revision: Branch, tag or commit on the Hub.
-        **config_fields: Fields of `IsotropicGaussianConfig`.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        UserError: If the encoder cannot be loaded, or a field has an invalid value.
-    """
+    """Create a model in evaluation mode around the encoder that `--base_model` names, or raise a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -84,7 +69,7 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
         raise UserError(_unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
-        raise UserError(f"--base_model {name} or another model flag does not fit: {error} Change it{other}") from error
+        raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
 
 
 def _refuse_trained_model(name: str) -> None:
@@ -108,18 +93,7 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
 
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
-    """Load a trained model from a folder or the Hub, with the installed code, never with code from the folder.
-
-    Args:
-        path: A folder written by `save_pretrained`, or a Hub id.
-        revision: Branch, tag or commit on the Hub.
-
-    Returns:
-        The model in evaluation mode.
-
-    Raises:
-        UserError: If there is no such model, it has another type, or a file is damaged or missing.
-    """
+    """Load a trained model in evaluation mode, with the installed code, never the folder's, or raise a UserError."""
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -162,22 +136,16 @@ def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
 
 
 def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
-    """Load the original encoder of a model whose encoder was trained, with the model's pooling and length.
-
-    An unknown or unreachable encoder raises a UserError.
-    """
+    """Load the encoder that a model with a trained encoder started from, with the model's pooling and length."""
     config = model.config
     if not config.base_model_name:
         raise UserError(
             "expected base_model_name, the untrained encoder, in the model's config.json, got none: add it"
         )
-    name = EMBEDDED if config.base_model_name == EMBEDDED_NAME and _has_embedded() else config.base_model_name
+    is_embedded = config.base_model_name == EMBEDDED_NAME and importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None
+    name = EMBEDDED if is_embedded else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
     return load_base_model(name, revision=config.base_model_revision, **fields)
-
-
-def _has_embedded() -> bool:
-    return importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None
 
 
 def _unreachable(name: str, error: Exception) -> str:

@@ -36,8 +36,8 @@ class IsotropicGaussianOutput(ModelOutput):
 
     Args:
         embeddings: Shape (B, D), not normalized; coordinates have about unit variance.
-        predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if that was
-            given; None without a predictor.
+        predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if the model
+            was called with `num_predicted`; None without a predictor.
         features: Shape (B, H), float32: the encoder's pooled output, of unit length if `config.normalize_features`.
     """
 
@@ -50,10 +50,9 @@ class IdentityStartLinear(nn.Linear):
     """A linear layer initialized to the identity, or to orthonormal directions if the widths differ."""
 
     def reset_parameters(self) -> None:
-        """Initialize; orthonormal directions preserve inner products when widening, and sample them when narrowing."""
+        """Initialize; a wider output keeps all inner products, a narrower one approximates them."""
         nn.init.eye_(self.weight) if self.in_features == self.out_features else nn.init.orthogonal_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)
 
 
 class ZeroStartLinear(nn.Linear):
@@ -62,8 +61,7 @@ class ZeroStartLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """Set weight and bias to zero."""
         nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.zeros_(self.bias)
 
 
 class Head(nn.Module):

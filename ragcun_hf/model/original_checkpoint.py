@@ -32,11 +32,7 @@ _IDLE_KEY = re.compile(re.escape(_ENCODER) + r"(pooler\..*|.*position_ids|.*toke
 
 
 def read_original_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a `.pt` checkpoint as data: code inside the pickle never runs.
-
-    Returns the state dict with the file's keys, in float32 on the CPU. An unreadable file, a file that holds more than
-    tensors and plain values, and unknown keys raise a UserError.
-    """
+    """Read the state dict of a `.pt` checkpoint, in float32 on the CPU, without running any code in the file."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -73,18 +69,11 @@ def _checked(path: str | Path, key: Any, value: Any) -> Tensor:
 
 
 def convert_original(state: Mapping[str, Tensor], base_model: str) -> tuple[IsotropicGaussianModel, bool]:
-    """Load the weights of an original checkpoint into a model of this package.
+    """Load weights from `read_original_checkpoint` into a model that is built around the encoder `base_model`.
 
-    Args:
-        state: From `read_original_checkpoint`.
-        base_model: The encoder that the checkpoint started from: a Hub id, a folder, or `embedded`.
-
-    Returns:
-        The model in evaluation mode, and whether its encoder has the weights of `base_model`. If not, the model is
-        marked as one with a trained encoder, so that evaluation compares it with the untrained one.
-
-    Raises:
-        UserError: If a weight is missing or its shape does not fit the encoder.
+    Returns the model in evaluation mode, and whether its encoder has the weights of `base_model`. If not, the model is
+    marked as one with a trained encoder, so that evaluation compares it with the untrained one. Missing weights and
+    weights that do not fit the encoder are a UserError.
     """
     heads = {key: value for key, value in state.items() if not key.startswith(_ENCODER)}
     encoder = {key.removeprefix(_ENCODER): value for key, value in state.items() if key.startswith(_ENCODER)}
@@ -111,11 +100,13 @@ def _head_fields(heads: Mapping[str, Tensor]) -> dict[str, Any]:
         missing = [f"{head}.{layer}.{part}" for layer in (0, 3) for part in ("weight", "bias")]
         missing = [key for key in missing if key not in heads]
         if missing:
-            raise UserError(f"expected the key {missing[0]!r} in the checkpoint, got none: it is not whole")
+            raise UserError(
+                f"expected the key {missing[0]!r} in the checkpoint, got none: the checkpoint is incomplete"
+            )
         weight = heads[f"{head}.0.weight"]
         if weight.ndim != 2:
             raise UserError(
-                f"expected a matrix under {head}.0.weight, got shape {tuple(weight.shape)}: it is not whole"
+                f"expected a matrix under {head}.0.weight, got shape {tuple(weight.shape)}: take another checkpoint"
             )
         fields[f"{head}_hidden_dim"] = weight.shape[0]
     fields["output_dim"] = heads["projection.3.bias"].numel()
@@ -127,8 +118,8 @@ def _check_encoder(encoder: Mapping[str, Tensor], model: IsotropicGaussianModel)
     for key in expected.keys() ^ encoder.keys():
         where = "in the checkpoint" if key in expected else "in the encoder"
         raise UserError(
-            f"expected the weights of one encoder in the checkpoint and in --base_model, got none {where} under "
-            f"{_ENCODER + key!r}: name the encoder that the checkpoint started from"
+            f"expected the encoder of the checkpoint to be that of --base_model, got no {_ENCODER + key!r} {where}: "
+            "name the encoder that the checkpoint started from"
         )
 
 
@@ -147,10 +138,7 @@ def _fill(module: Any, state: Mapping[str, Tensor], prefix: str) -> None:
 
 
 def difference_to_original(model: IsotropicGaussianModel, state: Mapping[str, Tensor], texts: list[str]) -> float:
-    """Compare a converted model's embeddings and predictions with the original's formula on some texts.
-
-    Returns the largest difference of a coordinate, in standard deviations of the embeddings.
-    """
+    """Return the largest difference between a model's vectors and the original's formula, in standard deviations."""
     tokens = model.tokenize(texts)
     with torch.no_grad():
         unit = nn.functional.normalize(model.compute_features(**tokens), dim=-1)

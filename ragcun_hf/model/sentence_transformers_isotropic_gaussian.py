@@ -61,7 +61,7 @@ def encoder_settings(
     dropped = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize", "Dropout")]
     if dropped:
         logger.warning(
-            "%s ends in %s, which this model does not use: its frozen base is the pooled encoder alone.",
+            "%s has the further layers %s, which are left out: only its encoder and its pooling are used.",
             name_or_path,
             " and ".join(dropped),
         )

@@ -1,7 +1,7 @@
 """Approximate search with faiss, for more queries than exact search can handle in time, and how much it misses.
 
 An inverted-file index (IVF) assigns documents to lists around centroids, and each query searches the nearest lists
-only. The documents found are scored and ordered as in the exact search, so the two differ only in missed documents.
+only. The documents found are scored and ordered as in the exact search, so the only difference is missed documents.
 """
 
 from __future__ import annotations
@@ -67,18 +67,11 @@ def approximate_search(
 
 
 class MeasuredSearch:
-    """Approximate search that measures how much it misses, on a sample of each call's queries.
-
-    Args:
-        num_probes: As for `approximate_search`.
-
-    Attributes:
-        recalls: For each call, the share of the exact results that were found.
-    """
+    """Approximate search that measures how much it misses, on a sample of each call's queries."""
 
     def __init__(self, *, num_probes: int) -> None:
         self._num_probes = num_probes
-        self.recalls: list[float] = []
+        self.recalls: list[float] = []  # of each call: the share of the exact results that were found
 
     def __call__(self, queries: Matrix, documents: Matrix, *, k: int, **options: Any) -> SearchResult:
         """Search, with the arguments of `exact_search`."""

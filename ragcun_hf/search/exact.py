@@ -22,15 +22,15 @@ from torch import Tensor
 from ..errors import NotFiniteError, UserError
 from .first_pass import CandidatePass, DocumentBlock, Pairs, best_of_each, lengths, row_blocks
 from .memory_maps import read_far_apart, release, will_need
-from .similarity import check_similarity, normalize_rows, score_rows
+from .similarity import SIMILARITIES, normalize_rows, score_rows
 from .ties import Order, Rows, tie_numbers
 
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
 RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in several rounds
 _RESCORING_VALUES = 2**18  # float64 numbers held at once while candidates are scored again (2 MiB, which caches hold)
-# Bound of the relative error of shifting and scaling a vector in float32. It does not cover the sum of squares in a
-# length: the first pass doubles its bound of a product's error, which has room for that.
+# Bound of the relative error of shifting and scaling a vector in float32. The error of a computed length is left out:
+# there is room for it in the first pass, which takes twice the bound of a product's error.
 _ROUNDING = 2.0**-21
 
 
@@ -57,9 +57,8 @@ def exact_search(
 
     Queries (Q, D) and documents (N, D), N >= 1, are NumPy arrays, memory maps or tensors of any real dtype, read as
     float32 in blocks: a memory map may be larger than memory. The search holds about
-    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. The products of the blocks
-    are computed on `device`. If very many documents have almost equal scores, the time grows with the number of such
-    pairs, because each is scored again in float64 on the CPU.
+    4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. Blocks are multiplied on
+    `device`. Documents with almost equal scores cost extra time: they are scored again in float64 on the CPU.
 
     The similarity is `cosine` (a zero vector has similarity 0 to everything), `dot` or `euclidean` (the score is minus
     the distance). `ties` orders documents with equal scores, the lower number first: it holds distinct integers (N,),
@@ -106,7 +105,7 @@ def rank_candidates(
 
 @dataclass(frozen=True)
 class _Search:
-    """Documents and how they are compared; arguments are already checked."""
+    """Documents and how they are compared."""
 
     documents: Matrix
     similarity: str
@@ -197,7 +196,8 @@ def check_arguments(queries: Matrix, documents: Matrix, k: int, similarity: str)
         raise UserError("expected at least one document, got none: check the corpus")
     if k < 1:
         raise UserError(f"expected k >= 1 results per query, got {k}: ask for at least one")
-    check_similarity(similarity)
+    if similarity not in SIMILARITIES:
+        raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one of these")
 
 
 def _order(ties: Rows | Order | None, num_documents: int) -> Order | None:

@@ -1,8 +1,8 @@
 """The first pass of an exact search: one float32 matrix product, which rules out documents that cannot be found.
 
 The error of the product is bounded. A document whose score is more than twice that bound below the k-th best score is
-not among the k best; every other document is a candidate and is scored again later. So rounding loses no result. If
-one query has too many candidates for memory (a collapsed model, a corpus full of repetitions), they are scored again
+not among the k best; every other document is a candidate and is scored again later. So no result is lost by rounding.
+If a query has too many candidates for memory (a collapsed model, a corpus full of repetitions), they are scored again
 at once, and only the k best are kept.
 
 Shape letters used in this file: Q = queries, B = queries in a block, M = documents in a block, D = vector width,

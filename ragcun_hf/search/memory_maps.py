@@ -61,8 +61,7 @@ def _map_of(matrix: Any) -> mmap.mmap | None:
 def new_matrix(num_rows: int, width: int, folder: Path) -> np.ndarray[Any, Any]:
     """Allocate a float32 matrix (num_rows, width): in memory, or above 128 MiB in an unnamed file in `folder`.
 
-    The system deletes the file when nothing uses the matrix. Raises a UserError if the folder cannot be written to or
-    has too little room.
+    The system deletes the file when nothing uses the matrix. A folder with too little room is a UserError.
     """
     num_bytes = 4 * num_rows * width
     if num_bytes <= LARGEST_IN_MEMORY:

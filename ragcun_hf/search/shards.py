@@ -28,8 +28,7 @@ class Shard:
 def own_shard(num_documents: int, *, block: int) -> Shard:
     """Divide a corpus evenly among processes, and return this process's shard; it may be empty.
 
-    `block` is the number of rows that the head embeds at once. Blocks are never divided, so that a document's
-    embedding is the same to the last bit for any number of processes.
+    A `block`, which the head embeds at once, is never divided: any number of processes gives the same embeddings.
     """
     num_blocks = -(-num_documents // block)
     start, stop = (

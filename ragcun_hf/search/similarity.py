@@ -11,15 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import UserError
-
 SIMILARITIES = ("cosine", "dot", "euclidean")
-
-
-def check_similarity(similarity: str) -> None:
-    """Raise a UserError unless this is the name of a similarity."""
-    if similarity not in SIMILARITIES:
-        raise UserError(f"expected a similarity among {', '.join(SIMILARITIES)}, got {similarity!r}: use one of these")
 
 
 def normalize_rows(x_BD: Tensor) -> Tensor:

@@ -14,14 +14,10 @@ Order: TypeAlias = "Callable[[Rows], Rows]"  # numbers some rows (P,): the lower
 
 
 class IdOrder:
-    """Order documents by id; ids are read when they are needed, so a large column of ids can stay on disk.
+    """Orders documents by distinct ids, which are read when they are needed: a large column can stay on disk.
 
-    Args:
-        ids: Id of each document, all different.
-
-    Example:
-        >>> IdOrder(["b", "a", "c"])(np.array([2, 0, 2])).tolist()
-        [1, 0, 1]
+    >>> IdOrder(["b", "a", "c"])(np.array([2, 0, 2])).tolist()
+    [1, 0, 1]
     """
 
     def __init__(self, ids: Sequence[str]) -> None:

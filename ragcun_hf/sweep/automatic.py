@@ -15,7 +15,7 @@ from ..command_line import format_table, say
 from ..data.pseudo_queries import PseudoQuery, PseudoQueryKind, PseudoQueryViews, draw_pseudo_queries
 from ..errors import UserError
 from ..trainer.plan import ChosenSettings
-from ..trainer.record import blended
+from ..trainer.record import blend_weights
 from ..trainer.run import RunData
 from .heads import HeadBatch, HeadData, with_head
 from .pseudo_validation import PseudoValidation
@@ -78,10 +78,7 @@ class CandidateScore:
 def automatic_data(
     parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
 ) -> RunData:
-    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings.
-
-    `facts` is what the record says of the documents. A UserError says if there are too few of them.
-    """
+    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings."""
     seed = parsed.training.seed
     queries = draw_pseudo_queries(documents, counts, seed=seed)
     num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))
@@ -189,7 +186,7 @@ def try_candidates(
             for blend in BLENDS:
                 if blend == 0.0 and candidate.whitening in measured_starts:
                     continue
-                template.load_state_dict(blended(start, heads.heads()[0], blend), strict=False)
+                template.load_state_dict(blend_weights(start, heads.heads()[0], blend), strict=False)
                 found.append(score(candidate, blend, validation.scores(template.eval())))
             measured_starts.add(candidate.whitening)
     return found

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
-from ..data.training_rows import TrainingRows, columns
+from ..data.training_rows import TrainingRows, read_columns
 from ..errors import NotFiniteError, UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
@@ -28,7 +28,7 @@ from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..trainer.inputs import FeaturePairs, retrieval_validation
 from ..trainer.isotropy import random_directions
 from ..trainer.objective import TERMS, Objective, resolve_weights
-from ..trainer.record import head_weights
+from ..trainer.record import trainable_weights
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -52,8 +52,8 @@ def heads_at_once(batch_size: int) -> int:
 class HeadData:
     """Training pairs as features on the device of the heads, and the weights that heads start with on them.
 
-    `base` is a model with the encoder of the features. The first `num_rows` pairs are for training. The validation
-    measures a model on held-out pairs.
+    `base` is a model with the encoder of the features. The first `num_rows` pairs are for training; the validation
+    measures a model on the others.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class HeadData:
             )
         if held_out is None:
             return cls(base, FeaturePairs.of_rows([train], store, base), num_rows, validation)
-        num_documents = len(set(columns(held_out)[1]))
+        num_documents = len(set(read_columns(held_out)[1]))
         if num_documents <= _FEW_DOCUMENTS:
             logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_documents)
         pairs = FeaturePairs.of_rows([train, held_out], store, base)
@@ -103,14 +103,16 @@ class HeadData:
         model = with_head(self.base, ModelArguments(projection_kind="linear"))
         return {} if self.validation is None else self.validation(model)
 
-    def steps_per_epoch(self, batch_size: int, *, drop_last: bool) -> int:
+    def steps_per_epoch(self, training: IsotropicGaussianTrainingArguments) -> int:
         """Count the batches of an epoch, at least one."""
-        return max(1, self.num_rows // batch_size if drop_last else math.ceil(self.num_rows / batch_size))
+        num_rows, size = self.num_rows, training.per_device_train_batch_size
+        return max(1, num_rows // size if training.dataloader_drop_last else math.ceil(num_rows / size))
 
     def num_steps(self, training: IsotropicGaussianTrainingArguments, share: float = 1.0) -> int:
         """Count the optimizer steps of a share of a whole training."""
-        per_epoch = self.steps_per_epoch(training.per_device_train_batch_size, drop_last=training.dataloader_drop_last)
-        whole = training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * per_epoch)
+        whole = training.max_steps
+        if whole <= 0:
+            whole = math.ceil(training.num_train_epochs * self.steps_per_epoch(training))
         return max(1, math.ceil(share * whole))
 
     def batch(self, rows_GB: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,7 +139,7 @@ class HeadData:
                 template.start_from_features(torch.from_numpy(self.pairs.sample(self.num_rows)), whitening=whitening)
                 if config.output_dim <= config.feature_dim:  # a wider projection has directions of this seed
                     self._projections[key] = linear.weight.detach().clone()
-        return head_weights(template)
+        return trainable_weights(template)
 
 
 def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
@@ -196,8 +198,7 @@ class HeadBatch:
     def train(self, data: HeadData, *, total_steps: int, share: float = 1.0) -> Iterator[int]:
         """Train all heads, and yield the number of each step when it is done.
 
-        The schedule of the learning rate ends after `total_steps`. They are this `share` of a whole training, by which
-        a warm-up given in steps shrinks.
+        `total_steps`, after which the schedule ends, are a `share` of a whole training; so is a warm-up in steps.
         """
         optimizer, scheduler = self._optimizer(total_steps, share)
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
@@ -245,8 +246,7 @@ class HeadBatch:
 
     def _orders(self, data: HeadData, total_steps: int) -> Iterator[Tensor]:
         """Yield the rows (G, B) of each step, in the order of the Trainer."""
-        batch_size = self._args.per_device_train_batch_size
-        steps_per_epoch = data.steps_per_epoch(batch_size, drop_last=self._args.dataloader_drop_last)
+        batch_size, steps_per_epoch = self._args.per_device_train_batch_size, data.steps_per_epoch(self._args)
         orders_GN = torch.zeros(0)
         for step in range(total_steps):
             epoch, place = divmod(step, steps_per_epoch)

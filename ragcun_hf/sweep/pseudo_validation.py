@@ -27,11 +27,8 @@ _QUERIES_AT_ONCE = 1_024
 class PseudoValidation:
     """Measures a head on pseudo-queries, which search the rest of their own document and all other documents.
 
-    Args:
-        documents: The whole corpus.
-        queries: Pseudo-queries of documents that heads are not trained on, all with a rest.
-        store: Provides the features.
-        prompts: Prepended to queries and to documents.
+    `documents` is the whole corpus. No head is trained on the documents of `queries`, all of which have a rest.
+    `prompts` are prepended to queries and to documents.
     """
 
     def __init__(

@@ -49,10 +49,7 @@ class SettingSummary:
 
 
 class SweepRecords:
-    """The records of one sweep, in its output folder.
-
-    `spec` holds data, shared arguments, settings and seeds; a UserError says if the folder is of a sweep with another.
-    """
+    """The records of one sweep, in its output folder; a folder of a sweep with another `spec` is a UserError."""
 
     def __init__(self, folder: Path, spec: dict[str, Any]) -> None:
         self._path, spec_path = folder / _TRIALS_FILE, folder / _SPEC_FILE
@@ -78,11 +75,7 @@ class SweepRecords:
         self._records.update({record.key: record for record in records})
 
     def summaries(self, select: str, *, round_number: int | None = None) -> list[SettingSummary]:
-        """Summarize each setting in one round, by default in its last.
-
-        Later rounds come before earlier ones, larger figures (`select`) before smaller ones, and settings without the
-        figure last.
-        """
+        """Summarize each setting in one round, by default its last; sort by round and figure `select`, best first."""
         by_setting: dict[str, list[TrialRecord]] = {}
         for record in self._records.values():
             if round_number in (None, record.round_number):

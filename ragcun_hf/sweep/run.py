@@ -33,8 +33,8 @@ def plan_rounds(num_settings: int, *, factor: int, least_share: float = 0.0) -> 
     """Plan rounds that each keep one of `factor` settings and train it `factor` times as long.
 
     No round is shorter than `least_share` of a whole training. The last round is a whole training, of at least two
-    settings if there are several. A factor of 1 plans this round alone, for all settings. With a factor of 4, for
-    example, 24 settings train for 1/16, 6 for 1/4, and 2 for the whole training.
+    settings if there are several; with a factor of 1 it is the only one. With a factor of 4, for example, 24 settings
+    train for 1/16, 6 for 1/4, and 2 for the whole training.
     """
     least = min(2, num_settings)
     counts = [num_settings]
@@ -54,8 +54,7 @@ def run_rounds(
 ) -> None:
     """Train and measure heads round by round, except those that the records hold from an interrupted run.
 
-    `trials` are every setting with every seed, `factor` is that of successive halving, and `select` is the validation
-    figure that decides which settings stay.
+    `trials` are every setting with every seed. The validation figure `select` decides which settings stay.
     """
     fewest = min(data.num_steps(trial.training) for trial in trials)
     names = [setting_name(setting) for setting in settings]

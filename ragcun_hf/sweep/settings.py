@@ -49,11 +49,7 @@ def setting_name(setting: Mapping[str, Any]) -> str:
 
 
 def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
-    """Combine the values of all flags (flag -> list of values) into different settings by field name.
-
-    The last flag changes fastest. A UserError says if a sweep cannot change a flag, a value is impossible, or there
-    are too many settings.
-    """
+    """Combine the values of all flags (flag -> list) into distinct settings; the last flag changes fastest."""
     for flag, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{flag}: expected a list of values in a grid, got {values!r}: write [a, b]")
@@ -67,10 +63,9 @@ def grid_settings(grid: Mapping[str, Any]) -> list[Setting]:
 
 
 def random_settings(space: Mapping[str, Any], count: int, *, seed: int) -> list[Setting]:
-    """Draw different settings by field name, `count` of them or as many as the space has.
+    """Draw `count` distinct settings, or as many as the space has.
 
-    The space maps a flag to a list of values or to a range `{"low", "high"}` with an optional `"log": true`, which
-    draws uniformly in the logarithm. A UserError says what is wrong with the space.
+    The space maps a flag to a list of values or a range `{"low", "high"}`; `"log": true` makes the logarithm uniform.
     """
     if count < 1:
         raise UserError(f"--num_settings must be at least 1, got {count}: set it to e.g. 24")
@@ -121,16 +116,15 @@ def _draw(flag: str, values: Any, generator: random.Random) -> Any:
             f"log), got {values!r}: correct it"
         )
     drawn = math.exp(generator.uniform(math.log(low), math.log(high))) if is_log else generator.uniform(low, high)
-    return round(drawn) if _flag_values().is_whole(flag) else drawn
+    return round(drawn) if _flag_values().takes_integers(flag) else drawn
 
 
 def make_trial(
     setting: Setting, seed: int, model: ModelArguments, training: IsotropicGaussianTrainingArguments
 ) -> Trial:
-    """Apply a setting, by field name, to the arguments that all trials share.
+    """Apply a setting, by field name, to the arguments that all trials share; a contradiction is a UserError.
 
-    The seed is that of the head's initialization, its order of rows and its directions. A UserError says if values do
-    not fit together.
+    The seed is that of the head's initialization, its order of rows and its directions.
     """
     of_model = {name: value for name, value in setting.items() if name in argument_facts(ModelArguments, "swept")}
     own_model = dataclasses.replace(model, **of_model)

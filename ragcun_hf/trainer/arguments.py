@@ -185,11 +185,8 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
 
 
 def with_values(arguments: Arguments, **values: Any) -> Arguments:
-    """Return a copy of an arguments object with other values; the only place that sets one after its creation.
-
-    `dataclasses.replace` would run `TrainingArguments.__post_init__` again, which resets what accelerate knows of the
-    other processes.
-    """
+    """Return a copy of an arguments object with other values; the only place that sets one after its creation."""
+    # `dataclasses.replace` would run `__post_init__` again, which resets what accelerate knows of the processes.
     changed = copy.copy(arguments)
     for name, value in values.items():
         setattr(changed, name, value)
@@ -213,7 +210,7 @@ class ValidationArguments:
 
 @dataclass
 class RunArguments:
-    """Settings of a run beside the training itself."""
+    """Settings of a run besides the training itself."""
 
     overwrite: bool = argument(False, "Replace the model of an earlier run in the output folder.")
     blend: float = argument(

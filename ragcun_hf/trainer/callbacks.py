@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -24,10 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class EpochCallback(TrainerCallback):
-    """Tell a dataset with `set_epoch` which epoch begins, so that it draws its rows anew.
-
-    The loaders of accelerate tell it too, but neither in several processes nor in the epoch of a resume.
-    """
+    """Tells a dataset with `set_epoch` which epoch begins, which accelerate omits in parallel and in resumed runs."""
 
     def __init__(self, dataset: Any, *, is_stream: bool) -> None:
         self._dataset, self._is_stream = dataset, is_stream
@@ -52,9 +50,9 @@ def early_stopping(patience: int, checkpoint: Checkpoint | None) -> EarlyStoppin
 
 
 class StreamPosition(TrainerCallback, ExportableState):
-    """Store the position in a stream in every checkpoint, and continue at that of the checkpoint to resume from.
+    """Stores the position in a stream in every checkpoint, and continues at that of the checkpoint to resume from.
 
-    A pass ends when fewer rows are left than a step needs: accelerate would fill up a smaller last batch with other
+    It ends a pass when fewer rows are left than a step needs: accelerate would fill up a smaller last batch with other
     rows, and the Trainer would leave its gradient out of the step.
     """
 
@@ -138,10 +136,7 @@ class TermsProgressCallback(ProgressCallback):
 
 
 class TrackedPlots(TrainerCallback):
-    """Draw two plots when training ends and send them to the trackers of `--report_to`.
-
-    `sample` returns features (N, H) of some training texts.
-    """
+    """Sends two plots to the trackers of `--report_to` when training ends; `sample` returns features (N, H)."""
 
     def __init__(self, sample: Callable[[], Tensor]) -> None:
         self._sample = sample
@@ -172,14 +167,9 @@ class TrackedPlots(TrainerCallback):
                     self._send(tracker, name, path, state.global_step)
 
     def _send(self, tracker: str, name: str, path: Path, step: int) -> None:
-        if tracker == "trackio":
-            import trackio
-
-            trackio.log({name: trackio.Image(str(path))})
-        elif tracker == "wandb":
-            import wandb
-
-            wandb.log({name: wandb.Image(str(path))})
+        if tracker in ("trackio", "wandb"):
+            module = importlib.import_module(tracker)
+            module.log({name: module.Image(str(path))})
         elif tracker == "tensorboard":
             import numpy as np
             from PIL import Image

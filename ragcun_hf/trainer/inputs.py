@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.documents import text_digest
-from ..data.training_rows import TrainingRow, TrainingRows, columns
+from ..data.training_rows import TrainingRow, TrainingRows, read_columns
 from ..evaluation.validation import RetrievalValidation
 from ..features.feature_store import SAMPLE_ROWS, FeatureStore
 from .known_pairs import PairIds
@@ -35,14 +35,7 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 
 @dataclass
 class TextPairCollator:
-    """Tokenize rows of texts, with prompts, padded to the longest text of the batch.
-
-    Example:
-        >>> rows = [{"query": "a", "positive": "b c", "negative": ["d"]}]
-        >>> batch = TextPairCollator(tokenizer, max_length=8)(rows)  # doctest: +SKIP
-        >>> batch["input_ids"].shape  # a, b c, d, each with two special tokens  # doctest: +SKIP
-        torch.Size([3, 4])
-    """
+    """Tokenizes rows of texts, with prompts, padded to the longest text of the batch."""
 
     tokenizer: Any
     max_length: int
@@ -101,7 +94,7 @@ class FeaturePairs:
     @classmethod
     def of_rows(cls, parts: Sequence[TrainingRows], store: FeatureStore, model: IsotropicGaussianModel) -> Self:
         """Encode all rows of the first part, then all rows of the next."""
-        read = [columns(rows) for rows in parts]
+        read = [read_columns(rows) for rows in parts]
         texts = ([text for part in column for text in part] for column in zip(*read, strict=True))
         return cls(*texts, store=store, **_prompts(model))
 
@@ -135,7 +128,7 @@ class FeaturePairs:
 
 @dataclass(frozen=True)
 class TrainerInputs:
-    """What the Trainer reads; ids are None for rows that are not known before training."""
+    """What the Trainer reads. Ids are None if an epoch's rows are not known before it."""
 
     train_rows: Any
     validation_rows: Any
@@ -183,6 +176,6 @@ def feature_inputs(
 
 def retrieval_validation(rows: TrainingRows, store: FeatureStore | None) -> RetrievalValidation:
     """Measure models on held-out rows, with their negatives as distractors; without a store, encode at every call."""
-    queries, documents, negatives = columns(rows)
+    queries, documents, negatives = read_columns(rows)
     distractors = [text for texts in negatives for text in texts]
     return RetrievalValidation(queries, documents, distractors=distractors, store=store)

@@ -106,19 +106,10 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
 
 
 def random_directions(dim: int, num_directions: int, *, seed: int) -> Tensor:
-    """Draw unit vectors, uniformly on the sphere.
+    """Draw unit vectors, uniform on the sphere: (D, K) float32, on the CPU, the same in all processes for one seed.
 
-    Args:
-        dim: D.
-        num_directions: K.
-        seed: The same seed gives the same directions on every process.
-
-    Returns:
-        Shape (D, K), float32, on the CPU, columns of length 1.
-
-    Example:
-        >>> random_directions(3, 5, seed=0).norm(dim=0).allclose(torch.ones(5))
-        True
+    >>> random_directions(3, 5, seed=0).norm(dim=0).allclose(torch.ones(5))
+    True
     """
     directions_DK = torch.randn(dim, num_directions, generator=torch.Generator().manual_seed(seed))
     return directions_DK / directions_DK.norm(dim=0)
@@ -174,24 +165,13 @@ def _num_rows(embeddings: Tensor) -> int:
 
 
 def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
-    """Sum cos(t x) and sin(t x) over rows, for the frequencies t = 0, spacing, 2 spacing, and so on.
+    """Sum cos(t x) and sin(t x) over the rows of (N, K), for T frequencies t = 0, spacing, 2 spacing, and so on.
 
-    Args:
-        x: Shape (N, K), float32.
-        spacing: Distance between frequencies.
-        num_frequencies: T, at least 2.
+    Returns (2, K, T), the sums of the cosines and those of the sines, which can be differentiated once in `x`, also
+    under `torch.func.vmap`. Raises ValueError if `x` is not a matrix, or there are fewer than two frequencies.
 
-    Returns:
-        Shape (2, K, T), float32: the cosines, then the sines; both within [-N, N]. Can be differentiated once in `x`,
-        also under `torch.func.vmap`.
-
-    Raises:
-        ValueError: If `x` is not a matrix, or there are fewer than two frequencies.
-
-    Example:
-        >>> sums = wave_sums(torch.zeros(5, 1), spacing=0.5, num_frequencies=3)
-        >>> sums[0].tolist(), sums[1].tolist()
-        ([[5.0, 5.0, 5.0]], [[0.0, 0.0, 0.0]])
+    >>> wave_sums(torch.zeros(5, 1), spacing=0.5, num_frequencies=3).tolist()
+    [[[5.0, 5.0, 5.0]], [[0.0, 0.0, 0.0]]]
     """
     if x.ndim != 2 or num_frequencies < 2:
         raise ValueError(
@@ -201,7 +181,7 @@ def wave_sums(x: Tensor, *, spacing: float, num_frequencies: int) -> Tensor:
 
 
 class _WaveSums(torch.autograd.Function):
-    """Map (..., N, K) to (2, ..., K, T), and return the first wave e^(i spacing x) too, for the gradient."""
+    """Map (..., N, K) to (2, ..., K, T), and return e^(i spacing x) too, for the gradient."""
 
     @staticmethod
     def forward(x: Tensor, spacing: float, num_frequencies: int) -> tuple[Tensor, Tensor]:

@@ -16,17 +16,12 @@ class KnownPairs:
     """Says whether a (query, document) pair occurs in the training data.
 
     In a collection with many judgements per query, the document of another row in the batch often answers the query
-    too. As a negative, it would teach the opposite of what is known.
+    too, so it must not be a negative. The ids, shape (N,), are integers, equal for equal texts.
 
-    Args:
-        query_ids: Shape (N,), integers, equal for equal query texts.
-        document_ids: Shape (N,), likewise for the document of each row.
-
-    Example:
-        >>> known = KnownPairs(torch.tensor([1, 1, 2]), torch.tensor([10, 11, 12]))
-        >>> known(torch.tensor([1, 2]), torch.tensor([11, 12]))
-        tensor([[ True, False],
-                [False,  True]])
+    >>> known = KnownPairs(torch.tensor([1, 1, 2]), torch.tensor([10, 11, 12]))
+    >>> known(torch.tensor([1, 2]), torch.tensor([11, 12]))
+    tensor([[ True, False],
+            [False,  True]])
     """
 
     def __init__(self, query_ids: Tensor, document_ids: Tensor) -> None:
@@ -54,17 +49,14 @@ class PairIds:
     document_ids: Tensor
 
     def known_pairs(self) -> KnownPairs | None:
-        """Return the lookup, or None if every query has one document, so that no lookup is needed."""
+        """Return the lookup, or None if it is not needed because every query has one document."""
         if len(_keys(self.query_ids, self.document_ids).unique()) == len(self.query_ids.unique()):
             return None
         return KnownPairs(self.query_ids, self.document_ids)
 
 
 class QueryBalancedRows(Dataset):
-    """A dataset whose epochs use every query once: in random order, with one of its rows drawn at random.
-
-    Order and rows follow from the seed and the epoch, so they are the same on every process.
-    """
+    """A dataset whose epochs use every query once, with one of its rows, drawn at random by seed and epoch."""
 
     def __init__(self, rows: Any, query_ids: Tensor, *, seed: int) -> None:
         self._rows, self._seed = rows, seed

@@ -202,7 +202,7 @@ def _false_negatives(
     document_ids: Tensor | None,
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
-    """Return (B, M over all processes), true for candidates that may answer the query without being its document."""
+    """Return (B, M over all processes): true for other documents that may answer the query, too."""
     num_queries, device = queries.shape[0], queries.device
     is_own_BM = _own_documents(queries, documents)
     is_excluded_BM = torch.zeros_like(is_own_BM)

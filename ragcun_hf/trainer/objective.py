@@ -19,29 +19,17 @@ Scalar = float | Tensor
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss. Weights, temperature and margin may be tensors, so that `torch.func.vmap` can give each head its own.
+    """The loss; its weights, temperature and margin may be tensors, so that `torch.func.vmap` can vary them."""
 
-    Args:
-        weights: Term -> weight; terms that are not named are not computed.
-        contrastive_kind: `info_nce` or `triplet`.
-        temperature: Of info_nce.
-        margin: Of triplet.
-        similarity: How info_nce compares embeddings.
-        is_bidirectional: Whether documents also pick their queries in info_nce.
-        isotropy_kind: `sigreg` or `covariance`.
-        predictive_kind: `mse` or `cosine`.
-        known_pairs: Returns which of (B,) queries and (M,) documents, given by their ids, belong together: (B, M).
-    """
-
-    weights: dict[str, Scalar]
-    contrastive_kind: str = "info_nce"
-    temperature: Scalar = 0.05
-    margin: Scalar = 0.1
-    similarity: str = "cosine"
-    is_bidirectional: bool = False
-    isotropy_kind: str = "sigreg"
-    predictive_kind: str = "mse"
-    known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None
+    weights: dict[str, Scalar]  # of terms; others are not computed
+    contrastive_kind: str = "info_nce"  # or triplet
+    temperature: Scalar = 0.05  # of info_nce
+    margin: Scalar = 0.1  # of triplet
+    similarity: str = "cosine"  # by which info_nce compares
+    is_bidirectional: bool = False  # in info_nce, documents also pick their queries
+    isotropy_kind: str = "sigreg"  # or covariance
+    predictive_kind: str = "mse"  # or cosine
+    known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None  # as for info_nce
 
     @classmethod
     def of_arguments(cls, arguments: Any, weights: dict[str, Scalar], **fields: Any) -> Self:
@@ -53,16 +41,10 @@ class Objective:
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Compute the unweighted terms of one batch.
+        """Return term -> unweighted scalar, in the order of `TERMS`, of one batch.
 
-        Args:
-            outputs: `embeddings`, shape (B + M, D), B queries then M documents; `predictions`, shape (B, D).
-            query_ids: Shape (B,), equal for equal query texts.
-            document_ids: Shape (M,), equal for equal document texts.
-            directions: Shape (D, K), for SIGReg.
-
-        Returns:
-            Term -> scalar, in the order of `TERMS`.
+        `outputs` holds `embeddings` (B + M, D) of B queries and then M documents, and `predictions` (B, D). Ids, (B,)
+        and (M,), are equal for equal texts. `directions` (D, K) are for SIGReg.
         """
         num_queries = query_ids.shape[0]
         embeddings = outputs.embeddings.float()
@@ -92,10 +74,7 @@ class Objective:
 
 
 def resolve_weights(arguments: Any, *, use_predictor: bool) -> dict[str, float]:
-    """Return term -> weight from training arguments, zeros included; an unset `lambda_predictive` follows the head.
-
-    Raises a UserError if the predictive term has no predictor, or if there is no term to train.
-    """
+    """Return term -> weight, zeros included; the predictive weight is 1 with a predictor if the arguments set none."""
     weights = {term: getattr(arguments, f"lambda_{term}") for term in TERMS}
     if weights["predictive"] is None:
         weights["predictive"] = float(use_predictor)

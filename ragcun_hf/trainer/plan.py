@@ -32,7 +32,7 @@ class ChosenSettings:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """Facts beside the arguments that decide settings."""
+    """What decides settings besides the arguments."""
 
     num_rows: int | None  # training rows of an epoch; None for a stream
     num_queries: int | None = None  # distinct queries, for balanced epochs; None if not known before training
@@ -95,7 +95,7 @@ def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_res
     strategy = training.eval_strategy
     if strategy == "no":
         strategy = "steps" if training.eval_steps else "epoch"
-    # The start is not a checkpoint, but training has to beat it. A checkpoint was evaluated before it was saved.
+    # Training has to beat the start. A checkpoint to resume from was evaluated before it was saved.
     settings: dict[str, Any] = {"eval_strategy": strategy, "eval_on_start": not is_resumed}
     if training.save_strategy in ("steps", "epoch"):
         # Only a checkpoint that is saved when it is evaluated can be loaded as the best.
@@ -144,7 +144,7 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
     if training.n_gpu > 1:
         raise UserError(
             f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
-            "training/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
+            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
         )
     if facts.num_rows is not None and facts.num_rows < 2:
         raise UserError(
@@ -211,7 +211,7 @@ def _check_sharding(parsed: ParsedArguments) -> None:
     if parsed.model.freeze_base:
         raise UserError(
             "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
-            "training/accelerate/one_machine_gpus.yaml"
+            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml"
         )
     # Only the full state dict writes the config, which a resume compares, beside the weights of a checkpoint.
     wanted = {
@@ -222,5 +222,5 @@ def _check_sharding(parsed: ParsedArguments) -> None:
         if value != expected:
             raise UserError(
                 f"expected {name} {expected}, got {value}: launch with "
-                "training/accelerate/fsdp2_trainable_encoder.yaml"
+                "ragcun_hf/cli/accelerate/fsdp2_trainable_encoder.yaml"
             )

@@ -25,9 +25,9 @@ class PlannedPush:
     revision: str | None
 
     def send(self, folder: Path) -> None:
-        """Write a card that shows the training and says that nothing was evaluated yet, check the folder, and send it.
+        """Write a card, which says that nothing was evaluated yet, check the folder, and send it.
 
-        A `UserError` says if the Hub refuses or the connection breaks. The folder stays, and can be sent later.
+        If the Hub refuses it or the connection breaks, a UserError says how to send the folder later.
         """
         from ..evaluation.plots import plot_learning_curves
         from ..publishing.card import write_card
@@ -55,16 +55,10 @@ class PlannedPush:
 
 
 def plan_push(training_args: IsotropicGaussianTrainingArguments) -> PlannedPush | None:
-    """Take `--push_to_hub` over from the Trainer, which would send checkpoints and its own card, and test the token.
+    """Prepare `--push_to_hub`, or raise a UserError if the Hub would not take the model.
 
-    Args:
-        training_args: As given; the Trainer gets a copy in which `push_to_hub` is switched off.
-
-    Returns:
-        The push, on the main process; None on others, or if no push is wanted.
-
-    Raises:
-        UserError: If the Hub would not take the model.
+    The Trainer itself must not push: it would send checkpoints and its own card. Returns None if no push is wanted,
+    and in all processes but the main one.
     """
     if not training_args.push_to_hub:
         return None

@@ -53,8 +53,8 @@ class Checkpoint:
 def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> Checkpoint | None:
     """Return the checkpoint that `--resume_from_checkpoint` names; `last` is the last one in the output folder.
 
-    A UserError says if there is no such checkpoint, if the output folder cannot be written to, or, without
-    `overwrite`, if it holds another run. Nothing is removed here.
+    It is a UserError if there is none, if the output folder cannot be written to, or if it holds another run and may
+    not be overwritten. Nothing is removed here.
     """
     folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
     check_writable(folder)
@@ -99,7 +99,7 @@ def remove_checkpoints(folder: Path) -> None:
         shutil.rmtree(checkpoint)
 
 
-def check_same_model(config: Any, checkpoint: Path) -> None:
+def check_model_flags(config: Any, checkpoint: Path) -> None:
     """Refuse to resume with other model flags; the UserError names the first field that differs."""
     stored = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     current = json.loads(config.to_json_string(use_diff=False))
@@ -112,16 +112,16 @@ def check_same_model(config: Any, checkpoint: Path) -> None:
             )
 
 
-def head_weights(model: nn.Module) -> dict[str, Tensor]:
+def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
     """Copy the trainable weights of a model."""
     return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
-def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+def blend_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
     """Interpolate between the weights before training (a share of 0) and after it (1), by parameter name.
 
-    For a head that starts at the identity, this interpolates the output of each part: the linear parts are
-    interpolated, and of the residual branch, which starts at zero, a share is added.
+    For a head that starts at the identity, this interpolates the output of each part: that of the residual branch
+    starts at zero, so only its last layer is scaled.
 
     Source:
         Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
@@ -131,10 +131,10 @@ def blended(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: f
     }
 
 
-def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
+def check_and_blend(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
     """Check the trained weights, blend them with those of the start, and warn if validation got worse.
 
-    Returns NDCG@10 on held-out pairs of the `start` and of the `saved` model, as far as they were measured.
+    Returns the validation NDCG@10 of the `start` and of the `saved` model, if they were measured.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_finite(model)
@@ -142,7 +142,7 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
     measured = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
     figures = {"start": measured[0]} if measured else {}
     if blend < 1:
-        model.load_state_dict(blended(start, head_weights(model), blend), strict=False)
+        model.load_state_dict(blend_weights(start, trainable_weights(model), blend), strict=False)
     if trainer.validation is not None:
         # The saved weights need not be those of the last or the best evaluation, and another evaluation by the
         # Trainer may cast the model for good.
@@ -158,7 +158,7 @@ def finish_training(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tenso
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise a UserError that names a trained weight with NaN or infinity, in all processes that share the model."""
+    """Raise a UserError that names a trained weight with NaN or infinity; all processes must call this."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     broken = [name for name, parameter in trained.items() if not whole_tensor(parameter.detach()).isfinite().all()]
     if broken:
@@ -209,8 +209,8 @@ def save_run(
 def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
     """Estimate the energy of the code inside with codecarbon, on this machine and without the network.
 
-    Without a readable meter of processor or accelerator, codecarbon estimates from load and rated power. The yielded
-    dict holds `kwh` and `by` at the end; it stays empty if no energy is wanted.
+    Where no meter can be read, codecarbon estimates from load and rated power. If `is_wanted`, the yielded dict holds
+    `kwh` and `by` at the end.
     """
     found: dict[str, Any] = {}
     if not is_wanted:
@@ -228,10 +228,7 @@ def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
         allow_multiple_runs=True,
         log_level="critical",
     )
-    tracker.start()
-    try:
+    with tracker:
         yield found
-    finally:
-        tracker.stop()
     energy = tracker.final_emissions_data.energy_consumed
     found |= {"kwh": float(f"{energy:.3g}"), "by": f"codecarbon {codecarbon.__version__}"}

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import say
 from ..data.stream import ShuffledStream
-from ..data.training_rows import KnownRows, TrainingRows, columns
+from ..data.training_rows import TableRows, TrainingRows, read_columns
 from ..files import disk_errors_explained, source_name
 from .plan import ChosenSettings, RunFacts, RunPlan
 from .record import (
     Checkpoint,
-    check_same_model,
+    check_and_blend,
+    check_model_flags,
     essential_arguments,
-    finish_training,
-    head_weights,
     measured_energy,
     recorded_arguments,
     remove_checkpoints,
     save_run,
+    trainable_weights,
 )
 from .sharding import whole_weights
 
@@ -48,8 +48,8 @@ class RunData:
 
     @classmethod
     def of_pairs(cls, train: Any, validation: Any, facts: dict[str, Any]) -> Self:
-        """Take tables of pairs; the validation table may be None."""
-        return cls(KnownRows(train), None if validation is None else KnownRows(validation), facts)
+        """Take tables of pairs; that of validation may be None."""
+        return cls(TableRows(train), None if validation is None else TableRows(validation), facts)
 
 
 def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | None) -> RunFacts:
@@ -57,7 +57,7 @@ def find_facts(parsed: ParsedArguments, data: RunData, checkpoint: Checkpoint | 
     pairs = None
     if parsed.training.balance_queries and data.train.num_rows is not None:
         # Cached features are of the first epoch, so its queries are those of all epochs.
-        pairs = columns(data.train) if parsed.uses_cached_features else data.train.known_pairs()
+        pairs = read_columns(data.train) if parsed.uses_cached_features else data.train.known_pairs()
     return RunFacts(
         num_rows=data.train.num_rows,
         num_queries=None if pairs is None else len(set(pairs[0])),
@@ -84,7 +84,7 @@ def run_training(plan: RunPlan, data: RunData) -> IsotropicGaussianTrainer:
     with measured_energy(arguments.run.measure_energy and training.process_index == 0) as energy:
         store = arguments.features.store(model) if arguments.uses_cached_features else None
         if checkpoint is not None:
-            check_same_model(model.config, Path(checkpoint.path))
+            check_model_flags(model.config, Path(checkpoint.path))
         trainer = _make_trainer(plan, data, model, store)
         feature_seconds = time.perf_counter() - started
         if store is not None:
@@ -115,11 +115,11 @@ def _train(trainer: IsotropicGaussianTrainer, blend: float) -> dict[str, float]:
     folder, resumed = Path(str(trainer.args.output_dir)), trainer.args.resume_from_checkpoint
     if trainer.is_world_process_zero() and not resumed:
         remove_checkpoints(folder)
-    start = head_weights(trainer.accelerator.unwrap_model(trainer.model)) if blend < 1 else {}
+    start = trainable_weights(trainer.accelerator.unwrap_model(trainer.model)) if blend < 1 else {}
     if blend > 0:
         with disk_errors_explained(folder):
             trainer.train(resume_from_checkpoint=resumed)
-    return finish_training(trainer, start, blend)
+    return check_and_blend(trainer, start, blend)
 
 
 def _make_trainer(

@@ -19,8 +19,7 @@ def prepare_sharding(accelerator: Any, model: Any) -> None:
 
     plugin = accelerator.state.fsdp_plugin
     if plugin.transformer_cls_names_to_wrap is None:
-        # The list of transformers lacks MPNet's layers, and names an embedding module of BERT, inside which accelerate
-        # would shard a second time.
+        # The list of transformers lacks MPNet's layers, and a module of BERT on it would be sharded twice.
         plugin.transformer_cls_names_to_wrap = sorted(
             {type(layer).__name__ for layer in encoder_layers(model.encoder)}
         )
@@ -43,16 +42,13 @@ def whole_weights(accelerator: Any, model: Any) -> dict[str, Tensor] | None:
 
 
 def save_whole(model: Any, folder: Path, weights: dict[str, Tensor] | None) -> None:
-    """Save a model with the weights from `whole_weights`.
-
-    torch gives a sharded model another class, which must not be saved as the model's class. So a copy without weights
-    is saved in its place.
-    """
+    """Save a model with the weights from `whole_weights`."""
     if weights is None:
         model.save_pretrained(folder)
         return
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
+    # torch changes the class of a sharded model, so a copy without weights is saved in its place.
     with torch.device("meta"):
         whole = IsotropicGaussianModel(model.config)
     whole.tokenizer = model.tokenizer

@@ -149,7 +149,7 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
         ("config: other.yaml", "unknown key 'config'"),
         ("1: 2", "unknown key 1"),
         ("help: true", "'help'"),
-        ("no_freeze_base: true", "key 'no_freeze_base' is a switch without a value"),
+        ("no_freeze_base: true", "'no_freeze_base' takes no value"),
         ("- a\n- b", "expected a mapping of flag names to values, got a list"),
         ("just words", "expected a mapping of flag names to values, got a str"),
         ("a: [1, 2", "not valid YAML"),

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from ragcun_hf.data.masking import LONGEST_SPAN_WORDS, MaskedViews, mask_spans, mask_words, maskable
-from ragcun_hf.data.splitting import SplitViews, split_text, splittable
-from ragcun_hf.data.word_spans import sentence_spans, word_spans
+from ragcun_hf.data.masking import LONGEST_SPAN_WORDS, MaskedViews, mask_spans, mask_words
+from ragcun_hf.data.splitting import SplitViews, split_text
+from ragcun_hf.data.word_spans import has_two_words, sentence_spans, word_spans
 from ragcun_hf.errors import UserError
 
 TEXT = " ".join(f"w{number}" for number in range(60))
@@ -79,8 +79,7 @@ def test_one_mask_token_replaces_a_whole_span():
 
 def test_a_text_of_one_word_is_left_alone():
     for text in ("", "word", " word "):
-        assert not maskable(text)
-        assert not splittable(text)
+        assert not has_two_words(text)
         assert mask_words(text, 0.5, rng=random.Random(0)) == text
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 from datasets import Dataset
 
-from ragcun_hf.data.held_out import drop_validation_negatives_of_stream, hold_out_pairs, split_by_document
+from ragcun_hf.data.held_out import drop_validation_negatives, hold_out_pairs, split_by_document
 from ragcun_hf.errors import UserError
 
 
@@ -146,7 +146,7 @@ def test_documents_of_a_validation_file_are_removed_from_training_negatives(tmp_
 
 def test_a_stream_loses_the_same_negatives():
     rows = rows_with_negatives(5)
-    stream = drop_validation_negatives_of_stream(rows.to_iterable_dataset(), pairs([("q", "d0"), ("q", "d1")]))
+    stream = drop_validation_negatives(rows.to_iterable_dataset(), pairs([("q", "d0"), ("q", "d1")]))
     assert [row["query"] for row in stream] == rows["query"][:]
     assert negatives_of(stream) == {"d2", "d3", "d4"}
     assert list(stream.features) == ["query", "positive", "negative"]

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from ragcun_hf.data.beir_folder import load_beir_folder
-from ragcun_hf.data.python_docs import DocEntry, build_python_docs, is_test_entry, write_entries, write_python_docs
+from ragcun_hf.data.python_docs import DocEntry, build_python_docs, is_test_entry, write_entries
 from ragcun_hf.errors import UserError
 
 BODY = "It walks through all of the values one after another and gives back their sum, as a number of the same type."
@@ -102,7 +102,7 @@ def test_exactly_the_public_meaningful_and_distinct_entries_are_kept(package):
 
 def test_the_corpus_is_a_beir_folder_whose_splits_cover_it_once(package, tmp_path):
     entries = build_python_docs([package])
-    folder = write_python_docs(tmp_path / "corpus", [package])
+    folder = write_entries(entries, tmp_path / "corpus")
     ids = set()
     for split, wanted in (("train", False), ("test", True)):
         expected = [entry for entry in entries if is_test_entry(entry) is wanted]

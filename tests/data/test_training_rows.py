@@ -10,7 +10,7 @@ from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.data.pseudo_queries import PseudoQueryViews, draw_pseudo_queries
 from ragcun_hf.data.splitting import SplitViews
 from ragcun_hf.data.stream import ShuffledStream
-from ragcun_hf.data.training_rows import KnownRows, columns, rows_digest
+from ragcun_hf.data.training_rows import TableRows, read_columns, rows_digest
 
 ROWS = [
     {"query": "who?", "positive": "she", "negative": ["he", "it"]},
@@ -26,10 +26,10 @@ def _stream(tmp_path):
 
 @pytest.mark.parametrize("make", [list, Dataset.from_list], ids=["a list", "a dataset"])
 def test_known_rows_are_those_of_their_table(make):
-    rows = KnownRows(make(ROWS))
+    rows = TableRows(make(ROWS))
     assert (rows.num_rows, rows.stream_order) == (2, None)
     assert list(rows) == [rows[0], rows[1]] == ROWS
-    assert columns(rows) == (["who?", "where?"], ["she", "here"], [["he", "it"], []])
+    assert read_columns(rows) == (["who?", "where?"], ["she", "here"], [["he", "it"], []])
     assert rows.known_pairs() == (["who?", "where?"], ["she", "here"])
     assert rows.documents == ["she", "here", "he", "it"]  # a negative is seen too
     rows.set_epoch(5)
@@ -37,8 +37,8 @@ def test_known_rows_are_those_of_their_table(make):
 
 
 def test_a_row_may_lack_negatives():
-    rows = KnownRows([{"query": "who?", "positive": "she"}])
-    assert columns(rows) == (["who?"], ["she"], [[]])
+    rows = TableRows([{"query": "who?", "positive": "she"}])
+    assert read_columns(rows) == (["who?"], ["she"], [[]])
     assert rows.documents == ["she"]
 
 
@@ -72,8 +72,8 @@ def test_of_a_stream_nothing_is_known_before_it_is_read(tmp_path):
 
 
 def test_the_digest_depends_on_every_text_its_place_and_its_row(tmp_path):
-    digest = rows_digest(KnownRows(ROWS))
-    assert digest == rows_digest(KnownRows(Dataset.from_list(ROWS))) == rows_digest(_stream(tmp_path))
+    digest = rows_digest(TableRows(ROWS))
+    assert digest == rows_digest(TableRows(Dataset.from_list(ROWS))) == rows_digest(_stream(tmp_path))
     first, second = ROWS
     others = [
         [second, first],
@@ -82,5 +82,5 @@ def test_the_digest_depends_on_every_text_its_place_and_its_row(tmp_path):
         [{**first, "negative": ["it", "he"]}, second],
         [{**first, "negative": ["he"]}, {**second, "negative": ["it"]}],
     ]
-    digests = {rows_digest(KnownRows(rows)) for rows in others}
+    digests = {rows_digest(TableRows(rows)) for rows in others}
     assert len(digests | {digest}) == len(others) + 1

@@ -21,7 +21,6 @@ from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
-from ragcun_hf.trainer.inputs import FeaturePairs
 
 TEXTS = [
     "sort an array",
@@ -715,24 +714,6 @@ def test_a_failed_run_restores_the_mode_of_the_model(tiny_encoder_folder, tmp_pa
     with pytest.raises(UserError):
         _store(model, tmp_path / "file" / "cache").features(TEXTS)
     assert model.training
-
-
-# Pairs of features
-
-
-def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pairs):
-    queries, positives = [row["query"] for row in tiny_pairs], [row["positive"] for row in tiny_pairs]
-    negatives = [row.get("negative", []) for row in tiny_pairs]
-    store = _store(tiny_model, None)
-    pairs = FeaturePairs(
-        queries, positives, negatives, store=store, query_prompt="query: ", document_prompt="document: "
-    )
-    assert len(pairs) == 8
-    for row in range(8):
-        query = store.features([queries[row]], prompt="query: ").vectors
-        documents = store.features([positives[row], *negatives[row]], prompt="document: ").expanded()
-        expected = np.concatenate([query, documents])
-        np.testing.assert_allclose(pairs.collate([row])["features"].numpy(), expected, atol=1e-6)
 
 
 @pytest.mark.slow

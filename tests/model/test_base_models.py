@@ -15,7 +15,7 @@ def test_a_model_flag_that_does_not_fit_is_a_user_error_that_names_it(tiny_encod
 def test_a_base_model_that_cannot_be_loaded_is_a_user_error_that_names_the_way_out(tmp_path):
     with pytest.raises(UserError, match="--base_model embedded"):
         load_base_model("no-such-owner/no-such-model")
-    with pytest.raises(UserError, match="does not fit: Unrecognized model"):
+    with pytest.raises(UserError, match="no model can be made with .*: Unrecognized model"):
         load_base_model(str(tmp_path))
 
 

@@ -18,7 +18,7 @@ from ragcun_hf.model.base_models import load_trained_model
 from ragcun_hf.sweep import automatic
 from ragcun_hf.sweep.automatic import Candidate, CandidateScore, choose_candidate, format_scores
 from ragcun_hf.sweep.pseudo_validation import PseudoValidation
-from ragcun_hf.trainer.record import blended
+from ragcun_hf.trainer.record import blend_weights
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -50,7 +50,7 @@ def test_a_blended_projection_interpolates_between_start_and_trained_outputs(mov
     model, start, trained = moved
     features = torch.randn(7, 16)
     first, last = _projection(model, start, features), _projection(model, trained, features)
-    between = _projection(model, blended(start, trained, share), features)
+    between = _projection(model, blend_weights(start, trained, share), features)
     torch.testing.assert_close(between, (1 - share) * first + share * last, atol=1e-4, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from ragcun_hf.trainer.inputs import FeaturePairs, TextPairCollator, text_ids
 from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR
 from ragcun_hf.trainer.known_pairs import PairIds
 from ragcun_hf.trainer.objective import Objective
-from ragcun_hf.trainer.record import finish_training
+from ragcun_hf.trainer.record import check_and_blend
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -575,6 +575,21 @@ class _NumbersStore:
         return FeatureTable(vectors=vectors, rows=np.array([distinct.index(text) for text in texts]))
 
 
+def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pairs):
+    queries, positives = [row["query"] for row in tiny_pairs], [row["positive"] for row in tiny_pairs]
+    negatives = [row.get("negative", []) for row in tiny_pairs]
+    store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
+    pairs = FeaturePairs(
+        queries, positives, negatives, store=store, query_prompt="query: ", document_prompt="document: "
+    )
+    assert len(pairs) == 8
+    for row in range(8):
+        query = store.features([queries[row]], prompt="query: ").vectors
+        documents = store.features([positives[row], *negatives[row]], prompt="document: ").expanded()
+        expected = np.concatenate([query, documents])
+        np.testing.assert_allclose(pairs.collate([row])["features"].numpy(), expected, atol=1e-6)
+
+
 def test_feature_pairs_are_collated_in_the_same_layout():
     negatives = [["6 7", "4 5"], []]
     batch = FeaturePairs(["0 1", "2 3"], ["8 9", "4 5"], negatives, store=_NumbersStore()).collate([1, 0])
@@ -729,7 +744,7 @@ def test_the_recorded_figure_is_that_of_the_saved_weights(
     trainer.state.best_metric = 0.45
     start = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
     trained = _weights(model)
-    figures = finish_training(trainer, start, blend)
+    figures = check_and_blend(trainer, start, blend)
     assert figures == {"start": 0.5, "saved": measured}  # not 0.45, which is of other weights
     assert ("the untrained start is the better choice" in caplog.text) == warned
     name = "projection.linear.weight"

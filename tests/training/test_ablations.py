@@ -10,14 +10,14 @@ from ablation_changes import CHANGES, PART_OF_THE_WAY, REFERENCE, Effect, measur
 from ablation_report import format_ablations, plot_ablations
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
-from ragcun_hf.data.training_rows import KnownRows
+from ragcun_hf.data.training_rows import TableRows
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
-from ragcun_hf.trainer.record import blended
+from ragcun_hf.trainer.record import blend_weights
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -36,7 +36,7 @@ def data(tiny_encoder_folder):
     held_out, all_documents = PAIRS[50:], [pair["positive"] for pair in PAIRS]
     texts = [[pair[name] for pair in held_out] for name in ("query", "positive")]
     validation = RetrievalValidation(*texts, distractors=all_documents, store=store)
-    return HeadData.of_rows(model, KnownRows(PAIRS[:50]), store, validation=validation)
+    return HeadData.of_rows(model, TableRows(PAIRS[:50]), store, validation=validation)
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_figures_equal_those_of_a_head_that_is_trained_and_blended_by_hand(data,
     for name, head in (
         ("start", start),
         ("projection", heads.heads()[0]),
-        ("blended", blended(start, heads.heads()[0], PART_OF_THE_WAY)),
+        ("blended", blend_weights(start, heads.heads()[0], PART_OF_THE_WAY)),
     ):
         template.load_state_dict(head, strict=False)
         assert effect.figures[name] == [data.validation(template)["ndcg@10"]]

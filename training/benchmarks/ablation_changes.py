@@ -15,7 +15,7 @@ from ragcun_hf.model.arguments import ModelArguments
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
 from ragcun_hf.trainer.objective import resolve_weights
-from ragcun_hf.trainer.record import blended
+from ragcun_hf.trainer.record import blend_weights
 
 if TYPE_CHECKING:
     from ragcun_hf.sweep.settings import Trial
@@ -151,7 +151,7 @@ def _measure(data: HeadData, trials: list[Trial]) -> Iterator[dict[str, float]]:
         try:
             figures |= _figures(data, template, head)
             if template.config.projection_init == "identity":
-                mixed = blended(start, head, PART_OF_THE_WAY)
+                mixed = blend_weights(start, head, PART_OF_THE_WAY)
                 figures["blended"] = _figures(data, template, mixed)["projection"]
         except NotFiniteError:  # this seed diverged; the others still count
             pass
