@@ -50,9 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, render and write the card, keep its sources, and print what was written."""
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
-    from ..evaluation.results import read_results
+    from ..evaluation.results import read_json_object, read_results
     from ..publishing.card import CARD_TEMPLATE, write_card
-    from ..publishing.card_sources import join_results, keep_sources, read_json_object
+    from ..publishing.card_sources import join_results, keep_sources
 
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
@@ -94,7 +94,7 @@ def _model_folder(args: CardArguments) -> Path:
 def _check_model(results: dict[str, Any], folder: Path) -> None:
     """Refuse results of another model, as far as the configuration shows it."""
     from ..errors import UserError
-    from ..publishing.card_sources import read_json_object
+    from ..evaluation.results import read_json_object
 
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}

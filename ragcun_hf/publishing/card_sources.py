@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..evaluation.results import mean_over_datasets, read_results, write_json
+from ..evaluation.results import (
+    MAIN_METRIC,
+    PROJECTION_SYSTEM,
+    mean_over_datasets,
+    read_json_object,
+    read_results,
+    write_json,
+)
 from ..files import RECORD_FILE, weights_digest, write_whole
-from .card_content import BEIR_ON_THE_HUB, METRIC
+from .card_content import BEIR_ON_THE_HUB
 
 SOURCES_FILE = "card_sources.json"
 PUBLISHED_FIGURES = Path(__file__).with_name("published.json")
@@ -61,19 +67,6 @@ def read_published(path: Path, recipe: str) -> dict[str, Any] | None:
     if not isinstance(recipes, Mapping):
         raise UserError(f"{path}: expected the key 'recipes', got none: see publishing/published.json of the package")
     return {"recipe": recipe, **recipes[recipe]} if recipe in recipes else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object; a `UserError` says if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"expected a JSON file, could not read {path} ({error.strerror}): check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
-    return content
 
 
 def keep_sources(
@@ -180,7 +173,7 @@ def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
     files = {}
     for part in [read_results(folder / name) for name in manifest["results"]]:
         for name, entry in part["datasets"].items():
-            value = entry["systems"].get("projection", {}).get(METRIC)
+            value = entry["systems"].get(PROJECTION_SYSTEM, {}).get(MAIN_METRIC)
             dataset_id, task = BEIR_ON_THE_HUB.get(name, (None, None))
             if dataset_id is None or entry["split"] != "test" or value is None:
                 continue
@@ -189,7 +182,7 @@ def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
                 task_id=f"{task}_default_test",
                 value=round(100 * value, 3),  # leaderboards count in hundredths
                 date=part["created"],
-                notes=f"{METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
+                notes=f"{MAIN_METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
             )
             text = yaml.safe_dump(eval_result_entries_to_yaml([listed]), sort_keys=False, allow_unicode=True)
             files[folder / _EVAL_RESULTS_FOLDER / f"{name}.yaml"] = text

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..evaluation.results import read_json_object
 from .card import check_card
-from .card_sources import read_json_object, read_manifest, read_sources
+from .card_sources import read_manifest, read_sources
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
