@@ -15,13 +15,23 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..command_line import argument, parse_arguments, portable_command, quiet_libraries, say
+from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
+from ..evaluation.environment import measurement_facts
+from ..evaluation.results import (
+    BASE_SYSTEM,
+    PREDICTOR_SYSTEM,
+    PROJECTION_SYSTEM,
+    SCHEMA_VERSION,
+    format_results_table,
+    write_json,
+    write_results,
+)
 from ..features.arguments import FeatureArguments
+from ..files import check_writable, disk_errors_explained, weights_digest
 
 
 @dataclass
@@ -68,7 +78,6 @@ def main(arguments: list[str] | None = None) -> None:
     from ..data.beir_folder import find_beir_dataset
     from ..distributed import rank
     from ..evaluation.ranking import check_trec_ids
-    from ..files import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     for dataset in datasets:  # before all the work, because run files could not hold such ids
@@ -80,12 +89,10 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
-            _write(args, evaluation, {**_facts(arguments), **facts})
+            _write(args, evaluation, {**measurement_facts("training/eval_beir.py", arguments), **facts})
 
 
 def _check(args: EvaluationArguments) -> None:
-    from ..files import check_writable
-
     if sum(map(bool, (args.model_path, args.base_model, args.compare))) != 1:
         raise UserError(
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
@@ -134,7 +141,6 @@ def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: s
     from accelerate import PartialState
 
     from ..evaluation.model_evaluation import ModelSystems, TextEncoder
-    from ..evaluation.results import PREDICTOR_SYSTEM, PROJECTION_SYSTEM
     from ..model.base_models import load_base_model, load_trained_model, load_untrained_base
     from ..search.approximate import MeasuredSearch, require_faiss
     from ..search.exact import exact_search
@@ -171,8 +177,6 @@ def _recall(args: EvaluationArguments, search: Any) -> dict[str, Any]:
 
 
 def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dict[str, Any]:
-    from ..files import weights_digest
-
     config, path = model.config, args.model_path
     is_folder = path is not None and Path(path).is_dir()
     if not name and path:
@@ -192,25 +196,12 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dic
     }
 
 
-def _facts(arguments: list[str] | None) -> dict[str, Any]:
-    from ..evaluation.environment import environment_facts
-    from ..evaluation.results import SCHEMA_VERSION
-
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": portable_command("training/eval_beir.py", arguments),
-        **environment_facts(),
-    }
-
-
 def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) -> None:
     """Write the results file, print the table, write the run files and the plots, and say where they are."""
     from ..evaluation.ranking import write_trec_run
-    from ..evaluation.results import BASE_SYSTEM, PROJECTION_SYSTEM, format_results_table, write_results
 
     figures = {"datasets": evaluation.datasets, "mean": evaluation.mean, "isotropy": evaluation.isotropy}
-    results = {**facts, **figures}
+    results = {"schema_version": SCHEMA_VERSION, **facts, **figures}
     name = facts["model"]["name"]
     folder = Path(args.output_dir) / name
     results_path = Path(args.output_dir) / f"{name}.json"
@@ -246,8 +237,6 @@ def _compare(
         system_names,
     )
     from ..evaluation.model_evaluation import load_seen_digests
-    from ..evaluation.results import write_json
-    from ..files import disk_errors_explained
 
     evaluations, models = {}, {}
     for name, path in zip(system_names(args.compare), args.compare, strict=True):
@@ -258,7 +247,8 @@ def _compare(
     if rank() != 0:
         return
     folder, name = Path(args.output_dir), args.run_name or "comparison"
+    facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("training/eval_beir.py", arguments)}
     with disk_errors_explained(folder):
-        write_json(folder / f"{name}.json", {**_facts(arguments), "models": models, **comparison})
+        write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
         plot_model_comparison(comparison, folder / f"{name}.png")
     say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")

@@ -72,12 +72,7 @@ def _table(entries: list[Any]) -> str:
     rows = [["key", "last used", "encoder and settings", "texts", "MiB"]]
     for entry in entries:
         parts = entry.parts
-        settings = [
-            f"{parts.get('max_length')} tokens",
-            parts.get("pooling"),
-            parts.get("dtype"),
-            parts.get("backend"),
-        ]
+        settings = [f"{parts.get('max_length')} tokens", *map(parts.get, ("pooling", "dtype", "backend"))]
         if parts.get("feature_dtype") != "float32":
             settings.append(f"stored in {parts.get('feature_dtype')}")
         if parts.get("prompt"):

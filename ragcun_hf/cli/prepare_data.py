@@ -236,8 +236,7 @@ def _write_masked(texts: list[str], write: OutputArguments) -> None:
 
 
 def _write_rows(rows: Any, write: OutputArguments, what: str) -> None:
-    count = write_json_rows(rows, write.output)
-    say(f"wrote {count} {what} to {write.output}")
+    say(f"wrote {write_json_rows(rows, write.output)} {what} to {write.output}")
 
 
 def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
@@ -254,11 +253,9 @@ def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
 def _say_next(written: str, output: str) -> None:
     path = shlex.quote(output)
     command = {
-        "pairs": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
         "documents": f"train_self_supervised.py --documents {path} --use_predictor",
         "xy": f"train_xy_masked.py --input_xy_pairs {path} --use_predictor",
-        "beir": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
-    }[written]
+    }.get(written, f"train_contrastive.py --train_data {path} --use_predictor --freeze_base")  # pairs, beir
     say(f"next: python training/{command}")
 
 

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import argument, parse_arguments, say
+from ..errors import UserError
+from ..evaluation.results import read_json_object, read_results
 from ..files import RECORD_FILE, replaced_file
+from ..publishing.card import CARD_TEMPLATE, write_card
+from ..publishing.card_sources import PUBLISHED_FIGURES, join_results, keep_sources, read_published
 
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
@@ -50,10 +54,6 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, render and write the card, keep its sources, and print what was written."""
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
-    from ..evaluation.results import read_json_object, read_results
-    from ..publishing.card import CARD_TEMPLATE, write_card
-    from ..publishing.card_sources import join_results, keep_sources
-
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
@@ -82,8 +82,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _model_folder(args: CardArguments) -> Path:
-    from ..errors import UserError
-
     if not args.model_path or not Path(args.model_path).is_dir():
         raise UserError(f"--model_path expects the folder of a trained model, got {args.model_path!r}: check the path")
     if args.repo_id is not None and args.repo_id.count("/") != 1:
@@ -93,9 +91,6 @@ def _model_folder(args: CardArguments) -> Path:
 
 def _check_model(results: dict[str, Any], folder: Path) -> None:
     """Refuse results of another model, as far as the configuration shows it."""
-    from ..errors import UserError
-    from ..evaluation.results import read_json_object
-
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}
     measured = {**results["model"], "base_model_name": results["model"]["base_model"]}
@@ -108,9 +103,6 @@ def _check_model(results: dict[str, Any], folder: Path) -> None:
 
 
 def _published(args: CardArguments) -> dict[str, Any] | None:
-    from ..errors import UserError
-    from ..publishing.card_sources import PUBLISHED_FIGURES, read_published
-
     if args.recipe is None:
         return None
     path = Path(args.published) if args.published else PUBLISHED_FIGURES

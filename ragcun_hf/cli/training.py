@@ -24,7 +24,7 @@ def parse_training_arguments(
 ) -> tuple[Any, ...]:
     """Parse the flags of some dataclasses, the last of them for data, and those that all training commands have.
 
-    Returns an instance of each of the first dataclasses, then `ParsedArguments`.
+    Returns an instance of each dataclass but the last, then `ParsedArguments`, which holds that one as `data`.
     """
     from ..features.arguments import FeatureArguments
     from ..model.arguments import ModelArguments

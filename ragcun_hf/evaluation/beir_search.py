@@ -27,15 +27,7 @@ K_VALUES = (1, 3, 5, 10, 100)  # ranks of the figures; beir keeps as many docume
 
 
 class BeirModel:
-    """Gives a model the interface that beir's `DenseRetrievalExactSearch` expects.
-
-    Args:
-        model: The model, in evaluation mode.
-        use_predictor: Use the predictor's output as the query vector.
-
-    Raises:
-        UserError: If the model has no predictor to use.
-    """
+    """Gives a model in evaluation mode the interface that beir's `DenseRetrievalExactSearch` expects."""
 
     score_function = "dot"  # beir must compare these vectors by dot product, whatever the model's similarity
 
@@ -77,21 +69,11 @@ def beir_retriever(
     k_values: Sequence[int] = K_VALUES,
     show_progress_bar: bool = False,
 ) -> EvaluateRetrieval:
-    """Set up beir's exact search and evaluation for a model.
+    """Set up beir's exact search and evaluation for a model in evaluation mode.
 
-    Args:
-        model: The model, in evaluation mode.
-        use_predictor: Use the predictor's output as the query vector.
-        batch_size: Texts per batch.
-        k_values: Ranks of the figures; as many documents are kept per query as the largest.
-        show_progress_bar: Show a progress bar while texts are encoded.
-
-    Returns:
-        An object with `retrieve(corpus, queries)` for at least two queries (beir fails on one) and
-        `evaluate(qrels, run, k_values)`. The scores of a Euclidean model are |q|² minus the squared distance.
-
-    Raises:
-        UserError: If the model has no predictor to use.
+    With `use_predictor`, the predictor's output is the query vector; a UserError says if there is no predictor.
+    `retrieve` needs at least two queries, because beir fails on one, and keeps as many documents per query as the
+    largest of `k_values`. The scores of a Euclidean model are |q|² minus the squared distance.
     """
     from beir.retrieval.evaluation import EvaluateRetrieval
     from beir.retrieval.search.dense import DenseRetrievalExactSearch

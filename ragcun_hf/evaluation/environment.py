@@ -1,4 +1,4 @@
-"""Versions, machine and commit: the facts that a reader needs to repeat a measurement."""
+"""What a reader needs to repeat a measurement: command, versions, machine and commit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ..command_line import portable_command
 
 _PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
 
 
-def environment_facts() -> dict[str, Any]:
-    """Return the facts that a reader needs to repeat a measurement.
+def measurement_facts(script: str, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Return when and by which command line something was `created`, and the facts of the environment."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": created, "command": portable_command(script, arguments), **environment_facts()}
 
-    `versions` maps installed packages to versions. `machine` has `processor`, usable `cores`, `python` and, with a
-    GPU, `accelerator`. `commit` is that of the package's checkout, or None.
+
+def environment_facts() -> dict[str, Any]:
+    """Return the `versions` of installed packages, the `machine`, and the `commit` of the package's checkout, or None.
+
+    `machine` has `processor`, usable `cores`, `python` and, with a GPU, `accelerator`.
     """
     import torch
 

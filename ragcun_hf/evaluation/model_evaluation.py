@@ -54,25 +54,13 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ModelSystems:
-    """Makes the systems of one model: the frozen base, and outputs of the trained head.
+    """Makes the systems of one model: the frozen base, and outputs of the trained head."""
 
-    Args:
-        encoder: The model, in evaluation mode.
-        base: The untrained base, if training changed the encoder; default: the model's features are the base's
-            vectors.
-        heads: The outputs to evaluate: `projection`, and `predictor` to use its output as the query vector.
-        search: Finds the documents; called as `exact_search`.
-        folder: Folder for temporary files with the vectors of a large corpus.
-
-    Raises:
-        UserError: If the model has no predictor to evaluate.
-    """
-
-    encoder: TextEncoder
-    base: TextEncoder | None = None
-    heads: tuple[str, ...] = (PROJECTION_SYSTEM,)
+    encoder: TextEncoder  # of the model in evaluation mode
+    base: TextEncoder | None = None  # the untrained base, if training changed the encoder
+    heads: tuple[str, ...] = (PROJECTION_SYSTEM,)  # the predictor's output is another query vector
     search: Search = exact_search
-    folder: str | Path = "."
+    folder: str | Path = "."  # for temporary files with the vectors of a large corpus
 
     def __post_init__(self) -> None:
         if PREDICTOR_SYSTEM in self.heads and self.encoder.model.predictor is None:
@@ -205,11 +193,7 @@ def sample_rows(num_documents: int) -> np.ndarray:
 
 
 class VectorSample:
-    """A random sample of document vectors over all data sets and processes.
-
-    Args:
-        shards: This process's documents of each data set, in order.
-    """
+    """A random sample of document vectors over all data sets and processes, from each process's shards."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         starts = np.cumsum([0, *(shard.num_documents for shard in shards)])

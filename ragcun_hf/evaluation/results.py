@@ -166,7 +166,8 @@ def format_results_table(results: Mapping[str, Any]) -> str:
 
     There is one row per data set (and subset) and system, the base first, then the mean of several data sets.
     """
-    rows = [("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")]
+    head = ("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")
+    rows: list[tuple[str, ...]] = [head]
     for name, entry in results["datasets"].items():
         rows += _table_rows(f"{name} {entry['split']} ({entry['num_queries']})", entry)
         for subset, part in entry.get("subsets", {}).items():

@@ -29,9 +29,7 @@ class System(Protocol):
     """A way to rank documents, one row of the results."""
 
     @property
-    def name(self) -> str:
-        """Name of the system in the results."""
-        ...
+    def name(self) -> str: ...  # noqa: D102
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
@@ -40,23 +38,14 @@ class System(Protocol):
 
 @dataclass(frozen=True)
 class VectorSystem:
-    """Ranks documents by the similarity of their vectors to the query's vector.
-
-    Args:
-        name: Name of the system in the results.
-        queries: Query vectors (Q, D), in the order of `dataset.queries`.
-        documents: Document vectors (N, D), in the order of `dataset.corpus_ids`.
-        similarity: `cosine`, `dot` or `euclidean`.
-        search: Finds the documents; called as `exact_search`.
-        shard: The rows of the corpus that `documents` holds, if several processes share it; default: all.
-    """
+    """Ranks documents by the similarity of their vectors to the query's vector."""
 
     name: str
-    queries: Matrix
-    documents: Matrix
+    queries: Matrix  # (Q, D), in the order of `dataset.queries`
+    documents: Matrix  # (N, D), in the order of `dataset.corpus_ids`
     similarity: str
     search: Search = exact_search
-    shard: Shard | None = None
+    shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Search for some queries."""

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
 
 class RetrievalValidation:
-    """Measures how well queries find their own documents among all validation documents.
+    """Measures how well the queries of pairs find their own documents among all documents.
 
-    Args:
-        queries: One text per pair; a query that occurs several times has several relevant documents.
-        documents: The relevant document of each pair.
-        distractors: More documents to search, relevant to no query.
-        store: Provides precomputed features; without one, texts are encoded at every call.
+    Distractors are relevant to no query. Without a store of features, texts are encoded at every call.
     """
 
     def __init__(

@@ -104,10 +104,7 @@ def _section(text: str) -> re.Match[str] | None:
 
 
 def read_own_words(text: str, path: Path) -> str | None:
-    """Return the lines between the marker lines of a card, or None for a card without markers.
-
-    A `UserError` says if the section is doubled or open, or holds a digit, an HTML tag or a code block.
-    """
+    """Return the lines between the marker lines of a card, or None without markers; refuse what could mislead."""
     if BEGIN_WORDS not in text and END_WORDS not in text:
         return None
     section = _section(text)

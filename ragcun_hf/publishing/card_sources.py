@@ -30,8 +30,7 @@ _MANIFEST_KEYS = {"results", "training_record", "comparison", "published", "repo
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the contents of results files of one model, each with other data sets.
 
-    The result is the first file's content, its isotropy included, with the data sets of all files, their mean, and
-    under `measurements` how each file was made. A `UserError` says if models differ or a data set occurs twice.
+    The isotropy and the rest are those of the first file; `measurements` says how each file was made.
     """
     if not results:
         raise UserError("--results expects at least one results file, got none: write one with training/eval_beir.py")
@@ -85,7 +84,6 @@ def keep_sources(
     Arguments are those of `render_card`, but `results` and `training_record` are files. Files outside the folder are
     copied into its `results/`. The texts of queries in a comparison are not kept.
     """
-    kept_results = [_kept(folder, path, path.name) for path in results]
     kept_comparison = None
     if comparison is not None:
         kept_comparison = f"{_RESULTS_FOLDER}/comparison.json"
@@ -95,7 +93,7 @@ def keep_sources(
         }
         write_json(folder / kept_comparison, {**comparison, "datasets": datasets})
     manifest = {
-        "results": kept_results,
+        "results": [_kept(folder, path, path.name) for path in results],
         "training_record": None if training_record is None else _kept(folder, training_record, RECORD_FILE),
         "comparison": kept_comparison,
         "published": published,
@@ -134,15 +132,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_sources(folder: Path) -> dict[str, Any]:
-    """Read what the card in a model's folder was rendered from: the arguments of `render_card`.
-
-    A `UserError` says if a file is missing or unreadable, or does not fit the weights or `.eval_results` there.
-    """
+    """Read the arguments of `render_card` from a model's folder; refuse what does not fit its weights and files."""
     manifest = read_manifest(folder)
-    results, present = [], weights_digest(folder)
-    for name in manifest["results"]:
-        results.append(read_results(folder / name))
-        measured = results[-1]["model"].get("weights_sha256")
+    results, present = [read_results(folder / name) for name in manifest["results"]], weights_digest(folder)
+    for name, part in zip(manifest["results"], results, strict=True):
+        measured = part["model"].get("weights_sha256")
         if measured != present:
             raise UserError(
                 f"{folder / name}: expected figures of the weights in {folder} (sha256 {str(present)[:12]}), got "
@@ -151,18 +145,19 @@ def read_sources(folder: Path) -> dict[str, Any]:
             )
     expected = _eval_results(folder, manifest)
     found = {path: path.read_text(encoding="utf-8") for path in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml")}
-    for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
-            raise UserError(f"{path}: expected what the results files say, got something else: render the card again")
+    for listed in sorted(expected.keys() | found.keys()):
+        if expected.get(listed) != found.get(listed):
+            raise UserError(
+                f"{listed}: expected what the results files say, got something else: render the card again"
+            )
     if results:
         joined = join_results(results)
     else:
         joined = nothing_measured(folder.resolve().name, read_json_object(folder / "config.json"))
-    contents = {
-        part: None if manifest[part] is None else read_json_object(folder / manifest[part])
-        for part in ("training_record", "comparison")
-    }
-    return {**{key: manifest[key] for key in _MANIFEST_KEYS}, **contents, "results": joined}
+    sources = {**{key: manifest[key] for key in _MANIFEST_KEYS}, "results": joined}
+    for name in ("training_record", "comparison"):
+        sources[name] = None if manifest[name] is None else read_json_object(folder / manifest[name])
+    return sources
 
 
 def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
