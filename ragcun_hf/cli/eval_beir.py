@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
+    MODEL_SETTINGS,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
@@ -40,26 +41,18 @@ class EvaluationArguments:
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
     revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
-    base_model: str | None = argument(
-        None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
-    )
-    compare: list[str] = argument(
-        [], "Models to compare with each other and with the frozen base of the first: folders or Hub ids."
-    )
+    base_model: str | None = argument(None, "An encoder to evaluate without a head: Hub id, folder, or embedded.")
+    compare: list[str] = argument([], "Models to compare with each other and with the first one's frozen base.")
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
     datasets: list[str] = argument(
         ["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name; your own is a folder inside --data_dir."
     )
     data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
     split: str = argument("test", "Name of the judgements to use.")
-    output_dir: str = argument(
-        "results", "Folder for the results file, the run files and, for a trained model, the plots."
-    )
+    output_dir: str = argument("results", "Folder for the results file, run files and plots.")
     run_name: str | None = argument(None, "Name of the results. Default: the model folder's name.")
     top_k: int = argument(100, "Documents kept per query, at least 100 for the official figures.")
-    keep_identical_ids: bool = argument(
-        False, "Keep a document that has the query's own id in its ranking; BEIR drops it."
-    )
+    keep_identical_ids: bool = argument(False, "Keep a document with the query's own id; BEIR drops it.")
     search: Literal["exact", "faiss"] = argument(
         "exact",
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the extra "
@@ -187,11 +180,7 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dic
         "name": name,
         "similarity": config.similarity_fn_name,
         "base_model": config.base_model_name,
-        "use_predictor": config.use_predictor,
-        "output_dim": config.output_dim,
-        "projection_init": config.projection_init,
-        "projection_kind": config.projection_kind,
-        "freeze_base": config.freeze_base,
+        **{setting: getattr(config, setting) for setting in MODEL_SETTINGS},
         "weights_sha256": weights_digest(Path(path)) if path else None,
     }
 
@@ -229,26 +218,20 @@ def _compare(
 ) -> None:
     """Evaluate every model, compare all pairs of systems, write the file and the plot, and print the table."""
     from ..distributed import rank
-    from ..evaluation.model_comparison import (
-        compare_models,
-        format_comparison,
-        gather_systems,
-        plot_model_comparison,
-        system_names,
-    )
+    from ..evaluation import model_comparison
     from ..evaluation.model_evaluation import load_seen_digests
 
     evaluations, models = {}, {}
-    for name, path in zip(system_names(args.compare), args.compare, strict=True):
+    for name, path in zip(model_comparison.system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
         evaluations[name], models[name] = _evaluate(args, features, datasets, path, name)
     seen = set().union(*(load_seen_digests(path) for path in args.compare))
-    comparison = compare_models(gather_systems(datasets, evaluations, seen))
+    comparison = model_comparison.compare_models(model_comparison.gather_systems(datasets, evaluations, seen))
     if rank() != 0:
         return
     folder, name = Path(args.output_dir), args.run_name or "comparison"
     facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("training/eval_beir.py", arguments)}
     with disk_errors_explained(folder):
         write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
-        plot_model_comparison(comparison, folder / f"{name}.png")
-    say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")
+        model_comparison.plot_model_comparison(comparison, folder / f"{name}.png")
+    say(f"{model_comparison.format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")

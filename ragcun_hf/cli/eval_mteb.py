@@ -31,14 +31,9 @@ class MtebArguments:
     beir_folders: list[str] = argument([], "Folders in BEIR's layout, one retrieval task each.")
     split: str = argument("test", "Name of the judgements of --beir_folders to use.")
     language: str = argument("eng-Latn", "Language and script of --beir_folders, as MTEB writes them.")
-    keep_identical_ids: bool = argument(
-        False, "Keep a document of --beir_folders that has the query's own id in its ranking; BEIR drops it."
-    )
+    keep_identical_ids: bool = argument(False, "Keep a document with the query's own id; BEIR drops it.")
     tasks: list[str] = argument([], "Names of MTEB's own tasks; their data is downloaded from the Hub.")
-    trust_remote_code: bool = argument(
-        False,
-        "Run the code that comes with a model of another type; models of this package always run the installed code.",
-    )
+    trust_remote_code: bool = argument(False, "Run the code of a model of a type other than this package's.")
     output_dir: str = argument("results/mteb", "Folder for the scores.")
     run_name: str | None = argument(None, "Name of the file with the scores. Default: the model folder's name.")
     batch_size: int = argument(32, "Texts per batch.")

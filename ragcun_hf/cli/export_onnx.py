@@ -29,7 +29,7 @@ class ExportArguments:
     )
     precision: list[str] = argument(["float32", "int8"], "Graphs to write: float32, int8 or both.")
     check_texts: str | None = argument(
-        None, "Documents to compare on (a file or a BEIR folder). Default: NumPy's documentation strings."
+        None, "File or BEIR folder of texts to compare on. Default: NumPy's docstrings."
     )
 
 

@@ -42,11 +42,9 @@ class CardArguments:
     recipe: str | None = argument(None, "Recipe the model was trained with; the card shows its published figures.")
     dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
     training_record: str | None = argument(
-        None, "Record of the training. Default: training_record.json in the model's folder, if it exists."
+        None, "Record of the training. Default: that in the model's folder, if any."
     )
-    template: str | None = argument(
-        None, "Jinja template of the card. Default: the package's own, which push_to_hub.py expects."
-    )
+    template: str | None = argument(None, "Jinja template. Default: the package's own, which push_to_hub.py expects.")
     published: str | None = argument(None, "Figures published for the recipes. Default: the package's own file.")
 
 
@@ -57,8 +55,8 @@ def main(arguments: list[str] | None = None) -> None:
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
-    record = Path(args.training_record) if args.training_record else folder / RECORD_FILE
-    has_record = args.training_record is not None or record.is_file()
+    own = folder / RECORD_FILE
+    record = Path(args.training_record) if args.training_record else own if own.is_file() else None
     sources = {
         "published": _published(args),
         "comparison": read_json_object(Path(args.comparison)) if args.comparison else None,
@@ -70,13 +68,12 @@ def main(arguments: list[str] | None = None) -> None:
         output,
         template=Path(args.template) if args.template else CARD_TEMPLATE,
         results=results,
-        training_record=read_json_object(record) if has_record else None,
+        training_record=read_json_object(record) if record else None,
         **sources,
     )
     say(f"Wrote {output}: every number in it comes from a file ({', '.join(args.results)}, ...).")
     if output.resolve() == (folder / "README.md").resolve():
-        paths = [Path(path) for path in args.results]
-        keep_sources(folder, results=paths, training_record=record if has_record else None, **sources)
+        keep_sources(folder, results=list(map(Path, args.results)), training_record=record, **sources)
         repo_id = args.repo_id or "organisation/name"
         say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
 

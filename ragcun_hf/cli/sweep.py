@@ -32,20 +32,12 @@ if TYPE_CHECKING:
 class SweepArguments:
     """What differs between heads, and how settings are compared."""
 
-    grid: str = argument(
-        "{}", "What changes: a mapping of flags to lists of values, in YAML or JSON; with random search also ranges."
-    )
+    grid: str = argument("{}", "Flags and the values to try, in YAML or JSON; for random search also ranges.")
     search: Literal["grid", "random"] = argument("grid", "grid: every combination; random: --num_settings draws.")
     num_settings: int = argument(24, "With --search random: number of settings to draw.")
     seeds: list[int] = argument([42], "Train each setting with each of these seeds. They do not change the split.")
-    halving: int = argument(
-        4,
-        "Factor k of successive halving: each round keeps 1/k of the settings and trains them k times as long; "
-        "1 trains all settings fully.",
-    )
-    select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(
-        MAIN_METRIC, "The validation figure that decides: of the projection, or of the predictor's output."
-    )
+    halving: int = argument(4, "k: each round keeps 1/k of the settings, trained k times as long; 1: one round.")
+    select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(MAIN_METRIC, "The validation figure that decides.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -143,9 +135,8 @@ def _settings(sweep: SweepArguments, seed: int) -> list[Setting]:
         raise UserError(f"--grid expects YAML or JSON, got {sweep.grid!r} ({error}): correct it") from error
     if not isinstance(grid, dict):
         raise UserError(f"--grid expects a mapping of flags to lists of values, got {sweep.grid!r}: correct it")
-    if sweep.search == "random":
-        return random_settings(grid, sweep.num_settings, seed=seed)
-    return grid_settings(grid)
+    is_random = sweep.search == "random"
+    return random_settings(grid, sweep.num_settings, seed=seed) if is_random else grid_settings(grid)
 
 
 def _report(

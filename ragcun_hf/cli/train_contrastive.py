@@ -48,9 +48,7 @@ class PairDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    train_from_command_line(
-        PairDataArguments, read_data, script="train_contrastive", description=__doc__ or "", arguments=arguments
-    )
+    train_from_command_line("train_contrastive", __doc__, PairDataArguments, read_data, arguments)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:

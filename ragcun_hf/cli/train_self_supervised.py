@@ -46,13 +46,7 @@ class DocumentDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    train_from_command_line(
-        DocumentDataArguments,
-        read_data,
-        script="train_self_supervised",
-        description=__doc__ or "",
-        arguments=arguments,
-    )
+    train_from_command_line("train_self_supervised", __doc__, DocumentDataArguments, read_data, arguments)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:

@@ -51,14 +51,8 @@ class MaskedDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    train_from_command_line(
-        MaskedDataArguments,
-        read_data,
-        script="train_xy_masked",
-        description=__doc__ or "",
-        arguments=arguments,
-        defaults={"lambda_contrastive": 0.0},
-    )
+    defaults = {"lambda_contrastive": 0.0}
+    train_from_command_line("train_xy_masked", __doc__, MaskedDataArguments, read_data, arguments, **defaults)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:

@@ -117,8 +117,8 @@ def evaluate_model(
 ) -> ModelEvaluation:
     """Evaluate a model's systems on every data set, and measure the isotropy of their document vectors.
 
-    With digests of training documents (hexadecimal), figures are also reported separately for queries with and without
-    a relevant document among them. The result is ready for the results file.
+    With hexadecimal digests of training documents, queries with and without a relevant document among them are also
+    reported separately.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)

@@ -41,9 +41,8 @@ WIDTH_INCHES = 10.0  # times the pixels per inch: 1200 pixels
 def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw one panel per logged loss term, the total, and NDCG@10 on held-out data if it was logged.
 
-    `log_history` is that of the `TrainerState`: dictionaries with `step` and any of `loss`, `loss/contrastive`,
-    `loss/isotropy`, `loss/predictive` (unweighted), the same with the prefix `eval_`, and keys that start with `eval_`
-    and end with `ndcg@10` or `ndcg@10_predictor`. Raises a ValueError if nothing that can be drawn was logged.
+    `log_history` is that of the `TrainerState`; keys of held-out data start with `eval_`. Raises a ValueError if
+    nothing that can be drawn was logged.
     """
     panels = [(key, label) for key, label in _LOSS_PANELS.items() if _points(log_history, key)[0]]
     endings = (MAIN_METRIC, f"{MAIN_METRIC}_predictor")
@@ -89,22 +88,15 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
     label_axes(axes, "optimiser step", label)
 
 
-def plot_isotropy(
-    before: Vectors,
-    after: Vectors,
-    path: str | os.PathLike[str],
-    *,
-    labels: tuple[str, str] = (BASE_SYSTEM, PROJECTION_SYSTEM),
-    seed: int = 0,
-) -> None:
-    """Draw how evenly two sets of vectors, (N, D) with N >= 2, fill their space, side by side; widths may differ.
+def plot_isotropy(before: Vectors, after: Vectors, path: str | os.PathLike[str]) -> None:
+    """Draw how evenly vectors (N, D), N >= 2, of the base and the projection fill their spaces.
 
     There are three panels: the spectrum of the covariance (flat = isotropic), projections on random unit directions
     beside the density of N(0, 1), and the cosines of random pairs (narrow around 0 = isotropic). For the projections
     each set is scaled to mean variance 1, by the factor in the legend; its offset stays visible.
     """
     figure, (spectrum_axes, projection_axes, cosine_axes) = make_panels(3, 3, 3.9)
-    for vectors, label, colour, style in zip((before, after), labels, (GREY, BLUE), ("--", "-"), strict=True):
+    for vectors, label, colour, style in ((before, BASE_SYSTEM, GREY, "--"), (after, PROJECTION_SYSTEM, BLUE, "-")):
         # NumPy has no bfloat16 and cannot read a tensor with a gradient.
         array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().float().numpy()
         x_ND = np.asarray(array, dtype=np.float32)
@@ -112,7 +104,7 @@ def plot_isotropy(
         eigenvalues_D = covariance_eigenvalues(x_ND)
         draw_spectrum(spectrum_axes, eigenvalues_D, **line, linewidth=2, label=label)
         scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(0)
         _draw_projections(projection_axes, x_ND * scale, generator, f"{label} (× {scale:.3g})", line)
         cosines = random_pair_cosines(x_ND, generator)
         name = f"{label}, mean {cosines.mean():.2f}"

@@ -16,6 +16,7 @@ from ..files import write_whole
 
 SCHEMA_VERSION = 1
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
+MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
 BASE_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "projection", "predictor"
 
 # Shapes of the file's parts: a type, several types, or a dictionary of key -> shape.

@@ -84,9 +84,8 @@ def evaluate_retrieval(
     Queries without judgements are not searched. Judged documents that are not in the corpus count as never found, as
     in BEIR (ArguAna has five); BEIR also drops the document with the query's own id from its ranking.
 
-    With `seen_document_ids` of training documents, figures are also reported separately for queries with at least one
-    relevant document among them and for all others, unless a group is empty: a head can memorise documents, and only
-    the second group shows what it gains on new ones.
+    With `seen_document_ids` of training documents, queries with a relevant document among them and all others are also
+    reported separately: a head can memorize documents, and only the second group shows what it gains on new ones.
     """
     names = [system.name for system in systems]
     if BASE_SYSTEM not in names or len(set(names)) < len(names):

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 VALUES_AT_ONCE = 2_000_000  # random numbers held at once (16 MB)
+PerQuery = Mapping[str, Mapping[str, float]]  # query id -> metric -> value
 _EXACT_UP_TO = 12  # differences; 4,096 sign patterns are fewer than the random ones, and exact
 
 
@@ -110,9 +111,7 @@ def _bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def compare_systems(
-    per_query_a: Mapping[str, Mapping[str, float]], per_query_b: Mapping[str, Mapping[str, float]], metric: str
-) -> PairedComparison:
+def compare_systems(per_query_a: PerQuery, per_query_b: PerQuery, metric: str) -> PairedComparison:
     """Compare system a with system b on one metric; the order of the queries does not matter.
 
     Both map query id -> metric -> value for the same queries, as from `score_queries`; b is usually the frozen base.
@@ -127,9 +126,7 @@ def compare_systems(
     return _comparison([difference_Q], difference_Q, float(difference_Q.mean()))
 
 
-def compare_over_datasets(
-    per_query: Sequence[tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]]], metric: str
-) -> PairedComparison:
+def compare_over_datasets(per_query: Sequence[tuple[PerQuery, PerQuery]], metric: str) -> PairedComparison:
     """Compare system a with system b by the mean of their mean differences over data sets.
 
     `per_query` has the figures of a and of b for each data set. Every data set has the same weight, however many
@@ -162,9 +159,7 @@ def _comparison(
     )
 
 
-def _paired_differences(
-    per_query_a: Mapping[str, Mapping[str, float]], per_query_b: Mapping[str, Mapping[str, float]], metric: str
-) -> np.ndarray[Any, Any]:
+def _paired_differences(per_query_a: PerQuery, per_query_b: PerQuery, metric: str) -> np.ndarray[Any, Any]:
     """Subtract one metric of two systems query by query, in the order of query ids: (Q,)."""
     if per_query_a.keys() != per_query_b.keys():
         raise ValueError(

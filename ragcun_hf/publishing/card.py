@@ -44,8 +44,7 @@ def render_card(
 
     `results` come from `read_results`, `join_results` or `nothing_measured`, `published` from `read_published`, and
     `comparison` from a file of `eval_beir.py --compare`; `plots` maps descriptions to addresses relative to the card,
-    and `dataset_ids` are Hub ids of the training data. A template has the two marker lines, and its lines with digits
-    must be lines of the package's own.
+    and `dataset_ids` are Hub ids of the training data.
     """
     from huggingface_hub import ModelCard
     from jinja2 import TemplateError

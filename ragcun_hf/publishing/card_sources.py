@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import UserError
 from ..evaluation.results import (
     MAIN_METRIC,
+    MODEL_SETTINGS,
     PROJECTION_SYSTEM,
     mean_over_datasets,
     read_json_object,
@@ -52,8 +53,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def nothing_measured(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return joined results without any figure, from a model's `config.json`: its card says "not measured"."""
-    facts = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")
-    model = {fact: config[fact] for fact in facts if fact in config}
+    model = {setting: config[setting] for setting in MODEL_SETTINGS if setting in config}
     base, similarity = config.get("base_model_name"), config.get("similarity_fn_name", "cosine")
     model |= {"name": name, "path": name, "base_model": base, "similarity": similarity}
     empty: dict[str, Any] = {part: {} for part in ("datasets", "mean", "isotropy", "settings")}

@@ -129,9 +129,8 @@ def write_onnx(
 ) -> dict[str, Any]:
     """Write the graphs with all that they need, compare them with the model on texts, and return onnx_config.json.
 
-    The model is moved to the CPU, converted to float32 and put into evaluation mode. The folder exists and is empty;
-    after an error its content is no export. For int8, the weights of the encoder and the table of token embeddings are
-    rounded to 7 bits; the head stays in float32.
+    The model is moved to the CPU, converted to float32 and put into evaluation mode. The folder exists and is empty.
+    For int8, the encoder's weights and token embeddings are rounded to 7 bits; the head stays in float32.
     """
     check_packages()
     model.float().cpu().eval()
