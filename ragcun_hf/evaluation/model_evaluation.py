@@ -196,23 +196,22 @@ class VectorSample:
     """A random sample of document vectors over all data sets and processes, from each process's shards."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        starts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-        chosen = sample_rows(int(starts[-1]))
-        # Documents are numbered through all data sets; these are the chosen ones of each shard, and its first number.
-        self._firsts = [start + shard.start for start, shard in zip(starts, shards, strict=False)]
-        self._numbers = [
-            chosen[(chosen >= first) & (chosen < first + len(shard))]
-            for first, shard in zip(self._firsts, shards, strict=True)
-        ]
+        chosen, start = sample_rows(sum(shard.num_documents for shard in shards)), 0
+        # Documents are numbered through all data sets; these are each shard's first number, and its chosen ones.
+        self._chosen: list[tuple[int, np.ndarray]] = []
+        for shard in shards:
+            first = start + shard.start
+            self._chosen.append((first, chosen[(chosen >= first) & (chosen < first + len(shard))]))
+            start += shard.num_documents
         self._rows: dict[str, list[np.ndarray]] = {}
 
     def add(self, system: str, documents: Any) -> None:
         """Keep the sampled rows of a system's vectors of the next data set."""
         rows = self._rows.setdefault(system, [])
-        place = len(rows)
-        rows.append(read_far_apart(documents, self._numbers[place] - self._firsts[place]))
+        first, numbers = self._chosen[len(rows)]
+        rows.append(read_far_apart(documents, numbers - first))
 
     def vectors(self) -> dict[str, np.ndarray]:
         """Return each system's sample from all processes, in the order of the data sets."""
-        numbers = np.concatenate(self._numbers)
+        numbers = np.concatenate([numbers for _, numbers in self._chosen])
         return {system: gather_rows_by_number(numbers, np.concatenate(rows)) for system, rows in self._rows.items()}

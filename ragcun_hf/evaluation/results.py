@@ -193,13 +193,10 @@ def _table_rows(label: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...
         label = ""
 
 
-Compared = tuple[str, float | None, float | None, Mapping[str, Any] | None]
+def compared_systems(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield name, NDCG@10, difference to the base and entry in `comparisons` of each system, the base first.
 
-
-def compared_systems(entry: Mapping[str, Any]) -> Iterator[Compared]:
-    """Yield each system of a data set or subset, the base first, with its NDCG@10.
-
-    The difference to the base, and its entry in `comparisons` if that is by NDCG@10, follow; None if there is none.
+    What an entry of the results file does not have, or has by another metric, is None.
     """
     systems = entry["systems"]
     base = systems.get(BASE_SYSTEM, {}).get(MAIN_METRIC)

@@ -1,13 +1,13 @@
 """Evaluate retrieval systems on one data set: search, official figures, and a paired comparison with the base.
 
-A system is anything with a name that ranks documents. This file knows nothing of models or features.
+A system has a name and ranks documents. This file knows nothing of models or features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,17 +25,6 @@ Search = Callable[..., SearchResult]  # called as `exact_search`
 PerQuery = dict[str, dict[str, float]]  # query id -> metric -> value
 
 
-class System(Protocol):
-    """A way to rank documents, one row of the results."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-
-    def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
-        """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
-        ...
-
-
 @dataclass(frozen=True)
 class VectorSystem:
     """Ranks documents by the similarity of their vectors to the query's vector."""
@@ -48,7 +37,7 @@ class VectorSystem:
     shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
-        """Search for some queries."""
+        """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
         num_documents = len(dataset.corpus_ids if self.shard is None else self.shard)
         if (len(self.queries), len(self.documents)) != (len(dataset.queries), num_documents):
             raise UserError(
@@ -73,7 +62,7 @@ class DatasetEvaluation:
 
 def evaluate_retrieval(
     dataset: BeirDataset,
-    systems: Sequence[System],
+    systems: Sequence[VectorSystem],
     *,
     k: int = 100,
     drop_identical_ids: bool = True,

@@ -33,11 +33,10 @@ class PairedComparison:
 def paired_randomization_test(a: ArrayLike, b: ArrayLike, *, num_permutations: int = 10_000, seed: int = 0) -> float:
     """Compute the two-sided p-value of the mean difference between two systems, from (Q,) values on the same queries.
 
-    If both systems were equally good, each query's two values could be swapped, so the sign of each difference is
-    random. The p-value is the probability of a mean difference at least this large. Queries with equal values do not
-    matter. With at most 12 other queries all sign patterns are counted, and the result is exact. Otherwise the
-    observed pattern is counted among the random ones (Phipson and Smyth, 2010, arXiv:1603.05766), so that p is at
-    least 1 / (num_permutations + 1). `scipy.stats.permutation_test` takes ten times as long for 10,000 queries.
+    If both systems were equally good, the sign of each query's difference would be random. The p-value is the
+    probability of a mean difference at least this large. With at most 12 queries of unequal values, all sign patterns
+    are counted. Otherwise the observed pattern is counted among the random ones (Phipson and Smyth, 2010,
+    arXiv:1603.05766). `scipy.stats.permutation_test` takes ten times as long for 10,000 queries.
 
     Source:
         Smucker, Allan and Carterette, "A comparison of statistical significance tests for information
