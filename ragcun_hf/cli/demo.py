@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     corpus, model = folder / "python_docs", folder / "model"
     _build_corpus(corpus, args.packages)
-    _train(corpus, model, args.recipe)
+    _headline(2, "Training: the encoder runs once per text, then the head is trained on the features")
+    flags = ["--config", args.recipe, "--base_model", "embedded", "--train_data", str(corpus), "--overwrite"]
+    train_contrastive.main([*flags, "--output_dir", str(model)])
     results = _evaluate(corpus, model, folder / "results")
     _reload_and_search(model, corpus)
     _write_card(model, folder)
@@ -79,12 +81,6 @@ def _build_corpus(folder: Path, packages: list[str]) -> None:
     train, test = load_beir_folder(folder, "train"), load_beir_folder(folder, "test")
     say(f"{len(test.corpus_ids)} documents; {len(train.queries)} queries to train on, {len(test.queries)} to test on,")
     say("split by document. The query is the one-line summary, the document the rest of the docstring.")
-
-
-def _train(corpus: Path, model: Path, recipe: str) -> None:
-    _headline(2, "Training: the encoder runs once per text, then the head is trained on the features")
-    flags = ["--config", recipe, "--base_model", "embedded", "--train_data", str(corpus), "--output_dir", str(model)]
-    train_contrastive.main([*flags, "--overwrite"])
 
 
 def _evaluate(corpus: Path, model: Path, output: Path) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -44,11 +45,9 @@ def environment_facts() -> dict[str, Any]:
 
 def _processor_name() -> str:
     cpu_facts = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    if cpu_facts.is_file():
-        for line in cpu_facts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = cpu_facts.read_text(encoding="utf-8", errors="replace") if cpu_facts.is_file() else ""
+    found = re.search(r"^model name[^:\n]*:(.*)", text, flags=re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def checkout_commit(file: Path) -> str | None:

@@ -89,9 +89,8 @@ def gather_systems(
 def compare_models(datasets: Sequence[ComparedDataset]) -> dict[str, Any]:
     """Compare every system with every system before it, by NDCG@10, on data sets with the same systems in one order.
 
-    The result has `metric`, `systems` (in order), `datasets` (name -> split, number of queries, figures of each
-    system, comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
-    sets). A comparison names `system` and `reference`; its difference is system minus reference.
+    The result has the `metric`, the `systems`, `datasets` by name, and `overall` for the mean over data sets. A
+    comparison names `system` and `reference`; its difference is system minus reference.
     """
     orders = [list(dataset.per_query) for dataset in datasets]
     if not orders or any(order != orders[0] for order in orders):
@@ -163,11 +162,7 @@ def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapp
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """Format the result of `compare_models` for the terminal.
-
-    The table has one row per data set (or subset) and pair of systems. The queries that changed most against the first
-    system follow.
-    """
+    """Format the result of `compare_models`: a row per data set (or subset) and pair, then the changed queries."""
     metric = comparison["metric"]
     head = ("data set (queries)", "system", "against", metric.upper(), "difference", "95% interval", "p", "w/t/l")
     rows: list[tuple[str, ...]] = [head]

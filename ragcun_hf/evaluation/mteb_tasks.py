@@ -127,8 +127,8 @@ def load_sentence_transformer(
 ) -> SentenceTransformer:
     """Load a folder or Hub id with sentence-transformers, as MTEB does; raises a UserError if that fails.
 
-    A model of this package's type always runs the installed classes, never the code beside its weights: what a config
-    says is no reason to trust a folder. `trust_remote_code` runs the code that comes with a model of another type.
+    A model of this package's type always runs the installed classes, never the code beside its weights;
+    `trust_remote_code` runs the code of a model of another type.
     """
     require_mteb()
     from safetensors import SafetensorError

@@ -160,8 +160,7 @@ def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generat
 def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the NDCG@10 of every data set of the results as a group of bars, one bar per system, the base first.
 
-    The whisker on a bar is the interval of its difference to the base: if it does not reach the dashed line at the
-    base's value, chance alone is an unlikely explanation.
+    If the whisker of a difference does not reach the dashed line of the base, chance is an unlikely explanation.
     """
     datasets = results["datasets"]
     if not datasets:

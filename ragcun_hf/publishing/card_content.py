@@ -66,10 +66,7 @@ _HOUSEKEEPING = re.compile(r"(logging|save|eval|report|push|hub|dataloader|disab
 
 
 def card_metadata(results: Mapping[str, Any], *, name: str, dataset_ids: Sequence[str] = ()) -> ModelCardData:
-    """Make the metadata block, with every figure of the model as a `model-index`.
-
-    Only the user knows which training data have an id on the Hub, so `dataset_ids` are given.
-    """
+    """Make the metadata block, with every figure of the model as a `model-index`."""
     from huggingface_hub import ModelCardData
 
     base_model = results["model"]["base_model"] or ""
@@ -115,7 +112,7 @@ def card_sections(
     """Prepare the template's variables from the sources of a card, as `render_card` takes them."""
     datasets = results["datasets"]
     compared = None if comparison is None else _comparison_of_model(comparison, results["model"])
-    outcomes = compare_with_base(datasets)
+    outcomes, figures = compare_with_base(datasets), (published or {}).get("figures", [])
     places = {f"{name} {entry['split']} ({entry['num_queries']:,} queries)": entry for name, entry in datasets.items()}
     if len(places) > 1:
         places["mean of the data sets"] = {"systems": results["mean"]}
@@ -139,9 +136,7 @@ def card_sections(
         "training_rows": [] if training_record is None else _training_rows(training_record),
         "measurements": [_measurement(part) for part in results["measurements"]],
         "published": published,
-        "published_rows": [
-            (figure["label"], format_figure(figure["value"])) for figure in (published or {}).get("figures", [])
-        ],
+        "published_rows": [(figure["label"], format_figure(figure["value"])) for figure in figures],
     }
 
 

@@ -158,8 +158,7 @@ def check_clean_load(folder: Path) -> None:
 def prepare_repository(api: HfApi, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
     """Create the repository and the branch if they are missing, which also tests the token; return the whole id.
 
-    `repo_id` is organisation/name, or a name alone for the token's owner. If `private` is None, the owner's settings
-    decide about a new repository.
+    A name alone belongs to the token's owner. If `private` is None, the owner's settings decide.
     """
     with _hub_errors_explained(repo_id):
         whole = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
