@@ -64,9 +64,7 @@ class OutputArguments:
     seed: int = argument(42, "Seed of the masking.")
     mask_kind: MaskKind = argument("word", "Mask single words, or runs of about three.")
     mask_probability: float = argument(0.2, "Share of words masked, above 0 and below 1.")
-    mask_token: str = argument(
-        "[MASK]", "Replaces masked words: use the encoder's own ('<mask>' for MPNet); '' removes the words."
-    )
+    mask_token: str = argument("[MASK]", "The encoder's own, such as '<mask>' for MPNet; '' removes masked words.")
     mask_variants: int = argument(1, "Masked versions per text.", "--num_variants")
 
 

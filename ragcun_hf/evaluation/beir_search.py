@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +41,20 @@ class BeirModel:
 
     def encode_queries(self, queries: Sequence[str], batch_size: int = 32, **options: Any) -> Tensor:
         """Embed query texts as `inner_product_vectors`; of beir's other options only `show_progress_bar` counts."""
-        encode = partial(self._model.encode_query, use_predictor=self._use_predictor)
-        return self._encode(encode, list(queries), batch_size, options, is_query=True)
+        return self._encode(list(queries), batch_size, options, is_query=True)
 
     def encode_corpus(self, corpus: Sequence[dict[str, str]], batch_size: int = 32, **options: Any) -> Tensor:
         """Embed documents, with `text` and perhaps `title`, in the same way."""
         texts = [document_text(document.get("title", ""), document.get("text", "")) for document in corpus]
-        return self._encode(self._model.encode_document, texts, batch_size, options, is_query=False)
+        return self._encode(texts, batch_size, options, is_query=False)
 
-    def _encode(
-        self, encode: Callable[..., Any], texts: list[str], batch_size: int, options: dict[str, Any], *, is_query: bool
-    ) -> Tensor:
+    def _encode(self, texts: list[str], batch_size: int, options: dict[str, Any], *, is_query: bool) -> Tensor:
         import torch
 
         from ..search.similarity import inner_product_vectors
 
+        encode_query = partial(self._model.encode_query, use_predictor=self._use_predictor)
+        encode = encode_query if is_query else self._model.encode_document
         vectors = encode(texts, batch_size=batch_size, show_progress_bar=options.get("show_progress_bar", False))
         similarity = self._model.config.similarity_fn_name
         return inner_product_vectors(torch.as_tensor(vectors), similarity, is_query=is_query)

@@ -24,10 +24,7 @@ def measurement_facts(script: str, arguments: Sequence[str] | None) -> dict[str,
 
 
 def environment_facts() -> dict[str, Any]:
-    """Return the `versions` of installed packages, the `machine`, and the `commit` of the package's checkout, or None.
-
-    `machine` has `processor`, usable `cores`, `python` and, with a GPU, `accelerator`.
-    """
+    """Return `versions` of installed packages, facts of the `machine`, and the `commit` of the checkout, or None."""
     import torch
 
     versions = {}

@@ -147,10 +147,7 @@ def _changed_queries(dataset: ComparedDataset, system: str, reference: str) -> d
 
 
 def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield a label and an entry (systems, comparisons) for every data set, its subsets, and the mean of several.
-
-    If a data set's only subset is the whole set, its figures are the same, and the label just mentions it.
-    """
+    """Yield a label and an entry for every data set, its subsets if there are several, and the mean of several."""
     for name, entry in comparison["datasets"].items():
         subsets = entry.get("subsets", {})
         note = f", {next(iter(subsets)).replace('_', ' ')}" if len(subsets) == 1 else ""

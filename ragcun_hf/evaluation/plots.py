@@ -62,7 +62,7 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
             name = ", ".join([data.strip("_/") or "held out", *filter(None, [system.strip("_")])])
             axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=name)
         axes.legend(frameon=False)
-        label_axes(axes, "optimiser step", "NDCG@10 (0 to 1)")
+        label_axes(axes, "optimizer step", "NDCG@10 (0 to 1)")
     save_figure(figure, path)
 
 
@@ -85,15 +85,14 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
         axes.plot(held_out_steps, held_out, color=ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
     if is_noisy or held_out:
         axes.legend(frameon=False)
-    label_axes(axes, "optimiser step", label)
+    label_axes(axes, "optimizer step", label)
 
 
 def plot_isotropy(before: Vectors, after: Vectors, path: str | os.PathLike[str]) -> None:
     """Draw how evenly vectors (N, D), N >= 2, of the base and the projection fill their spaces.
 
-    There are three panels: the spectrum of the covariance (flat = isotropic), projections on random unit directions
-    beside the density of N(0, 1), and the cosines of random pairs (narrow around 0 = isotropic). For the projections
-    each set is scaled to mean variance 1, by the factor in the legend; its offset stays visible.
+    The panels show the spectrum of the covariance (flat = isotropic), projections on random directions beside the
+    density of N(0, 1), after scaling to mean variance 1, and the cosines of random pairs (around 0 = isotropic).
     """
     figure, (spectrum_axes, projection_axes, cosine_axes) = make_panels(3, 3, 3.9)
     for vectors, label, colour, style in ((before, BASE_SYSTEM, GREY, "--"), (after, PROJECTION_SYSTEM, BLUE, "-")):

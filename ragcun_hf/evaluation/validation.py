@@ -62,9 +62,8 @@ class RetrievalValidation:
         texts = self._queries if is_query else self._documents
         if self._store is None:
             encode = model.encode_query if is_query else model.encode_document
-            predictions = None
-            if is_query and model.config.use_predictor:
-                predictions = model.encode_query(texts, use_predictor=True, convert_to_tensor=True)
+            predicts = is_query and model.config.use_predictor
+            predictions = encode(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
             return encode(texts, convert_to_tensor=True), predictions
         prompt = model.config.query_prompt if is_query else model.config.document_prompt
         key = (is_query, prompt)
