@@ -31,8 +31,7 @@ class ConversionArguments:
 
     checkpoint: str | None = argument(None, "The .pt file; it may also be the first word of the command line.")
     base_model: str = argument(
-        "sentence-transformers/all-mpnet-base-v2",
-        "The encoder on which the checkpoint was trained: a Hub id, a folder, or the word embedded.",
+        "sentence-transformers/all-mpnet-base-v2", "Its encoder: a Hub id, a folder, or the word embedded."
     )
     output_dir: str | None = argument(None, "Folder of the model. Default: checkpoints/<name of the file>.")
     overwrite: bool = argument(False, "Replace a model in --output_dir.")

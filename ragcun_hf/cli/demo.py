@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say, shipped_file
+from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM
+from ..files import RECORD_FILE
+from . import eval_beir, render_card, train_contrastive
 
 QUERIES = (
     "sort an array and get the indices instead of the values",
@@ -48,9 +51,7 @@ class DemoArguments:
     """Arguments of demo.py."""
 
     output_dir: str = argument("demo", "Folder for corpus, model, results, plots and card.")
-    packages: list[str] = argument(
-        ["numpy", "torch", "scipy"], "Installed packages whose documentation is the corpus."
-    )
+    packages: list[str] = argument(["numpy", "torch", "scipy"], "Installed packages whose docstrings are the corpus.")
     recipe: str = argument(str(shipped_file("recipes", "demo")), "Recipe to train with.")
 
 
@@ -60,39 +61,29 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     started = time.perf_counter()
     folder = Path(args.output_dir)
-    corpus = _build_corpus(folder / "python_docs", args.packages)
-    model = folder / "model"
-    _train(corpus, model, args.recipe)
+    corpus, model = folder / "python_docs", folder / "model"
+    _build_corpus(corpus, args.packages)
+    _headline(2, "Training: the encoder runs once per text, then the head is trained on the features")
+    flags = ["--config", args.recipe, "--base_model", "embedded", "--train_data", str(corpus), "--overwrite"]
+    train_contrastive.main([*flags, "--output_dir", str(model)])
     results = _evaluate(corpus, model, folder / "results")
     _reload_and_search(model, corpus)
     _write_card(model, folder)
     _report(results, folder, model, time.perf_counter() - started)
 
 
-def _build_corpus(folder: Path, packages: list[str]) -> Path:
+def _build_corpus(folder: Path, packages: list[str]) -> None:
     from ..data.beir_folder import load_beir_folder
     from ..data.python_docs import build_python_docs, write_entries
 
     _headline(1, f"Corpus: documentation strings of {', '.join(packages)}")
     write_entries(build_python_docs(packages), folder)
-    test = load_beir_folder(folder, "test")
-    train = load_beir_folder(folder, "train")
+    train, test = load_beir_folder(folder, "train"), load_beir_folder(folder, "test")
     say(f"{len(test.corpus_ids)} documents; {len(train.queries)} queries to train on, {len(test.queries)} to test on,")
     say("split by document. The query is the one-line summary, the document the rest of the docstring.")
-    return folder
-
-
-def _train(corpus: Path, model: Path, recipe: str) -> None:
-    from . import train_contrastive
-
-    _headline(2, "Training: the encoder runs once per text, then the head is trained on the features")
-    flags = ["--config", recipe, "--base_model", "embedded", "--train_data", str(corpus), "--output_dir", str(model)]
-    train_contrastive.main([*flags, "--overwrite"])
 
 
 def _evaluate(corpus: Path, model: Path, output: Path) -> dict:
-    from . import eval_beir
-
     _headline(3, "Evaluation: known-item search on new documents, compared with the frozen base")
     flags = ["--model_path", str(model), "--use_predictor", "--datasets", corpus.name]
     flags += ["--data_dir", str(corpus.parent), "--output_dir", str(output), "--run_name", "demo"]
@@ -117,8 +108,6 @@ def _reload_and_search(model: Path, corpus: Path) -> None:
 
 def _write_card(model: Path, folder: Path) -> None:
     from ..evaluation.plots import plot_learning_curves
-    from ..files import RECORD_FILE
-    from . import render_card
 
     _headline(5, "Model card and plots")
     record = json.loads((model / RECORD_FILE).read_text(encoding="utf-8"))
@@ -128,8 +117,8 @@ def _write_card(model: Path, folder: Path) -> None:
 
 def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
     (entry,) = results["datasets"].values()
-    base, trained = (entry["systems"][system]["ndcg@10"] for system in ("base", "projection"))
-    p_value = entry["comparisons"]["projection"]["p_value"]
+    base, trained = (entry["systems"][system][MAIN_METRIC] for system in (BASE_SYSTEM, PROJECTION_SYSTEM))
+    p_value = entry["comparisons"][PROJECTION_SYSTEM]["p_value"]
     say(
         f"\nNDCG@10 on unseen documents: frozen base {base:.4f}, trained head {trained:.4f} "
         f"({trained / base - 1:+.1%}, p = {p_value:.4f}). {seconds / 60:.1f} minutes in total."
@@ -137,7 +126,7 @@ def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
     say(f"In {folder}: the model, its card (model/README.md), results/demo.json, and plots in results/demo.")
     say("Next, on your own pairs:")
     say("  .venv/bin/python training/train_contrastive.py --base_model embedded --train_data YOUR_PAIRS.jsonl \\")
-    say("      --config training/recipes/adapt.yaml --output_dir checkpoints/mine")
+    say("      --recipe adapt --output_dir checkpoints/mine")
     say(f"Or load this model:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
 
 

@@ -15,13 +15,24 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from ..command_line import argument, parse_arguments, portable_command, quiet_libraries, say
+from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
+from ..evaluation.environment import measurement_facts
+from ..evaluation.results import (
+    BASE_SYSTEM,
+    MODEL_SETTINGS,
+    PREDICTOR_SYSTEM,
+    PROJECTION_SYSTEM,
+    SCHEMA_VERSION,
+    format_results_table,
+    write_json,
+    write_results,
+)
 from ..features.arguments import FeatureArguments
+from ..files import check_writable, disk_errors_explained, weights_digest
 
 
 @dataclass
@@ -30,26 +41,18 @@ class EvaluationArguments:
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
     revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
-    base_model: str | None = argument(
-        None, "An encoder to evaluate without a head: a Hub id, a folder, or the word embedded."
-    )
-    compare: list[str] = argument(
-        [], "Models to compare with each other and with the frozen base of the first: folders or Hub ids."
-    )
+    base_model: str | None = argument(None, "An encoder to evaluate without a head: Hub id, folder, or embedded.")
+    compare: list[str] = argument([], "Models to compare with each other and with the first one's frozen base.")
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
     datasets: list[str] = argument(
         ["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name; your own is a folder inside --data_dir."
     )
     data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
     split: str = argument("test", "Name of the judgements to use.")
-    output_dir: str = argument(
-        "results", "Folder for the results file, the run files and, for a trained model, the plots."
-    )
+    output_dir: str = argument("results", "Folder for the results file, run files and plots.")
     run_name: str | None = argument(None, "Name of the results. Default: the model folder's name.")
     top_k: int = argument(100, "Documents kept per query, at least 100 for the official figures.")
-    keep_identical_ids: bool = argument(
-        False, "Keep a document that has the query's own id in its ranking; BEIR drops it."
-    )
+    keep_identical_ids: bool = argument(False, "Keep a document with the query's own id; BEIR drops it.")
     search: Literal["exact", "faiss"] = argument(
         "exact",
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the extra "
@@ -68,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
     from ..data.beir_folder import find_beir_dataset
     from ..distributed import rank
     from ..evaluation.ranking import check_trec_ids
-    from ..files import disk_errors_explained
 
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     for dataset in datasets:  # before all the work, because run files could not hold such ids
@@ -80,12 +82,10 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
-            _write(args, evaluation, {**_facts(arguments), **facts})
+            _write(args, evaluation, {**measurement_facts("training/eval_beir.py", arguments), **facts})
 
 
 def _check(args: EvaluationArguments) -> None:
-    from ..files import check_writable
-
     if sum(map(bool, (args.model_path, args.base_model, args.compare))) != 1:
         raise UserError(
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
@@ -134,7 +134,6 @@ def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: s
     from accelerate import PartialState
 
     from ..evaluation.model_evaluation import ModelSystems, TextEncoder
-    from ..evaluation.results import PREDICTOR_SYSTEM, PROJECTION_SYSTEM
     from ..model.base_models import load_base_model, load_trained_model, load_untrained_base
     from ..search.approximate import MeasuredSearch, require_faiss
     from ..search.exact import exact_search
@@ -171,8 +170,6 @@ def _recall(args: EvaluationArguments, search: Any) -> dict[str, Any]:
 
 
 def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dict[str, Any]:
-    from ..files import weights_digest
-
     config, path = model.config, args.model_path
     is_folder = path is not None and Path(path).is_dir()
     if not name and path:
@@ -183,34 +180,17 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dic
         "name": name,
         "similarity": config.similarity_fn_name,
         "base_model": config.base_model_name,
-        "use_predictor": config.use_predictor,
-        "output_dim": config.output_dim,
-        "projection_init": config.projection_init,
-        "projection_kind": config.projection_kind,
-        "freeze_base": config.freeze_base,
+        **{setting: getattr(config, setting) for setting in MODEL_SETTINGS},
         "weights_sha256": weights_digest(Path(path)) if path else None,
-    }
-
-
-def _facts(arguments: list[str] | None) -> dict[str, Any]:
-    from ..evaluation.environment import environment_facts
-    from ..evaluation.results import SCHEMA_VERSION
-
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": portable_command("training/eval_beir.py", arguments),
-        **environment_facts(),
     }
 
 
 def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) -> None:
     """Write the results file, print the table, write the run files and the plots, and say where they are."""
     from ..evaluation.ranking import write_trec_run
-    from ..evaluation.results import BASE_SYSTEM, PROJECTION_SYSTEM, format_results_table, write_results
 
     figures = {"datasets": evaluation.datasets, "mean": evaluation.mean, "isotropy": evaluation.isotropy}
-    results = {**facts, **figures}
+    results = {"schema_version": SCHEMA_VERSION, **facts, **figures}
     name = facts["model"]["name"]
     folder = Path(args.output_dir) / name
     results_path = Path(args.output_dir) / f"{name}.json"
@@ -238,27 +218,20 @@ def _compare(
 ) -> None:
     """Evaluate every model, compare all pairs of systems, write the file and the plot, and print the table."""
     from ..distributed import rank
-    from ..evaluation.model_comparison import (
-        compare_models,
-        format_comparison,
-        gather_systems,
-        plot_model_comparison,
-        system_names,
-    )
+    from ..evaluation import model_comparison
     from ..evaluation.model_evaluation import load_seen_digests
-    from ..evaluation.results import write_json
-    from ..files import disk_errors_explained
 
     evaluations, models = {}, {}
-    for name, path in zip(system_names(args.compare), args.compare, strict=True):
+    for name, path in zip(model_comparison.system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
         evaluations[name], models[name] = _evaluate(args, features, datasets, path, name)
     seen = set().union(*(load_seen_digests(path) for path in args.compare))
-    comparison = compare_models(gather_systems(datasets, evaluations, seen))
+    comparison = model_comparison.compare_models(model_comparison.gather_systems(datasets, evaluations, seen))
     if rank() != 0:
         return
     folder, name = Path(args.output_dir), args.run_name or "comparison"
+    facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("training/eval_beir.py", arguments)}
     with disk_errors_explained(folder):
-        write_json(folder / f"{name}.json", {**_facts(arguments), "models": models, **comparison})
-        plot_model_comparison(comparison, folder / f"{name}.png")
-    say(f"{format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")
+        write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
+        model_comparison.plot_model_comparison(comparison, folder / f"{name}.png")
+    say(f"{model_comparison.format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")

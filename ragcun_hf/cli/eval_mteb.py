@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ..command_line import argument, parse_arguments, portable_command, quiet_libraries, say
+from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
+from ..evaluation.environment import measurement_facts
+from ..evaluation.results import write_json
+from ..files import check_writable, disk_errors_explained
 
 
 @dataclass
@@ -28,14 +31,9 @@ class MtebArguments:
     beir_folders: list[str] = argument([], "Folders in BEIR's layout, one retrieval task each.")
     split: str = argument("test", "Name of the judgements of --beir_folders to use.")
     language: str = argument("eng-Latn", "Language and script of --beir_folders, as MTEB writes them.")
-    keep_identical_ids: bool = argument(
-        False, "Keep a document of --beir_folders that has the query's own id in its ranking; BEIR drops it."
-    )
+    keep_identical_ids: bool = argument(False, "Keep a document with the query's own id; BEIR drops it.")
     tasks: list[str] = argument([], "Names of MTEB's own tasks; their data is downloaded from the Hub.")
-    trust_remote_code: bool = argument(
-        False,
-        "Run the code that comes with a model of another type; models of this package always run the installed code.",
-    )
+    trust_remote_code: bool = argument(False, "Run the code of a model of a type other than this package's.")
     output_dir: str = argument("results/mteb", "Folder for the scores.")
     run_name: str | None = argument(None, "Name of the file with the scores. Default: the model folder's name.")
     batch_size: int = argument(32, "Texts per batch.")
@@ -49,8 +47,6 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import PartialState
 
     from ..evaluation.mteb_tasks import format_mteb_table, load_sentence_transformer, run_task
-    from ..evaluation.results import write_json
-    from ..files import disk_errors_explained
 
     tasks = _tasks(args)
     model = load_sentence_transformer(
@@ -75,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _check(args: MtebArguments) -> None:
     from ..evaluation.mteb_tasks import require_mteb
-    from ..files import check_writable
 
     if not args.model_path:
         raise UserError("--model_path expects a folder or a Hub id, got none: name the model")
@@ -103,17 +98,12 @@ def _tasks(args: MtebArguments) -> list[Any]:
 
 
 def _facts(args: MtebArguments, model: Any, name: str, arguments: list[str] | None) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from ..evaluation.environment import environment_facts
-
-    environment = environment_facts()
+    facts = measurement_facts("training/eval_mteb.py", arguments)
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     packages = {package: version(package) for package in ("mteb", "sentence-transformers")}
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": portable_command("training/eval_mteb.py", arguments),
-        **environment,
-        "versions": {**environment["versions"], **packages},
+        **facts,
+        "versions": {**facts["versions"], **packages},
         "model": {
             "name": name,
             "revision": args.revision,
@@ -122,8 +112,5 @@ def _facts(args: MtebArguments, model: Any, name: str, arguments: list[str] | No
             "max_length": model.max_seq_length,
             "prompts": model.prompts,
         },
-        "settings": {
-            "batch_size": args.batch_size,
-            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        },
+        "settings": {"batch_size": args.batch_size, "dtype": dtype},
     }

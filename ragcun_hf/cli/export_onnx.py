@@ -15,6 +15,7 @@ from typing import Any
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
+from ..files import check_writable, disk_errors_explained, replaced_folder, weights_digest
 
 _NUM_TEXTS = 48
 
@@ -29,7 +30,7 @@ class ExportArguments:
     )
     precision: list[str] = argument(["float32", "int8"], "Graphs to write: float32, int8 or both.")
     check_texts: str | None = argument(
-        None, "Documents to compare on (a file or a BEIR folder). Default: NumPy's documentation strings."
+        None, "File or BEIR folder of texts to compare on. Default: NumPy's docstrings."
     )
 
 
@@ -37,18 +38,24 @@ def main(arguments: list[str] | None = None) -> None:
     """Load the model, export and compare it, put the export in place, and print a summary."""
     (args,) = parse_arguments([ExportArguments], description=__doc__ or "", arguments=arguments)
     folder = _output_folder(args)
-    from ..files import check_writable, disk_errors_explained, replaced_folder, weights_digest
     from ..model.base_models import load_trained_model
     from ..publishing.onnx_export import CONFIG_FILE, GRAPHS, check_packages, write_onnx
 
     check_packages()
     check_writable(folder)
-    _check_folder(folder)
+    if any(folder.glob("*.safetensors")):
+        raise UserError(f"--output_dir expects a folder of its own, got {folder}, which holds a model: name another")
+    graphs = [name for name in GRAPHS.values() if (folder / name).exists()]
+    if graphs and not (folder / CONFIG_FILE).is_file():
+        raise UserError(
+            f"--output_dir expects a new folder or an earlier export, got {folder} with {graphs[0]} but without "
+            f"{CONFIG_FILE}: remove the graph, or name another folder"
+        )
     quiet_libraries()
     model = load_trained_model(args.model_path)
     texts = _check_texts(args.check_texts)
-    graphs = [f"{name}*" for name in GRAPHS.values()]
-    with disk_errors_explained(folder), replaced_folder(folder, obsolete=graphs, last=CONFIG_FILE) as unfinished:
+    old = [f"{name}*" for name in GRAPHS.values()]
+    with disk_errors_explained(folder), replaced_folder(folder, obsolete=old, last=CONFIG_FILE) as unfinished:
         digest = weights_digest(Path(args.model_path))
         config = write_onnx(model, unfinished, texts, precisions=args.precision, weights_sha256=digest)
     _report(config, folder, args.model_path)
@@ -64,19 +71,6 @@ def _output_folder(args: ExportArguments) -> Path:
     if not model_folder.is_dir():  # an id on the Hub
         model_folder = Path("checkpoints") / model_folder.name
     return Path(args.output_dir) if args.output_dir else model_folder / "onnx"
-
-
-def _check_folder(folder: Path) -> None:
-    from ..publishing.onnx_export import CONFIG_FILE, GRAPHS
-
-    if any(folder.glob("*.safetensors")):
-        raise UserError(f"--output_dir expects a folder of its own, got {folder}, which holds a model: name another")
-    graphs = [name for name in GRAPHS.values() if (folder / name).exists()]
-    if graphs and not (folder / CONFIG_FILE).is_file():
-        raise UserError(
-            f"--output_dir expects a new folder or an earlier export, got {folder} with {graphs[0]} but without "
-            f"{CONFIG_FILE}: remove the graph, or name another folder"
-        )
 
 
 def _check_texts(source: str | None) -> list[str]:
@@ -98,10 +92,8 @@ def _report(config: dict[str, Any], folder: Path, model_path: str) -> None:
     sizes = [f"{name} ({(folder / name).stat().st_size / 2**20:,.1f} MiB)" for name in config["files"].values()]
     say(f"Wrote {folder}: {', '.join(sizes)}; outputs: {', '.join(config['outputs'])}.")
     found = config["parity"]
-    say(
-        f"Compared with PyTorch on {found['num_texts']} texts: float32 within "
-        f"{found['float32']['largest_difference']:.1e}"
-    )
+    largest = found["float32"]["largest_difference"]
+    say(f"Compared with PyTorch on {found['num_texts']} texts: float32 within {largest:.1e}")
     if "int8" in found:
         cosine = found["int8"]
         say(f"  int8: mean cosine {cosine['mean_cosine']:.4f}, lowest {cosine['lowest_cosine']:.4f}")

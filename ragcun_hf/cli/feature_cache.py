@@ -47,10 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         freed = sum(entry.num_bytes for entry in to_remove) / 2**20
         say(f"{'Would free' if args.dry_run else 'Freed'} {freed:,.1f} MiB; left:")
     left = [entry for entry in entries if entry not in to_remove]
-    if left:
-        say(_table(left))
     mebibytes = sum(entry.num_bytes for entry in left) / 2**20
-    say(f"{sum(entry.num_texts for entry in left):,} texts, {mebibytes:,.1f} MiB in {folder}")
+    total = f"{sum(entry.num_texts for entry in left):,} texts, {mebibytes:,.1f} MiB in {folder}"
+    say(f"{_table(left)}\n{total}" if left else total)
 
 
 def _entries_to_remove(args: CacheArguments, entries: list[Any]) -> list[Any]:
@@ -72,12 +71,7 @@ def _table(entries: list[Any]) -> str:
     rows = [["key", "last used", "encoder and settings", "texts", "MiB"]]
     for entry in entries:
         parts = entry.parts
-        settings = [
-            f"{parts.get('max_length')} tokens",
-            parts.get("pooling"),
-            parts.get("dtype"),
-            parts.get("backend"),
-        ]
+        settings = [f"{parts.get('max_length')} tokens", *map(parts.get, ("pooling", "dtype", "backend"))]
         if parts.get("feature_dtype") != "float32":
             settings.append(f"stored in {parts.get('feature_dtype')}")
         if parts.get("prompt"):

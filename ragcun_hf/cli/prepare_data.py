@@ -16,6 +16,7 @@ import logging
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, say
@@ -39,23 +40,15 @@ OutputFormat = Literal["auto", "pairs", "documents", "xy", "beir"]
 class InputArguments:
     """The data to read."""
 
-    input: str | None = argument(
-        None, "File (JSON, JSON Lines, CSV, TSV, Parquet, txt; .gz), folder, or Hub dataset org/name."
-    )
+    input: str | None = argument(None, "File (JSON, JSON Lines, CSV, TSV, Parquet, txt; .gz), folder, or Hub dataset.")
     input_format: InputFormat = argument("auto", "Format of the input; auto decides by its columns.")
-    python_docs: bool = argument(
-        False, "Build a corpus from the docstrings of installed packages instead of reading --input."
-    )
+    python_docs: bool = argument(False, "Instead of reading --input, use the docstrings of installed packages.")
     packages: list[str] = argument(list(DEFAULT_PACKAGES), "Installed packages for --python_docs.")
-    split: str = argument(
-        "train", "Split of a Hub dataset, BEIR folder or folder of files; names the qrels of BEIR output."
-    )
+    split: str = argument("train", "Split of a Hub dataset, BEIR folder or folder of files, and of BEIR output.")
     limit: int | None = argument(None, "Read only this many rows; all rows by default.")
     query_column: str = argument("query", "Column with the query; a column 'anchor' is found without this flag.")
     positive_column: str = argument("positive", "Column with a document that answers the query.")
-    negative_column: str = argument(
-        "negative", "Column with a document, or a list of documents, that do not answer it; may be missing."
-    )
+    negative_column: str = argument("negative", "Column with one or a list of wrong documents; may be missing.")
     text_column: str = argument("text", "Column with a document's text.")
     title_column: str = argument("title", "Column with a document's title; may be missing.")
     x_column: str = argument("x", "Column with the original text of a masked pair.")
@@ -67,16 +60,12 @@ class OutputArguments:
     """The data to write, and how to mask texts for it."""
 
     output: str = argument(dataclasses.MISSING, "File ending in .json or .jsonl, or a folder for the format beir.")
-    output_format: OutputFormat = argument(
-        "auto", "Format of the output; auto keeps the input's format (a BEIR folder becomes pairs)."
-    )
+    output_format: OutputFormat = argument("auto", "auto: the format of the input, and pairs for a BEIR folder.")
     overwrite: bool = argument(False, "Replace an existing output.")
     seed: int = argument(42, "Seed of the masking.")
     mask_kind: MaskKind = argument("word", "Mask single words, or runs of about three.")
     mask_probability: float = argument(0.2, "Share of words masked, above 0 and below 1.")
-    mask_token: str = argument(
-        "[MASK]", "Replaces masked words: use the encoder's own ('<mask>' for MPNet); '' removes the words."
-    )
+    mask_token: str = argument("[MASK]", "The encoder's own, such as '<mask>' for MPNet; '' removes masked words.")
     mask_variants: int = argument(1, "Masked versions per text.", "--num_variants")
 
 
@@ -174,8 +163,8 @@ def _pairs_to_pairs(read: InputArguments, write: OutputArguments) -> None:
     _write_rows(rows, write, "pairs")
 
 
-def _pairs_to_documents(read: InputArguments, write: OutputArguments) -> None:
-    _write_rows(({"text": text} for text in _texts_of_pairs(_read_pairs(read))), write, "distinct documents")
+def _to_documents(read_rows: Callable[..., Dataset], read: InputArguments, write: OutputArguments) -> None:
+    _write_rows(({"text": text} for text in _texts_of_pairs(read_rows(read))), write, "distinct documents")
 
 
 def _pairs_to_xy(read: InputArguments, write: OutputArguments) -> None:
@@ -213,10 +202,6 @@ def _xy_to_xy(read: InputArguments, write: OutputArguments) -> None:
     _write_rows(({"x": row["positive"], "y": row["query"]} for row in rows), write, "masked pairs")
 
 
-def _xy_to_documents(read: InputArguments, write: OutputArguments) -> None:
-    _write_rows(({"text": text} for text in _texts_of_pairs(_read_xy(read))), write, "distinct documents")
-
-
 def _write_masked(texts: list[str], write: OutputArguments) -> None:
     """Write each text (x) with one or more masked versions (y)."""
     if write.mask_variants < 1:
@@ -237,8 +222,7 @@ def _write_masked(texts: list[str], write: OutputArguments) -> None:
 
 
 def _write_rows(rows: Any, write: OutputArguments, what: str) -> None:
-    count = write_json_rows(rows, write.output)
-    say(f"wrote {count} {what} to {write.output}")
+    say(f"wrote {write_json_rows(rows, write.output)} {what} to {write.output}")
 
 
 def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
@@ -255,17 +239,15 @@ def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
 def _say_next(written: str, output: str) -> None:
     path = shlex.quote(output)
     command = {
-        "pairs": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
         "documents": f"train_self_supervised.py --documents {path} --use_predictor",
         "xy": f"train_xy_masked.py --input_xy_pairs {path} --use_predictor",
-        "beir": f"train_contrastive.py --train_data {path} --use_predictor --freeze_base",
-    }[written]
+    }.get(written, f"train_contrastive.py --train_data {path} --use_predictor --freeze_base")  # pairs, beir
     say(f"next: python training/{command}")
 
 
 _CONVERSIONS: dict[tuple[str, str], Callable[[InputArguments, OutputArguments], None]] = {
     ("pairs", "pairs"): _pairs_to_pairs,
-    ("pairs", "documents"): _pairs_to_documents,
+    ("pairs", "documents"): partial(_to_documents, _read_pairs),
     ("pairs", "xy"): _pairs_to_xy,
     ("pairs", "beir"): _pairs_to_beir,
     ("beir", "pairs"): _pairs_to_pairs,
@@ -274,5 +256,5 @@ _CONVERSIONS: dict[tuple[str, str], Callable[[InputArguments, OutputArguments], 
     ("documents", "documents"): _documents_to_documents,
     ("documents", "xy"): _documents_to_xy,
     ("xy", "xy"): _xy_to_xy,
-    ("xy", "documents"): _xy_to_documents,
+    ("xy", "documents"): partial(_to_documents, _read_xy),
 }

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..command_line import argument, parse_arguments, say
 from ..errors import UserError
+from ..publishing.hub import check_before_upload, describe_plan, plan_upload, prepare_repository, upload
 
 
 @dataclass
@@ -35,8 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     if not args.repo_id or args.repo_id.count("/") != 1:
         raise UserError(f"--repo_id expects organisation/name, got {args.repo_id!r}: name both parts")
     from huggingface_hub import HfApi
-
-    from ..publishing.hub import check_before_upload, describe_plan, plan_upload, prepare_repository, upload
 
     folder, repo_id = Path(args.model_path), args.repo_id
     plan = plan_upload(folder)

@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from ..command_line import argument, parse_arguments, say
+from ..errors import UserError
+from ..evaluation.results import read_json_object, read_results
 from ..files import RECORD_FILE, replaced_file
+from ..publishing.card import CARD_TEMPLATE, write_card
+from ..publishing.card_sources import PUBLISHED_FIGURES, join_results, keep_sources, read_published
 
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
@@ -38,11 +42,9 @@ class CardArguments:
     recipe: str | None = argument(None, "Recipe the model was trained with; the card shows its published figures.")
     dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
     training_record: str | None = argument(
-        None, "Record of the training. Default: training_record.json in the model's folder, if it exists."
+        None, "Record of the training. Default: that in the model's folder, if any."
     )
-    template: str | None = argument(
-        None, "Jinja template of the card. Default: the package's own, which push_to_hub.py expects."
-    )
+    template: str | None = argument(None, "Jinja template. Default: the package's own, which push_to_hub.py expects.")
     published: str | None = argument(None, "Figures published for the recipes. Default: the package's own file.")
 
 
@@ -50,15 +52,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, render and write the card, keep its sources, and print what was written."""
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
     folder = _model_folder(args)
-    from ..evaluation.results import read_results
-    from ..publishing.card import CARD_TEMPLATE, write_card
-    from ..publishing.card_sources import join_results, keep_sources, read_json_object
-
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
-    record = Path(args.training_record) if args.training_record else folder / RECORD_FILE
-    has_record = args.training_record is not None or record.is_file()
+    own = folder / RECORD_FILE
+    record = Path(args.training_record) if args.training_record else own if own.is_file() else None
     sources = {
         "published": _published(args),
         "comparison": read_json_object(Path(args.comparison)) if args.comparison else None,
@@ -70,20 +68,17 @@ def main(arguments: list[str] | None = None) -> None:
         output,
         template=Path(args.template) if args.template else CARD_TEMPLATE,
         results=results,
-        training_record=read_json_object(record) if has_record else None,
+        training_record=read_json_object(record) if record else None,
         **sources,
     )
     say(f"Wrote {output}: every number in it comes from a file ({', '.join(args.results)}, ...).")
     if output.resolve() == (folder / "README.md").resolve():
-        paths = [Path(path) for path in args.results]
-        keep_sources(folder, results=paths, training_record=record if has_record else None, **sources)
+        keep_sources(folder, results=list(map(Path, args.results)), training_record=record, **sources)
         repo_id = args.repo_id or "organisation/name"
         say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
 
 
 def _model_folder(args: CardArguments) -> Path:
-    from ..errors import UserError
-
     if not args.model_path or not Path(args.model_path).is_dir():
         raise UserError(f"--model_path expects the folder of a trained model, got {args.model_path!r}: check the path")
     if args.repo_id is not None and args.repo_id.count("/") != 1:
@@ -93,9 +88,6 @@ def _model_folder(args: CardArguments) -> Path:
 
 def _check_model(results: dict[str, Any], folder: Path) -> None:
     """Refuse results of another model, as far as the configuration shows it."""
-    from ..errors import UserError
-    from ..publishing.card_sources import read_json_object
-
     path = folder / "config.json"
     config = read_json_object(path) if path.is_file() else {}
     measured = {**results["model"], "base_model_name": results["model"]["base_model"]}
@@ -108,9 +100,6 @@ def _check_model(results: dict[str, Any], folder: Path) -> None:
 
 
 def _published(args: CardArguments) -> dict[str, Any] | None:
-    from ..errors import UserError
-    from ..publishing.card_sources import PUBLISHED_FIGURES, read_published
-
     if args.recipe is None:
         return None
     path = Path(args.published) if args.published else PUBLISHED_FIGURES

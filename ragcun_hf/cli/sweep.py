@@ -1,6 +1,6 @@
 """Try many settings of the head on the same cached features, and report the best.
 
-    python training/sweep.py --config training/sweeps/quick.yaml --train_data pairs.jsonl --base_model embedded
+    python training/sweep.py --recipe quick --train_data pairs.jsonl --base_model embedded
 
 Flags of train_contrastive.py that define a head apply to all heads; --grid lists what changes. Settings are compared
 by NDCG@10 on held-out documents, never on a test set. With successive halving, the better settings train longer. When
@@ -11,11 +11,16 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..command_line import argument, config_file, portable_command, say
+from ..command_line import argument, config_file, quiet_libraries, say
+from ..errors import UserError
+from ..evaluation.environment import measurement_facts
+from ..evaluation.results import MAIN_METRIC, write_json
+from ..files import check_writable, disk_errors_explained, source_name, write_whole
+from .train_contrastive import PairDataArguments, read_data
+from .training import parse_training_arguments
 
 if TYPE_CHECKING:
     from ..sweep.records import SweepRecords
@@ -27,32 +32,21 @@ if TYPE_CHECKING:
 class SweepArguments:
     """What differs between heads, and how settings are compared."""
 
-    grid: str = argument(
-        "{}", "What changes: a mapping of flags to lists of values, in YAML or JSON; with random search also ranges."
-    )
+    grid: str = argument("{}", "Flags and the values to try, in YAML or JSON; for random search also ranges.")
     search: Literal["grid", "random"] = argument("grid", "grid: every combination; random: --num_settings draws.")
     num_settings: int = argument(24, "With --search random: number of settings to draw.")
     seeds: list[int] = argument([42], "Train each setting with each of these seeds. They do not change the split.")
-    halving: int = argument(
-        4,
-        "Factor k of successive halving: each round keeps 1/k of the settings and trains them k times as long; "
-        "1 trains all settings fully.",
-    )
-    select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(
-        "ndcg@10", "The validation figure that decides: of the projection, or of the predictor's output."
-    )
+    halving: int = argument(4, "k: each round keeps 1/k of the settings, trained k times as long; 1: one round.")
+    select: Literal["ndcg@10", "ndcg@10_predictor"] = argument(MAIN_METRIC, "The validation figure that decides.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train all heads and report."""
-    from ..command_line import quiet_libraries
     from ..data.training_rows import rows_digest
-    from ..files import disk_errors_explained, source_name
     from ..sweep.heads import HeadData
     from ..sweep.records import SweepRecords, remove_sweep
     from ..sweep.run import run_rounds
     from ..trainer.record import recorded_arguments
-    from .train_contrastive import read_data
 
     sweep, parsed = parse(arguments)
     quiet_libraries()
@@ -82,14 +76,11 @@ def main(arguments: list[str] | None = None) -> None:
         records = SweepRecords(folder, spec)
         say(f"{len(settings)} settings, {len(sweep.seeds)} seeds; {len(data.pairs):,} pairs, a part of them held out")
         run_rounds(data, settings, trials, records, factor=sweep.halving, select=sweep.select)
-        _report(folder, parsed, spec, records, data.base_figures(), portable_command("training/sweep.py", arguments))
+        _report(folder, parsed, spec, records, data.base_figures(), arguments)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArguments]:
     """Read the command line."""
-    from .train_contrastive import PairDataArguments
-    from .training import parse_training_arguments
-
     name = Path(config_file(arguments) or "sweep").stem
     sweep, parsed = parse_training_arguments(
         SweepArguments,
@@ -105,8 +96,6 @@ def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArg
 
 def make_trials(sweep: SweepArguments, parsed: ParsedArguments) -> tuple[list[Setting], list[Trial]]:
     """Return all settings and a trial for each of them and each seed; refuse what a sweep cannot do."""
-    from ..errors import UserError
-    from ..files import check_writable
     from ..sweep.settings import make_trial, trainer_only_flags
 
     training = parsed.training
@@ -138,7 +127,6 @@ def make_trials(sweep: SweepArguments, parsed: ParsedArguments) -> tuple[list[Se
 def _settings(sweep: SweepArguments, seed: int) -> list[Setting]:
     import yaml
 
-    from ..errors import UserError
     from ..sweep.settings import grid_settings, random_settings
 
     try:
@@ -147,9 +135,8 @@ def _settings(sweep: SweepArguments, seed: int) -> list[Setting]:
         raise UserError(f"--grid expects YAML or JSON, got {sweep.grid!r} ({error}): correct it") from error
     if not isinstance(grid, dict):
         raise UserError(f"--grid expects a mapping of flags to lists of values, got {sweep.grid!r}: correct it")
-    if sweep.search == "random":
-        return random_settings(grid, sweep.num_settings, seed=seed)
-    return grid_settings(grid)
+    is_random = sweep.search == "random"
+    return random_settings(grid, sweep.num_settings, seed=seed) if is_random else grid_settings(grid)
 
 
 def _report(
@@ -158,13 +145,9 @@ def _report(
     spec: dict[str, Any],
     records: SweepRecords,
     base: dict[str, float],
-    command: str,
+    arguments: list[str] | None,
 ) -> None:
     """Write table, plot, results and the flags of the best setting, and print what was written."""
-    from ..errors import UserError
-    from ..evaluation.environment import environment_facts
-    from ..evaluation.results import MAIN_METRIC, write_json
-    from ..files import write_whole
     from ..sweep.report import format_settings, plot_sweep, varied_names
 
     select = spec["select"]
@@ -172,9 +155,7 @@ def _report(
     table = format_settings(summaries, base, select)
     write_whole(folder / "table.md", table + "\n")
     results = {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        **environment_facts(),
+        **measurement_facts("training/sweep.py", arguments),
         "spec": spec,
         "base": base,
         "settings": [asdict(summary) for summary in summaries],
@@ -199,7 +180,6 @@ def _write_best(folder: Path, parsed: ParsedArguments, setting: Setting) -> None
     """Write the flags with which train_contrastive.py trains the best setting."""
     import yaml
 
-    from ..files import write_whole
     from ..sweep.settings import make_trial
     from ..trainer.record import recorded_arguments
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import argument
+from ..errors import UserError
+from ..files import source_name
+from .training import train_from_command_line
 
 if TYPE_CHECKING:
     from ..trainer.arguments import ParsedArguments
@@ -45,11 +48,7 @@ class PairDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from .training import train_from_command_line
-
-    train_from_command_line(
-        PairDataArguments, read_data, script="train_contrastive", description=__doc__ or "", arguments=arguments
-    )
+    train_from_command_line("train_contrastive", __doc__, PairDataArguments, read_data, arguments)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:
@@ -58,8 +57,6 @@ def read_data(parsed: ParsedArguments) -> RunData:
 
     from ..data.held_out import hold_out_pairs
     from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs
-    from ..errors import UserError
-    from ..files import source_name
     from ..trainer.run import RunData
 
     data = parsed.data
@@ -89,7 +86,6 @@ def _stream_data(sources: list[Any], parsed: ParsedArguments, facts: dict[str, A
     from ..data.pairs import read_pairs
     from ..data.stream import ShuffledStream, interleave
     from ..data.training_rows import TableRows
-    from ..errors import UserError
     from ..trainer.run import RunData
 
     buffer_size, options = parsed.data.shuffle_buffer_size, parsed.validation_options

@@ -3,7 +3,7 @@
     python training/train_self_supervised.py --documents documents.json --use_predictor --split_method half
 
 Documents are strings or rows {"text"[, "title"]} of a JSON, JSON Lines, CSV, Parquet or text file, the corpus of a
-BEIR folder, or a Hub dataset. With --config training/recipes/unlabelled.yaml, the settings are chosen automatically,
+BEIR folder, or a Hub dataset. With --recipe unlabelled, the settings are chosen automatically,
 by how well held-out documents are retrieved.
 """
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..command_line import argument
+from ..errors import UserError
+from .training import automatic_document_data, document_data, train_from_command_line
 
 if TYPE_CHECKING:
     from ..trainer.arguments import ParsedArguments
@@ -44,22 +46,12 @@ class DocumentDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from .training import train_from_command_line
-
-    train_from_command_line(
-        DocumentDataArguments,
-        read_data,
-        script="train_self_supervised",
-        description=__doc__ or "",
-        arguments=arguments,
-    )
+    train_from_command_line("train_self_supervised", __doc__, DocumentDataArguments, read_data, arguments)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:
     """Read documents and split them."""
     from ..data.splitting import SplitViews
-    from ..errors import UserError
-    from .training import automatic_document_data, document_data
 
     data = parsed.data
     if not data.documents:

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..command_line import argument
+from ..errors import UserError
+from ..files import source_name
+from .training import automatic_document_data, document_data, train_from_command_line
 
 if TYPE_CHECKING:
     from ..trainer.arguments import ParsedArguments
@@ -48,22 +51,12 @@ class MaskedDataArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train from the command line."""
-    from .training import train_from_command_line
-
-    train_from_command_line(
-        MaskedDataArguments,
-        read_data,
-        script="train_xy_masked",
-        description=__doc__ or "",
-        arguments=arguments,
-        defaults={"lambda_contrastive": 0.0},
-    )
+    defaults = {"lambda_contrastive": 0.0}
+    train_from_command_line("train_xy_masked", __doc__, MaskedDataArguments, read_data, arguments, **defaults)
 
 
 def read_data(parsed: ParsedArguments) -> RunData:
     """Read masked pairs, or documents to mask."""
-    from ..errors import UserError
-
     data = parsed.data
     if bool(data.input_xy_pairs) == bool(data.documents):
         raise UserError("expected either --input_xy_pairs or --documents, got both or neither: give one of them")
@@ -80,7 +73,6 @@ def read_data(parsed: ParsedArguments) -> RunData:
 def _ready_pairs(parsed: ParsedArguments) -> RunData:
     from ..data.held_out import hold_out_pairs
     from ..data.pairs import read_xy_pairs
-    from ..files import source_name
     from ..trainer.run import RunData
 
     source = parsed.data.input_xy_pairs
@@ -93,7 +85,6 @@ def _ready_pairs(parsed: ParsedArguments) -> RunData:
 def _documents(parsed: ParsedArguments) -> RunData:
     from ..data.masking import MaskedViews
     from ..model.base_models import load_base_tokenizer
-    from .training import automatic_document_data, document_data
 
     data, model = parsed.data, parsed.model
     if data.automatic:

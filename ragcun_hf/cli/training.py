@@ -24,7 +24,7 @@ def parse_training_arguments(
 ) -> tuple[Any, ...]:
     """Parse the flags of some dataclasses, the last of them for data, and those that all training commands have.
 
-    Returns an instance of each of the first dataclasses, then `ParsedArguments`.
+    Returns an instance of each dataclass but the last, then `ParsedArguments`, which holds that one as `data`.
     """
     from ..features.arguments import FeatureArguments
     from ..model.arguments import ModelArguments
@@ -42,26 +42,27 @@ def parse_training_arguments(
 
 
 def train_from_command_line(
+    script: str,
+    description: str | None,
     data_class: type,
     read_data: Callable[[ParsedArguments], RunData],
-    *,
-    script: str,
-    description: str,
-    arguments: Sequence[str] | None = None,
-    defaults: dict[str, Any] | None = None,
+    arguments: Sequence[str] | None,
+    **defaults: Any,
 ) -> None:
     """Run a training command: parse, read, plan, train, save, and print what comes next.
 
-    `data_class` declares the command's own data flags, `defaults` its defaults where they differ from those of the
-    dataclasses. `script` names the command and its default output folder.
+    `script` names the command and its default output folder, `data_class` declares its own data flags, and `defaults`
+    are its defaults where they differ from those of the dataclasses.
     """
     from ..trainer.plan import check_run, format_plan, plan_run
     from ..trainer.push import plan_push
     from ..trainer.record import find_checkpoint
     from ..trainer.run import find_facts, run_training
 
-    defaults = {"output_dir": default_output_folder(script, arguments), **(defaults or {})}
-    (parsed,) = parse_training_arguments(data_class, description=description, arguments=arguments, defaults=defaults)
+    defaults["output_dir"] = default_output_folder(script, arguments)
+    (parsed,) = parse_training_arguments(
+        data_class, description=description or "", arguments=arguments, defaults=defaults
+    )
     quiet_libraries()
     if parsed.validation.val_data and parsed.validation.val_fraction:
         raise UserError("expected either --val_data or --val_fraction, got both: give one of them")

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,15 +27,7 @@ K_VALUES = (1, 3, 5, 10, 100)  # ranks of the figures; beir keeps as many docume
 
 
 class BeirModel:
-    """Gives a model the interface that beir's `DenseRetrievalExactSearch` expects.
-
-    Args:
-        model: The model, in evaluation mode.
-        use_predictor: Use the predictor's output as the query vector.
-
-    Raises:
-        UserError: If the model has no predictor to use.
-    """
+    """Gives a model in evaluation mode the interface that beir's `DenseRetrievalExactSearch` expects."""
 
     score_function = "dot"  # beir must compare these vectors by dot product, whatever the model's similarity
 
@@ -49,21 +41,20 @@ class BeirModel:
 
     def encode_queries(self, queries: Sequence[str], batch_size: int = 32, **options: Any) -> Tensor:
         """Embed query texts as `inner_product_vectors`; of beir's other options only `show_progress_bar` counts."""
-        encode = partial(self._model.encode_query, use_predictor=self._use_predictor)
-        return self._encode(encode, list(queries), batch_size, options, is_query=True)
+        return self._encode(list(queries), batch_size, options, is_query=True)
 
     def encode_corpus(self, corpus: Sequence[dict[str, str]], batch_size: int = 32, **options: Any) -> Tensor:
         """Embed documents, with `text` and perhaps `title`, in the same way."""
         texts = [document_text(document.get("title", ""), document.get("text", "")) for document in corpus]
-        return self._encode(self._model.encode_document, texts, batch_size, options, is_query=False)
+        return self._encode(texts, batch_size, options, is_query=False)
 
-    def _encode(
-        self, encode: Callable[..., Any], texts: list[str], batch_size: int, options: dict[str, Any], *, is_query: bool
-    ) -> Tensor:
+    def _encode(self, texts: list[str], batch_size: int, options: dict[str, Any], *, is_query: bool) -> Tensor:
         import torch
 
         from ..search.similarity import inner_product_vectors
 
+        encode_query = partial(self._model.encode_query, use_predictor=self._use_predictor)
+        encode = encode_query if is_query else self._model.encode_document
         vectors = encode(texts, batch_size=batch_size, show_progress_bar=options.get("show_progress_bar", False))
         similarity = self._model.config.similarity_fn_name
         return inner_product_vectors(torch.as_tensor(vectors), similarity, is_query=is_query)
@@ -77,21 +68,11 @@ def beir_retriever(
     k_values: Sequence[int] = K_VALUES,
     show_progress_bar: bool = False,
 ) -> EvaluateRetrieval:
-    """Set up beir's exact search and evaluation for a model.
+    """Set up beir's exact search and evaluation for a model in evaluation mode.
 
-    Args:
-        model: The model, in evaluation mode.
-        use_predictor: Use the predictor's output as the query vector.
-        batch_size: Texts per batch.
-        k_values: Ranks of the figures; as many documents are kept per query as the largest.
-        show_progress_bar: Show a progress bar while texts are encoded.
-
-    Returns:
-        An object with `retrieve(corpus, queries)` for at least two queries (beir fails on one) and
-        `evaluate(qrels, run, k_values)`. The scores of a Euclidean model are |q|² minus the squared distance.
-
-    Raises:
-        UserError: If the model has no predictor to use.
+    With `use_predictor`, the predictor's output is the query vector; a UserError says if there is no predictor.
+    `retrieve` needs at least two queries, because beir fails on one, and keeps as many documents per query as the
+    largest of `k_values`. The scores of a Euclidean model are |q|² minus the squared distance.
     """
     from beir.retrieval.evaluation import EvaluateRetrieval
     from beir.retrieval.search.dense import DenseRetrievalExactSearch

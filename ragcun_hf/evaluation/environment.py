@@ -1,23 +1,30 @@
-"""Versions, machine and commit: the facts that a reader needs to repeat a measurement."""
+"""What a reader needs to repeat a measurement: command, versions, machine and commit."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from ..command_line import portable_command
 
 _PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
 
 
-def environment_facts() -> dict[str, Any]:
-    """Return the facts that a reader needs to repeat a measurement.
+def measurement_facts(script: str, arguments: Sequence[str] | None) -> dict[str, Any]:
+    """Return when and by which command line something was `created`, and the facts of the environment."""
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"created": created, "command": portable_command(script, arguments), **environment_facts()}
 
-    `versions` maps installed packages to versions. `machine` has `processor`, usable `cores`, `python` and, with a
-    GPU, `accelerator`. `commit` is that of the package's checkout, or None.
-    """
+
+def environment_facts() -> dict[str, Any]:
+    """Return `versions` of installed packages, facts of the `machine`, and the `commit` of the checkout, or None."""
     import torch
 
     versions = {}
@@ -35,11 +42,9 @@ def environment_facts() -> dict[str, Any]:
 
 def _processor_name() -> str:
     cpu_facts = Path("/proc/cpuinfo")  # platform.processor() is empty on most Linux systems
-    if cpu_facts.is_file():
-        for line in cpu_facts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    text = cpu_facts.read_text(encoding="utf-8", errors="replace") if cpu_facts.is_file() else ""
+    found = re.search(r"^model name[^:\n]*:(.*)", text, flags=re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def checkout_commit(file: Path) -> str | None:

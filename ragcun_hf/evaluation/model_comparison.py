@@ -10,17 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from ..command_line import format_table
 from ..data.beir_folder import BeirDataset
 from ..errors import UserError
 from .metrics.retrieval.trec_scores import average_scores
 from .model_evaluation import ModelEvaluation, seen_document_ids
-from .plots import BLUE, GREY, ORANGE, PIXELS_PER_INCH, WIDTH_INCHES, label_axes, save_figure
+from .plots import BLUE, GREY, ORANGE, label_axes, make_panels, save_figure, whisker
 from .results import BASE_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM, mean_over_datasets, shorten
 from .retrieval import PerQuery, select_queries, split_queries_by_seen_documents
-from .significance import PairedComparison, compare_over_datasets, compare_systems
+from .significance import compare_over_datasets, compare_systems
 
 Pair = tuple[str, str]  # a system and the reference that it is compared with
 
@@ -32,21 +31,13 @@ _TEXT_WIDTH = 76
 
 @dataclass(frozen=True)
 class ComparedDataset:
-    """One data set with the figures of all systems, each on the same queries.
-
-    Args:
-        name: Name of the data set.
-        split: Judgements that were used.
-        texts: Query id -> text.
-        per_query: System -> query id -> metric -> value, the reference of all comparisons first.
-        subsets: Name -> query ids, to be compared separately, as from `split_queries_by_seen_documents`.
-    """
+    """One data set with the figures of all systems, each on the same queries."""
 
     name: str
     split: str
-    texts: Mapping[str, str]
-    per_query: Mapping[str, PerQuery]
-    subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    texts: Mapping[str, str]  # query id -> text
+    per_query: Mapping[str, PerQuery]  # by system, the reference of all comparisons first
+    subsets: Mapping[str, Sequence[str]] = field(default_factory=dict)  # name -> query ids to compare separately
 
 
 def system_names(paths: Sequence[str]) -> list[str]:
@@ -70,15 +61,10 @@ def system_names(paths: Sequence[str]) -> list[str]:
 def gather_systems(
     datasets: Sequence[BeirDataset], evaluations: Mapping[str, ModelEvaluation], seen_digests: Collection[str]
 ) -> list[ComparedDataset]:
-    """Collect the systems of several models, data set by data set.
+    """Collect the systems of several models, by name, data set by data set.
 
-    Args:
-        datasets: The data sets that were evaluated.
-        evaluations: Name of each model -> its evaluation of all data sets.
-        seen_digests: Digests of the documents that any of the models was trained on.
-
-    Returns:
-        The first model's frozen base comes first, then every model's systems, with its own base if that differs.
+    The first model's frozen base comes first, then every model's systems, with its own base if that differs. Digests
+    are those of the documents that any of the models was trained on.
     """
     first, *others = ([each.per_query[BASE_SYSTEM] for each in found.evaluations] for found in evaluations.values())
     has_own_base = dict(zip(evaluations, [False, *(base != first for base in others)], strict=True))
@@ -103,9 +89,8 @@ def gather_systems(
 def compare_models(datasets: Sequence[ComparedDataset]) -> dict[str, Any]:
     """Compare every system with every system before it, by NDCG@10, on data sets with the same systems in one order.
 
-    The result has `metric`, `systems` (in order), `datasets` (name -> split, number of queries, figures of each
-    system, comparisons, changed queries, subsets by seen documents) and `overall` (comparisons of the mean over data
-    sets). A comparison names `system` and `reference`; its difference is system minus reference.
+    The result has the `metric`, the `systems`, `datasets` by name, and `overall` for the mean over data sets. A
+    comparison names `system` and `reference`; its difference is system minus reference.
     """
     orders = [list(dataset.per_query) for dataset in datasets]
     if not orders or any(order != orders[0] for order in orders):
@@ -125,7 +110,7 @@ def compare_models(datasets: Sequence[ComparedDataset]) -> dict[str, Any]:
     overall = []
     for a, b in pairs:
         figures = [(dataset.per_query[a], dataset.per_query[b]) for dataset in datasets]
-        overall.append(_comparison((a, b), compare_over_datasets(figures, MAIN_METRIC)))
+        overall.append({"system": a, "reference": b, **asdict(compare_over_datasets(figures, MAIN_METRIC))})
     return {
         "metric": MAIN_METRIC,
         "systems": orders[0],
@@ -139,13 +124,10 @@ def _figures(per_query: Mapping[str, PerQuery], pairs: Sequence[Pair]) -> dict[s
         "num_queries": len(next(iter(per_query.values()))),
         "systems": {system: average_scores(values) for system, values in per_query.items()},
         "comparisons": [
-            _comparison((a, b), compare_systems(per_query[a], per_query[b], MAIN_METRIC)) for a, b in pairs
+            {"system": a, "reference": b, **asdict(compare_systems(per_query[a], per_query[b], MAIN_METRIC))}
+            for a, b in pairs
         ],
     }
-
-
-def _comparison(pair: Pair, compared: PairedComparison) -> dict[str, Any]:
-    return {"system": pair[0], "reference": pair[1], **asdict(compared)}
 
 
 def _changed_queries(dataset: ComparedDataset, system: str, reference: str) -> dict[str, Any]:
@@ -165,10 +147,7 @@ def _changed_queries(dataset: ComparedDataset, system: str, reference: str) -> d
 
 
 def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield a label and an entry (systems, comparisons) for every data set, its subsets, and the mean of several.
-
-    If a data set's only subset is the whole set, its figures are the same, and the label just mentions it.
-    """
+    """Yield a label and an entry for every data set, its subsets if there are several, and the mean of several."""
     for name, entry in comparison["datasets"].items():
         subsets = entry.get("subsets", {})
         note = f", {next(iter(subsets)).replace('_', ' ')}" if len(subsets) == 1 else ""
@@ -180,11 +159,7 @@ def _labelled_entries(comparison: Mapping[str, Any]) -> Iterator[tuple[str, Mapp
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:
-    """Format the result of `compare_models` for the terminal.
-
-    The table has one row per data set (or subset) and pair of systems. The queries that changed most against the first
-    system follow.
-    """
+    """Format the result of `compare_models`: a row per data set (or subset) and pair, then the changed queries."""
     metric = comparison["metric"]
     head = ("data set (queries)", "system", "against", metric.upper(), "difference", "95% interval", "p", "w/t/l")
     rows: list[tuple[str, ...]] = [head]
@@ -215,15 +190,10 @@ def plot_model_comparison(comparison: Mapping[str, Any], path: str | os.PathLike
     pairs = [(each["system"], each["reference"]) for each in rows[0][1]["comparisons"]]
     if len(pairs) > _MOST_PANELS:
         pairs = [pair for pair in pairs if pair[1] == comparison["systems"][0]]
-    columns = min(_PANEL_COLUMNS, len(pairs))
-    num_rows = -(-len(pairs) // columns)
-    size = (WIDTH_INCHES, num_rows * (1.4 + 0.32 * len(rows)))
-    figure = Figure(figsize=size, dpi=PIXELS_PER_INCH, layout="constrained")
-    all_axes = list(figure.subplots(num_rows, columns, squeeze=False, sharex=True, sharey=True).flat)
-    for axes, pair in zip(all_axes, pairs, strict=False):
+    height, columns = 1.4 + 0.32 * len(rows), min(_PANEL_COLUMNS, len(pairs))
+    figure, all_axes = make_panels(len(pairs), columns, height, share=True)
+    for axes, pair in zip(all_axes, pairs, strict=True):
         _draw_pair(axes, [entry for _, entry in rows], pair, comparison["metric"])
-    for axes in all_axes[len(pairs) :]:
-        axes.remove()
     all_axes[0].set_yticks(range(len(rows)), [label for label, _ in rows])
     all_axes[0].set_ylim(len(rows) - 0.5, -0.5)  # the first row at the top
     save_figure(figure, path)
@@ -234,9 +204,7 @@ def _draw_pair(axes: Axes, entries: Sequence[Mapping[str, Any]], pair: Pair, met
         each = next(each for each in entry["comparisons"] if (each["system"], each["reference"]) == pair)
         is_certain = each["low"] > 0 or each["high"] < 0
         colour = GREY if not is_certain else BLUE if each["difference"] > 0 else ORANGE
-        # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
-        ends = [[max(each["difference"] - each["low"], 0)], [max(each["high"] - each["difference"], 0)]]
-        marker = "o" if is_certain else "s"
+        ends, marker = whisker(each["difference"], each["low"], each["high"]), "o" if is_certain else "s"
         axes.errorbar(each["difference"], place, xerr=ends, fmt=marker, color=colour, capsize=3, linewidth=1.5)
     axes.axvline(0, color="black", linewidth=1, linestyle=":")
     label_axes(axes, f"difference in {metric.upper()}", "", f"{pair[0]}\nagainst {pair[1]}")

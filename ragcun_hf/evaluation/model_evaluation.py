@@ -54,25 +54,13 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class ModelSystems:
-    """Makes the systems of one model: the frozen base, and outputs of the trained head.
+    """Makes the systems of one model: the frozen base, and outputs of the trained head."""
 
-    Args:
-        encoder: The model, in evaluation mode.
-        base: The untrained base, if training changed the encoder; default: the model's features are the base's
-            vectors.
-        heads: The outputs to evaluate: `projection`, and `predictor` to use its output as the query vector.
-        search: Finds the documents; called as `exact_search`.
-        folder: Folder for temporary files with the vectors of a large corpus.
-
-    Raises:
-        UserError: If the model has no predictor to evaluate.
-    """
-
-    encoder: TextEncoder
-    base: TextEncoder | None = None
-    heads: tuple[str, ...] = (PROJECTION_SYSTEM,)
+    encoder: TextEncoder  # of the model in evaluation mode
+    base: TextEncoder | None = None  # the untrained base, if training changed the encoder
+    heads: tuple[str, ...] = (PROJECTION_SYSTEM,)  # the predictor's output is another query vector
     search: Search = exact_search
-    folder: str | Path = "."
+    folder: str | Path = "."  # for temporary files with the vectors of a large corpus
 
     def __post_init__(self) -> None:
         if PREDICTOR_SYSTEM in self.heads and self.encoder.model.predictor is None:
@@ -129,8 +117,8 @@ def evaluate_model(
 ) -> ModelEvaluation:
     """Evaluate a model's systems on every data set, and measure the isotropy of their document vectors.
 
-    With digests of training documents (hexadecimal), figures are also reported separately for queries with and without
-    a relevant document among them. The result is ready for the results file.
+    With hexadecimal digests of training documents, queries with and without a relevant document among them are also
+    reported separately.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
@@ -205,30 +193,25 @@ def sample_rows(num_documents: int) -> np.ndarray:
 
 
 class VectorSample:
-    """A random sample of document vectors over all data sets and processes.
-
-    Args:
-        shards: This process's documents of each data set, in order.
-    """
+    """A random sample of document vectors over all data sets and processes, from each process's shards."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        starts = np.cumsum([0, *(shard.num_documents for shard in shards)])
-        chosen = sample_rows(int(starts[-1]))
-        # Documents are numbered through all data sets; these are the chosen ones of each shard, and its first number.
-        self._firsts = [start + shard.start for start, shard in zip(starts, shards, strict=False)]
-        self._numbers = [
-            chosen[(chosen >= first) & (chosen < first + len(shard))]
-            for first, shard in zip(self._firsts, shards, strict=True)
-        ]
+        chosen, start = sample_rows(sum(shard.num_documents for shard in shards)), 0
+        # Documents are numbered through all data sets; these are each shard's first number, and its chosen ones.
+        self._chosen: list[tuple[int, np.ndarray]] = []
+        for shard in shards:
+            first = start + shard.start
+            self._chosen.append((first, chosen[(chosen >= first) & (chosen < first + len(shard))]))
+            start += shard.num_documents
         self._rows: dict[str, list[np.ndarray]] = {}
 
     def add(self, system: str, documents: Any) -> None:
         """Keep the sampled rows of a system's vectors of the next data set."""
         rows = self._rows.setdefault(system, [])
-        place = len(rows)
-        rows.append(read_far_apart(documents, self._numbers[place] - self._firsts[place]))
+        first, numbers = self._chosen[len(rows)]
+        rows.append(read_far_apart(documents, numbers - first))
 
     def vectors(self) -> dict[str, np.ndarray]:
         """Return each system's sample from all processes, in the order of the data sets."""
-        numbers = np.concatenate(self._numbers)
+        numbers = np.concatenate([numbers for _, numbers in self._chosen])
         return {system: gather_rows_by_number(numbers, np.concatenate(rows)) for system, rows in self._rows.items()}

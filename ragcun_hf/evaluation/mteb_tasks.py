@@ -39,16 +39,12 @@ def require_mteb() -> None:
 
 
 def task_from_beir_folder(
-    folder: str | os.PathLike[str],
-    split: str = "test",
-    *,
-    language: str = "eng-Latn",
-    drop_identical_ids: bool = True,
+    folder: str | os.PathLike[str], split: str = "test", *, language: str = "eng-Latn", drop_identical_ids: bool = True
 ) -> AbsTaskRetrieval:
-    """Make an MTEB retrieval task, named after the folder and with NDCG@10 as its main score, from a BEIR folder.
+    """Make an MTEB retrieval task from a BEIR folder, named after it and with NDCG@10 as its main score.
 
-    Nothing is downloaded. `language` has MTEB's form (ISO 639-3 and ISO 15924), such as `deu-Latn`. Dropping the
-    document with the query's own id is what BEIR does, and MTEB for ArguAna.
+    `language` has MTEB's form (ISO 639-3 and ISO 15924), such as `deu-Latn`. BEIR drops the document with the query's
+    own id, and so does MTEB for ArguAna.
     """
     require_mteb()
     from mteb.abstasks import AbsTaskRetrieval
@@ -131,8 +127,8 @@ def load_sentence_transformer(
 ) -> SentenceTransformer:
     """Load a folder or Hub id with sentence-transformers, as MTEB does; raises a UserError if that fails.
 
-    A model of this package's type always runs the installed classes, never the code beside its weights: what a config
-    says is no reason to trust a folder. `trust_remote_code` runs the code that comes with a model of another type.
+    A model of this package's type always runs the installed classes, never the code beside its weights;
+    `trust_remote_code` runs the code of a model of another type.
     """
     require_mteb()
     from safetensors import SafetensorError
@@ -209,11 +205,14 @@ def _missing_data(name: str, reason: object) -> UserError:
     )
 
 
+def _one_line(reason: object) -> str:
+    return " ".join(str(reason).split())[:200]
+
+
 def _numbers(row: Mapping[str, Any]) -> dict[str, float | None]:
     # MTEB gives NaN for undefined measures of its own, and JSON has no NaN.
-    return {
-        key: value if math.isfinite(value) else None for key, value in row.items() if isinstance(value, (int, float))
-    }
+    numbers = {key: value for key, value in row.items() if isinstance(value, (int, float))}
+    return {key: value if math.isfinite(value) else None for key, value in numbers.items()}
 
 
 def format_mteb_table(entries: Sequence[dict[str, Any]]) -> str:
@@ -226,7 +225,3 @@ def format_mteb_table(entries: Sequence[dict[str, Any]]) -> str:
                 cells = ("-" if figure is None else f"{figure:.4f}" for figure in figures)
                 rows.append((entry["task"], split, subset, entry["main_metric"], *cells))
     return format_table(rows, num_names=4)
-
-
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())[:200]

@@ -41,9 +41,8 @@ WIDTH_INCHES = 10.0  # times the pixels per inch: 1200 pixels
 def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw one panel per logged loss term, the total, and NDCG@10 on held-out data if it was logged.
 
-    `log_history` is that of the `TrainerState`: dictionaries with `step` and any of `loss`, `loss/contrastive`,
-    `loss/isotropy`, `loss/predictive` (unweighted), the same with the prefix `eval_`, and keys that start with `eval_`
-    and end with `ndcg@10` or `ndcg@10_predictor`. Raises a ValueError if nothing that can be drawn was logged.
+    `log_history` is that of the `TrainerState`; keys of held-out data start with `eval_`. Raises a ValueError if
+    nothing that can be drawn was logged.
     """
     panels = [(key, label) for key, label in _LOSS_PANELS.items() if _points(log_history, key)[0]]
     endings = (MAIN_METRIC, f"{MAIN_METRIC}_predictor")
@@ -53,22 +52,17 @@ def plot_learning_curves(log_history: Sequence[Mapping[str, Any]], path: str | o
     num_panels = len(panels) + bool(quality_keys)
     if num_panels == 0:
         raise ValueError("expected a log history with losses, got none: train with logging_steps above 0")
-    columns = num_panels if num_panels < 3 else (2 if num_panels == 4 else 3)
-    num_rows = -(-num_panels // columns)
-    figure = Figure(figsize=(WIDTH_INCHES, 3.2 * num_rows), dpi=PIXELS_PER_INCH, layout="constrained")
-    all_axes = list(figure.subplots(num_rows, columns, squeeze=False).flat)
+    figure, all_axes = make_panels(num_panels, 2 if num_panels == 4 else min(num_panels, 3), 3.2)
     for axes, (key, label) in zip(all_axes, panels, strict=False):
         _draw_term(axes, log_history, key, label)
     if quality_keys:
-        axes = all_axes[len(panels)]
+        axes = all_axes[-1]
         for key, colour, marker in zip(quality_keys, (BLUE, ORANGE, GREEN, GREY, PURPLE), "osD^v", strict=False):
             data, _, system = key.removeprefix("eval_").rpartition(MAIN_METRIC)
             name = ", ".join([data.strip("_/") or "held out", *filter(None, [system.strip("_")])])
             axes.plot(*_points(log_history, key), color=colour, marker=marker, linewidth=2, label=name)
         axes.legend(frameon=False)
-        label_axes(axes, "optimiser step", "NDCG@10 (0 to 1)")
-    for axes in all_axes[num_panels:]:
-        axes.remove()
+        label_axes(axes, "optimizer step", "NDCG@10 (0 to 1)")
     save_figure(figure, path)
 
 
@@ -91,26 +85,17 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
         axes.plot(held_out_steps, held_out, color=ORANGE, linewidth=2, linestyle="--", marker="o", label="held out")
     if is_noisy or held_out:
         axes.legend(frameon=False)
-    label_axes(axes, "optimiser step", label)
+    label_axes(axes, "optimizer step", label)
 
 
-def plot_isotropy(
-    before: Vectors,
-    after: Vectors,
-    path: str | os.PathLike[str],
-    *,
-    labels: tuple[str, str] = (BASE_SYSTEM, PROJECTION_SYSTEM),
-    seed: int = 0,
-) -> None:
-    """Draw how evenly two sets of vectors, (N, D) with N >= 2, fill their space, side by side; widths may differ.
+def plot_isotropy(before: Vectors, after: Vectors, path: str | os.PathLike[str]) -> None:
+    """Draw how evenly vectors (N, D), N >= 2, of the base and the projection fill their spaces.
 
-    There are three panels: the spectrum of the covariance (flat = isotropic), projections on random unit directions
-    beside the density of N(0, 1), and the cosines of random pairs (narrow around 0 = isotropic). For the projections
-    each set is scaled to mean variance 1, by the factor in the legend; its offset stays visible.
+    The panels show the spectrum of the covariance (flat = isotropic), projections on random directions beside the
+    density of N(0, 1), after scaling to mean variance 1, and the cosines of random pairs (around 0 = isotropic).
     """
-    figure = Figure(figsize=(WIDTH_INCHES, 3.9), dpi=PIXELS_PER_INCH, layout="constrained")
-    spectrum_axes, projection_axes, cosine_axes = figure.subplots(1, 3)
-    for vectors, label, colour, style in zip((before, after), labels, (GREY, BLUE), ("--", "-"), strict=True):
+    figure, (spectrum_axes, projection_axes, cosine_axes) = make_panels(3, 3, 3.9)
+    for vectors, label, colour, style in ((before, BASE_SYSTEM, GREY, "--"), (after, PROJECTION_SYSTEM, BLUE, "-")):
         # NumPy has no bfloat16 and cannot read a tensor with a gradient.
         array = vectors if isinstance(vectors, np.ndarray) else vectors.detach().cpu().float().numpy()
         x_ND = np.asarray(array, dtype=np.float32)
@@ -118,7 +103,7 @@ def plot_isotropy(
         eigenvalues_D = covariance_eigenvalues(x_ND)
         draw_spectrum(spectrum_axes, eigenvalues_D, **line, linewidth=2, label=label)
         scale = 1 / np.sqrt(max(eigenvalues_D.mean(), 1e-30))
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(0)
         _draw_projections(projection_axes, x_ND * scale, generator, f"{label} (× {scale:.3g})", line)
         cosines = random_pair_cosines(x_ND, generator)
         name = f"{label}, mean {cosines.mean():.2f}"
@@ -174,8 +159,7 @@ def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generat
 def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the NDCG@10 of every data set of the results as a group of bars, one bar per system, the base first.
 
-    The whisker on a bar is the interval of its difference to the base: if it does not reach the dashed line at the
-    base's value, chance alone is an unlikely explanation.
+    If the whisker of a difference does not reach the dashed line of the base, chance is an unlikely explanation.
     """
     datasets = results["datasets"]
     if not datasets:
@@ -185,8 +169,7 @@ def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) ->
     systems = sorted(names, key=lambda name: known.index(name) if name in known else len(known))
     spare = iter(_OTHER_COLOURS * len(systems))
     colours = {system: _SYSTEM_COLOURS.get(system) or next(spare) for system in systems}
-    figure = Figure(figsize=(WIDTH_INCHES, 4.6), dpi=PIXELS_PER_INCH, layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = make_panels(1, 1, 4.6)
     width = 0.8 / len(systems)
     for place, system in enumerate(systems):
         label = system
@@ -214,15 +197,29 @@ def _draw_bar(axes: Axes, x: float, width: float, entry: Mapping[str, Any], syst
     compared = entry.get("comparisons", {}).get(system, {})
     if compared.get("metric") == MAIN_METRIC:
         base = value - compared["difference"]
-        below, above = value - (base + compared["low"]), base + compared["high"] - value
-        # Rounding may put an end on the wrong side of the mean by 1e-17, which matplotlib refuses.
-        axes.errorbar(x, value, yerr=[[max(below, 0)], [max(above, 0)]], color="black", capsize=4, linewidth=1.5)
+        ends = whisker(value, base + compared["low"], base + compared["high"])
+        axes.errorbar(x, value, yerr=ends, color="black", capsize=4, linewidth=1.5)
         top = max(value, base + compared["high"])
     # The white box keeps the number legible where the base's dashed line runs through it.
     box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8, "alpha": 0.9}
     axes.annotate(
         f"{value:.3f}", (x, top), (0, 4), textcoords="offset points", ha="center", fontsize=9, zorder=5, bbox=box
     )
+
+
+def make_panels(num_panels: int, columns: int, height: float, *, share: bool = False) -> tuple[Figure, list[Axes]]:
+    """Make a figure of panels in rows of this height in inches; they may share the ranges of their axes."""
+    num_rows = -(-num_panels // columns)
+    figure = Figure(figsize=(WIDTH_INCHES, height * num_rows), dpi=PIXELS_PER_INCH, layout="constrained")
+    all_axes = list(figure.subplots(num_rows, columns, squeeze=False, sharex=share, sharey=share).flat)
+    for axes in all_axes[num_panels:]:
+        axes.remove()
+    return figure, all_axes[:num_panels]
+
+
+def whisker(value: float, low: float, high: float) -> list[list[float]]:
+    """Return the lengths below and above a value; rounding may make one -1e-17, which matplotlib refuses."""
+    return [[max(value - low, 0)], [max(high - value, 0)]]
 
 
 def label_axes(axes: Axes, x_label: str, y_label: str, title: str = "") -> None:

@@ -67,9 +67,8 @@ def write_trec_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, 
     """Write a run in TREC format: `query Q0 document rank score tag`, one line per document.
 
     The same run always gives the same bytes: queries are ordered by id, documents by falling score and then by id,
-    and every score has enough digits to be read back exactly. A query without documents has no line. (trec_eval
-    ignores the rank and sorts again by score, equal scores by falling id.) Raises a UserError if an id or the tag is
-    empty or contains a space, or a score is not finite.
+    and every score has enough digits to be read back exactly. (trec_eval ignores the rank and sorts again by score,
+    equal scores by falling id.) Raises a UserError for an id or tag with spaces, or a score that is not finite.
     """
     check_trec_ids([tag], "tag")
     check_trec_ids(run, "query id")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,6 +16,7 @@ from ..files import write_whole
 
 SCHEMA_VERSION = 1
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
+MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
 BASE_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "projection", "predictor"
 
 # Shapes of the file's parts: a type, several types, or a dictionary of key -> shape.
@@ -76,18 +77,24 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_json_object(path: Path, what: str = "a JSON file", remedy: str = "check the path") -> dict[str, Any]:
+    """Read a JSON file that holds one object; a UserError calls the file `what`, and says how to get one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"expected {what}, could not read {path} ({error.strerror}): {remedy}") from error
+    except ValueError as error:  # also a wrong encoding
+        raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
+    return content
+
+
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a results file; raises a UserError if it cannot be read or does not match the schema."""
     path = Path(path)
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"expected a results file, could not read {path} ({error.strerror}): write one with training/eval_beir.py"
-        ) from error
-    except ValueError as error:  # also a wrong encoding
-        raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
-    version = results.get("schema_version", SCHEMA_VERSION) if isinstance(results, dict) else SCHEMA_VERSION
+    results = read_json_object(path, "a results file", "write one with training/eval_beir.py")
+    version = results.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UserError(
             f"{path}: expected schema_version {SCHEMA_VERSION}, got {version!r}: write it again with this version"
@@ -103,20 +110,21 @@ def _check(value: Any, shape: Any, path: Path, key: str) -> None:
         return
     if not isinstance(value, Mapping):
         raise _wrong_value(path, key, "an object", value)
+    if _EACH in shape:
+        for each in value:
+            _check(value[each], shape[_EACH], path, f"{key}.{each}")
+        return
+    prefix = f"{key}." if key else ""
     for name, part in shape.items():
         plain = name.removeprefix(_OPTIONAL)
-        if name == _EACH:
-            for each in value:
-                _check(value[each], part, path, _join(key, each))
-        elif plain in value:
-            _check(value[plain], part, path, _join(key, plain))
-        elif name not in (_OPEN, _OPTIONAL + plain):
-            raise UserError(f"{path}: expected the key {_join(key, plain)!r}, got none: write the file again")
-    if _EACH not in shape and _OPEN not in shape:
-        known = {name.removeprefix(_OPTIONAL) for name in shape}
-        unknown = [name for name in value if name not in known]
-        if unknown:
-            raise UserError(f"{path}: expected only known keys, got {_join(key, unknown[0])!r}: remove or rename it")
+        if plain in value:
+            _check(value[plain], part, path, prefix + plain)
+        elif plain == name != _OPEN:
+            raise UserError(f"{path}: expected the key {prefix + name!r}, got none: write the file again")
+    known = {name.removeprefix(_OPTIONAL) for name in shape}
+    unknown = [name for name in value if name not in known]
+    if unknown and _OPEN not in shape:
+        raise UserError(f"{path}: expected only known keys, got {prefix + unknown[0]!r}: remove or rename it")
 
 
 def _check_leaf(value: Any, allowed: tuple[Any, ...], path: Path, key: str) -> None:
@@ -131,10 +139,6 @@ def _check_leaf(value: Any, allowed: tuple[Any, ...], path: Path, key: str) -> N
 
 def _wrong_value(path: Path, key: str, expected: str, value: Any) -> UserError:
     return UserError(f"{path}: expected {expected} at {key or 'the top'!r}, got {value!r}: write the file again")
-
-
-def _join(key: str, name: object) -> str:
-    return f"{key}.{name}" if key else str(name)
 
 
 def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:
@@ -163,9 +167,8 @@ def format_results_table(results: Mapping[str, Any]) -> str:
 
     There is one row per data set (and subset) and system, the base first, then the mean of several data sets.
     """
-    rows: list[tuple[str, ...]] = [
-        ("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")
-    ]
+    head = ("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")
+    rows: list[tuple[str, ...]] = [head]
     for name, entry in results["datasets"].items():
         rows += _table_rows(f"{name} {entry['split']} ({entry['num_queries']})", entry)
         for subset, part in entry.get("subsets", {}).items():
@@ -175,29 +178,36 @@ def format_results_table(results: Mapping[str, Any]) -> str:
     return format_table(rows, num_names=2)
 
 
-def _table_rows(label: str, entry: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _table_rows(label: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    for system, value, difference, tested in compared_systems(entry):
+        recall = entry["systems"][system].get("recall@100")
+        yield (
+            shorten(label, 28),
+            shorten(system, 12),
+            "-" if value is None else f"{value:.4f}",
+            "" if difference is None else f"{difference:+.4f}",
+            f"[{tested['low']:+.4f}, {tested['high']:+.4f}]" if tested else "",
+            f"{tested['p_value']:.4f}" if tested else "",
+            "-" if recall is None else f"{recall:.4f}",
+        )
+        label = ""
+
+
+def compared_systems(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield name, NDCG@10, difference to the base and entry in `comparisons` of each system, the base first.
+
+    What an entry of the results file does not have, or has by another metric, is None.
+    """
     systems = entry["systems"]
     base = systems.get(BASE_SYSTEM, {}).get(MAIN_METRIC)
-    rows: list[tuple[str, ...]] = []
     for system in sorted(systems, key=lambda name: name != BASE_SYSTEM):  # stable: the others keep their order
-        value, recall = systems[system].get(MAIN_METRIC), systems[system].get("recall@100")
-        compared = entry.get("comparisons", {}).get(system, {})
-        is_tested = compared.get("metric") == MAIN_METRIC
+        value = systems[system].get(MAIN_METRIC)
+        tested = entry.get("comparisons", {}).get(system, {})
         has_difference = system != BASE_SYSTEM and value is not None and base is not None
-        rows.append(
-            (
-                shorten("" if rows else label, 28),
-                shorten(system, 12),
-                "-" if value is None else f"{value:.4f}",
-                f"{value - base:+.4f}" if has_difference else "",
-                f"[{compared['low']:+.4f}, {compared['high']:+.4f}]" if is_tested else "",
-                f"{compared['p_value']:.4f}" if is_tested else "",
-                "-" if recall is None else f"{recall:.4f}",
-            )
-        )
-    return rows
+        is_tested = tested.get("metric") == MAIN_METRIC
+        yield system, value, value - base if has_difference else None, tested if is_tested else None
 
 
 def shorten(text: str, width: int) -> str:
-    """Cut a text to a width, with three dots at the end."""
+    """Cut a text to a width; an ellipsis marks the cut."""
     return text if len(text) <= width else text[: width - 1] + "…"

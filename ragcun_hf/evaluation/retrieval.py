@@ -1,13 +1,13 @@
 """Evaluate retrieval systems on one data set: search, official figures, and a paired comparison with the base.
 
-A system is anything with a name that ranks documents. This file knows nothing of models or features.
+A system has a name and ranks documents. This file knows nothing of models or features.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -25,41 +25,19 @@ Search = Callable[..., SearchResult]  # called as `exact_search`
 PerQuery = dict[str, dict[str, float]]  # query id -> metric -> value
 
 
-class System(Protocol):
-    """A way to rank documents, one row of the results."""
+@dataclass(frozen=True)
+class VectorSystem:
+    """Ranks documents by the similarity of their vectors to the query's vector."""
 
-    @property
-    def name(self) -> str:
-        """Name of the system in the results."""
-        ...
+    name: str
+    queries: Matrix  # (Q, D), in the order of `dataset.queries`
+    documents: Matrix  # (N, D), in the order of `dataset.corpus_ids`
+    similarity: str
+    search: Search = exact_search
+    shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
-        ...
-
-
-@dataclass(frozen=True)
-class VectorSystem:
-    """Ranks documents by the similarity of their vectors to the query's vector.
-
-    Args:
-        name: Name of the system in the results.
-        queries: Query vectors (Q, D), in the order of `dataset.queries`.
-        documents: Document vectors (N, D), in the order of `dataset.corpus_ids`.
-        similarity: `cosine`, `dot` or `euclidean`.
-        search: Finds the documents; called as `exact_search`.
-        shard: The rows of the corpus that `documents` holds, if several processes share it; default: all.
-    """
-
-    name: str
-    queries: Matrix
-    documents: Matrix
-    similarity: str
-    search: Search = exact_search
-    shard: Shard | None = None
-
-    def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
-        """Search for some queries."""
         num_documents = len(dataset.corpus_ids if self.shard is None else self.shard)
         if (len(self.queries), len(self.documents)) != (len(dataset.queries), num_documents):
             raise UserError(
@@ -84,7 +62,7 @@ class DatasetEvaluation:
 
 def evaluate_retrieval(
     dataset: BeirDataset,
-    systems: Sequence[System],
+    systems: Sequence[VectorSystem],
     *,
     k: int = 100,
     drop_identical_ids: bool = True,
@@ -95,9 +73,8 @@ def evaluate_retrieval(
     Queries without judgements are not searched. Judged documents that are not in the corpus count as never found, as
     in BEIR (ArguAna has five); BEIR also drops the document with the query's own id from its ranking.
 
-    With `seen_document_ids` of training documents, figures are also reported separately for queries with at least one
-    relevant document among them and for all others, unless a group is empty: a head can memorise documents, and only
-    the second group shows what it gains on new ones.
+    With `seen_document_ids` of training documents, queries with a relevant document among them and all others are also
+    reported separately: a head can memorize documents, and only the second group shows what it gains on new ones.
     """
     names = [system.name for system in systems]
     if BASE_SYSTEM not in names or len(set(names)) < len(names):

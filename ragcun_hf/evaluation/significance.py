@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 VALUES_AT_ONCE = 2_000_000  # random numbers held at once (16 MB)
+PerQuery = Mapping[str, Mapping[str, float]]  # query id -> metric -> value
 _EXACT_UP_TO = 12  # differences; 4,096 sign patterns are fewer than the random ones, and exact
 
 
@@ -32,11 +33,10 @@ class PairedComparison:
 def paired_randomization_test(a: ArrayLike, b: ArrayLike, *, num_permutations: int = 10_000, seed: int = 0) -> float:
     """Compute the two-sided p-value of the mean difference between two systems, from (Q,) values on the same queries.
 
-    If both systems were equally good, each query's two values could be swapped, so the sign of each difference is
-    random. The p-value is the probability of a mean difference at least this large. Queries with equal values do not
-    matter. With at most 12 other queries all sign patterns are counted, and the result is exact. Otherwise the
-    observed pattern is counted among the random ones (Phipson and Smyth, 2010, arXiv:1603.05766), so that p is at
-    least 1 / (num_permutations + 1). `scipy.stats.permutation_test` takes ten times as long for 10,000 queries.
+    If both systems were equally good, the sign of each query's difference would be random. The p-value is the
+    probability of a mean difference at least this large. With at most 12 queries of unequal values, all sign patterns
+    are counted. Otherwise the observed pattern is counted among the random ones (Phipson and Smyth, 2010,
+    arXiv:1603.05766). `scipy.stats.permutation_test` takes ten times as long for 10,000 queries.
 
     Source:
         Smucker, Allan and Carterette, "A comparison of statistical significance tests for information
@@ -110,9 +110,7 @@ def _bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-def compare_systems(
-    per_query_a: Mapping[str, Mapping[str, float]], per_query_b: Mapping[str, Mapping[str, float]], metric: str
-) -> PairedComparison:
+def compare_systems(per_query_a: PerQuery, per_query_b: PerQuery, metric: str) -> PairedComparison:
     """Compare system a with system b on one metric; the order of the queries does not matter.
 
     Both map query id -> metric -> value for the same queries, as from `score_queries`; b is usually the frozen base.
@@ -127,9 +125,7 @@ def compare_systems(
     return _comparison([difference_Q], difference_Q, float(difference_Q.mean()))
 
 
-def compare_over_datasets(
-    per_query: Sequence[tuple[Mapping[str, Mapping[str, float]], Mapping[str, Mapping[str, float]]]], metric: str
-) -> PairedComparison:
+def compare_over_datasets(per_query: Sequence[tuple[PerQuery, PerQuery]], metric: str) -> PairedComparison:
     """Compare system a with system b by the mean of their mean differences over data sets.
 
     `per_query` has the figures of a and of b for each data set. Every data set has the same weight, however many
@@ -162,9 +158,7 @@ def _comparison(
     )
 
 
-def _paired_differences(
-    per_query_a: Mapping[str, Mapping[str, float]], per_query_b: Mapping[str, Mapping[str, float]], metric: str
-) -> np.ndarray[Any, Any]:
+def _paired_differences(per_query_a: PerQuery, per_query_b: PerQuery, metric: str) -> np.ndarray[Any, Any]:
     """Subtract one metric of two systems query by query, in the order of query ids: (Q,)."""
     if per_query_a.keys() != per_query_b.keys():
         raise ValueError(

@@ -18,13 +18,9 @@ if TYPE_CHECKING:
 
 
 class RetrievalValidation:
-    """Measures how well queries find their own documents among all validation documents.
+    """Measures how well the queries of pairs find their own documents among all documents.
 
-    Args:
-        queries: One text per pair; a query that occurs several times has several relevant documents.
-        documents: The relevant document of each pair.
-        distractors: More documents to search, relevant to no query.
-        store: Provides precomputed features; without one, texts are encoded at every call.
+    Distractors are relevant to no query. Without a store of features, texts are encoded at every call.
     """
 
     def __init__(
@@ -66,9 +62,8 @@ class RetrievalValidation:
         texts = self._queries if is_query else self._documents
         if self._store is None:
             encode = model.encode_query if is_query else model.encode_document
-            predictions = None
-            if is_query and model.config.use_predictor:
-                predictions = model.encode_query(texts, use_predictor=True, convert_to_tensor=True)
+            predicts = is_query and model.config.use_predictor
+            predictions = encode(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
             return encode(texts, convert_to_tensor=True), predictions
         prompt = model.config.query_prompt if is_query else model.config.document_prompt
         key = (is_query, prompt)

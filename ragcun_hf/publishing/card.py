@@ -44,8 +44,7 @@ def render_card(
 
     `results` come from `read_results`, `join_results` or `nothing_measured`, `published` from `read_published`, and
     `comparison` from a file of `eval_beir.py --compare`; `plots` maps descriptions to addresses relative to the card,
-    and `dataset_ids` are Hub ids of the training data. A template has the two marker lines, and its lines with digits
-    must be lines of the package's own.
+    and `dataset_ids` are Hub ids of the training data.
     """
     from huggingface_hub import ModelCard
     from jinja2 import TemplateError
@@ -104,10 +103,7 @@ def _section(text: str) -> re.Match[str] | None:
 
 
 def read_own_words(text: str, path: Path) -> str | None:
-    """Return the lines between the marker lines of a card, or None for a card without markers.
-
-    A `UserError` says if the section is doubled or open, or holds a digit, an HTML tag or a code block.
-    """
+    """Return the lines between the marker lines of a card, or None without markers; refuse what could mislead."""
     if BEGIN_WORDS not in text and END_WORDS not in text:
         return None
     section = _section(text)

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, compared_systems
 from .card_findings import (
-    BASE,
-    METRIC,
     NOT_MEASURED,
     compare_with_base,
     describe,
@@ -23,7 +22,7 @@ from .card_findings import (
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
 
-METRIC_NAMES = {METRIC: "NDCG@10", "map@100": "MAP@100", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
+METRIC_NAMES = {MAIN_METRIC: "NDCG@10", "map@100": "MAP@100", "recall@100": "Recall@100", "mrr@10": "MRR@10"}
 # Collections that the Hub has under BeIR/<name>, with the benchmark whose leaderboard lists models and its task, if
 # there is one (names of mteb 2.26). Other data sets keep their own names.
 BEIR_ON_THE_HUB = {
@@ -44,7 +43,7 @@ BEIR_ON_THE_HUB = {
     "webis-touche2020": ("mteb/touche2020", "Touche2020"),
 }
 
-_SYSTEM_NAMES = {BASE: "frozen base"}
+_SYSTEM_NAMES = {BASE_SYSTEM: "frozen base"}
 _ISOTROPY_NAMES = {
     "effective_rank": "effective rank (number of directions in use)",
     "iso_score": "IsoScore (1 is isotropic)",
@@ -67,10 +66,7 @@ _HOUSEKEEPING = re.compile(r"(logging|save|eval|report|push|hub|dataloader|disab
 
 
 def card_metadata(results: Mapping[str, Any], *, name: str, dataset_ids: Sequence[str] = ()) -> ModelCardData:
-    """Make the metadata block, with every figure of the model as a `model-index`.
-
-    Only the user knows which training data have an id on the Hub, so `dataset_ids` are given.
-    """
+    """Make the metadata block, with every figure of the model as a `model-index`."""
     from huggingface_hub import ModelCardData
 
     base_model = results["model"]["base_model"] or ""
@@ -92,7 +88,7 @@ def _evaluation_results(datasets: Mapping[str, Any]) -> Iterator[EvalResult]:
 
     for name, entry in datasets.items():
         for system, metrics in entry["systems"].items():
-            if system == BASE:  # another model's figures
+            if system == BASE_SYSTEM:  # another model's figures
                 continue
             for metric in (metric for metric in METRIC_NAMES if metric in metrics):
                 yield EvalResult(
@@ -116,7 +112,7 @@ def card_sections(
     """Prepare the template's variables from the sources of a card, as `render_card` takes them."""
     datasets = results["datasets"]
     compared = None if comparison is None else _comparison_of_model(comparison, results["model"])
-    outcomes = compare_with_base(datasets)
+    outcomes, figures = compare_with_base(datasets), (published or {}).get("figures", [])
     places = {f"{name} {entry['split']} ({entry['num_queries']:,} queries)": entry for name, entry in datasets.items()}
     if len(places) > 1:
         places["mean of the data sets"] = {"systems": results["mean"]}
@@ -140,28 +136,21 @@ def card_sections(
         "training_rows": [] if training_record is None else _training_rows(training_record),
         "measurements": [_measurement(part) for part in results["measurements"]],
         "published": published,
-        "published_rows": [
-            (figure["label"], format_figure(figure["value"])) for figure in (published or {}).get("figures", [])
-        ],
+        "published_rows": [(figure["label"], format_figure(figure["value"])) for figure in figures],
     }
 
 
-def _rows(place: str, entry: Mapping[str, Any]) -> list[list[str]]:
+def _rows(place: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:
     """Make a row for each system, the base first: metrics, then the difference to the base, its interval and p."""
-    systems, rows = entry["systems"], []
-    base = systems.get(BASE, {}).get(METRIC)
-    for system in sorted(systems, key=lambda name: name != BASE):
-        value, tested = systems[system].get(METRIC), entry.get("comparisons", {}).get(system, {})
-        difference = format_difference(None if value is None or base is None else value - base)
-        if system == BASE:
+    for system, _, difference, tested in compared_systems(entry):
+        if system == BASE_SYSTEM:
             compared = ["", "", ""]
-        elif tested.get("metric") != METRIC:
-            compared = [difference, NOT_MEASURED, NOT_MEASURED]
+        elif tested is None:
+            compared = [format_difference(difference), NOT_MEASURED, NOT_MEASURED]
         else:
-            compared = [difference, _interval(tested), format_figure(tested["p_value"])]
-        metrics = [format_figure(systems[system].get(metric)) for metric in METRIC_NAMES]
-        rows.append([place, _SYSTEM_NAMES.get(system, system), *metrics, *compared])
-    return rows
+            compared = [format_difference(difference), _interval(tested), format_figure(tested["p_value"])]
+        metrics = [format_figure(entry["systems"][system].get(metric)) for metric in METRIC_NAMES]
+        yield [place, _SYSTEM_NAMES.get(system, system), *metrics, *compared]
 
 
 def _interval(tested: Mapping[str, Any]) -> str:
@@ -194,7 +183,7 @@ def _training_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows.append(("optimizer steps", record.get("steps")))
     if record.get("blend", 1.0) != 1.0:
         rows.append(("blend of the initial with the trained weights (share of the trained ones)", record["blend"]))
-    for when, value in record.get("validation_ndcg@10", {}).items():
+    for when, value in record.get(f"validation_{MAIN_METRIC}", {}).items():
         rows.append((f"NDCG@10 on held-out pairs, {_VALIDATED.get(when, when)}", format_figure(value)))
     rows += [(f"seconds for {what}", value) for what, value in record.get("seconds", {}).items()]
     energy = record.get("energy") or {"by": None, "kwh": NOT_MEASURED}
@@ -225,9 +214,10 @@ _SAME = ("base_model", "output_dim", "projection_init", "projection_kind", "use_
 
 def _comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     """Take the rows of this model out of a file of `eval_beir.py --compare`, with what was searched and how."""
-    if comparison.get("metric") != METRIC or not comparison.keys() >= _PARTS:
+    if comparison.get("metric") != MAIN_METRIC or not comparison.keys() >= _PARTS:
         raise UserError(
-            f"--comparison expects a file that eval_beir.py --compare wrote, by {METRIC}, got another: write it again"
+            f"--comparison expects a file that eval_beir.py --compare wrote, by {MAIN_METRIC}, got another: write it "
+            "again"
         )
     name = model["name"]
     found = comparison["models"].get(name)
@@ -248,14 +238,14 @@ def _comparison_rows(comparison: Mapping[str, Any], name: str) -> Iterator[list[
 
     Frozen bases are left out, as the model's own is in the table of results, and so are other models' predictors.
     """
-    own = {name, f"{name}, predictor"}
+    own = {name, f"{name}, {PREDICTOR_SYSTEM}"}
     entry = comparison["overall"] if len(comparison["datasets"]) > 1 else next(iter(comparison["datasets"].values()))
     for each in entry["comparisons"]:
         systems = (each["system"], each["reference"])
         if own & {*systems} and {*systems} <= own | comparison["models"].keys():
             yield [
                 *systems,
-                *(format_figure(entry["systems"][system][METRIC]) for system in systems),
+                *(format_figure(entry["systems"][system][MAIN_METRIC]) for system in systems),
                 format_difference(each["difference"]),
                 _interval(each),
                 format_figure(each["p_value"]),

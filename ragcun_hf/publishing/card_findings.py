@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-METRIC, BASE = "ndcg@10", "base"
+from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, compared_systems
+
 NOT_MEASURED = "not measured"
 
 _OUTCOMES = {
@@ -70,17 +71,15 @@ def compare_with_base(places: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
     """Compare each system with the base; `places` maps a name to an entry of a results file."""
     found = []
     for place, entry in places.items():
-        base = entry["systems"].get(BASE, {}).get(METRIC)
-        for system, metrics in entry["systems"].items():
-            value = metrics.get(METRIC)
-            if system == BASE or value is None or base is None:
+        for system, value, difference, tested in compared_systems(entry):
+            if difference is None:
                 continue
-            tested = entry.get("comparisons", {}).get(system, {})
-            if tested.get("metric") != METRIC:
+            if tested is None:
                 kind = "untested"
             else:
                 kind = "below" if tested["high"] < 0 else "above" if tested["low"] > 0 else "alike"
-            figures = f"{format_figure(value)} against {format_figure(base)}, {format_difference(value - base)}"
+            base = entry["systems"][BASE_SYSTEM][MAIN_METRIC]
+            figures = f"{format_figure(value)} against {format_figure(base)}, {format_difference(difference)}"
             found.append(Outcome(system, kind, f"{place} ({figures})"))
     return found
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
-from ..evaluation.results import mean_over_datasets, read_results, write_json
+from ..evaluation.results import (
+    MAIN_METRIC,
+    MODEL_SETTINGS,
+    PROJECTION_SYSTEM,
+    mean_over_datasets,
+    read_json_object,
+    read_results,
+    write_json,
+)
 from ..files import RECORD_FILE, weights_digest, write_whole
-from .card_content import BEIR_ON_THE_HUB, METRIC
+from .card_content import BEIR_ON_THE_HUB
 
 SOURCES_FILE = "card_sources.json"
 PUBLISHED_FIGURES = Path(__file__).with_name("published.json")
@@ -24,8 +31,7 @@ _MANIFEST_KEYS = {"results", "training_record", "comparison", "published", "repo
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Join the contents of results files of one model, each with other data sets.
 
-    The result is the first file's content, its isotropy included, with the data sets of all files, their mean, and
-    under `measurements` how each file was made. A `UserError` says if models differ or a data set occurs twice.
+    The isotropy and the rest are those of the first file; `measurements` says how each file was made.
     """
     if not results:
         raise UserError("--results expects at least one results file, got none: write one with training/eval_beir.py")
@@ -47,8 +53,7 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def nothing_measured(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Return joined results without any figure, from a model's `config.json`: its card says "not measured"."""
-    facts = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")
-    model = {fact: config[fact] for fact in facts if fact in config}
+    model = {setting: config[setting] for setting in MODEL_SETTINGS if setting in config}
     base, similarity = config.get("base_model_name"), config.get("similarity_fn_name", "cosine")
     model |= {"name": name, "path": name, "base_model": base, "similarity": similarity}
     empty: dict[str, Any] = {part: {} for part in ("datasets", "mean", "isotropy", "settings")}
@@ -61,19 +66,6 @@ def read_published(path: Path, recipe: str) -> dict[str, Any] | None:
     if not isinstance(recipes, Mapping):
         raise UserError(f"{path}: expected the key 'recipes', got none: see publishing/published.json of the package")
     return {"recipe": recipe, **recipes[recipe]} if recipe in recipes else None
-
-
-def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds one object; a `UserError` says if there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"expected a JSON file, could not read {path} ({error.strerror}): check the path") from error
-    except ValueError as error:
-        raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
-    return content
 
 
 def keep_sources(
@@ -92,7 +84,6 @@ def keep_sources(
     Arguments are those of `render_card`, but `results` and `training_record` are files. Files outside the folder are
     copied into its `results/`. The texts of queries in a comparison are not kept.
     """
-    kept_results = [_kept(folder, path, path.name) for path in results]
     kept_comparison = None
     if comparison is not None:
         kept_comparison = f"{_RESULTS_FOLDER}/comparison.json"
@@ -102,7 +93,7 @@ def keep_sources(
         }
         write_json(folder / kept_comparison, {**comparison, "datasets": datasets})
     manifest = {
-        "results": kept_results,
+        "results": [_kept(folder, path, path.name) for path in results],
         "training_record": None if training_record is None else _kept(folder, training_record, RECORD_FILE),
         "comparison": kept_comparison,
         "published": published,
@@ -141,15 +132,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_sources(folder: Path) -> dict[str, Any]:
-    """Read what the card in a model's folder was rendered from: the arguments of `render_card`.
-
-    A `UserError` says if a file is missing or unreadable, or does not fit the weights or `.eval_results` there.
-    """
+    """Read the arguments of `render_card` from a model's folder; refuse what does not fit its weights and files."""
     manifest = read_manifest(folder)
-    results, present = [], weights_digest(folder)
-    for name in manifest["results"]:
-        results.append(read_results(folder / name))
-        measured = results[-1]["model"].get("weights_sha256")
+    results, present = [read_results(folder / name) for name in manifest["results"]], weights_digest(folder)
+    for name, part in zip(manifest["results"], results, strict=True):
+        measured = part["model"].get("weights_sha256")
         if measured != present:
             raise UserError(
                 f"{folder / name}: expected figures of the weights in {folder} (sha256 {str(present)[:12]}), got "
@@ -158,18 +145,19 @@ def read_sources(folder: Path) -> dict[str, Any]:
             )
     expected = _eval_results(folder, manifest)
     found = {path: path.read_text(encoding="utf-8") for path in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml")}
-    for path in sorted(expected.keys() | found.keys()):
-        if expected.get(path) != found.get(path):
-            raise UserError(f"{path}: expected what the results files say, got something else: render the card again")
+    for listed in sorted(expected.keys() | found.keys()):
+        if expected.get(listed) != found.get(listed):
+            raise UserError(
+                f"{listed}: expected what the results files say, got something else: render the card again"
+            )
     if results:
         joined = join_results(results)
     else:
         joined = nothing_measured(folder.resolve().name, read_json_object(folder / "config.json"))
-    contents = {
-        part: None if manifest[part] is None else read_json_object(folder / manifest[part])
-        for part in ("training_record", "comparison")
-    }
-    return {**{key: manifest[key] for key in _MANIFEST_KEYS}, **contents, "results": joined}
+    sources = {**{key: manifest[key] for key in _MANIFEST_KEYS}, "results": joined}
+    for name in ("training_record", "comparison"):
+        sources[name] = None if manifest[name] is None else read_json_object(folder / manifest[name])
+    return sources
 
 
 def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
@@ -180,7 +168,7 @@ def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
     files = {}
     for part in [read_results(folder / name) for name in manifest["results"]]:
         for name, entry in part["datasets"].items():
-            value = entry["systems"].get("projection", {}).get(METRIC)
+            value = entry["systems"].get(PROJECTION_SYSTEM, {}).get(MAIN_METRIC)
             dataset_id, task = BEIR_ON_THE_HUB.get(name, (None, None))
             if dataset_id is None or entry["split"] != "test" or value is None:
                 continue
@@ -189,7 +177,7 @@ def _eval_results(folder: Path, manifest: Mapping[str, Any]) -> dict[Path, str]:
                 task_id=f"{task}_default_test",
                 value=round(100 * value, 3),  # leaderboards count in hundredths
                 date=part["created"],
-                notes=f"{METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
+                notes=f"{MAIN_METRIC} by pytrec_eval, not by mteb: {' '.join(part['command'].split())}",
             )
             text = yaml.safe_dump(eval_result_entries_to_yaml([listed]), sort_keys=False, allow_unicode=True)
             files[folder / _EVAL_RESULTS_FOLDER / f"{name}.yaml"] = text

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..evaluation.results import read_json_object
 from .card import check_card
-from .card_sources import read_json_object, read_manifest, read_sources
+from .card_sources import read_manifest, read_sources
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -42,25 +43,18 @@ _LOG_IN = "run hf auth login, or set HF_TOKEN to a token with write access (hugg
 class UploadPlan:
     """Files to send, and files that stay."""
 
-    files: dict[str, Path]
-    """Path in the repository -> file."""
-    left_out: dict[str, str]
-    """Path in the folder -> why it stays."""
+    files: dict[str, Path]  # path in the repository -> file
+    left_out: dict[str, str]  # path in the folder -> why it stays
 
 
 def plan_upload(folder: Path) -> UploadPlan:
-    """List what to send of a model folder: weights, code, tokenizer, card, and the results and plots that it shows.
-
-    A `UserError` says if something that a model needs is missing. The files are sorted by name.
-    """
+    """List what to send of a model folder, by name: what it needs to load, and the results and plots of its card."""
     if not folder.is_dir():
         raise UserError(f"--model_path expects the folder of a trained model, got {folder}: check the path")
+    render = f"evaluate it, then python training/render_card.py --model_path {folder} --results ... --repo_id ..."
     for name, what in _NEEDED.items():
         if not (folder / name).is_file():
-            remedy = "name the folder that a training script wrote"
-            if name == _CARD:
-                command = f"python training/render_card.py --model_path {folder} --results ... --repo_id ..."
-                remedy = f"evaluate it, then {command}"
+            remedy = render if name == _CARD else "name the folder that a training script wrote"
             raise UserError(f"expected a model with {what} in {folder}, found no {name}: {remedy}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"expected weights in {folder}, found no *.safetensors: train the model again")
@@ -135,10 +129,7 @@ _SECONDS = 600
 
 
 def check_clean_load(folder: Path) -> None:
-    """Load a model folder without this package, the network or any cache, and embed two texts.
-
-    A `UserError` quotes the last line of what went wrong there.
-    """
+    """Load a model folder without this package, the network or any cache, and embed two texts; quote what fails."""
     with tempfile.TemporaryDirectory() as empty:
         caches = {name: empty for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
         left_out = ("HUGGINGFACE_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
@@ -167,8 +158,7 @@ def check_clean_load(folder: Path) -> None:
 def prepare_repository(api: HfApi, repo_id: str, *, private: bool | None = None, revision: str | None = None) -> str:
     """Create the repository and the branch if they are missing, which also tests the token; return the whole id.
 
-    `repo_id` is organisation/name, or a name alone for the token's owner. If `private` is None, the owner's settings
-    decide about a new repository.
+    A name alone belongs to the token's owner. If `private` is None, the owner's settings decide.
     """
     with _hub_errors_explained(repo_id):
         whole = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
@@ -178,10 +168,7 @@ def prepare_repository(api: HfApi, repo_id: str, *, private: bool | None = None,
 
 
 def upload(api: HfApi, plan: UploadPlan, repo_id: str, *, revision: str | None = None) -> CommitInfo:
-    """Send all files in one commit, so that visitors see the whole new model or the old one.
-
-    A `UserError` says if the Hub refuses or the connection breaks. Nothing was committed then.
-    """
+    """Send all files in one commit, so that visitors see the whole new model or the old one, also after an error."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [CommitOperationAdd(name, str(path)) for name, path in plan.files.items()]

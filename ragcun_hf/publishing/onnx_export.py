@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,15 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import write_whole
+from ..evaluation.results import read_json_object, write_json
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 CONFIG_FILE = "onnx_config.json"
 GRAPHS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
-LARGEST_FILE_BYTES = 1_500_000_000
-"""Larger weights get a file of their own: protobuf ends at 2 GiB, and a graph is more than its weights."""
+LARGEST_FILE_BYTES = 1_500_000_000  # larger weights get their own file: protobuf, with the graph, ends at 2 GiB
 
 _INPUTS = ("input_ids", "attention_mask")
 _OUTPUTS = ("embeddings", "predictions")
@@ -56,20 +54,13 @@ def check_packages(names: Sequence[str] = _PACKAGES) -> None:
 
 
 class OnnxEncoder:
-    """Embeds texts with a folder that `write_onnx` wrote, without PyTorch.
+    """Embeds texts with a folder that `write_onnx` wrote, without PyTorch, on all cores if `threads` is None.
 
-    Args:
-        folder: With onnx_config.json, tokenizer.json and the graphs.
-        precision: `float32` or `int8`.
-        threads: Threads of one matrix product. Default: all cores.
+    Raises a UserError if a package is missing, or the folder holds no export in this precision.
 
-    Raises:
-        UserError: If a package is missing, or the folder holds no such export.
-
-    Example:
-        >>> encoder = OnnxEncoder(Path("checkpoints/mine/onnx"), precision="int8")  # doctest: +SKIP
-        >>> encoder.run(*encoder.tokenize(["how do I sort?"]))["embeddings"].shape  # doctest: +SKIP
-        (1, 384)
+    >>> encoder = OnnxEncoder(Path("checkpoints/mine/onnx"), precision="int8")  # doctest: +SKIP
+    >>> encoder.run(*encoder.tokenize(["how do I sort?"]))["embeddings"].shape  # doctest: +SKIP
+    (1, 384)
     """
 
     def __init__(self, folder: Path, *, precision: str = "float32", threads: int | None = None) -> None:
@@ -77,12 +68,8 @@ class OnnxEncoder:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        try:
-            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"expected an export with {CONFIG_FILE}, got {folder}: run training/export_onnx.py first"
-            ) from error
+        what, remedy = f"an export with {CONFIG_FILE}", "run training/export_onnx.py first"
+        self.config = read_json_object(folder / CONFIG_FILE, what, remedy)
         if precision not in self.config["files"]:
             present = " and ".join(self.config["files"])
             raise UserError(f"expected a {precision} graph in {folder}, got {present}: export it with --precision")
@@ -142,9 +129,8 @@ def write_onnx(
 ) -> dict[str, Any]:
     """Write the graphs with all that they need, compare them with the model on texts, and return onnx_config.json.
 
-    The model is moved to the CPU, converted to float32 and put into evaluation mode. The folder exists and is empty;
-    after an error its content is no export. For int8, the weights of the encoder and the table of token embeddings are
-    rounded to 7 bits; the head stays in float32.
+    The model is moved to the CPU, converted to float32 and put into evaluation mode. The folder exists and is empty.
+    For int8, the encoder's weights and token embeddings are rounded to 7 bits; the head stays in float32.
     """
     check_packages()
     model.float().cpu().eval()
@@ -170,18 +156,13 @@ def write_onnx(
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *_PACKAGES)},
         "source": {"base_model_name": settings.base_model_name, "weights_sha256": weights_sha256},
     }
-    write_config(config, folder)
+    write_json(folder / CONFIG_FILE, config)
     config["parity"] = {"num_texts": len(texts), **compare_with_model(model, folder, list(config["files"]), texts)}
     if "float32" not in precisions:
         for path in folder.glob(f"{config['files'].pop('float32')}*"):
             path.unlink()
-    write_config(config, folder)
+    write_json(folder / CONFIG_FILE, config)
     return config
-
-
-def write_config(config: dict[str, Any], folder: Path) -> None:
-    """Write onnx_config.json into the folder of an export, whole or not at all."""
-    write_whole(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
 @contextmanager
@@ -300,7 +281,7 @@ def compare_with_model(
     tokens = [model.tokenize(batch) for batch in batches]
     with torch.inference_mode():
         outputs = [model(**inputs) for inputs in tokens]
-    found: dict[str, dict[str, float]] = {}
+    found = {}
     for precision in precisions:
         encoder = OnnxEncoder(folder, precision=precision, threads=torch.get_num_threads())
         own = [encoder.tokenize(batch) for batch in batches]

@@ -30,8 +30,9 @@ class PlannedPush:
         If the Hub refuses it or the connection breaks, a UserError says how to send the folder later.
         """
         from ..evaluation.plots import plot_learning_curves
+        from ..evaluation.results import read_json_object
         from ..publishing.card import write_card
-        from ..publishing.card_sources import keep_sources, nothing_measured, read_json_object
+        from ..publishing.card_sources import keep_sources, nothing_measured
         from ..publishing.hub import check_before_upload, describe_plan, plan_upload, upload
 
         record = read_json_object(folder / RECORD_FILE)

@@ -370,7 +370,7 @@ def test_a_disk_that_is_full_when_a_checkpoint_is_written(end, monkeypatch, erro
 
 
 def test_a_disk_that_is_full_when_results_are_written(end, monkeypatch):
-    monkeypatch.setattr("ragcun_hf.evaluation.results.write_results", _full_disk)
+    monkeypatch.setattr("ragcun_hf.cli.eval_beir.write_results", _full_disk)
     outcome = end(EVALUATE, *_evaluate("--base_model", "encoder"))
     _check(outcome, script=EVALUATE, words=["results", "No space left"])
 

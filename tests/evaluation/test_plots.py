@@ -66,7 +66,7 @@ def test_a_history_without_losses_is_refused(tmp_path):
 def test_isotropy_of_arrays_and_tensors_of_other_widths_is_drawn(tmp_path, drawn):
     before = np.random.default_rng(0).standard_normal((200, 12)).astype(np.float32) * np.arange(1, 13)
     after = torch.randn(150, 6, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16, requires_grad=True)
-    plot_isotropy(before, after, tmp_path / "isotropy.png", labels=("frozen", "head"))
+    plot_isotropy(before, after, tmp_path / "isotropy.png")
     assert _is_plot(tmp_path / "isotropy.png")
     spectrum = drawn[0].axes[0].lines[0].get_ydata()
     assert len(spectrum) == 12

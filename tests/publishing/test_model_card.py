@@ -13,7 +13,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from ragcun_hf.errors import UserError
-from ragcun_hf.evaluation.results import mean_over_datasets, read_results, write_results
+from ragcun_hf.evaluation.results import mean_over_datasets, read_json_object, read_results, write_results
 from ragcun_hf.publishing.card import BEGIN_WORDS, CARD_TEMPLATE, END_WORDS, check_card, render_card, write_card
 from ragcun_hf.publishing.card_content import card_sections
 from ragcun_hf.publishing.card_findings import (
@@ -26,7 +26,6 @@ from ragcun_hf.publishing.card_findings import (
 from ragcun_hf.publishing.card_sources import (
     PUBLISHED_FIGURES,
     join_results,
-    read_json_object,
     read_published,
     read_sources,
 )

@@ -15,6 +15,7 @@ import torch
 
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.results import write_json
 from ragcun_hf.publishing import onnx_export
 from ragcun_hf.publishing.onnx_export import OnnxEncoder
 
@@ -165,7 +166,7 @@ def test_a_text_without_tokens_is_one_padding_token_that_counts(exported, tmp_pa
     model.tokenizer.padding_side = side
     onnx_export.write_tokenizer(model, tmp_path / "o")
     config = json.loads((tmp_path / "o" / "onnx_config.json").read_text(encoding="utf-8"))
-    onnx_export.write_config({**config, "padding": {"side": side, "id": 1}}, tmp_path / "o")
+    write_json(tmp_path / "o" / "onnx_config.json", {**config, "padding": {"side": side, "id": 1}})
     ids, mask = OnnxEncoder(tmp_path / "o").tokenize(texts)
     expected = model.tokenize(texts)
     assert ids.tolist() == expected["input_ids"].tolist()

@@ -31,7 +31,7 @@ measures.py, in the same folder, explain the meaning, range and paper of each.
 
 _INPUTS = """
 Args:
-    predictions: Vectors, one per row, all of one width; not normalised, if their scale should count.
+    predictions: Vectors, one per row, all of one width; not normalized, if their scale should count.
     partners: The partner of each vector (a query's document), for the alignment; optional.
 Returns:
     A dictionary with the keys effective_rank, rank_me, iso_score, mean_cosine, embedding_std, partition_score,

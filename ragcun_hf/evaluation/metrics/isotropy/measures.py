@@ -3,13 +3,12 @@
 A collapsed or anisotropic space uses few of its directions; a standard Gaussian uses all directions equally. This file
 is copied together with `isotropy.py` by `evaluate.load`, so it imports nothing from the package.
 
-Shape letters used in this file: N = vectors, B = vectors in a block, D = vector width, K = random directions.
+Shape letters used in this file: N = vectors, B = some of them, D = vector width, K = random directions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +17,6 @@ from torch import Tensor
 
 Vectors: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
-BLOCK_ROWS = 8_192  # rows in float64 at once: 50 MB at width 768
 PAIR_BLOCK_ROWS = 1_024  # rows that are compared with all others at once
 _NUM_DIRECTIONS, _NUM_KNOTS, _LAST_KNOT = 256, 17, 3.0  # as `sigreg_statistic` of the losses
 
@@ -26,18 +24,14 @@ _NUM_DIRECTIONS, _NUM_KNOTS, _LAST_KNOT = 256, 17, 3.0  # as `sigreg_statistic` 
 def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
     """Compute the variances of vectors (N, D), N >= 1, along the principal directions: (D,) float64, falling, >= 0.
 
-    They are in squared units of the embeddings, all 1 for N(0, I). The covariance divides by N. It is computed in
-    float64 in blocks of rows.
+    They are in squared units of the embeddings, all 1 for N(0, I). The covariance divides by N.
 
     >>> covariance_eigenvalues(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 2.0], [0.0, -2.0]])).tolist()
     [2.0, 0.5]
     """
-    mean_D = _mean(embeddings)
-    covariance_DD = torch.zeros(len(mean_D), len(mean_D), dtype=torch.float64)
-    for x_BD in _float64_blocks(embeddings):
-        centred_BD = x_BD - mean_D
-        covariance_DD += centred_BD.T @ centred_BD
-    eigenvalues_D = torch.linalg.eigvalsh(covariance_DD / len(embeddings)).flip(0)
+    x_ND = _matrix(embeddings)
+    centered_ND = x_ND - x_ND.mean(dim=0)
+    eigenvalues_D = torch.linalg.eigvalsh(centered_ND.T @ centered_ND / len(x_ND)).flip(0)
     return eigenvalues_D.clamp_min(0).numpy()
 
 
@@ -48,12 +42,17 @@ def effective_rank(embeddings: Vectors) -> float:
 
     Source:
         Roy and Vetterli, "The effective rank", EUSIPCO 2007, on the eigenvalues of the covariance instead of the
-        singular values of the uncentred matrix, so that a common offset does not count as a direction.
+        singular values of the uncentered matrix, so that a common offset does not count as a direction.
 
     >>> round(effective_rank(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])), 6)
     2.0
     """
-    return _effective_rank(_spectrum(embeddings))
+    eigenvalues_D = _spectrum(embeddings)
+    if not eigenvalues_D.any():
+        return 0.0
+    share_D = eigenvalues_D / eigenvalues_D.sum()
+    share_D = share_D[share_D > 0]
+    return float(np.exp(-(share_D * np.log(share_D)).sum()))
 
 
 def iso_score(embeddings: Vectors) -> float:
@@ -68,96 +67,7 @@ def iso_score(embeddings: Vectors) -> float:
     >>> iso_score(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
     1.0
     """
-    return _iso_score(_spectrum(embeddings))
-
-
-def mean_cosine(embeddings: Vectors) -> float:
-    """Average the cosine similarity over all pairs of different rows (N, D), N >= 2, exactly.
-
-    The sum over all pairs is the squared length of the sum of the unit vectors, so no pair is formed. The mean lies
-    in [-1 / (N - 1), 1]: near 0 for isotropic vectors, 1 if all have one direction. A zero row has cosine 0.
-
-    >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 2.0]]))
-    0.0
-    """
-    num_rows = len(embeddings)
-    if num_rows < 2:
-        raise ValueError(f"expected at least two vectors to form pairs, got {num_rows}: pass more")
-    total_D: Tensor | float = 0.0
-    own_pairs = 0.0
-    for x_BD in _float64_blocks(embeddings):
-        norm_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
-        total_D = total_D + (x_BD / torch.where(norm_B1 > 0, norm_B1, 1.0)).sum(dim=0)
-        own_pairs += float(torch.count_nonzero(norm_B1))
-    return float((torch.as_tensor(total_D).square().sum() - own_pairs) / (num_rows * (num_rows - 1)))
-
-
-def embedding_std(embeddings: Vectors) -> float:
-    """Average the standard deviation of vectors (N, D) over dimensions, in their unit (dividing by N).
-
-    It is 1 for N(0, I), 0 after a collapse to one point, and at most 1 / sqrt(D) for vectors of length 1.
-
-    >>> embedding_std(np.array([[1.0, 0.0], [-1.0, 0.0]]))
-    0.5
-    """
-    mean_D = _mean(embeddings)
-    squares_D = torch.zeros_like(mean_D)
-    for x_BD in _float64_blocks(embeddings):
-        squares_D += (x_BD - mean_D).square().sum(dim=0)
-    return float((squares_D / len(embeddings)).sqrt().mean())
-
-
-def isotropy_report(embeddings: Vectors) -> dict[str, float]:
-    """Compute `effective_rank`, `mean_cosine`, `embedding_std` and `iso_score` of vectors (N, D), N and D >= 2.
-
-    Do not normalise the vectors if their scale should count.
-
-    >>> report = isotropy_report(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-    >>> {name: round(value, 3) for name, value in report.items()}
-    {'effective_rank': 2.0, 'mean_cosine': -0.333, 'embedding_std': 0.707, 'iso_score': 1.0}
-    """
     eigenvalues_D = _spectrum(embeddings)
-    return {
-        "effective_rank": _effective_rank(eigenvalues_D),
-        "mean_cosine": mean_cosine(embeddings),
-        "embedding_std": embedding_std(embeddings),
-        "iso_score": _iso_score(eigenvalues_D),
-    }
-
-
-def _float64_blocks(embeddings: Vectors) -> Iterator[Tensor]:
-    if embeddings.ndim != 2 or embeddings.shape[0] < 1:
-        raise ValueError(f"expected embeddings (N, D) with N >= 1, got {tuple(embeddings.shape)}: pool token states")
-    for start in range(0, len(embeddings), BLOCK_ROWS):
-        rows = embeddings[start : start + BLOCK_ROWS]
-        # A copy of an array, because torch warns about read-only memory maps.
-        block = (rows.detach().cpu() if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))).double()
-        if not bool(torch.isfinite(block).all()):
-            raise ValueError("expected finite embeddings, got NaN or infinity: check the model and its precision")
-        yield block
-
-
-def _mean(embeddings: Vectors) -> Tensor:
-    total_D = torch.stack([x_BD.sum(dim=0) for x_BD in _float64_blocks(embeddings)]).sum(dim=0)
-    return total_D / len(embeddings)
-
-
-def _spectrum(embeddings: Vectors) -> np.ndarray[Any, Any]:
-    """Return the eigenvalues of the covariance (D,), all 0 if they are only rounding errors of equal rows."""
-    eigenvalues_D = covariance_eigenvalues(embeddings)
-    is_collapsed = eigenvalues_D.sum() <= 1e-24 * float(_mean(embeddings).square().sum())
-    return np.zeros_like(eigenvalues_D) if is_collapsed else eigenvalues_D
-
-
-def _effective_rank(eigenvalues_D: np.ndarray[Any, Any]) -> float:
-    if not eigenvalues_D.any():
-        return 0.0
-    share_D = eigenvalues_D / eigenvalues_D.sum()
-    share_D = share_D[share_D > 0]
-    return float(np.exp(-(share_D * np.log(share_D)).sum()))
-
-
-def _iso_score(eigenvalues_D: np.ndarray[Any, Any]) -> float:
     width = len(eigenvalues_D)
     if width < 2:
         raise ValueError(f"expected vectors of at least two dimensions, got {width}: isotropy compares directions")
@@ -169,11 +79,60 @@ def _iso_score(eigenvalues_D: np.ndarray[Any, Any]) -> float:
     return float((width * fraction - 1) / (width - 1))
 
 
+def mean_cosine(embeddings: Vectors) -> float:
+    """Average the cosine similarity over all pairs of different rows (N, D), N >= 2, exactly.
+
+    The sum over all pairs is the squared length of the sum of the unit vectors, so no pair is formed. The mean lies
+    in [-1 / (N - 1), 1]: near 0 for isotropic vectors, 1 if all have one direction. A zero row has cosine 0.
+
+    >>> mean_cosine(np.array([[1.0, 0.0], [0.0, 2.0]]))
+    0.0
+    """
+    x_ND = _matrix(embeddings)
+    num_pairs = _num_pairs(x_ND)
+    norm_N1 = torch.linalg.vector_norm(x_ND, dim=1, keepdim=True)
+    total_D = (x_ND / torch.where(norm_N1 > 0, norm_N1, 1.0)).sum(dim=0)
+    return float((total_D.square().sum() - torch.count_nonzero(norm_N1)) / num_pairs)
+
+
+def embedding_std(embeddings: Vectors) -> float:
+    """Average the standard deviation of vectors (N, D) over dimensions, in their unit (dividing by N).
+
+    It is 1 for N(0, I), 0 after a collapse to one point, and at most 1 / sqrt(D) for vectors of length 1.
+
+    >>> embedding_std(np.array([[1.0, 0.0], [-1.0, 0.0]]))
+    0.5
+    """
+    x_ND = _matrix(embeddings)
+    return float((x_ND - x_ND.mean(dim=0)).square().mean(dim=0).sqrt().mean())
+
+
+def isotropy_report(embeddings: Vectors) -> dict[str, float]:
+    """Compute `effective_rank`, `mean_cosine`, `embedding_std` and `iso_score` of vectors (N, D), N and D >= 2.
+
+    Do not normalize the vectors if their scale should count.
+
+    >>> report = isotropy_report(np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
+    >>> {name: round(value, 3) for name, value in report.items()}
+    {'effective_rank': 2.0, 'mean_cosine': -0.333, 'embedding_std': 0.707, 'iso_score': 1.0}
+    """
+    x_ND = _matrix(embeddings)
+    return {measure.__name__: measure(x_ND) for measure in (effective_rank, mean_cosine, embedding_std, iso_score)}
+
+
+def _spectrum(embeddings: Vectors) -> np.ndarray[Any, Any]:
+    """Return the eigenvalues of the covariance (D,), all 0 if they are only rounding errors of equal rows."""
+    x_ND = _matrix(embeddings)
+    eigenvalues_D = covariance_eigenvalues(x_ND)
+    is_collapsed = eigenvalues_D.sum() <= 1e-24 * float(x_ND.mean(dim=0).square().sum())
+    return np.zeros_like(eigenvalues_D) if is_collapsed else eigenvalues_D
+
+
 # The measures below follow their papers exactly, to compare with published figures.
 
 
 def rank_me(embeddings: Any) -> float:
-    """Count the directions that vectors (N, D) use, by the singular values of the uncentred matrix.
+    """Count the directions that vectors (N, D) use, by the singular values of the uncentered matrix.
 
     It lies between 1 and min(N, D). A common offset counts as a direction; `effective_rank` leaves it out.
 
@@ -238,17 +197,15 @@ def uniformity(embeddings: Any) -> float:
     -8.0
     """
     x_ND = _unit(embeddings)
-    num_rows = len(x_ND)
-    if num_rows < 2:
-        raise ValueError(f"expected at least two vectors to form pairs, got {num_rows}: pass more")
+    num_pairs = _num_pairs(x_ND)
     # |x - y|^2 = 2 - 2 x . y; the pair of a row with itself gives exp(0), which is subtracted at the end.
     blocks = x_ND.split(PAIR_BLOCK_ROWS)
     total = sum(float((4 * (x_BD @ x_ND.T) - 4).exp().sum()) for x_BD in blocks)
-    return math.log(max(total - num_rows, 1e-300) / (num_rows * (num_rows - 1)))
+    return math.log(max(total - len(x_ND), 1e-300) / num_pairs)
 
 
 def sigreg(embeddings: Any, *, seed: int = 0) -> float:
-    """Test vectors (N, D), not normalised, against N(0, I): the Epps-Pulley statistic over 256 random directions.
+    """Test vectors (N, D), not normalized, against N(0, I): the Epps-Pulley statistic over 256 random directions.
 
     It is about 1.05 for samples of N(0, I), and up to 0.4 N after a collapse.
 
@@ -270,12 +227,20 @@ def sigreg(embeddings: Any, *, seed: int = 0) -> float:
 
 
 def _matrix(embeddings: Any) -> Tensor:
-    x_ND = torch.from_numpy(np.asarray(embeddings, dtype=np.float64))
+    # NumPy cannot read a tensor in bfloat16, and torch warns about read-only arrays: copy them.
+    is_tensor = isinstance(embeddings, Tensor)
+    x_ND = embeddings.detach().cpu() if is_tensor else torch.from_numpy(np.array(embeddings, dtype=np.float64))
     if x_ND.ndim != 2 or len(x_ND) < 1:
         raise ValueError(f"expected embeddings (N, D) with N >= 1, got {tuple(x_ND.shape)}: pass one row per vector")
     if not bool(x_ND.isfinite().all()):
         raise ValueError("expected finite embeddings, got NaN or infinity: check the model and its precision")
-    return x_ND
+    return x_ND.double()
+
+
+def _num_pairs(x_ND: Tensor) -> int:
+    if len(x_ND) < 2:
+        raise ValueError(f"expected at least two vectors to form pairs, got {len(x_ND)}: pass more")
+    return len(x_ND) * (len(x_ND) - 1)
 
 
 def _unit(embeddings: Any) -> Tensor:

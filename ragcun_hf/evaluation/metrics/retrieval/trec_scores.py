@@ -10,14 +10,13 @@ from collections.abc import Mapping
 
 import pytrec_eval
 
-METRICS = ("ndcg@10", "map@100", "recall@10", "recall@100", "mrr@10")
-
 _OFFICIAL_NAMES = {
     "ndcg@10": "ndcg_cut_10",
     "map@100": "map_cut_100",
     "recall@10": "recall_10",
     "recall@100": "recall_100",
 }
+METRICS = (*_OFFICIAL_NAMES, "mrr@10")
 
 
 def score_queries(
@@ -43,7 +42,11 @@ def score_queries(
         for query, judgements in qrels.items()
         if judgements
     }
-    ranked = {query: _plain_ranking(query, run.get(query, {})) for query in judged}
+    # The C extension needs plain floats.
+    ranked = {query: {name: float(score) for name, score in run.get(query, {}).items()} for query in judged}
+    for query, ranking in ranked.items():
+        if any(map(math.isnan, ranking.values())):
+            raise ValueError(f"expected numbers as scores, got NaN for query {query!r}: check the vectors")
     evaluator = pytrec_eval.RelevanceEvaluator(judged, {"ndcg_cut.10", "map_cut.100", "recall.10,100", "recip_rank"})
     official = evaluator.evaluate(ranked)
     scores = {}
@@ -66,11 +69,3 @@ def average_scores(scores: Mapping[str, Mapping[str, float]]) -> dict[str, float
     metrics = list(next(iter(scores.values())))
     # fsum: the mean does not depend on the order of the queries.
     return {metric: math.fsum(values[metric] for values in scores.values()) / len(scores) for metric in metrics}
-
-
-def _plain_ranking(query: str, ranking: Mapping[str, float]) -> dict[str, float]:
-    """Copy a ranking as plain floats, which the C extension needs."""
-    plain = {document: float(score) for document, score in ranking.items()}
-    if any(math.isnan(score) for score in plain.values()):
-        raise ValueError(f"expected numbers as scores, got NaN in the ranking of query {query!r}: check the vectors")
-    return plain
