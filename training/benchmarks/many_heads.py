@@ -3,7 +3,7 @@
     python training/benchmarks/many_heads.py
 
 The features are the random ones of head_training.py, a fifth of them held out. The Trainer trains one head as
-train_contrastive.py does; the sweep tries the 24 settings of training/sweeps/quick.yaml with successive halving.
+train_contrastive.py does; the sweep tries the 24 settings of the shipped sweep `quick` with successive halving.
 """
 
 from __future__ import annotations
