@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from .model.base_models import register_auto_classes
     from .model.configuration_isotropic_gaussian import IsotropicGaussianConfig
     from .model.modeling_isotropic_gaussian import IsotropicGaussianModel, IsotropicGaussianOutput
-    from .trainer.arguments import IsotropicGaussianTrainingArguments
+    from .objective.arguments import IsotropicGaussianTrainingArguments
     from .trainer.trainer import IsotropicGaussianTrainer
 
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ _HOMES = {
     "IsotropicGaussianModel": "model.modeling_isotropic_gaussian",
     "IsotropicGaussianOutput": "model.modeling_isotropic_gaussian",
     "IsotropicGaussianTrainer": "trainer.trainer",
-    "IsotropicGaussianTrainingArguments": "trainer.arguments",
+    "IsotropicGaussianTrainingArguments": "objective.arguments",
     "UserError": "errors",
     "register_auto_classes": "model.base_models",
 }

@@ -157,7 +157,7 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
 class FlagValues:
     """Converts the value of one flag as the command line would.
 
-    >>> from ragcun_hf.trainer.arguments import ModelArguments
+    >>> from ragcun_hf.objective.arguments import ModelArguments
     >>> FlagValues([ModelArguments]).convert("similarity", "dot")
     ('similarity_fn_name', 'dot')
     """
@@ -179,6 +179,10 @@ class FlagValues:
             raise UserError(f"{flag}: {error}: change the value") from error
         return action.dest, converted
 
+    def field(self, flag: str) -> str:
+        """Return the field that a flag sets."""
+        return str(self._action(flag).dest)
+
     def takes_integers(self, flag: str) -> bool:
         """Return whether a flag takes integers only."""
         return self._action(flag).type is int
@@ -188,6 +192,17 @@ class FlagValues:
         if action is None:
             raise UserError(f"expected the name of a flag, got {flag!r}: --help lists them")
         return action
+
+
+def recipe_values(name_or_file: str, dataclass_types: Sequence[type], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return field -> value of a recipe, checked as flags are; overrides, named alike, are taken as given."""
+    flags = FlagValues(dataclass_types)
+    path = _recipe_path(name_or_file)
+    values: dict[str, Any] = {}
+    for key, value in _read_yaml(path).items():
+        items = [flags.convert(str(key), item) for item in (value if isinstance(value, list) else [value])]
+        values[items[0][0]] = [item for _, item in items] if isinstance(value, list) else items[0][1]
+    return values | {flags.field(name): value for name, value in overrides.items()}
 
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:

@@ -20,12 +20,12 @@ from ..evaluation.environment import measurement_facts
 from ..evaluation.results import MAIN_METRIC, write_json
 from ..files import check_writable, disk_errors_explained, source_name, write_whole
 from .train_contrastive import PairDataArguments, read_data
-from .training import parse_training_arguments
+from .training import parse_training_arguments, with_corpus
 
 if TYPE_CHECKING:
     from ..sweep.records import SweepRecords
     from ..sweep.settings import Setting, Trial
-    from ..trainer.arguments import ParsedArguments
+    from .training import ParsedArguments
 
 
 @dataclass
@@ -51,16 +51,16 @@ def main(arguments: list[str] | None = None) -> None:
     sweep, parsed = parse(arguments)
     quiet_libraries()
     settings, trials = make_trials(sweep, parsed)
-    read = read_data(parsed)
+    read = with_corpus(read_data(parsed), parsed)
     base = parsed.model.build()
     base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    store = parsed.features.store(base)
-    data = HeadData.of_rows(base, read.train, store, held_out=read.validation)
+    store = parsed.training.store(base)
+    data = HeadData.of_rows(base, read.train, store, held_out=read.validation, corpus=read.corpus)
     say(store.summary())
     digests = {"training_texts": rows_digest(read.train), "held_out": rows_digest(read.validation)}  # type: ignore[arg-type]  # make_trials refuses a sweep without held-out rows
     spec = {
         "data": {**read.facts, **digests},
-        "features": parsed.features.value_flags(),
+        "features": parsed.training.value_flags(),
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "training": recorded_arguments(parsed.training),
         "settings": settings,
@@ -81,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArguments]:
     """Read the command line."""
+    from ..objective.arguments import with_values
+
     name = Path(config_file(arguments) or "sweep").stem
     sweep, parsed = parse_training_arguments(
         SweepArguments,
@@ -90,7 +92,7 @@ def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArg
         defaults={"output_dir": f"sweeps/{name}", "val_fraction": 0.2},
     )
     if parsed.validation.val_data:  # replaces the fraction, which has a default here
-        parsed = replace(parsed, validation=replace(parsed.validation, val_fraction=0.0))
+        parsed = replace(parsed, training=with_values(parsed.training, val_fraction=0.0))
     return sweep, parsed
 
 
@@ -104,18 +106,18 @@ def make_trials(sweep: SweepArguments, parsed: ParsedArguments) -> tuple[list[Se
         raise UserError(f"--seeds expects one or more different seeds, got {sweep.seeds}: list each once")
     if sweep.halving < 1:
         raise UserError(f"--halving must be at least 1, got {sweep.halving}: set it to 1 for none, or to e.g. 4")
-    if not parsed.uses_cached_features:
+    if not (parsed.model.freeze_base and training.feature_cache):
         raise UserError(
             "a sweep trains heads on cached features of a frozen encoder: leave --no_freeze_base and "
             "--no_feature_cache out"
         )
     if training.world_size != 1:
         raise UserError(f"a sweep runs in one process, got {training.world_size}: start it without accelerate launch")
-    others = {"streaming": parsed.data.streaming, "blend": parsed.run.blend != 1, "show_plan": parsed.run.show_plan}
+    others = {"streaming": parsed.data.streaming, "blend": training.blend != 1, "show_plan": parsed.run.show_plan}
     refused = [*trainer_only_flags(training), *(name for name, is_given in others.items() if is_given)]
     if refused:
         raise UserError(f"a sweep does not support --{refused[0]}: leave the flag out")
-    if not parsed.validation.val_data and not parsed.validation.val_fraction:
+    if not parsed.validation.val_data and not training.val_fraction:
         raise UserError("a sweep needs held-out pairs to judge by, got none: set --val_fraction or --val_data")
     check_writable(Path(str(training.output_dir)))
     trials = [make_trial(setting, seed, parsed.model, training) for setting in settings for seed in sweep.seeds]
@@ -186,7 +188,7 @@ def _write_best(folder: Path, parsed: ParsedArguments, setting: Setting) -> None
     # The shared seed, so that the same documents are held out.
     trial = make_trial(setting, parsed.training.seed, parsed.model, parsed.training)
     flags = {}
-    for part in (parsed.data, parsed.validation, trial.model, parsed.features):
+    for part in (parsed.data, parsed.validation, trial.model):
         for field in fields(part):
             default = field.default_factory() if callable(field.default_factory) else field.default
             if getattr(part, field.name) != default:

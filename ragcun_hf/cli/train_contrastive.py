@@ -10,9 +10,8 @@ a BEIR folder, or a Hub dataset.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..command_line import argument
 from ..errors import UserError
@@ -20,10 +19,8 @@ from ..files import source_name
 from .training import train_from_command_line
 
 if TYPE_CHECKING:
-    from ..trainer.arguments import ParsedArguments
-    from ..trainer.run import RunData
-
-logger = logging.getLogger(__name__)
+    from ..trainer.data import TrainingData
+    from .training import ParsedArguments
 
 
 @dataclass
@@ -40,9 +37,6 @@ class PairDataArguments:
         "Read rows during training, as tokens, shuffled in a buffer; needs --max_steps. A pass ends when fewer rows "
         "are left than a step needs. JSON arrays and BEIR folders are still read as a whole.",
     )
-    shuffle_buffer_size: int = argument(
-        10_000, "With --streaming: rows in memory, from which the next row is drawn; 1 keeps the order of the source."
-    )
     limit: int | None = argument(None, "Use only the first rows of each source.")
 
 
@@ -51,13 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     train_from_command_line("train_contrastive", __doc__, PairDataArguments, read_data, arguments)
 
 
-def read_data(parsed: ParsedArguments) -> RunData:
+def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read training and validation pairs."""
     from datasets import concatenate_datasets
 
-    from ..data.held_out import hold_out_pairs
-    from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs
-    from ..trainer.run import RunData
+    from ..data.pairs import read_pairs
+    from ..trainer.data import TrainingData
 
     data = parsed.data
     if not data.train_data:
@@ -67,42 +60,7 @@ def read_data(parsed: ParsedArguments) -> RunData:
     sources = [read_pairs(source, **options) for source in data.train_data]
     facts = {"train": [source_name(source) for source in data.train_data], "split": data.split}
     if data.streaming:
-        return _stream_data(sources, parsed, facts)
-    pairs, num_dropped = drop_duplicate_rows(concatenate_datasets(sources))
-    train, validation = hold_out_pairs(pairs, **parsed.validation_options)
-    counts = {"duplicate_rows_dropped": num_dropped, "validation_rows": len(validation or ())}
-    audit = audit_pairs(train)
-    if audit.distinct_queries < 2 or audit.distinct_positives < 2:
-        logger.warning(
-            "The training pairs have %d distinct queries and %d distinct positives: no row's document is a negative "
-            "for another row, and without hard negatives (there are %d) the contrastive term is 0.",
-            *(audit.distinct_queries, audit.distinct_positives, audit.negatives),
-        )
-    return RunData.of_pairs(train, validation, {**facts, **vars(audit), **counts})
-
-
-def _stream_data(sources: list[Any], parsed: ParsedArguments, facts: dict[str, Any]) -> RunData:
-    from ..data.held_out import drop_validation_negatives
-    from ..data.pairs import read_pairs
-    from ..data.stream import ShuffledStream, interleave
-    from ..data.training_rows import TableRows
-    from ..trainer.run import RunData
-
-    buffer_size, options = parsed.data.shuffle_buffer_size, parsed.validation_options
-    if buffer_size < 1:
-        raise UserError(f"--shuffle_buffer_size must be at least 1, got {buffer_size}: 1 keeps the order")
-    for name in ("dataloader_num_workers", "auto_find_batch_size", "restore_callback_states_from_checkpoint"):
-        if getattr(parsed.training, name):
-            raise UserError(f"--streaming reads in the process that trains and counts its rows: leave --{name} out")
-    if parsed.training.max_steps <= 0:
-        raise UserError("--streaming needs --max_steps, as the length of a stream is not known: add it")
-    if parsed.uses_cached_features:
-        raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
-    if options["val_fraction"] > 0:
-        raise UserError("--streaming cannot hold out a --val_fraction of a stream: name --val_data, or leave it out")
-    rows, validation = interleave(sources), None
-    if options["val_data"]:
-        held_out = read_pairs(options["val_data"], split=options["val_split"])
-        rows, validation = drop_validation_negatives(rows, held_out), TableRows(held_out)
-    stream = ShuffledStream(rows, buffer_size=buffer_size, seed=parsed.training.seed)
-    return RunData(stream, validation, {**facts, "streamed": True})
+        if parsed.model.freeze_base and parsed.training.feature_cache:
+            raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
+        return TrainingData.of_stream(sources, parsed.held_out_pairs(), parsed.training, facts)
+    return TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)

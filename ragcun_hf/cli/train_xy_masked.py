@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING
 from ..command_line import argument
 from ..errors import UserError
 from ..files import source_name
-from .training import automatic_document_data, document_data, train_from_command_line
+from .training import read_document_texts, train_from_command_line
 
 if TYPE_CHECKING:
-    from ..trainer.arguments import ParsedArguments
-    from ..trainer.run import RunData
+    from ..data.pseudo_queries import PseudoQueryKind
+    from ..trainer.data import TrainingData
+    from .training import ParsedArguments
 
 logger = logging.getLogger(__name__)
+
+_DRAWN: dict[PseudoQueryKind, int] = {"keywords": 4}  # with --automatic, of each document
 
 
 @dataclass
@@ -39,11 +42,6 @@ class MaskedDataArguments:
     limit: int | None = argument(None, "Use only the first rows.")
     mask_kind: str = argument("word", "With --documents: mask single words (word) or runs of words (span).")
     mask_probability: float = argument(0.3, "With --documents: fraction of the words to mask, in (0, 1).")
-    automatic: bool = argument(
-        False,
-        "With --documents: mask all but some rare words of each document. Pseudo-queries of held-out documents choose "
-        "initialization, head, length of training and blend, or keep the base if nothing helps.",
-    )
     mask_token: str | None = argument(
         None, "With --documents: replaces masked words. Default: the tokenizer's mask token; '' removes the words."
     )
@@ -55,48 +53,48 @@ def main(arguments: list[str] | None = None) -> None:
     train_from_command_line("train_xy_masked", __doc__, MaskedDataArguments, read_data, arguments, **defaults)
 
 
-def read_data(parsed: ParsedArguments) -> RunData:
+def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read masked pairs, or documents to mask."""
-    data = parsed.data
+    data, training = parsed.data, parsed.training
     if bool(data.input_xy_pairs) == bool(data.documents):
         raise UserError("expected either --input_xy_pairs or --documents, got both or neither: give one of them")
-    if data.automatic and (data.input_xy_pairs or parsed.training.lambda_contrastive == 0):
+    if training.automatic and (data.input_xy_pairs or training.lambda_contrastive == 0):
         raise UserError(
             "--automatic trains the contrastive term on --documents, got ready pairs or --lambda_contrastive 0: add "
             "--lambda_contrastive 1, or leave --automatic out"
         )
-    if parsed.training.lambda_contrastive == 0 and not parsed.model.use_predictor:
+    if training.lambda_contrastive == 0 and not parsed.model.use_predictor:
         logger.warning("Without --use_predictor and with --lambda_contrastive 0, only isotropy is trained.")
     return _documents(parsed) if data.documents else _ready_pairs(parsed)
 
 
-def _ready_pairs(parsed: ParsedArguments) -> RunData:
-    from ..data.held_out import hold_out_pairs
+def _ready_pairs(parsed: ParsedArguments) -> TrainingData:
     from ..data.pairs import read_xy_pairs
-    from ..trainer.run import RunData
+    from ..trainer.data import TrainingData
 
     source = parsed.data.input_xy_pairs
     options = {name: getattr(parsed.data, name) for name in ("split", "x_column", "y_column", "limit")}
-    train, validation = hold_out_pairs(read_xy_pairs(source, **options), **parsed.validation_options)
-    facts = {"train": [source_name(source)], "rows": len(train), "validation_rows": len(validation or ())}
-    return RunData.of_pairs(train, validation, facts)
+    pairs = read_xy_pairs(source, **options)
+    return TrainingData.of_pairs(pairs, parsed.held_out_pairs(), parsed.training, {"train": [source_name(source)]})
 
 
-def _documents(parsed: ParsedArguments) -> RunData:
+def _documents(parsed: ParsedArguments) -> TrainingData:
     from ..data.masking import MaskedViews
     from ..model.base_models import load_base_tokenizer
+    from ..trainer.data import TrainingData
 
     data, model = parsed.data, parsed.model
-    if data.automatic:
-        return automatic_document_data(parsed, {"keywords": 4})
     mask_token = data.mask_token
-    if mask_token is None:
+    if mask_token is None and not parsed.training.automatic:
         # An encoder without a mask token loses the masked words instead.
         mask_token = load_base_tokenizer(model.base_model, revision=model.base_revision).mask_token or ""
 
     def mask(texts: list[str]) -> MaskedViews:
-        options = {"seed": parsed.training.seed, "mask_token": mask_token}
-        return MaskedViews(texts, data.mask_kind, data.mask_probability, **options)
+        seed = parsed.training.seed
+        return MaskedViews(texts, data.mask_kind, data.mask_probability, seed=seed, mask_token=mask_token or "")
 
-    facts = {"mask_kind": data.mask_kind, "mask_probability": data.mask_probability}
-    return document_data(parsed, mask, facts=facts)
+    documents, facts = read_document_texts(data)
+    if not parsed.training.automatic:
+        facts |= {"mask_kind": data.mask_kind, "mask_probability": data.mask_probability}
+    held_out, drawn = parsed.held_out_pairs(), _DRAWN
+    return TrainingData.of_documents(documents, held_out, parsed.training, facts, make_rows=mask, drawn=drawn)

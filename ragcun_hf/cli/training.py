@@ -3,20 +3,66 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import default_output_folder, parse_arguments, quiet_libraries, say
+from ..command_line import argument, default_output_folder, parse_arguments, quiet_libraries, say
 from ..errors import UserError
 from ..files import source_name
+from ..model.arguments import ModelArguments
 
 if TYPE_CHECKING:
-    from ..data.pseudo_queries import PseudoQueryKind
-    from ..data.training_rows import DocumentRows
-    from ..trainer.arguments import ParsedArguments
-    from ..trainer.run import RunData
+    from ..objective.arguments import IsotropicGaussianTrainingArguments
+    from ..trainer.data import TrainingData
+
+
+@dataclass
+class ValidationArguments:
+    """Held-out data, by which the best checkpoint is chosen."""
+
+    val_data: str | None = argument(
+        None,
+        "Held-out query-document pairs. Loss and NDCG@10 are measured on them after every epoch (or every "
+        "--eval_steps), and the best checkpoint is kept, unless --blend is below 1.",
+    )
+    val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
+    val_corpus: str | None = argument(
+        None,
+        "Documents that held-out queries search besides their own: a file, a folder, a BEIR folder or a Hub dataset "
+        "id. With all documents of a collection, validation is as hard as the search will be.",
+    )
+
+
+@dataclass
+class RunArguments:
+    """Settings of a run besides the training itself."""
+
+    overwrite: bool = argument(False, "Replace the model of an earlier run in the output folder.")
+    show_plan: bool = argument(False, "Print what the run would do and exit, before anything is encoded.")
+
+
+@dataclass(frozen=True)
+class ParsedArguments:
+    """All arguments of a training command, by topic."""
+
+    data: Any
+    validation: ValidationArguments
+    model: ModelArguments
+    run: RunArguments
+    training: IsotropicGaussianTrainingArguments
+
+    def held_out_pairs(self) -> Any:
+        """Read `--val_data`; None without it."""
+        from ..data.pairs import read_pairs
+
+        validation = self.validation
+        if not validation.val_data:
+            return None
+        if self.training.val_fraction:
+            raise UserError("expected either --val_data or --val_fraction, got both: give one of them")
+        return read_pairs(validation.val_data, split=validation.val_split or self.data.split)
 
 
 def parse_training_arguments(
@@ -26,16 +72,9 @@ def parse_training_arguments(
 
     Returns an instance of each dataclass but the last, then `ParsedArguments`, which holds that one as `data`.
     """
-    from ..features.arguments import FeatureArguments
-    from ..model.arguments import ModelArguments
-    from ..trainer.arguments import (
-        IsotropicGaussianTrainingArguments,
-        ParsedArguments,
-        RunArguments,
-        ValidationArguments,
-    )
+    from ..objective.arguments import IsotropicGaussianTrainingArguments
 
-    shared = (ValidationArguments, ModelArguments, FeatureArguments, RunArguments, IsotropicGaussianTrainingArguments)
+    shared = (ValidationArguments, ModelArguments, RunArguments, IsotropicGaussianTrainingArguments)
     parsed = parse_arguments([*classes, *shared], description=description, arguments=arguments, defaults=defaults)
     *own, data = parsed[: len(classes)]
     return *own, ParsedArguments(data, *parsed[len(classes) :])
@@ -45,85 +84,64 @@ def train_from_command_line(
     script: str,
     description: str | None,
     data_class: type,
-    read_data: Callable[[ParsedArguments], RunData],
+    read_data: Callable[[ParsedArguments], TrainingData],
     arguments: Sequence[str] | None,
     **defaults: Any,
 ) -> None:
-    """Run a training command: parse, read, plan, train, save, and print what comes next.
+    """Run a training command: parse, read, train, save, and print what comes next.
 
     `script` names the command and its default output folder, `data_class` declares its own data flags, and `defaults`
     are its defaults where they differ from those of the dataclasses.
     """
-    from ..trainer.plan import check_run, format_plan, plan_run
-    from ..trainer.push import plan_push
-    from ..trainer.record import find_checkpoint
-    from ..trainer.run import find_facts, run_training
+    from transformers import set_seed
+
+    from ..trainer.plan import check_run, find_facts, format_plan, plan_run
+    from ..trainer.record import check_output_folder, open_checkpoint, remove_checkpoints
+    from ..trainer.trainer import IsotropicGaussianTrainer
 
     defaults["output_dir"] = default_output_folder(script, arguments)
     (parsed,) = parse_training_arguments(
         data_class, description=description or "", arguments=arguments, defaults=defaults
     )
     quiet_libraries()
-    if parsed.validation.val_data and parsed.validation.val_fraction:
-        raise UserError("expected either --val_data or --val_fraction, got both: give one of them")
-    checkpoint = find_checkpoint(parsed.training, overwrite=parsed.run.overwrite)
-    data = read_data(parsed)
-    facts = find_facts(parsed, data, checkpoint)
-    check_run(parsed, facts)
-    plan = plan_run(parsed, facts)
+    training, folder = parsed.training, str(parsed.training.output_dir)
+    check_output_folder(training, overwrite=parsed.run.overwrite)
+    data = with_corpus(read_data(parsed), parsed)
+    data = replace(data, facts={"script": script, **data.facts})
+    checkpoint = open_checkpoint(Path(folder), training.resume_from_checkpoint)
+    facts = find_facts(training, parsed.model, data, checkpoint=checkpoint)
+    check_run(training, facts)
     if parsed.run.show_plan:
-        say(format_plan(plan))
+        say(format_plan(plan_run(training, facts)))
         return
-    push = plan_push(parsed.training)
-    if data.choose is not None:
-        chosen, facts_of_choice = data.choose()
-        plan = plan_run(parsed, replace(facts, chosen=chosen))
-        data = replace(data, facts={**data.facts, **facts_of_choice})
-    trainer = run_training(plan, replace(data, facts={"script": script, **data.facts}))
-    folder = str(plan.arguments.training.output_dir)
-    if push is not None:
-        push.send(Path(folder))
+    set_seed(training.seed)
+    trainer = IsotropicGaussianTrainer(parsed.model.build(), training, data)
+    if trainer.is_world_process_zero() and not training.resume_from_checkpoint:
+        remove_checkpoints(Path(folder))
+    trainer.train()
+    trainer.save_model()
+    if training.push_to_hub:
+        trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    predictor = " --use_predictor" if plan.arguments.model.use_predictor else ""
+    predictor = " --use_predictor" if parsed.model.use_predictor else ""
     say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
     command = f"python training/eval_beir.py --model_path {shlex.quote(folder)}{predictor}"
     say(f"Next: {command} --datasets scifact nfcorpus arguana")
 
 
-def read_document_texts(data: Any) -> tuple[list[str], dict[str, Any]]:
-    """Read the texts of `--documents`, and what the record says of them."""
-    from ..data.held_out import read_texts
+def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
+    """Let validation search the documents of `--val_corpus`."""
+    from ..data.documents import document_text, read_documents
+
+    if not parsed.validation.val_corpus:
+        return data
+    documents = read_documents(parsed.validation.val_corpus)
+    return data.searching(document_text(row["title"], row["text"]) for row in documents)
+
+
+def read_document_texts(data: Any) -> tuple[Any, dict[str, Any]]:
+    """Read `--documents`, and what the record says of them."""
+    from ..data.documents import read_documents
 
     options = {name: getattr(data, name) for name in ("split", "text_column", "title_column", "limit")}
-    texts, counts = read_texts(data.documents, **options)
-    return texts, {"train": [source_name(data.documents)], **counts}
-
-
-def automatic_document_data(parsed: ParsedArguments, counts: Mapping[PseudoQueryKind, int]) -> RunData:
-    """Read `--documents` for a run that chooses its settings; `counts` pseudo-queries per document train it."""
-    from ..sweep.automatic import automatic_data, check_automatic
-
-    check_automatic(parsed)
-    return automatic_data(parsed, *read_document_texts(parsed.data), counts)
-
-
-def document_data(
-    parsed: ParsedArguments,
-    make_rows: Callable[[list[str]], DocumentRows],
-    *,
-    facts: dict[str, Any],
-) -> RunData:
-    """Read `--documents` and make training and validation rows of them."""
-    from ..data.held_out import hold_out_texts
-    from ..data.pairs import read_pairs
-    from ..data.training_rows import TableRows
-    from ..trainer.run import RunData
-
-    texts, read = read_document_texts(parsed.data)
-    options = parsed.validation_options
-    fraction = 0.0 if options["val_data"] else options["val_fraction"]
-    train, validation = hold_out_texts(texts, make_rows, val_fraction=fraction, seed=options["seed"])
-    if options["val_data"]:
-        pairs = TableRows(read_pairs(options["val_data"], split=options["val_split"]))
-        return RunData(train, pairs, {**read, **facts})
-    return RunData(train, validation, {**read, **facts})
+    return read_documents(data.documents, **options), {"train": [source_name(data.documents)]}

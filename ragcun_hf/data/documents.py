@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from .rows import Row
@@ -52,19 +52,20 @@ def text_position(*texts: str) -> float:
 
 
 def read_documents(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
     split: str = "train",
     text_column: str = "text",
     title_column: str = "title",
     streaming: bool = False,
     limit: int | None = None,
+    name: str = "the dataset",
 ) -> Dataset | IterableDataset:
     """Read documents, check every row, and drop repeated texts.
 
     The source is a file or folder of strings or of rows with a text, a .txt file with one document per line, a BEIR
-    folder (its corpus only), or a Hub dataset `org/name`. `limit` is the number of rows to read. A stream, too, needs
-    about 100 bytes per document to find repetitions.
+    folder (its corpus only), a Hub dataset `org/name`, or a dataset or list itself, which messages call `name`.
+    `limit` is the number of rows to read. A stream, too, needs about 100 bytes per document to find repetitions.
 
     Returns string columns `id` (the source's `_id` or `id`, else the row's position), `title` ("" if missing) and
     `text`. Repeated documents are dropped, as are empty documents of a BEIR corpus, which some releases have. A
@@ -72,12 +73,12 @@ def read_documents(
     """
     import datasets
 
-    is_beir = is_beir_folder(source)
+    is_beir = isinstance(source, (str, os.PathLike)) and is_beir_folder(source)
     if is_beir:
         check_limit(limit)
         opened = Source(os.fspath(source), files=(Path(source).expanduser() / "corpus.jsonl",), limit=limit)
     else:
-        opened = open_source(source, split=split, streaming=streaming, limit=limit)
+        opened = open_source(source, split=split, streaming=streaming, limit=limit, name=name)
     return build_table(
         _distinct_documents,
         datasets.Features({name: datasets.Value("string") for name in ("id", "title", "text")}),

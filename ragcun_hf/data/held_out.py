@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
-from .documents import document_text, read_documents, text_digest, text_position
-from .pairs import pair_features, read_pairs
+from .documents import document_text, text_digest, text_position
+from .pairs import pair_features
 from .word_spans import has_two_words
 
 if TYPE_CHECKING:
@@ -20,19 +20,17 @@ Views = TypeVar("Views")
 
 
 def hold_out_pairs(
-    pairs: Dataset, *, val_data: str | None, val_split: str, val_fraction: float, seed: int
+    pairs: Dataset, held_out: Dataset | None, *, val_fraction: float, seed: int
 ) -> tuple[Dataset, Dataset | None]:
-    """Return training and validation pairs; the latter come from `val_data` or are a `val_fraction`, or are None.
+    """Return training and validation pairs; the latter are those held out before, a `val_fraction`, or None.
 
     Validation documents are also removed from the training negatives.
     """
-    if val_data:
-        train, validation = pairs, read_pairs(val_data, split=val_split)
-    elif val_fraction == 0:
-        return pairs, None
-    else:
-        train, validation = split_by_document(pairs, val_fraction, seed=seed)
-    return drop_validation_negatives(train, validation), validation
+    if held_out is None:
+        if val_fraction == 0:
+            return pairs, None
+        pairs, held_out = split_by_document(pairs, val_fraction, seed=seed)
+    return drop_validation_negatives(pairs, held_out), held_out
 
 
 def split_by_document(pairs: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -122,15 +120,15 @@ def _stripped_digest(text: str) -> bytes:
     return text_digest(text.strip())
 
 
-def read_texts(source: str, **options: Any) -> tuple[list[str], dict[str, int]]:
-    """Read documents as texts that include the title, and keep those of two words or more.
+def usable_texts(documents: Dataset) -> tuple[list[str], dict[str, int]]:
+    """Join titles and texts, and keep those of two words or more, at least two.
 
-    Returns at least two texts, and the counts `documents` (read), `rows` (kept) and `too_short`.
+    Returns them with the counts `documents` (read), `rows` (kept) and `too_short`.
     """
-    texts = [document_text(row["title"], row["text"]) for row in read_documents(source, **options)]
+    texts = [document_text(row["title"], row["text"]) for row in documents]
     kept = [text for text in texts if has_two_words(text)]
     if len(kept) < 2:
-        raise UserError(f"{source}: expected at least two documents of two words or more, got {len(kept)}: add some")
+        raise UserError(f"expected at least two documents of two words or more, got {len(kept)}: add some")
     return kept, {"documents": len(texts), "rows": len(kept), "too_short": len(texts) - len(kept)}
 
 

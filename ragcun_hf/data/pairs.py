@@ -30,7 +30,7 @@ def pair_features() -> Features:
 
 
 def read_pairs(
-    source: str | os.PathLike[str],
+    source: Any,
     *,
     split: str = "train",
     query_column: str = "query",
@@ -38,13 +38,15 @@ def read_pairs(
     negative_column: str = "negative",
     streaming: bool = False,
     limit: int | None = None,
+    name: str = "the dataset",
 ) -> Dataset | IterableDataset:
     """Read pairs, check every row, and return the columns `query`, `positive` and `negative`.
 
-    The source is a file, a folder of files of one kind, a Hub dataset `org/name`, or a BEIR folder, whose relevant
-    judgements (score above 0) of `split` become pairs without negatives. The column of negatives holds a document or
-    a list of documents. It may be missing or empty, but if another name than "negative" is given, some row must have
-    it (not checked when streaming). `limit` is the number of rows to read, or of pairs from a BEIR folder.
+    The source is a file, a folder of files of one kind, a Hub dataset `org/name`, a dataset or list of rows (which
+    messages call `name`), or a BEIR folder, whose relevant judgements (score above 0) of `split` become pairs without
+    negatives. The column of negatives holds a document or a list of documents; further ones can be in `negative_1`,
+    `negative_2` and so on. It may be missing or empty, but if another name than "negative" is given, some row must
+    have it (not checked when streaming). `limit` is the number of rows to read, or of pairs from a BEIR folder.
 
     A source that cannot be read and a query or document that is missing, blank or not a text are a UserError.
 
@@ -54,7 +56,7 @@ def read_pairs(
     >>> read_pairs(file)[0]
     {'query': 'who?', 'positive': 'she', 'negative': ['he']}
     """
-    if is_beir_folder(source):
+    if isinstance(source, (str, os.PathLike)) and is_beir_folder(source):
         check_limit(limit)
         pairs = tuple(islice(_beir_pairs(os.fspath(source), split), limit))
         return build_table(_known_pairs, pair_features(), streaming=streaming, pairs=pairs)
@@ -62,7 +64,7 @@ def read_pairs(
         _checked_pairs,
         pair_features(),
         streaming=streaming,
-        opened=open_source(source, split=split, streaming=streaming, limit=limit),
+        opened=open_source(source, split=split, streaming=streaming, limit=limit, name=name),
         columns=(query_column, positive_column, negative_column),
         # A stream would notice a missing column only at its end, when training is over.
         must_have_negatives=negative_column != "negative" and not streaming,
@@ -111,13 +113,16 @@ def _checked_pairs(
 
 
 def _negatives(row: Row, column: str) -> list[str]:
-    value = row.fields.get(column)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return []
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        row.reject(column, "a text, a list of texts that are not blank, or nothing", "correct or remove the row")
-    return [row.valid_unicode(column, text) for text in texts]
+    found = []
+    for name in (column, *(each for each in row.fields if each.startswith(f"{column}_") and each[-1].isdigit())):
+        value = row.fields.get(name)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+            row.reject(name, "a text, a list of texts that are not blank, or nothing", "correct or remove the row")
+        found += [row.valid_unicode(name, text) for text in texts]
+    return found
 
 
 def read_xy_pairs(

@@ -28,7 +28,7 @@ class Source:
 
     name: str  # as the user gave it
     files: tuple[Path, ...] = ()  # in order
-    dataset: Any = None  # of the Hub, or written by `save_to_disk`
+    dataset: Any = None  # of the Hub, written by `save_to_disk`, or rows in memory
     dataset_origin: Origin | None = None  # names the rows of `dataset`
     limit: int | None = None  # rows to read; None reads all
 
@@ -41,6 +41,13 @@ class Source:
             yield from read_rows(file)
         if self.dataset is not None and self.dataset_origin is not None:
             for index, fields in enumerate(self.dataset):
+                if isinstance(fields, str):
+                    fields = {"text": fields}
+                if not isinstance(fields, dict):
+                    place = self.dataset_origin.place(index)
+                    raise UserError(
+                        f"{place}: expected a dictionary or a text, got {shorten(fields)}: convert the row"
+                    )
                 yield Row(self.dataset_origin, index, fields)
 
 
@@ -51,15 +58,24 @@ def check_limit(limit: int | None) -> None:
 
 
 def open_source(
-    source: str | os.PathLike[str], *, split: str = "train", streaming: bool = False, limit: int | None = None
+    source: Any,
+    *,
+    split: str = "train",
+    streaming: bool = False,
+    limit: int | None = None,
+    name: str = "the dataset",
 ) -> Source:
     """Find the rows that a data argument names; local files are not opened yet.
+
+    A source that is no name or path is a dataset or a list of rows itself, which messages call `name`.
 
     With streaming or a limit, a Hub dataset (`org/name` or `org/name:config`) is not downloaded first. The files of a
     folder are of one kind; if their names start with those of splits (`train.jsonl`, `test-00001.parquet`), only those
     of `split` are read. A single file has no splits.
     """
     check_limit(limit)
+    if not isinstance(source, (str, os.PathLike)):
+        return Source(name, dataset=source, dataset_origin=Origin(name, "row index"), limit=limit)
     name = os.fspath(source)
     path = Path(name).expanduser()
     if name and path.is_dir():

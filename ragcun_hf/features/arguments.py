@@ -18,7 +18,9 @@ class FeatureArguments:
     """How the encoder's features are computed and cached."""
 
     feature_cache: bool = argument(True, "Compute the features of each text once and cache them on disk.")
-    feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: a folder inside HF_HOME.")
+    feature_cache_dir: str | None = argument(
+        None, "Folder of the feature cache. Default: a folder inside HF_HOME.", recorded="never"
+    )
     feature_dtype: Literal["float32", "float16"] = argument(
         "float32", "Type of cached features: float32, or float16 (half the disk space, about three decimal digits)."
     )

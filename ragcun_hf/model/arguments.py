@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import argument
-from ..errors import UserError
 from ..files import source_name
 from .base_models import DEFAULT_BASE_MODEL, load_base_model
 
@@ -36,11 +35,6 @@ class ModelArguments:
         "Initialization of the projection: identity (starts at the encoder's vectors) or random.",
         swept="shape",
     )
-    whitening: float = argument(
-        0.0,
-        "Partial whitening of an identity initialization, in [0, 0.5]; 0 is none, and 0.1 to 0.3 can help.",
-        swept="number",
-    )
     projection_hidden_dim: int | None = argument(
         None, "Hidden width of the projection. Default: twice the encoder's width.", swept="shape"
     )
@@ -57,24 +51,18 @@ class ModelArguments:
     document_prompt: str | None = argument(None, "Text prepended to every document.")
     max_length: int | None = argument(None, "Maximum number of tokens per text.")
 
+    @classmethod
+    def of_config(cls, config: Any) -> Self:
+        """Take the fields from a model's configuration."""
+        return cls(**{each.name: getattr(config, each.name) for each in fields(cls) if hasattr(config, each.name)})
+
     def build(self) -> IsotropicGaussianModel:
         """Load the encoder and create the model."""
-        self.check_values()
         chosen = self.config_fields()
         if self.freeze_base and Path(self.base_model).is_dir():
             # A frozen base is never loaded again, so a name without the folders of this machine is enough.
             chosen["base_model_name"] = source_name(self.base_model)
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
-
-    def check_values(self) -> None:
-        """Raise UserError for an impossible initialization; the config checks the other values."""
-        if not 0 <= self.whitening <= 0.5:
-            raise UserError(f"--whitening must be in [0, 0.5], got {self.whitening}: set it to e.g. 0.2")
-        if self.whitening and self.projection_init != "identity":
-            raise UserError(
-                f"--whitening {self.whitening} needs --projection_init identity, got {self.projection_init}: "
-                "a random initialization cannot be whitened"
-            )
 
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of `IsotropicGaussianConfig` that these flags set."""

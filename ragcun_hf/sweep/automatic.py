@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -14,15 +14,16 @@ from tqdm.auto import tqdm
 from ..command_line import format_table, say
 from ..data.pseudo_queries import PseudoQuery, PseudoQueryKind, PseudoQueryViews, draw_pseudo_queries
 from ..errors import UserError
-from ..trainer.plan import ChosenSettings
-from ..trainer.record import blend_weights
-from ..trainer.run import RunData
+from ..model.arguments import ModelArguments
+from ..objective.head_weights import blend_weights
 from .heads import HeadBatch, HeadData, with_head
 from .pseudo_validation import PseudoValidation
-from .settings import make_trial, trainer_only_flags
+from .settings import make_trial
 
 if TYPE_CHECKING:
-    from ..trainer.arguments import ParsedArguments
+    from ..features.feature_store import FeatureStore
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..objective.arguments import IsotropicGaussianTrainingArguments
 
 # Above 0.5 the pseudo-queries still gain while real queries lose; see EXPERIMENTS.md.
 BLENDS = (0.0, 0.25, 0.5)
@@ -36,7 +37,7 @@ _BASE = {"whitening": 0.0, "projection_kind": "linear"}
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings of a head: those of `ModelArguments`, and passes over the pseudo-queries."""
+    """Settings of a head, and passes over the pseudo-queries."""
 
     whitening: float
     projection_kind: str
@@ -46,8 +47,11 @@ class Candidate:
     @property
     def model_settings(self) -> dict[str, Any]:
         """The fields of `ModelArguments`."""
-        names = ("whitening", "projection_kind", "projection_hidden_dim")
-        return {name: getattr(self, name) for name in names}
+        return {"projection_kind": self.projection_kind, "projection_hidden_dim": self.projection_hidden_dim}
+
+    def as_setting(self) -> dict[str, Any]:
+        """Return all fields by the names of arguments."""
+        return {**self.model_settings, "whitening": self.whitening, "num_train_epochs": self.epochs}
 
 
 CANDIDATES = (
@@ -75,94 +79,95 @@ class CandidateScore:
         return {**flat.pop("candidate"), **{name: round(value, 5) for name, value in flat.items()}}
 
 
-def automatic_data(
-    parsed: ParsedArguments, documents: Sequence[str], facts: dict[str, Any], counts: Mapping[PseudoQueryKind, int]
-) -> RunData:
-    """Draw `counts` pseudo-queries of each document as training rows; `RunData.choose` then chooses the settings."""
-    seed = parsed.training.seed
-    queries = draw_pseudo_queries(documents, counts, seed=seed)
-    num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))
-    held_out = set(random.Random(seed).sample(range(len(documents)), num_held_out))
-    drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=seed + 1)
-    held_out_queries = [query for query in drawn if query.document in held_out and query.rest]
-    num_documents = len({query.document for query in held_out_queries})
-    if num_documents < LEAST_HELD_OUT:
-        raise UserError(
-            f"--automatic expects at least {LEAST_HELD_OUT} held-out documents of several sentences or words, got "
-            f"{num_documents} of {len(documents)} documents: add documents, or choose settings yourself"
-        )
-    training = PseudoQueryViews(documents, [query for query in queries if query.document not in held_out])
-    if len(training) < 2:
-        raise UserError(
-            f"--automatic expects pseudo-queries of {', '.join(counts)}, got {len(training)} from {len(documents)} "
-            "documents: add longer documents, or ones that share words"
-        )
+@dataclass(frozen=True)
+class ChosenSettings:
+    """The settings that were chosen: fields of the model's configuration, whitening, epochs and blend."""
 
-    def choose() -> tuple[ChosenSettings, dict[str, Any]]:
-        scores = try_candidates(parsed, documents, training, held_out_queries)
-        chosen = choose_candidate(scores)
-        say(format_scores(scores, chosen))
-        if chosen is scores[0]:
-            say("No candidate beats the frozen base by more than chance: the model will be the unchanged base.")
-        else:
-            say(
-                f"Chosen (*): on pseudo-queries of held-out documents it gains {chosen.gain:+.4f} over the frozen "
-                "base. It is now trained on all documents."
+    model: Mapping[str, Any]
+    whitening: float
+    num_train_epochs: float
+    blend: float
+
+
+@dataclass(frozen=True)
+class AutomaticData:
+    """Documents, and the pseudo-queries that train heads and that choose among them."""
+
+    documents: Sequence[str]
+    rows: PseudoQueryViews  # of all documents, for the run itself
+    trial_rows: PseudoQueryViews  # without the held-out documents
+    held_out_queries: Sequence[PseudoQuery]
+    facts: dict[str, Any]  # what the record says of the pseudo-queries
+
+    @classmethod
+    def draw(cls, documents: Sequence[str], counts: Mapping[PseudoQueryKind, int], *, seed: int) -> Self:
+        """Draw `counts` pseudo-queries of each document, and other ones of held-out documents.
+
+        A UserError says if there are too few documents.
+        """
+        queries = draw_pseudo_queries(documents, counts, seed=seed)
+        num_held_out = max(round(_HELD_OUT_SHARE * len(documents)), min(LEAST_HELD_OUT * 3, len(documents) // 2))
+        held_out = set(random.Random(seed).sample(range(len(documents)), num_held_out))
+        drawn = draw_pseudo_queries(documents, _VALIDATION_COUNTS, seed=seed + 1)
+        held_out_queries = [query for query in drawn if query.document in held_out and query.rest]
+        num_documents = len({query.document for query in held_out_queries})
+        if num_documents < LEAST_HELD_OUT:
+            raise UserError(
+                f"--automatic expects at least {LEAST_HELD_OUT} held-out documents of several sentences or words, got "
+                f"{num_documents} of {len(documents)} documents: add documents, or choose settings yourself"
             )
-        settings = ChosenSettings(chosen.candidate.model_settings, chosen.candidate.epochs, chosen.blend)
-        return settings, {"chosen": chosen.as_row(), "tried": [each.as_row() for each in scores]}
+        trial_rows = PseudoQueryViews(documents, [query for query in queries if query.document not in held_out])
+        if len(trial_rows) < 2:
+            raise UserError(
+                f"--automatic expects pseudo-queries of {', '.join(counts)}, got {len(trial_rows)} from "
+                f"{len(documents)} documents: add longer documents, or ones that share words"
+            )
+        facts = {"pseudo_queries": _counts(queries), "held_out_pseudo_queries": _counts(held_out_queries)}
+        rows = PseudoQueryViews(documents, queries)
+        return cls(documents, rows, trial_rows, held_out_queries, {"rows": len(queries), **facts})
 
-    drawn_counts = {"pseudo_queries": _counts(queries), "held_out_pseudo_queries": _counts(held_out_queries)}
-    return RunData(PseudoQueryViews(documents, queries), None, {**facts, "rows": len(queries), **drawn_counts}, choose)
+
+def choose_settings(
+    data: AutomaticData,
+    base: IsotropicGaussianModel,
+    training: IsotropicGaussianTrainingArguments,
+    store: FeatureStore,
+) -> tuple[ChosenSettings, dict[str, Any]]:
+    """Try all candidates and choose; return what was chosen, and what the record says of the choice."""
+    scores = try_candidates(data, base, training, store)
+    chosen = choose_candidate(scores)
+    say(format_scores(scores, chosen))
+    if chosen is scores[0]:
+        say("No candidate beats the frozen base by more than chance: the model will be the unchanged base.")
+    else:
+        say(
+            f"Chosen (*): on pseudo-queries of held-out documents it gains {chosen.gain:+.4f} over the frozen base. "
+            "It is now trained on all documents."
+        )
+    candidate = chosen.candidate
+    settings = ChosenSettings(candidate.model_settings, candidate.whitening, candidate.epochs, chosen.blend)
+    return settings, {"chosen": chosen.as_row(), "tried": [each.as_row() for each in scores]}
 
 
 def _counts(queries: Sequence[PseudoQuery]) -> dict[str, int]:
     return dict(sorted(Counter(query.kind for query in queries).items()))
 
 
-def check_automatic(parsed: ParsedArguments) -> None:
-    """Raise a UserError if a flag contradicts an automatic choice."""
-    model, validation, training = parsed.model, parsed.validation, parsed.training
-    if not parsed.uses_cached_features or training.world_size != 1:
-        raise UserError(
-            "--automatic trains heads on cached features of a frozen encoder in one process: leave --no_freeze_base, "
-            "--no_feature_cache and accelerate launch out"
-        )
-    if validation.val_data or validation.val_fraction:
-        raise UserError("--automatic holds documents out itself: leave --val_data and --val_fraction out")
-    if model.projection_init != "identity" or model.use_predictor or model.whitening or parsed.run.blend != 1.0:
-        raise UserError(
-            "--automatic chooses initialization and blend of a projection itself: leave --projection_init, "
-            "--use_predictor, --whitening and --blend out"
-        )
-    has_length = training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0
-    has_shape = model.projection_kind != type(model).projection_kind or model.projection_hidden_dim is not None
-    if has_length or has_shape:
-        raise UserError(
-            "--automatic chooses kind and width of the projection and length of training: leave --projection_kind, "
-            "--projection_hidden_dim, --epochs and --max_steps out"
-        )
-    if refused := trainer_only_flags(training):
-        raise UserError(f"--automatic does not support --{refused[0]}: leave the flag out")
-
-
 def try_candidates(
-    parsed: ParsedArguments,
-    documents: Sequence[str],
-    training: PseudoQueryViews,
-    held_out_queries: Sequence[PseudoQuery],
+    data: AutomaticData,
+    base: IsotropicGaussianModel,
+    training: IsotropicGaussianTrainingArguments,
+    store: FeatureStore,
 ) -> list[CandidateScore]:
     """Train every candidate on pseudo-queries, and measure it at every blend on those of held-out documents.
 
-    The first score is that of the frozen base, with gain 0. `documents` are the whole corpus.
+    The first score is that of the frozen base, with gain 0. `base` is a model with the encoder of the store.
     """
-    base = parsed.model.build()
-    base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
-    store, prompts = parsed.features.store(base), (base.config.query_prompt, base.config.document_prompt)
-    validation = PseudoValidation(documents, held_out_queries, store, prompts)
-    data = HeadData.of_rows(base, training, store)
-    shared = (parsed.training.seed, parsed.model, parsed.training)
-    trials = [make_trial({**each.model_settings, "num_train_epochs": each.epochs}, *shared) for each in CANDIDATES]
+    prompts = (base.config.query_prompt, base.config.document_prompt)
+    validation = PseudoValidation(data.documents, data.held_out_queries, store, prompts)
+    rows = HeadData.of_rows(base, data.trial_rows, store)
+    shared = (training.seed, ModelArguments.of_config(base.config), training)
+    trials = [make_trial(each.as_setting(), *shared) for each in CANDIDATES]
 
     def score(candidate: Candidate, blend: float, scores: np.ndarray) -> CandidateScore:
         weights, differences = validation.weights, scores - base_scores
@@ -175,13 +180,13 @@ def try_candidates(
     found = [score(Candidate(0.0, "linear", 0.0), 0.0, base_scores)]
     measured_starts = {0.0}
     with tqdm(
-        total=sum(data.num_steps(each.training) for each in trials), desc="Trying candidates", unit="step"
+        total=sum(rows.num_steps(each.training) for each in trials), desc="Trying candidates", unit="step"
     ) as bar:
         for candidate, trial in zip(CANDIDATES, trials, strict=True):
             template = with_head(base, trial.model)
-            start = data.initial_weights(template, trial)
+            start = rows.initial_weights(template, trial)
             heads = HeadBatch(template, [start], [trial])
-            for _ in heads.train(data, total_steps=data.num_steps(trial.training)):
+            for _ in heads.train(rows, total_steps=rows.num_steps(trial.training)):
                 bar.update()
             for blend in BLENDS:
                 if blend == 0.0 and candidate.whitening in measured_starts:

@@ -25,14 +25,14 @@ from ..errors import NotFiniteError, UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
-from ..trainer.inputs import FeaturePairs, retrieval_validation
-from ..trainer.isotropy import random_directions
-from ..trainer.objective import TERMS, Objective, resolve_weights
-from ..trainer.record import trainable_weights
+from ..objective.head_weights import trainable_weights
+from ..objective.inputs import FeaturePairs, retrieval_validation
+from ..objective.isotropy import random_directions
+from ..objective.terms import TERMS, Objective, resolve_weights
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
-    from ..trainer.arguments import IsotropicGaussianTrainingArguments
+    from ..objective.arguments import IsotropicGaussianTrainingArguments
     from .settings import Trial
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,9 @@ class HeadData:
         *,
         held_out: TrainingRows | None = None,
         validation: Validation | None = None,
+        corpus: Sequence[str] = (),
     ) -> Self:
-        """Encode training rows; held-out rows are encoded too and become the validation."""
+        """Encode training rows; held-out rows, which search the corpus too, become the validation."""
         num_rows = train.num_rows or 0
         if num_rows < 2:
             raise UserError(
@@ -96,7 +97,7 @@ class HeadData:
         if num_documents <= _FEW_DOCUMENTS:
             logger.warning("Only %d documents are held out: NDCG@10 says little about them.", num_documents)
         pairs = FeaturePairs.of_rows([train, held_out], store, base)
-        return cls(base, pairs, num_rows, retrieval_validation(held_out, store))
+        return cls(base, pairs, num_rows, retrieval_validation(held_out, store, corpus=corpus))
 
     def base_figures(self) -> dict[str, float]:
         """Measure the frozen base by cosine similarity."""
@@ -129,7 +130,7 @@ class HeadData:
         """Initialize the head of a template as a trial asks for, and return its weights."""
         torch.manual_seed(trial.seed)
         _reset(template)
-        config, linear, whitening = template.config, template.projection.linear, trial.model.whitening
+        config, linear, whitening = template.config, template.projection.linear, trial.training.whitening
         is_from_features = config.output_dim < config.feature_dim or whitening > 0
         if config.projection_init == "identity" and linear is not None and is_from_features:
             key = (config.output_dim, whitening)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..trainer.objective import TERMS, resolve_weights
+from ..objective.terms import TERMS, resolve_weights
 from .heads import HeadBatch, HeadData, heads_at_once, measure_head, with_head
 from .records import SweepRecords, TrialRecord
 from .settings import SHAPES, Setting, Trial, setting_name

@@ -16,8 +16,8 @@ from ..command_line import FlagValues, argument_facts
 from ..errors import UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
-from ..trainer.arguments import IsotropicGaussianTrainingArguments, with_values
-from ..trainer.objective import resolve_weights
+from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
+from ..objective.terms import resolve_weights
 
 Setting: TypeAlias = dict[str, Any]
 
@@ -138,7 +138,8 @@ def make_trial(
     own_training = with_values(training, **of_training)
     try:
         own_training.check_values()
-        own_model.check_values()
+        if own_training.whitening and own_model.projection_init != "identity":
+            raise ValueError("whitening needs projection_init identity")
         fields = own_model.config_fields()
         IsotropicGaussianConfig(**{name: fields[name] for name in SHAPES if name in fields})
         resolve_weights(own_training, use_predictor=own_model.use_predictor)

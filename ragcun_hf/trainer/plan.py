@@ -1,93 +1,115 @@
-"""Plan a training run: check the arguments, then decide every setting once, before anything is loaded."""
+"""Plan a training run: check the arguments, then decide every setting once, before anything is encoded."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import format_table
+from ..data.training_rows import read_columns
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
-from .arguments import with_values
+from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
+from ..objective.terms import resolve_weights
+from ..sweep.settings import trainer_only_flags
 from .callbacks import check_stream_position
-from .objective import resolve_weights
 
 if TYPE_CHECKING:
-    from .arguments import IsotropicGaussianTrainingArguments, ParsedArguments
+    from ..sweep.automatic import ChosenSettings
+    from .data import TrainingData
     from .record import Checkpoint
 
 _TRACKERS = {name: f"'ragcun_hf[{name}]'" for name in ("trackio", "tensorboard", "wandb")}
 
 
 @dataclass(frozen=True)
-class ChosenSettings:
-    """Settings that an automatic run chose: fields of `ModelArguments`, epochs and blend."""
-
-    model: Mapping[str, Any]
-    num_train_epochs: float
-    blend: float
-
-
-@dataclass(frozen=True)
 class RunFacts:
     """What decides settings besides the arguments."""
 
+    model: Any  # the model's configuration, or the flags that will make it
     num_rows: int | None  # training rows of an epoch; None for a stream
     num_queries: int | None = None  # distinct queries, for balanced epochs; None if not known before training
     has_validation: bool = False
     stream_order: Mapping[str, int] | None = None  # arguments that decide the order of a stream
     checkpoint: Checkpoint | None = None  # to resume from
     num_processes: int = 1
+    uses_features: bool = True  # the head trains on features that are computed once; else every step runs the encoder
     is_automatic: bool = False
     chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
+
+
+def find_facts(
+    args: IsotropicGaussianTrainingArguments,
+    model: Any,
+    data: TrainingData,
+    *,
+    checkpoint: Checkpoint | None = None,
+    chosen: ChosenSettings | None = None,
+) -> RunFacts:
+    """Find the facts that a plan depends on; reads the queries only if they are to be balanced."""
+    train, pairs = data.train, None
+    uses_features = model.freeze_base and args.feature_cache and train.num_rows is not None
+    if args.balance_queries and train.num_rows is not None:
+        # Cached features are of the first epoch, so its queries are those of all epochs.
+        pairs = read_columns(train) if uses_features else train.known_pairs()
+    return RunFacts(
+        model=model,
+        num_rows=train.num_rows,
+        num_queries=None if pairs is None else len(set(pairs[0])),
+        has_validation=data.validation is not None,
+        stream_order=train.stream_order,
+        checkpoint=checkpoint,
+        chosen=chosen,
+        num_processes=args.world_size,
+        uses_features=uses_features,
+        is_automatic=data.automatic is not None,
+    )
 
 
 @dataclass(frozen=True)
 class RunPlan:
     """A run before it begins: final arguments, the facts that decided them, and what the user should know."""
 
-    arguments: ParsedArguments
+    arguments: IsotropicGaussianTrainingArguments
     facts: RunFacts
     warnings: tuple[str, ...]
 
-    @property
-    def epoch_rows(self) -> int | None:
-        """Rows that an epoch uses; None for a stream."""
-        return self.facts.num_queries if self.arguments.training.balance_queries else self.facts.num_rows
+
+def _epoch_rows(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> int | None:
+    """Return the number of rows that an epoch uses; None for a stream."""
+    return facts.num_queries if args.balance_queries else facts.num_rows
 
 
-def plan_run(parsed: ParsedArguments, facts: RunFacts) -> RunPlan:
+def plan_run(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> RunPlan:
     """Decide every setting of a run. Changes neither the arguments nor anything else."""
-    training, model, run = parsed.training, parsed.model, parsed.run
     warnings = []
     # The Trainer would push every checkpoint, with its own card; instead, the saved model is pushed once.
     decided: dict[str, Any] = {"push_to_hub": False}
+    if facts.chosen is not None:
+        decided |= {"whitening": facts.chosen.whitening, "blend": facts.chosen.blend}
+        if facts.chosen.blend > 0:
+            decided["num_train_epochs"] = facts.chosen.num_train_epochs
     if facts.checkpoint is not None:
         decided["resume_from_checkpoint"] = facts.checkpoint.path
-    if facts.chosen is not None:
-        model, run = replace(model, **facts.chosen.model), replace(run, blend=facts.chosen.blend)
-        if run.blend > 0:
-            decided["num_train_epochs"] = facts.chosen.num_train_epochs
     if facts.has_validation:
-        decided |= _validation_settings(training, is_resumed=facts.checkpoint is not None)
+        decided |= _validation_settings(args, is_resumed=facts.checkpoint is not None)
     # A blend uses the last weights: those of the best checkpoint need not be the best to blend.
-    loads_best = decided.get("load_best_model_at_end", training.load_best_model_at_end)
-    decided["load_best_model_at_end"] = loads_best and run.blend == 1
-    num_rows = RunPlan(parsed, facts, ()).epoch_rows
-    rows_per_step = training.per_device_train_batch_size * facts.num_processes
+    loads_best = decided.get("load_best_model_at_end", args.load_best_model_at_end)
+    decided["load_best_model_at_end"] = loads_best and decided.get("blend", args.blend) == 1
+    num_rows = _epoch_rows(args, facts)
+    rows_per_step = args.per_device_train_batch_size * facts.num_processes
     if num_rows is None:
         # A stream ends its passes itself, and finds its position after a resume itself.
         decided |= {"dataloader_drop_last": True}
         decided |= {"ignore_data_skip": True} if facts.checkpoint is not None else {}
-    elif training.dataloader_drop_last and num_rows < rows_per_step:
+    elif args.dataloader_drop_last and num_rows < rows_per_step:
         decided["dataloader_drop_last"] = False
         warnings.append(f"The {num_rows} rows of an epoch do not fill a batch of {rows_per_step}; it is kept smaller.")
     if facts.is_automatic and facts.chosen is None:
         warnings.append("Whitening, projection, epochs and blend are chosen after encoding, by pseudo-queries.")
-    final = replace(parsed, model=model, run=run, training=with_values(training, **decided))
-    return RunPlan(final, facts, tuple(warnings))
+    return RunPlan(with_values(args, **decided), facts, tuple(warnings))
 
 
 def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_resumed: bool) -> dict[str, Any]:
@@ -108,35 +130,36 @@ def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_res
 
 def format_plan(plan: RunPlan) -> str:
     """Format a plan as a table for the terminal, its warnings below."""
-    model, training, run = plan.arguments.model, plan.arguments.training, plan.arguments.run
-    weights = resolve_weights(training, use_predictor=model.use_predictor)
-    terms = [f"{weight:g} {term} ({getattr(training, f'{term}_kind')})" for term, weight in weights.items() if weight]
-    rows = "a stream" if plan.epoch_rows is None else f"{plan.epoch_rows:,} an epoch"
-    source = "features, computed once" if plan.arguments.uses_cached_features else "texts, encoded at every step"
-    batch = f"{training.per_device_train_batch_size} rows on each of {plan.facts.num_processes} processes"
-    last = "dropped" if training.dataloader_drop_last else "kept"
-    length = f"{training.max_steps} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
-    when = f"every {training.eval_steps:g} steps" if training.eval_strategy == "steps" else "every epoch"
-    kept = "best" if training.load_best_model_at_end else "last"
+    args, facts, model = plan.arguments, plan.facts, plan.facts.model
+    weights = resolve_weights(args, use_predictor=model.use_predictor)
+    terms = [f"{weight:g} {term} ({getattr(args, f'{term}_kind')})" for term, weight in weights.items() if weight]
+    num_rows = _epoch_rows(args, facts)
+    rows = "a stream" if num_rows is None else f"{num_rows:,} an epoch"
+    source = "features, computed once" if facts.uses_features else "texts, encoded at every step"
+    batch = f"{args.per_device_train_batch_size} rows on each of {facts.num_processes} processes"
+    last = "dropped" if args.dataloader_drop_last else "kept"
+    length = f"{args.max_steps} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    when = f"every {args.eval_steps:g} steps" if args.eval_strategy == "steps" else "every epoch"
+    kept = "best" if args.load_best_model_at_end else "last"
+    encoder = getattr(model, "base_model", None) or getattr(model, "base_model_name", None)
     table = {
-        "encoder": f"{model.base_model}, {'frozen' if model.freeze_base else 'trained'}",
-        "projection": f"{model.projection_kind}, {model.projection_init} start, whitening {model.whitening:g}",
+        "encoder": f"{encoder}, {'frozen' if model.freeze_base else 'trained'}",
+        "projection": f"{model.projection_kind}, {model.projection_init} start, whitening {args.whitening:g}",
         "predictor": "yes" if model.use_predictor else "no",
         "rows": f"{rows}, as {source}",
-        "batch": f"{batch}, {training.gradient_accumulation_steps} per step; a smaller last one is {last}",
+        "batch": f"{batch}, {args.gradient_accumulation_steps} per step; a smaller last one is {last}",
         "loss": " + ".join(terms),
-        "length": length if run.blend > 0 else "none (--blend 0)",
-        "validation": f"{training.metric_for_best_model} {when}" if plan.facts.has_validation else "none",
-        "saved": f"the {kept} weights, blend {run.blend:g}, in {training.output_dir}",
-        "resumed from": plan.facts.checkpoint.path if plan.facts.checkpoint else "nothing",
+        "length": length if args.blend > 0 else "none (--blend 0)",
+        "validation": f"{args.metric_for_best_model} {when}" if facts.has_validation else "none",
+        "saved": f"the {kept} weights, blend {args.blend:g}, in {args.output_dir}",
+        "resumed from": facts.checkpoint.path if facts.checkpoint else "nothing",
     }
     return "\n".join([format_table([("setting", "value"), *table.items()], num_names=2), *plan.warnings])
 
 
-def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
-    """Raise a UserError if arguments contradict each other or the data, before anything is loaded."""
-    training = parsed.training
-    if parsed.features.needs_store() and not parsed.uses_cached_features:
+def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    """Raise a UserError if arguments contradict each other, the model or the data."""
+    if training.needs_store() and not facts.uses_features:
         raise UserError(
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
             "from tokens: leave them out (--bf16 sets the precision)"
@@ -154,7 +177,7 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
         raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction")
     if facts.checkpoint is not None:
         check_stream_position(facts.checkpoint, facts.stream_order)
-    resolve_weights(training, use_predictor=parsed.model.use_predictor)
+    resolve_weights(training, use_predictor=facts.model.use_predictor)
     _check_trackers(training.report_to or ())
     if training.balance_queries and facts.num_queries is None:
         raise UserError(
@@ -165,8 +188,29 @@ def check_run(parsed: ParsedArguments, facts: RunFacts) -> None:
         raise UserError(
             "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
         )
-    _check_blend(parsed)
-    _check_sharding(parsed)
+    if facts.is_automatic:
+        _check_automatic(training, facts)
+    _check_start(training, facts)
+    _check_sharding(training, facts)
+
+
+def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    """Refuse what contradicts an automatic choice, before it is made."""
+    model = facts.model
+    if not facts.uses_features or facts.num_processes != 1:
+        raise UserError(
+            "--automatic trains heads on cached features of a frozen encoder in one process: leave --no_freeze_base, "
+            "--no_feature_cache and accelerate launch out"
+        )
+    if model.projection_init != "identity" or model.use_predictor or training.whitening or training.blend != 1.0:
+        raise UserError(
+            "--automatic chooses initialization and blend of a projection itself: leave --projection_init, "
+            "--use_predictor, --whitening and --blend out"
+        )
+    if training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0:
+        raise UserError("--automatic chooses the length of training: leave --epochs and --max_steps out")
+    if refused := trainer_only_flags(training):
+        raise UserError(f"--automatic does not support --{refused[0]}: leave the flag out")
 
 
 def _check_trackers(names: Iterable[str]) -> None:
@@ -181,10 +225,13 @@ def _check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def _check_blend(parsed: ParsedArguments) -> None:
-    blend, model, training = parsed.run.blend, parsed.model, parsed.training
-    if not 0 <= blend <= 1:
-        raise UserError(f"--blend must be in [0, 1], got {blend}: set it to e.g. 0.5")
+def _check_start(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    model, blend = facts.model, training.blend
+    if training.whitening and model.projection_init != "identity":
+        raise UserError(
+            f"--whitening {training.whitening} needs --projection_init identity, got {model.projection_init}: a "
+            "random initialization cannot be whitened"
+        )
     if blend == 1:
         return
     if model.projection_init != "identity" or not model.freeze_base:
@@ -192,7 +239,7 @@ def _check_blend(parsed: ParsedArguments) -> None:
             f"--blend {blend} needs a frozen encoder and --projection_init identity: the start of other runs is no "
             "retrieval model to blend with"
         )
-    if training.resume_from_checkpoint:
+    if training.resume_from_checkpoint or facts.checkpoint is not None:
         raise UserError("--blend needs the start of the run, which a resumed run does not have: leave one of them out")
     if training.early_stopping_patience is not None:
         raise UserError(
@@ -201,14 +248,14 @@ def _check_blend(parsed: ParsedArguments) -> None:
         )
 
 
-def _check_sharding(parsed: ParsedArguments) -> None:
-    plugin_args = parsed.training.fsdp_plugin_args  # of --fsdp; a file of accelerate sets the environment instead
+def _check_sharding(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    plugin_args = training.fsdp_plugin_args  # of --fsdp; a file of accelerate sets the environment instead
     if plugin_args is None and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return
     from accelerate.utils import FullyShardedDataParallelPlugin
 
     plugin = FullyShardedDataParallelPlugin(**(plugin_args or {}))
-    if parsed.model.freeze_base:
+    if facts.model.freeze_base:
         raise UserError(
             "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
             "ragcun_hf/cli/accelerate/one_machine_gpus.yaml"

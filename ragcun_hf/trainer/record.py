@@ -20,16 +20,14 @@ from ..data.documents import text_digest
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
 from ..files import DOCUMENTS_FILE, RECORD_FILE, WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
+from ..objective.head_weights import blend_weights, trainable_weights
 from .sharding import save_whole, whole_tensor
 
 if TYPE_CHECKING:
-    from ..data.training_rows import TrainingRows
-    from .arguments import IsotropicGaussianTrainingArguments
+    from ..objective.arguments import IsotropicGaussianTrainingArguments
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
-
-_FIRST_LAYER = "mlp.0."  # of a residual branch, whose last layer starts at zero and decides how much the branch adds
 
 
 @dataclass(frozen=True)
@@ -50,34 +48,35 @@ class Checkpoint:
         return self.step >= max_steps or (patience is not None and self.bad_evaluations >= patience)
 
 
-def find_checkpoint(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> Checkpoint | None:
-    """Return the checkpoint that `--resume_from_checkpoint` names; `last` is the last one in the output folder.
-
-    It is a UserError if there is none, if the output folder cannot be written to, or if it holds another run and may
-    not be overwritten. Nothing is removed here.
-    """
+def check_output_folder(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
+    """Raise a UserError if the output folder is not writable, or holds another run and may not be overwritten."""
     folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
     check_writable(folder)
-    whole = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
-    if wanted == "last" and not whole:
-        raise UserError(
-            f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the flag out"
-        )
-    path = whole[-1] if wanted == "last" else Path(wanted) if wanted else None
-    if path is not None and not _is_whole(path):
-        raise UserError(
-            f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {path}, which is not one "
-            "whole checkpoint: name another, or leave the flag out"
-        )
-    is_used = bool(whole) or (folder / "model.safetensors").exists()
-    is_own = path is not None and path.resolve().parent == folder.resolve()
+    checkpoint = open_checkpoint(folder, wanted)
+    is_used = any(_is_whole(each) for each in _checkpoints(folder)) or (folder / "model.safetensors").exists()
+    is_own = checkpoint is not None and Path(checkpoint.path).resolve().parent == folder.resolve()
     if is_used and not is_own and not overwrite:
         raise UserError(
             f"{folder} holds an earlier run: name another --output_dir, continue it with "
             "--resume_from_checkpoint last, or replace it with --overwrite"
         )
-    if path is None:
+
+
+def open_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
+    """Open the checkpoint to resume from: a folder, or `last` for the last one in the output folder."""
+    if not wanted:
         return None
+    whole = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
+    if wanted == "last" and not whole:
+        raise UserError(
+            f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the flag out"
+        )
+    path = whole[-1] if wanted == "last" else Path(wanted)
+    if not _is_whole(path):
+        raise UserError(
+            f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {path}, which is not one "
+            "whole checkpoint: name another, or leave the flag out"
+        )
     state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
     callbacks = {name: each["attributes"] for name, each in state.stateful_callbacks.items() if "attributes" in each}
     return Checkpoint(str(path), state.global_step, callbacks)
@@ -112,43 +111,25 @@ def check_model_flags(config: Any, checkpoint: Path) -> None:
             )
 
 
-def trainable_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copy the trainable weights of a model."""
-    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def blend_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Interpolate between the weights before training (a share of 0) and after it (1), by parameter name.
-
-    For a head that starts at the identity, this interpolates the output of each part: that of the residual branch
-    starts at zero, so only its last layer is scaled.
-
-    Source:
-        Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, arXiv:2109.01903.
-    """
-    return {
-        name: weight if _FIRST_LAYER in name else start[name].lerp(weight, share) for name, weight in trained.items()
-    }
-
-
 def check_and_blend(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
     """Check the trained weights, blend them with those of the start, and warn if validation got worse.
 
-    Returns the validation NDCG@10 of the `start` and of the `saved` model, if they were measured.
+    Returns the validation NDCG@10 of the `base`, the `start` and the `saved` model, if they were measured.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_finite(model)
+    if blend < 1:
+        model.load_state_dict(blend_weights(start, trainable_weights(model), blend), strict=False)
+    if trainer.data.validation is None:
+        return {}
     key = f"eval_{MAIN_METRIC}"
     measured = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
     figures = {"start": measured[0]} if measured else {}
-    if blend < 1:
-        model.load_state_dict(blend_weights(start, trainable_weights(model), blend), strict=False)
-    if trainer.validation is not None:
-        # The saved weights need not be those of the last or the best evaluation, and another evaluation by the
-        # Trainer may cast the model for good.
-        figures["saved"] = trainer.validation(model)[MAIN_METRIC]
-        say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
-    if figures.get("saved", 1.0) < figures.get("start", 0.0):
+    # The saved weights need not be those of the last or the best evaluation, and another evaluation by the Trainer may
+    # cast the model for good.
+    figures["saved"] = trainer.evaluators[0](model)[MAIN_METRIC]
+    say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
+    if figures["saved"] < figures.get("start", 0.0):
         logger.warning(
             "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "
             "the better choice. Try fewer epochs, a lower learning rate, a smaller --blend, or other pairs.",
@@ -190,18 +171,17 @@ def essential_arguments(training: IsotropicGaussianTrainingArguments) -> list[st
 
 
 def save_run(
-    trainer: IsotropicGaussianTrainer, facts: dict[str, Any], rows: TrainingRows, weights: dict[str, Tensor] | None
+    trainer: IsotropicGaussianTrainer, folder: Path, facts: dict[str, Any], weights: dict[str, Tensor] | None
 ) -> None:
-    """Replace the model and the training record (`facts` and the Trainer's log) in the output folder, all at once.
+    """Replace the model and the training record (`facts` and the Trainer's log) in a folder, all at once.
 
-    The digests of the documents of `rows` are saved too; `weights` come from `sharding.whole_weights`.
+    The digests of the documents that were seen are saved too; `weights` come from `sharding.whole_weights`.
     """
-    folder = Path(str(trainer.args.output_dir))
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
         save_whole(trainer.accelerator.unwrap_model(trainer.model), new, weights)
         record = {**facts, "log_history": trainer.state.log_history}
         (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        digests = sorted({text_digest(text).hex() for text in rows.documents})
+        digests = sorted({text_digest(text).hex() for text in trainer.data.train.documents})
         (new / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
 
 

@@ -1,228 +1,315 @@
-"""A `transformers.Trainer` for the three-term loss."""
+"""The Trainer: a model, arguments and a dataset in; a trained, saved and published head out."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import has_length
+from transformers import ProgressCallback, set_seed
 
-from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
-from .arguments import IsotropicGaussianTrainingArguments
-from .callbacks import EpochCallback
-from .isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
-from .known_pairs import PairIds, QueryBalancedRows
-from .objective import Objective, resolve_weights
-from .sharding import prepare_sharding, save_whole, whole_weights
+from ..command_line import say
+from ..data.stream import ShuffledStream
+from ..errors import UserError
+from ..files import disk_errors_explained, source_name
+from ..model.arguments import ModelArguments
+from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..objective.arguments import IsotropicGaussianTrainingArguments
+from ..objective.head_weights import trainable_weights
+from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
+from ..sweep.automatic import choose_settings
+from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
+from .data import TrainingData
+from .loss_trainer import Evaluator, LossTrainer
+from .plan import RunPlan, check_run, find_facts, plan_run
+from .push import PlannedPush, plan_push, write_training_card
+from .record import (
+    check_and_blend,
+    check_model_flags,
+    essential_arguments,
+    measured_energy,
+    open_checkpoint,
+    recorded_arguments,
+    save_run,
+)
+from .sharding import whole_weights
 
 if TYPE_CHECKING:
-    from .record import Checkpoint
+    from ..features.feature_store import FeatureStore
 
 logger = logging.getLogger(__name__)
 
 
-class IsotropicGaussianTrainer(Trainer):
-    """Train a projection and a predictor with contrastive + isotropy + predictive terms.
+class IsotropicGaussianTrainer(LossTrainer):
+    """Train the head of a model: a `transformers.Trainer` for the contrastive, isotropy and predictive terms.
 
-    A term whose weight is 0 is not computed. Each term is logged unweighted under `loss/<term>`, beside measures
-    that show a collapse: `embedding_std` (about 1 when healthy), `effective_rank` (at most the number of rows in the
-    batch) and `sigreg` (about `sigreg_floor` for a Gaussian batch, up to 0.4 per row when collapsed).
+    The encoder, if it is frozen, runs once per distinct text when the Trainer is made; its features are cached on disk
+    and the head trains on them. The head starts as the arguments say, the best checkpoint is kept, and the trained
+    head is blended with its start. A model of `from_encoder` gets a new head from the seed of the arguments, with the
+    fields that a recipe sets; any other model goes on from its weights.
+
+    Each loss term is logged unweighted under `loss/<term>`, beside measures that show a collapse (see `LossTrainer`).
 
     Args:
-        *args: As for `transformers.Trainer`.
-        validation: Called with the model at every evaluation. Its figures (e.g. `ndcg@10`) are logged with the prefix
-            `eval_` and can select the best checkpoint.
-        pair_ids: Ids of the training rows. With them, a document that is known to answer a query anywhere in the data
-            is never its negative, and `balance_queries` can draw.
-        eval_pair_ids: Ids of the evaluation rows.
-        checkpoint: The checkpoint that `train` will resume from; at the end of its run, no further step is trained.
-        **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
+        model: The model to train.
+        args: The arguments, e.g. of a recipe. Default: all defaults, with `output_dir="tmp_trainer"`.
+        train_dataset: A `Dataset`, an `IterableDataset` or a list of rows, or a dictionary of several. Rows have the
+            texts `query`, `positive` and optionally `negative` or `negative_1`, `negative_2` and so on; rows with only
+            a `text` are documents without labels, of whose parts the rows are made.
+        eval_dataset: Held-out pairs, likewise. Loss and NDCG@10 are measured on them, and NDCG@10 chooses the
+            checkpoint. Default: `args.val_fraction` of the documents, with their queries.
+        corpus: Documents (rows with a `text` and optionally a `title`, or strings) that held-out queries search
+            besides their own: with all documents of a collection, validation is as hard as the search will be.
+        evaluator: One or more functions of the model that return figures, such as a `RetrievalEvaluator`. The figures
+            are logged with the prefix `eval_` at every evaluation.
+        callbacks: As in transformers.
+        **kwargs: Other arguments of `transformers.Trainer`, such as `optimizers`. `compute_metrics` gets, as
+            `predictions`, the embeddings (N, D) of the held-out queries and of their documents, and, as `label_ids`,
+            the ids (N,) of both, equal for equal texts.
+
+    Raises:
+        UserError: If a dataset has another form, or arguments contradict each other or the data.
+
+    Example:
+        >>> from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+        >>> model = IsotropicGaussianModel.from_encoder("embedded")  # doctest: +SKIP
+        >>> args = IsotropicGaussianTrainingArguments.from_recipe("adapt", output_dir="mine")  # doctest: +SKIP
+        >>> trainer = IsotropicGaussianTrainer(model, args, train_dataset=pairs)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
     """
-
-    # The loss is the mean over a batch, so the Trainer has to divide it under gradient accumulation.
-    loss_is_scaled_for_ga = False
-
-    args: IsotropicGaussianTrainingArguments
 
     def __init__(
         self,
-        *args: Any,
-        validation: Callable[[Any], dict[str, float]] | None = None,
-        pair_ids: PairIds | None = None,
-        eval_pair_ids: PairIds | None = None,
-        checkpoint: Checkpoint | None = None,
+        model: IsotropicGaussianModel,
+        args: IsotropicGaussianTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        *,
+        corpus: Any = None,
+        evaluator: Evaluator | Sequence[Evaluator] | None = None,
+        callbacks: Sequence[Any] = (),
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        prepare_sharding(self.accelerator, self.model)
-        # There are no labels: the loss comes from the batch itself, in evaluation too.
-        self.can_return_loss = True
-        self.validation, self.checkpoint = validation, checkpoint
-        # Looked up once: unwrapping walks through all modules of the encoder.
-        config = self.accelerator.unwrap_model(self.model).config
-        self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
-        if self.args.balance_queries:
-            if pair_ids is None:
-                raise ValueError(
-                    "`balance_queries` needs rows that are known before training, got a stream or rows that are drawn "
-                    "anew each epoch: leave it out."
-                )
-            self.train_dataset = QueryBalancedRows(self.train_dataset, pair_ids.query_ids, seed=self.args.seed)
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.add_callback(EpochCallback(self.train_dataset, is_stream=not has_length(self.train_dataset)))
-        self._objectives = {
-            mode: Objective.of_arguments(
-                self.args,
-                {name: weight for name, weight in self.weights.items() if weight > 0},
-                similarity=config.similarity_fn_name,
-                known_pairs=None if ids is None else ids.known_pairs(),
-            )
-            for mode, ids in (("train", pair_ids), ("eval", eval_pair_ids))
-        }
-        self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
-        self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
-        self._last_embeddings: Tensor | None = None
-
-    def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
-    ) -> Tensor | tuple[Tensor, Any]:
-        """Embed the whole batch in one forward pass and sum the weighted terms."""
-        query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
-        texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
-        outputs = model(**texts, num_predicted=len(query_ids))
-        directions = None
-        if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":
-            # They follow from the step: the same on every process, and again after a resume.
-            width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
-            directions = random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
-        objective = self._objectives[self._mode]
-        terms = objective.terms(outputs, query_ids, document_ids, directions=directions)
-        self._track(terms, outputs.embeddings, num_queries=len(query_ids))
-        loss = objective.total(terms)
-        return (loss, outputs) if return_outputs else loss
-
-    @property
-    def _mode(self) -> str:
-        return "train" if self.model.training else "eval"
-
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Build the optimizer, with a learning rate of its own for an encoder that trains."""
-        if self.optimizer is None:
-            super().create_optimizer(model)
-            unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
-            encoder_parameters = set(unwrapped.encoder.parameters())
-            for group in list(self.optimizer.param_groups):
-                of_encoder = [parameter for parameter in group["params"] if parameter in encoder_parameters]
-                if of_encoder:
-                    group["params"] = [p for p in group["params"] if p not in encoder_parameters]
-                    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
-                    self.optimizer.add_param_group(
-                        {"params": of_encoder, **settings, "lr": self.args.encoder_learning_rate}
-                    )
-        return self.optimizer
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Read balanced rows in the order of their draw; other rows are shuffled here."""
-        loader = super().get_train_dataloader()
-        if self.args.balance_queries:
-            loader.set_sampler(SequentialSampler(self.train_dataset))
-        return loader
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Keep a smaller last batch, which training drops; several processes fill it up with the first rows."""
-        rows: Any = self.eval_dataset
-        if eval_dataset is not None:
-            rows = rows[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
-        loader = DataLoader(
-            rows,
-            batch_size=self.args.eval_batch_size,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+        args = IsotropicGaussianTrainingArguments(output_dir="tmp_trainer") if args is None else args
+        _check_types(model, args)
+        if isinstance(train_dataset, TrainingData):
+            self.data = train_dataset
+        else:
+            self.data = TrainingData.of_datasets(train_dataset, eval_dataset, corpus, args)
+        self._given_args, self._seconds_of_features = args, 0.0
+        self._energy: list[dict[str, Any]] = []
+        self._validation_figures: dict[str, float] = {}
+        set_seed(args.seed)
+        if model.is_untrained:
+            model.reset_head(**args.model_fields)
+        self.plan = self._planned(model)
+        # The token is tested now, not after hours of training.
+        self._push: PlannedPush | None = plan_push(args) if args.push_to_hub and args.process_index == 0 else None
+        model.to(args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+        inputs = self._encoded(model)
+        given = [] if evaluator is None else [evaluator] if callable(evaluator) else list(evaluator)
+        held_out = self.data.validation
+        own = [] if held_out is None else [retrieval_validation(held_out, self._store, corpus=self.data.corpus)]
+        super().__init__(
+            model=model,
+            args=self.plan.arguments,
+            data_collator=inputs.collator,
+            train_dataset=inputs.train_rows,
+            eval_dataset=inputs.validation_rows,
+            evaluators=[*own, *given],
+            pair_ids=inputs.pair_ids,
+            eval_pair_ids=inputs.eval_pair_ids,
+            callbacks=list(callbacks),
+            **kwargs,
         )
-        return self.accelerator.prepare(loader)
+        # The plots run the model in the main process alone, where a sharded model would wait for the others.
+        if args.report_to and not self.accelerator.is_fsdp2:
+            TrackedPlots(inputs.sample).attach(self)
+        if not args.disable_tqdm and self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(TermsProgressCallback)
 
-    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
-        """Return no epoch for a run that is resumed at its end; transformers would train one more step."""
-        num_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
-        if self.checkpoint is not None and self.checkpoint.is_at_end(max_steps, args.early_stopping_patience):
-            logger.warning("%s is of the last step: nothing is left to train.", self.checkpoint.path)
-            num_epochs = 0
-        return num_epochs, *others, max_steps
+    def _planned(self, model: IsotropicGaussianModel, **facts: Any) -> RunPlan:
+        found = find_facts(self._given_args, model.config, self.data, **facts)
+        check_run(self._given_args, found)
+        return plan_run(self._given_args, found)
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; whole, if it is sharded."""
-        weights = whole_weights(self.accelerator, self.model)
-        if weights is None:
-            super().save_model(output_dir, _internal_call)
-            return
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            save_whole(self.model, folder, weights)
-            torch.save(self.args, folder / TRAINING_ARGS_NAME)
-        if self.args.push_to_hub and not _internal_call:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+    def _encoded(self, model: IsotropicGaussianModel) -> TrainerInputs:
+        """Encode what the run trains on, and start the projection from it."""
+        started, args = time.perf_counter(), self.plan.arguments
+        self._store: FeatureStore | None = None
+        with measured_energy(args.measure_energy and args.process_index == 0) as energy:
+            if self.plan.facts.uses_features:
+                self._store = args.store(model)
+                inputs = feature_inputs(model, self.data.train, self.data.validation, self._store)
+                say(self._store.summary())
+            else:
+                inputs = text_inputs(model, self.data.train, self.data.validation)
+            self._sample = inputs.sample
+            if self.data.automatic is None and model.is_untrained:
+                self._start_projection(model)
+        self._energy.append(energy)
+        self._seconds_of_features = time.perf_counter() - started
+        return inputs
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Add the terms and the retrieval figures to the metrics, before callbacks choose by them."""
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_loss/{name}": value for name, value in self._pop_terms("eval").items()})
-        if self.validation is not None:
-            figures = self.validation(self.accelerator.unwrap_model(self.model))
-            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+    def _start_projection(self, model: IsotropicGaussianModel) -> None:
+        whitening = self.plan.arguments.whitening
+        if model.config.output_dim < model.config.feature_dim or whitening:
+            model.start_from_features(self._sample(), whitening=whitening)
+
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train as planned, blend the trained head with its start, and measure the result on held-out pairs.
+
+        Args:
+            resume_from_checkpoint: A checkpoint folder, or True for the last one in `args.output_dir`. Default: that
+                of the arguments.
+            trial: As in transformers.
+            ignore_keys_for_eval: As in transformers.
+
+        Returns:
+            The `TrainOutput` of transformers. The model is saved by `save_model`.
+        """
+        wanted = resume_from_checkpoint or self._given_args.resume_from_checkpoint
+        self.checkpoint = open_checkpoint(Path(str(self.args.output_dir)), "last" if wanted is True else wanted)
+        path = None if self.checkpoint is None else self.checkpoint.path
+        model = self.accelerator.unwrap_model(self.model)
+        if self.checkpoint is not None:
+            check_model_flags(model.config, Path(self.checkpoint.path))
+        self.plan = self._planned(model, checkpoint=self.checkpoint)
+        if self.data.automatic is not None and model.is_untrained:
+            self._choose(model)
+        self.args = self.plan.arguments
+        for warning in self.plan.warnings:
+            logger.warning(warning)
+        self._attach_run_callbacks()
+        start = trainable_weights(model) if self.args.blend < 1 else {}
+        output = None
+        with measured_energy(self.args.measure_energy and self.args.process_index == 0) as energy:
+            if self.args.blend > 0:
+                with disk_errors_explained(Path(str(self.args.output_dir))):
+                    output = super().train(path, trial, ignore_keys_for_eval)
+        model.is_untrained = False
+        self._energy.append(energy)
+        self._validation_figures = check_and_blend(self, start, self.args.blend)
         return output
 
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Log, with the terms and the collapse measures beside the training loss."""
-        if "loss" in logs:
-            logs.update({f"loss/{name}": value for name, value in self._pop_terms("train").items()})
-            logs.update(self._collapse_measures())
-        super().log(logs, *args, **kwargs)
+    def _choose(self, model: IsotropicGaussianModel) -> None:
+        """Choose the settings of an automatic run."""
+        if self.data.automatic is None or self._store is None:
+            raise ValueError("expected an automatic run on features")  # check_run has refused any other
+        chosen, facts = choose_settings(self.data.automatic, model, self._given_args, self._store)
+        self.plan = self._planned(model, checkpoint=self.checkpoint, chosen=chosen)
+        self.data = replace(self.data, facts={**self.data.facts, **facts})
+        set_seed(self._given_args.seed)
+        model.reset_head(**{**self._given_args.model_fields, **chosen.model})
+        self._start_projection(model)
 
-    def _track(self, terms: dict[str, Tensor], embeddings: Tensor, *, num_queries: int) -> None:
-        mode = self._mode
-        # The Trainer averages the training loss over batches, and the evaluation loss over rows.
-        weight = 1 if mode == "train" else num_queries
-        sums = self._term_sums[mode]
-        for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + weight * term.detach()
-        self._term_counts[mode] += weight
-        if mode == "train":
-            self._last_embeddings = embeddings.detach()
+    def _attach_run_callbacks(self) -> None:
+        """Attach what depends on the checkpoint to resume from."""
+        for kind in (type(early_stopping(1, None)), StreamPosition):
+            self.remove_callback(kind)
+        if self.args.early_stopping_patience is not None:
+            self.add_callback(early_stopping(self.args.early_stopping_patience, self.checkpoint))
+        if isinstance(self.data.train, ShuffledStream):
+            self.add_callback(StreamPosition(self, self.data.train, self.checkpoint))
 
-    def _pop_terms(self, mode: str) -> dict[str, float]:
-        """Return the means over all processes since the last call."""
-        sums = self._term_sums[mode]
-        if not sums:
-            return {}
-        count = next(iter(sums.values())).new_tensor(self._term_counts[mode])
-        totals = self.accelerator.reduce(torch.stack([*sums.values(), count]), reduction="sum")
-        means = dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
-        sums.clear()
-        self._term_counts[mode] = 0
-        return means
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model with its tokenizer, training record and digests of its documents, all at once.
 
-    def _collapse_measures(self) -> dict[str, float]:
-        """Measure the last batch: `sigreg` over all processes, the other measures over the rows of this one."""
-        if self._last_embeddings is None:
-            return {}
-        rows = self._last_embeddings.float()
-        directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
-        # First, even if the rows are not finite: the other processes wait for it.
-        sigreg = float(sigreg_statistic(rows, directions))
-        if not bool(rows.isfinite().all()):
-            return {}
+        Args:
+            output_dir: The folder; default: `args.output_dir`.
+            _internal_call: For transformers, which saves checkpoints with it.
+        """
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
+        weights = whole_weights(self.accelerator, self.model)
+        if self.is_world_process_zero():
+            save_run(self, Path(output_dir or str(self.args.output_dir)), self.record(), weights)
+        self.accelerator.wait_for_everyone()
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write the card, README.md, into `args.output_dir`, where the model must be saved.
+
+        Args:
+            *args: Ignored, as the card is written from the training record.
+            **kwargs: Ignored.
+        """
+        if self.is_world_process_zero():
+            write_training_card(Path(str(self.args.output_dir)), self.args.hub_model_id)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = None,
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Save the model, write its card and send both to the Hub, in one commit.
+
+        Args:
+            commit_message: Title of the commit.
+            blocking: Must be True.
+            token: Default: `args.hub_token`, or the one saved by `hf auth login`.
+            revision: Branch; default: `args.hub_revision`.
+            private: Whether a new repository is private; default: `args.hub_private_repo`.
+            **kwargs: Must be empty.
+
+        Returns:
+            The `CommitInfo`, in the main process.
+
+        Raises:
+            UserError: If the Hub refuses the model; it is then saved in `args.output_dir`.
+        """
+        if kwargs or not blocking:
+            raise TypeError(f"push_to_hub sends one commit and waits for it, got {kwargs or 'blocking=False'}")
+        self.save_model()
+        if not self.is_world_process_zero():
+            return None
+        if self._push is None or token or revision or private is not None:
+            self._push = plan_push(self._given_args, token=token, revision=revision, private=private)
+        folder = Path(str(self.args.output_dir))
+        write_training_card(folder, self._push.repo_id)
+        return self._push.send(folder, commit_message)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a reader of the model wants to know of its training, without the log."""
+        args, model = self.args, self.accelerator.unwrap_model(self.model)
+        training_seconds = (self.state.log_history or [{}])[-1].get("train_runtime", 0.0)
+        base = {"base_model": source_name(model.config.base_model_name or "")}
+        resolved = {f"lambda_{term}": weight for term, weight in self.weights.items()}
+        measured = [each for each in self._energy if each]
+        energy = {"kwh": sum(each["kwh"] for each in measured), "by": measured[0]["by"]} if measured else None
         return {
-            "embedding_std": float(embedding_std(rows)),
-            "effective_rank": float(effective_rank(rows)),
-            "sigreg": sigreg,
-            "sigreg_floor": SIGREG_NULL_FLOOR,
+            "model": {**asdict(ModelArguments.of_config(model.config)), **base},
+            "seconds": {"features": round(self._seconds_of_features, 2), "training": round(training_seconds, 2)},
+            "features": None if self._store is None else self._store.settings(),
+            "steps": self.state.global_step,
+            "blend": args.blend,
+            "training_arguments": {**recorded_arguments(args), **resolved},
+            "essential": essential_arguments(args),
+            "data": self.data.facts,
+            "energy": energy,
+            "validation_ndcg@10": self._validation_figures,
         }
+
+
+def _check_types(model: Any, args: Any) -> None:
+    if not isinstance(model, IsotropicGaussianModel):
+        raise UserError(
+            f"expected an IsotropicGaussianModel, got {type(model).__name__}: make one with "
+            "IsotropicGaussianModel.from_encoder"
+        )
+    if not isinstance(args, IsotropicGaussianTrainingArguments):
+        kind = type(args).__name__
+        hint = "use IsotropicGaussianTrainingArguments, which takes the same arguments and more"
+        raise UserError(f"expected IsotropicGaussianTrainingArguments, got {kind}: {hint}")

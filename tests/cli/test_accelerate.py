@@ -54,7 +54,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from ragcun_hf.command_line import run_script
-from ragcun_hf.trainer.objective import Objective
+from ragcun_hf.objective.terms import Objective
 from ragcun_hf import IsotropicGaussianTrainer
 decide, step, measure = AcceleratorState.__init__, IsotropicGaussianTrainer.training_step, Objective.terms
 seen = {{"dtypes": []}}

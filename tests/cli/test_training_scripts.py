@@ -176,7 +176,7 @@ def test_every_split_method_trains(run, documents_file, method):
 
 @pytest.mark.parametrize("kind", ["word", "span"])
 def test_documents_are_masked_with_the_token_of_the_tokenizer(run, documents_file, monkeypatch, kind):
-    from ragcun_hf.trainer.inputs import FeaturePairs
+    from ragcun_hf.objective.inputs import FeaturePairs
 
     asked = []
     real = FeaturePairs.__init__
@@ -196,7 +196,7 @@ def test_documents_are_masked_with_the_token_of_the_tokenizer(run, documents_fil
 
 
 def test_without_cached_features_masks_change_from_epoch_to_epoch(run, documents_file, monkeypatch):
-    from ragcun_hf.trainer.inputs import TextPairCollator
+    from ragcun_hf.objective.inputs import TextPairCollator
 
     queries = []
     real = TextPairCollator.__call__
@@ -423,7 +423,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further_step(run, pairs_file):
 
 
 def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
-    from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
+    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
 
     # torch's DataParallel would split a batch, and each half would be treated as the whole batch.
     monkeypatch.setattr(IsotropicGaussianTrainingArguments, "n_gpu", 2)
@@ -641,8 +641,8 @@ def _dataclasses(module):
 
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.stem)
 def test_every_flag_of_a_script_has_help(script, path):
+    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments, ParsedArguments
     from ragcun_hf.trainer import arguments as training_arguments
-    from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments, ParsedArguments
 
     own = [value for value in _dataclasses(script(path.stem)) if value.__module__ == f"ragcun_hf.cli.{path.stem}"]
     assert own

@@ -21,7 +21,7 @@ from ragcun_hf.evaluation.metrics.isotropy.measures import (
     sigreg,
     uniformity,
 )
-from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
+from ragcun_hf.objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 
 METRIC_FOLDER = Path(ragcun_hf.__file__).parent / "evaluation" / "metrics" / "isotropy"
 VECTORS = np.random.default_rng(0).normal(size=(200, 6)) * [3, 1, 1, 1, 0.5, 0.1] + 0.4

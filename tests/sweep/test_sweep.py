@@ -16,12 +16,12 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
+from ragcun_hf.objective.inputs import FeaturePairs
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, measure_head, with_head
 from ragcun_hf.sweep.records import SweepRecords, TrialRecord
 from ragcun_hf.sweep.report import format_settings, varied_names
 from ragcun_hf.sweep.run import plan_rounds
 from ragcun_hf.sweep.settings import grid_settings, make_trial, random_settings
-from ragcun_hf.trainer.inputs import FeaturePairs
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 

@@ -15,7 +15,7 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
-from ragcun_hf.trainer.arguments import ParsedArguments, RunArguments, ValidationArguments, with_values
+from ragcun_hf.objective.arguments import ParsedArguments, RunArguments, ValidationArguments, with_values
 from ragcun_hf.trainer.plan import ChosenSettings, RunFacts, check_run, format_plan, plan_run
 from ragcun_hf.trainer.record import Checkpoint, essential_arguments
 

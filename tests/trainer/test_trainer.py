@@ -11,10 +11,10 @@ from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, Isotropi
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore, FeatureTable
-from ragcun_hf.trainer.inputs import FeaturePairs, TextPairCollator, text_ids
-from ragcun_hf.trainer.isotropy import SIGREG_NULL_FLOOR
-from ragcun_hf.trainer.known_pairs import PairIds
-from ragcun_hf.trainer.objective import Objective
+from ragcun_hf.objective.inputs import FeaturePairs, TextPairCollator, text_ids
+from ragcun_hf.objective.isotropy import SIGREG_NULL_FLOOR
+from ragcun_hf.objective.known_pairs import PairIds
+from ragcun_hf.objective.terms import Objective
 from ragcun_hf.trainer.record import check_and_blend
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
@@ -220,7 +220,7 @@ def test_a_weight_of_zero_skips_its_term_and_its_log_line(tiny_model, make_train
     def refuse(*args, **kwargs):
         raise AssertionError("computed all the same")
 
-    monkeypatch.setattr(f"ragcun_hf.trainer.objective.{function}", refuse)
+    monkeypatch.setattr(f"ragcun_hf.objective.terms.{function}", refuse)
     trainer = make_trainer(tiny_model, **{f"lambda_{skipped}": 0.0})
     trainer.train()
     shown = {key.removeprefix("loss/") for entry in trainer.state.log_history for key in entry if "loss/" in key}

@@ -12,14 +12,14 @@ import torch
 from ragcun_hf.errors import NotFiniteError
 from ragcun_hf.evaluation.results import MAIN_METRIC
 from ragcun_hf.model.arguments import ModelArguments
+from ragcun_hf.objective.terms import resolve_weights
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
-from ragcun_hf.trainer.objective import resolve_weights
 from ragcun_hf.trainer.record import blend_weights
 
 if TYPE_CHECKING:
+    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
     from ragcun_hf.sweep.settings import Trial
-    from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
 
 REFERENCE: dict[str, Any] = {
     "use_predictor": True,

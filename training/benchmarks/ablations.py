@@ -102,7 +102,7 @@ def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float)
 def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) -> list[Any]:
     from ablation_changes import measure_changes
 
-    from ragcun_hf.trainer.arguments import IsotropicGaussianTrainingArguments
+    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
 
     training = IsotropicGaussianTrainingArguments(
         output_dir=args.output_dir,

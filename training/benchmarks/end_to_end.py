@@ -109,7 +109,7 @@ def run_peer(args: Arguments, figures: dict[str, float]) -> dict[str, float]:
 
     from ragcun_hf.data.beir_folder import load_beir_folder
     from ragcun_hf.data.pairs import read_pairs
-    from ragcun_hf.model.base_models import embedded_model_folder
+    from ragcun_hf.model.embedded_isotropic_gaussian import embedded_model_folder
 
     model = SentenceTransformer(str(embedded_model_folder()), device="cpu")
     for parameter in model.parameters():

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse_arguments([Arguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
     set_threads(args.threads)
-    from ragcun_hf.trainer.inputs import FeaturePairs
+    from ragcun_hf.objective.inputs import FeaturePairs
 
     queries, documents = ([f"{kind}{row}" for row in range(args.num_pairs)] for kind in "qd")
     pairs = FeaturePairs(queries, documents, [[]] * args.num_pairs, store=RandomStore(args.num_pairs))

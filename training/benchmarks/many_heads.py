@@ -39,8 +39,8 @@ def main(arguments: list[str] | None = None) -> None:
     set_threads(args.threads)
     from ragcun_hf.evaluation.validation import RetrievalValidation
     from ragcun_hf.model.base_models import load_base_model
+    from ragcun_hf.objective.inputs import FeaturePairs
     from ragcun_hf.sweep.heads import HeadData
-    from ragcun_hf.trainer.inputs import FeaturePairs
 
     store, num_training = RandomStore(args.num_pairs), args.num_pairs * 4 // 5
     queries, documents = ([f"{kind}{row}" for row in range(args.num_pairs)] for kind in "qd")

@@ -19,9 +19,9 @@ import torch.distributed as dist
 
 from ragcun_hf import distributed
 from ragcun_hf.trainer import isotropy, losses
-from ragcun_hf.trainer.isotropy import covariance_isotropy_loss, sigreg_loss
-from ragcun_hf.trainer.known_pairs import KnownPairs
-from ragcun_hf.trainer.losses import info_nce_loss, predictive_loss, triplet_margin_loss
+from ragcun_hf.objective.isotropy import covariance_isotropy_loss, sigreg_loss
+from ragcun_hf.objective.known_pairs import KnownPairs
+from ragcun_hf.objective.losses import info_nce_loss, predictive_loss, triplet_margin_loss
 
 torch.set_num_threads(1)
 QUERY_IDS = [1, 2, 3, 4, 1, 5, 6, 7, 2, 8]

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from ragcun_hf.trainer import isotropy
-from ragcun_hf.trainer.isotropy import (
+from ragcun_hf.objective.isotropy import (
     SIGREG_NULL_FLOOR,
     covariance_isotropy_loss,
     random_directions,
     sigreg_loss,
     sigreg_statistic,
 )
-from ragcun_hf.trainer.known_pairs import KnownPairs
-from ragcun_hf.trainer.losses import info_nce_loss, predictive_loss, similarity_scores, triplet_margin_loss
+from ragcun_hf.objective.known_pairs import KnownPairs
+from ragcun_hf.objective.losses import info_nce_loss, predictive_loss, similarity_scores, triplet_margin_loss
+from ragcun_hf.trainer import isotropy
 
 
 def _random(*shape, seed=0):

@@ -1,16 +1,17 @@
-"""Arguments of a training run: weights and kinds of the three loss terms, validation, and the Trainer's own."""
+"""Arguments of a training run: weights and kinds of the three loss terms, start, features, and the Trainer's own."""
 
 from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import torch
 from transformers import TrainingArguments
 
-from ..command_line import argument
+from ..command_line import argument, recipe_values
+from ..data.splitting import SplitMethod
 from ..features.arguments import FeatureArguments
 from ..model.arguments import ModelArguments
 
@@ -22,10 +23,10 @@ Arguments = TypeVar("Arguments")
 
 
 @dataclass
-class IsotropicGaussianTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` with the weights and kinds of the three loss terms.
+class IsotropicGaussianTrainingArguments(FeatureArguments, TrainingArguments):
+    """`transformers.TrainingArguments` with the loss terms, the start of the head, its features and its blend.
 
-    Fields of the parent are declared again if their default differs or if a fact is added.
+    Fields of the parents are declared again if their default differs or if a fact is added.
 
     Example:
         >>> from ragcun_hf import IsotropicGaussianTrainingArguments
@@ -84,6 +85,37 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     balance_queries: bool = argument(
         False, "Use every query once per epoch, with one of its documents, so that all queries count alike."
     )
+    whitening: float = argument(
+        0.0,
+        "Partial whitening of an identity initialization, in [0, 0.5]; 0 is none, and 0.1 to 0.3 can help.",
+        swept="number",
+    )
+    blend: float = argument(
+        1.0,
+        "Weight of the trained head in the saved one, in [0, 1]: 1 saves the trained head, a smaller value stays "
+        "closer to the frozen base.",
+    )
+    val_fraction: float = argument(
+        0.0, "Without validation data: fraction of the documents to hold out with their queries, in [0, 1)."
+    )
+    split_method: SplitMethod = argument(
+        "sentence",
+        "For documents without labels, which part is the query. half: the first half; random: the shorter part of a "
+        "split at any point; prefix or suffix: the first or last part; sentence: one random sentence, which gained "
+        "most where it was measured (EXPERIMENTS.md).",
+    )
+    split_fraction: float = argument(0.25, "Fraction of the words that prefix and suffix take, in (0, 1).")
+    automatic: bool = argument(
+        False,
+        "For documents without labels: draw pseudo-queries of each document as queries. Those of held-out documents "
+        "choose initialization, head, length of training and blend, or keep the base if nothing helps.",
+    )
+    shuffle_buffer_size: int = argument(
+        10_000, "For a stream: rows in memory, from which the next row is drawn; 1 keeps the order of the source."
+    )
+    measure_energy: bool = argument(
+        False, "Estimate the energy of encoding and training for record and card; needs the extra energy."
+    )
     encoder_learning_rate: float = argument(2e-5, "Learning rate of encoder weights that are not frozen, > 0.")
     early_stopping_patience: int | None = argument(
         None,
@@ -136,6 +168,38 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
     )
     dataloader_pin_memory: bool = argument(True, "Pin memory for copies to an accelerator.", recorded="never")
 
+    model_fields: dict[str, Any] = field(default_factory=dict, init=False)
+    """Fields of the model's configuration that a recipe sets."""
+
+    @classmethod
+    def from_recipe(cls, name_or_file: str, **overrides: Any) -> Self:
+        """Read a recipe: what `--recipe` gives the training commands.
+
+        A recipe may also set fields of the model's configuration, such as `projection_hidden_dim`. The Trainer gives
+        them to a model of `from_encoder` whose head is untrained, except for fields that were named there.
+
+        Args:
+            name_or_file: The name of a shipped recipe, such as `adapt`, or a YAML file.
+            **overrides: Any of the arguments, or of the model's configuration, with other values.
+
+        Returns:
+            The arguments; the recipe's encoder is left out, because the Trainer is given a model.
+
+        Raises:
+            UserError: If there is no such recipe or argument.
+
+        Example:
+            >>> from ragcun_hf import IsotropicGaussianTrainingArguments
+            >>> arguments = IsotropicGaussianTrainingArguments.from_recipe("adapt", output_dir="mine", max_steps=50)
+            >>> arguments.blend, arguments.max_steps, arguments.model_fields
+            (0.4, 50, {'projection_hidden_dim': 2048})
+        """
+        values = recipe_values(name_or_file, [ModelArguments, cls], overrides)
+        of_config = ModelArguments(**{name: values[name] for name in _names(ModelArguments) & values.keys()})
+        model_fields = {name: value for name, value in of_config.config_fields().items() if name in values}
+        arguments = cls(**{name: values[name] for name in _names(cls) & values.keys()})
+        return with_values(arguments, model_fields=model_fields)
+
     def __post_init__(self) -> None:
         """Check our own values, then let the parent check its own."""
         if self.per_device_eval_batch_size is None:
@@ -172,16 +236,29 @@ class IsotropicGaussianTrainingArguments(TrainingArguments):
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "num_directions": self.num_directions,
             "early_stopping_patience": self.early_stopping_patience,
+            "shuffle_buffer_size": self.shuffle_buffer_size,
         }
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {count}.")
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
             raise ValueError(f"`epochs` must be a finite number above 0, got {self.num_train_epochs}.")
+        self._check_shares_and_kinds()
+
+    def _check_shares_and_kinds(self) -> None:
+        ranges = {"whitening": "[0, 0.5]", "blend": "[0, 1]", "val_fraction": "[0, 1)"}
+        in_range = (0 <= self.whitening <= 0.5, 0 <= self.blend <= 1, 0 <= self.val_fraction < 1)
+        for (name, interval), is_in_range in zip(ranges.items(), in_range, strict=True):
+            if not is_in_range:
+                raise ValueError(f"`{name}` must be in {interval}, got {getattr(self, name)}.")
         kinds = {"contrastive": ContrastiveKind, "isotropy": IsotropyKind, "predictive": PredictiveKind}
         for term, choices in kinds.items():
             if (kind := getattr(self, f"{term}_kind")) not in get_args(choices):
                 raise ValueError(f"`{term}_kind` must be one of {', '.join(get_args(choices))}, got {kind!r}.")
+
+
+def _names(dataclass_type: type) -> set[str]:
+    return {each.name for each in fields(dataclass_type) if each.init}
 
 
 def with_values(arguments: Arguments, **values: Any) -> Arguments:
@@ -191,61 +268,3 @@ def with_values(arguments: Arguments, **values: Any) -> Arguments:
     for name, value in values.items():
         setattr(changed, name, value)
     return changed
-
-
-@dataclass
-class ValidationArguments:
-    """Held-out data, by which the best checkpoint is chosen."""
-
-    val_data: str | None = argument(
-        None,
-        "Held-out query-document pairs. Loss and NDCG@10 are measured on them after every epoch (or every "
-        "--eval_steps), and the best checkpoint is kept, unless --blend is below 1.",
-    )
-    val_split: str | None = argument(None, "Split of --val_data. Default: as --split.")
-    val_fraction: float = argument(
-        0.0, "Without --val_data: fraction of the documents to hold out with their queries, in [0, 1)."
-    )
-
-
-@dataclass
-class RunArguments:
-    """Settings of a run besides the training itself."""
-
-    overwrite: bool = argument(False, "Replace the model of an earlier run in the output folder.")
-    blend: float = argument(
-        1.0,
-        "Weight of the trained head in the saved one, in [0, 1]: 1 saves the trained head, a smaller value stays "
-        "closer to the frozen base.",
-    )
-    measure_energy: bool = argument(
-        False, "Estimate the energy of encoding and training for record and card; needs the extra energy."
-    )
-    show_plan: bool = argument(False, "Print what the run would do and exit, before anything is encoded.")
-
-
-@dataclass(frozen=True)
-class ParsedArguments:
-    """All arguments of a training command, by topic."""
-
-    data: Any
-    validation: ValidationArguments
-    model: ModelArguments
-    features: FeatureArguments
-    run: RunArguments
-    training: IsotropicGaussianTrainingArguments
-
-    @property
-    def uses_cached_features(self) -> bool:
-        """Whether the head trains on features that are computed once; otherwise every step runs the encoder."""
-        return self.model.freeze_base and self.features.feature_cache
-
-    @property
-    def validation_options(self) -> dict[str, Any]:
-        """What `ragcun_hf.data.held_out.hold_out_pairs` needs to know."""
-        return {
-            "val_data": self.validation.val_data,
-            "val_split": self.validation.val_split or self.data.split,
-            "val_fraction": self.validation.val_fraction,
-            "seed": self.training.seed,
-        }

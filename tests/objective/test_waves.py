@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ragcun_hf.trainer.isotropy import wave_sums
+from ragcun_hf.objective.isotropy import wave_sums
 
 FREQUENCIES = {"spacing": 3 / 16, "num_frequencies": 17}
 

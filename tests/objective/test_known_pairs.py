@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from ragcun_hf.trainer.inputs import text_ids
-from ragcun_hf.trainer.known_pairs import KnownPairs, PairIds, QueryBalancedRows
+from ragcun_hf.objective.inputs import text_ids
+from ragcun_hf.objective.known_pairs import KnownPairs, PairIds, QueryBalancedRows
 
 
 @pytest.mark.parametrize("kind", ["rows", "hashes"])

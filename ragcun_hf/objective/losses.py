@@ -46,7 +46,7 @@ def info_nce_loss(
         query_ids: Shape (B,), integers, equal for equal query texts.
         document_ids: Shape (M,), integers, equal for equal document texts.
         known_pairs: Called with ids of queries (B,) and of documents (M,), returns (B, M): which documents answer
-            which queries. Needs both kinds of ids; see `ragcun_hf.trainer.known_pairs`.
+            which queries. Needs both kinds of ids; see `ragcun_hf.objective.known_pairs`.
         is_bidirectional: Average both directions: each document also picks its query.
 
     Returns:

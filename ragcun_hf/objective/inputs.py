@@ -174,8 +174,13 @@ def feature_inputs(
     )
 
 
-def retrieval_validation(rows: TrainingRows, store: FeatureStore | None) -> RetrievalValidation:
-    """Measure models on held-out rows, with their negatives as distractors; without a store, encode at every call."""
+def retrieval_validation(
+    rows: TrainingRows, store: FeatureStore | None, *, corpus: Sequence[str] = ()
+) -> RetrievalValidation:
+    """Measure models on held-out rows, which search their own documents and negatives, and a corpus if there is one.
+
+    Without a store, texts are encoded at every call.
+    """
     queries, documents, negatives = read_columns(rows)
     distractors = [text for texts in negatives for text in texts]
-    return RetrievalValidation(queries, documents, distractors=distractors, store=store)
+    return RetrievalValidation(queries, documents, distractors=[*distractors, *corpus], store=store)

@@ -1,0 +1,243 @@
+"""A `transformers.Trainer` that computes the three-term loss of ready batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import has_length
+
+from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
+from ..objective.arguments import IsotropicGaussianTrainingArguments
+from ..objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
+from ..objective.known_pairs import PairIds, QueryBalancedRows
+from ..objective.terms import Objective, resolve_weights
+from .callbacks import EpochCallback
+from .sharding import prepare_sharding, save_whole, whole_weights
+
+if TYPE_CHECKING:
+    from .record import Checkpoint
+
+Evaluator = Callable[[Any], Mapping[str, float]]
+
+logger = logging.getLogger(__name__)
+
+
+class LossTrainer(Trainer):
+    """Train a projection and a predictor with contrastive + isotropy + predictive terms.
+
+    A term whose weight is 0 is not computed. Each term is logged unweighted under `loss/<term>`, beside measures
+    that show a collapse: `embedding_std` (about 1 when healthy), `effective_rank` (at most the number of rows in the
+    batch) and `sigreg` (about `sigreg_floor` for a Gaussian batch, up to 0.4 per row when collapsed).
+
+    Args:
+        *args: As for `transformers.Trainer`.
+        evaluators: Called with the model at every evaluation. Their figures (e.g. `ndcg@10`) are logged with the
+            prefix `eval_` and can select the best checkpoint.
+        pair_ids: Ids of the training rows. With them, a document that is known to answer a query anywhere in the data
+            is never its negative, and `balance_queries` can draw.
+        eval_pair_ids: Ids of the evaluation rows.
+        **kwargs: As for `transformers.Trainer`; `args` is an `IsotropicGaussianTrainingArguments`.
+    """
+
+    # The loss is the mean over a batch, so the Trainer has to divide it under gradient accumulation.
+    loss_is_scaled_for_ga = False
+
+    args: IsotropicGaussianTrainingArguments
+
+    def __init__(
+        self,
+        *args: Any,
+        evaluators: Sequence[Evaluator] = (),
+        pair_ids: PairIds | None = None,
+        eval_pair_ids: PairIds | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        prepare_sharding(self.accelerator, self.model)
+        # There are no labels: the loss comes from the batch itself, in evaluation too.
+        self.can_return_loss = True
+        self.evaluators = list(evaluators)
+        self.checkpoint: Checkpoint | None = None  # that `train` resumes from
+        # Looked up once: unwrapping walks through all modules of the encoder.
+        config = self.accelerator.unwrap_model(self.model).config
+        self.weights = resolve_weights(self.args, use_predictor=config.use_predictor)
+        if self.args.balance_queries:
+            if pair_ids is None:
+                raise ValueError(
+                    "`balance_queries` needs rows that are known before training, got a stream or rows that are drawn "
+                    "anew each epoch: leave it out."
+                )
+            self.train_dataset = QueryBalancedRows(self.train_dataset, pair_ids.query_ids, seed=self.args.seed)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(EpochCallback(self.train_dataset, is_stream=not has_length(self.train_dataset)))
+        self._objectives = {
+            mode: Objective.of_arguments(
+                self.args,
+                {name: weight for name, weight in self.weights.items() if weight > 0},
+                similarity=config.similarity_fn_name,
+                known_pairs=None if ids is None else ids.known_pairs(),
+            )
+            for mode, ids in (("train", pair_ids), ("eval", eval_pair_ids))
+        }
+        self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
+        self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
+        self._last_embeddings: Tensor | None = None
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Embed the whole batch in one forward pass and sum the weighted terms."""
+        query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
+        texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
+        outputs = model(**texts, num_predicted=len(query_ids))
+        directions = None
+        if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":
+            # They follow from the step: the same on every process, and again after a resume.
+            width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
+            directions = random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
+        objective = self._objectives[self._mode]
+        terms = objective.terms(outputs, query_ids, document_ids, directions=directions)
+        self._track(terms, outputs.embeddings, num_queries=len(query_ids))
+        loss = objective.total(terms)
+        return (loss, outputs) if return_outputs else loss
+
+    @property
+    def _mode(self) -> str:
+        return "train" if self.model.training else "eval"
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Build the optimizer, with a learning rate of its own for an encoder that trains."""
+        if self.optimizer is None:
+            super().create_optimizer(model)
+            unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
+            encoder_parameters = set(unwrapped.encoder.parameters())
+            for group in list(self.optimizer.param_groups):
+                of_encoder = [parameter for parameter in group["params"] if parameter in encoder_parameters]
+                if of_encoder:
+                    group["params"] = [p for p in group["params"] if p not in encoder_parameters]
+                    settings = {key: value for key, value in group.items() if key not in ("params", "lr")}
+                    self.optimizer.add_param_group(
+                        {"params": of_encoder, **settings, "lr": self.args.encoder_learning_rate}
+                    )
+        return self.optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Read balanced rows in the order of their draw; other rows are shuffled here."""
+        loader = super().get_train_dataloader()
+        if self.args.balance_queries:
+            loader.set_sampler(SequentialSampler(self.train_dataset))
+        return loader
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Keep a smaller last batch, which training drops; several processes fill it up with the first rows."""
+        rows: Any = self.eval_dataset
+        if eval_dataset is not None:
+            rows = rows[eval_dataset] if isinstance(eval_dataset, str) else eval_dataset
+        loader = DataLoader(
+            rows,
+            batch_size=self.args.eval_batch_size,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    def set_initial_training_values(self, args: Any, dataloader: DataLoader) -> Any:
+        """Return no epoch for a run that is resumed at its end; transformers would train one more step."""
+        num_epochs, *others, max_steps = super().set_initial_training_values(args, dataloader)
+        if self.checkpoint is not None and self.checkpoint.is_at_end(max_steps, args.early_stopping_patience):
+            logger.warning("%s is of the last step: nothing is left to train.", self.checkpoint.path)
+            num_epochs = 0
+        return num_epochs, *others, max_steps
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; whole, if it is sharded."""
+        weights = whole_weights(self.accelerator, self.model)
+        if weights is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        if self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_whole(self.model, folder, weights)
+            torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        """Return the loss and, for `compute_metrics`, embeddings and ids of queries and of their own documents."""
+        num_queries = len(inputs["query_ids"])
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        embeddings = outputs.embeddings.float()
+        ids = (inputs["query_ids"], inputs["document_ids"][:num_queries])
+        return loss.detach(), (embeddings[:num_queries], embeddings[num_queries : 2 * num_queries]), ids
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Add the terms and the retrieval figures to the metrics, before callbacks choose by them."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_loss/{name}": value for name, value in self._pop_terms("eval").items()})
+        for evaluator in self.evaluators:
+            figures = evaluator(self.accelerator.unwrap_model(self.model))
+            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+        return output
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Log, with the terms and the collapse measures beside the training loss."""
+        if "loss" in logs:
+            logs.update({f"loss/{name}": value for name, value in self._pop_terms("train").items()})
+            logs.update(self._collapse_measures())
+        super().log(logs, *args, **kwargs)
+
+    def _track(self, terms: dict[str, Tensor], embeddings: Tensor, *, num_queries: int) -> None:
+        mode = self._mode
+        # The Trainer averages the training loss over batches, and the evaluation loss over rows.
+        weight = 1 if mode == "train" else num_queries
+        sums = self._term_sums[mode]
+        for name, term in terms.items():
+            sums[name] = sums.get(name, 0.0) + weight * term.detach()
+        self._term_counts[mode] += weight
+        if mode == "train":
+            self._last_embeddings = embeddings.detach()
+
+    def _pop_terms(self, mode: str) -> dict[str, float]:
+        """Return the means over all processes since the last call."""
+        sums = self._term_sums[mode]
+        if not sums:
+            return {}
+        count = next(iter(sums.values())).new_tensor(self._term_counts[mode])
+        totals = self.accelerator.reduce(torch.stack([*sums.values(), count]), reduction="sum")
+        means = dict(zip(sums, (totals[:-1] / totals[-1]).tolist(), strict=True))
+        sums.clear()
+        self._term_counts[mode] = 0
+        return means
+
+    def _collapse_measures(self) -> dict[str, float]:
+        """Measure the last batch: `sigreg` over all processes, the other measures over the rows of this one."""
+        if self._last_embeddings is None:
+            return {}
+        rows = self._last_embeddings.float()
+        directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
+        # First, even if the rows are not finite: the other processes wait for it.
+        sigreg = float(sigreg_statistic(rows, directions))
+        if not bool(rows.isfinite().all()):
+            return {}
+        return {
+            "embedding_std": float(embedding_std(rows)),
+            "effective_rank": float(effective_rank(rows)),
+            "sigreg": sigreg,
+            "sigreg_floor": SIGREG_NULL_FLOOR,
+        }
