@@ -42,6 +42,18 @@ class RetrievalValidation:
         self._store = store
         self._features: dict[tuple[bool, str], torch.Tensor] = {}  # the same at every call
 
+    @property
+    def num_documents(self) -> int:
+        """Number of documents that are searched."""
+        return len(self._documents)
+
+    def base_figures(self, model: IsotropicGaussianModel) -> dict[str, float]:
+        """Return `ndcg@10` of the frozen encoder alone, by cosine; nothing if it is not frozen."""
+        if self._store is None or not model.config.freeze_base:
+            return {}
+        features = [self._features_of(model, is_query=is_query) for is_query in (True, False)]
+        return {MAIN_METRIC: self._figure(*features, "cosine")}
+
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
         was_training = model.training
@@ -65,13 +77,19 @@ class RetrievalValidation:
             predicts = is_query and model.config.use_predictor
             predictions = encode(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
             return encode(texts, convert_to_tensor=True), predictions
+        output = model(features=self._features_of(model, is_query=is_query).to(model.device))
+        predictions = None if output.predictions is None else output.predictions.float().cpu()
+        return output.embeddings.float().cpu(), predictions
+
+    def _features_of(self, model: IsotropicGaussianModel, *, is_query: bool) -> torch.Tensor:
+        if self._store is None:
+            raise ValueError("expected a feature store")
+        texts = self._queries if is_query else self._documents
         prompt = model.config.query_prompt if is_query else model.config.document_prompt
         key = (is_query, prompt)
         if key not in self._features:
             self._features[key] = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
-        output = model(features=self._features[key].to(model.device))
-        predictions = None if output.predictions is None else output.predictions.float().cpu()
-        return output.embeddings.float().cpu(), predictions
+        return self._features[key]
 
     def _figure(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
         found = exact_search(queries, documents, k=10, similarity=similarity)

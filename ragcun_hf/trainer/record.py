@@ -24,10 +24,14 @@ from ..objective.head_weights import blend_weights, trainable_weights
 from .sharding import save_whole, whole_tensor
 
 if TYPE_CHECKING:
+    from ..evaluation.validation import RetrievalValidation
     from ..objective.arguments import IsotropicGaussianTrainingArguments
+    from .loss_trainer import LossTrainer
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
+
+_FEW_DOCUMENTS = 500  # a search among so few finds almost everything
 
 
 @dataclass(frozen=True)
@@ -111,29 +115,39 @@ def check_model_flags(config: Any, checkpoint: Path) -> None:
             )
 
 
-def check_and_blend(trainer: IsotropicGaussianTrainer, start: Mapping[str, Tensor], blend: float) -> dict[str, float]:
+def check_and_blend(
+    trainer: LossTrainer, start: Mapping[str, Tensor], blend: float, validation: RetrievalValidation | None
+) -> dict[str, float]:
     """Check the trained weights, blend them with those of the start, and warn if validation got worse.
 
-    Returns the validation NDCG@10 of the `base`, the `start` and the `saved` model, if they were measured.
+    Returns the validation NDCG@10 of the frozen `base`, the `start` and the `saved` model, if they were measured.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_finite(model)
     if blend < 1:
         model.load_state_dict(blend_weights(start, trainable_weights(model), blend), strict=False)
-    if trainer.data.validation is None:
+    if validation is None:
         return {}
     key = f"eval_{MAIN_METRIC}"
-    measured = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
-    figures = {"start": measured[0]} if measured else {}
+    figures = {"base": value for value in validation.base_figures(model).values()}
+    figures |= {"start": entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0}
     # The saved weights need not be those of the last or the best evaluation, and another evaluation by the Trainer may
     # cast the model for good.
-    figures["saved"] = trainer.evaluators[0](model)[MAIN_METRIC]
-    say(f"Validation NDCG@10 of the saved model: {figures['saved']:.4f}.")
-    if figures["saved"] < figures.get("start", 0.0):
+    figures["saved"] = validation(model)[MAIN_METRIC]
+    names = {"base": "frozen base", "start": "start of the head", "saved": "saved model"}
+    found = ", ".join(f"{names[name]} {value:.4f}" for name, value in figures.items())
+    say(f"Validation NDCG@10, searching {validation.num_documents:,} documents: {found}.")
+    if validation.num_documents < _FEW_DOCUMENTS:
+        say(
+            f"With fewer than {_FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "
+            "collection, and differences may be chance: name all documents with --val_corpus (in Python: corpus=)."
+        )
+    best_before = max(figures.get("start", 0.0), figures.get("base", 0.0))
+    if figures["saved"] < best_before:
         logger.warning(
             "Validation NDCG@10 was %.4f before training and is %.4f after it: on these data the untrained start is "
             "the better choice. Try fewer epochs, a lower learning rate, a smaller --blend, or other pairs.",
-            *(figures["start"], figures["saved"]),
+            *(best_before, figures["saved"]),
         )
     return figures
 

@@ -111,8 +111,10 @@ class IsotropicGaussianTrainer(LossTrainer):
         model.to(args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         inputs = self._encoded(model)
         given = [] if evaluator is None else [evaluator] if callable(evaluator) else list(evaluator)
-        held_out = self.data.validation
-        own = [] if held_out is None else [retrieval_validation(held_out, self._store, corpus=self.data.corpus)]
+        self._validation = None
+        if self.data.validation is not None:
+            self._validation = retrieval_validation(self.data.validation, self._store, corpus=self.data.corpus)
+        own = [] if self._validation is None else [self._validation]
         super().__init__(
             model=model,
             args=self.plan.arguments,
@@ -197,7 +199,7 @@ class IsotropicGaussianTrainer(LossTrainer):
                     output = super().train(path, trial, ignore_keys_for_eval)
         model.is_untrained = False
         self._energy.append(energy)
-        self._validation_figures = check_and_blend(self, start, self.args.blend)
+        self._validation_figures = check_and_blend(self, start, self.args.blend, self._validation)
         return output
 
     def _choose(self, model: IsotropicGaussianModel) -> None:

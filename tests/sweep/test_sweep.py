@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore
@@ -22,6 +22,7 @@ from ragcun_hf.sweep.records import SweepRecords, TrialRecord
 from ragcun_hf.sweep.report import format_settings, varied_names
 from ragcun_hf.sweep.run import plan_rounds
 from ragcun_hf.sweep.settings import grid_settings, make_trial, random_settings
+from ragcun_hf.trainer.loss_trainer import LossTrainer
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -196,7 +197,7 @@ def _trained_alone(model, start, trial, pairs):
     model = copy.deepcopy(model)
     model.load_state_dict(start, strict=False)
     torch.manual_seed(trial.seed)  # as set_seed does before a training run
-    IsotropicGaussianTrainer(
+    LossTrainer(
         model=model,
         args=trial.training,
         data_collator=pairs.collate,

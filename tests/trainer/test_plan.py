@@ -12,11 +12,11 @@ from ragcun_hf import IsotropicGaussianTrainingArguments
 from ragcun_hf.cli import train_contrastive, train_self_supervised
 from ragcun_hf.command_line import argument_facts
 from ragcun_hf.errors import UserError
-from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.arguments import ModelArguments
-from ragcun_hf.objective.arguments import ParsedArguments, RunArguments, ValidationArguments, with_values
-from ragcun_hf.trainer.plan import ChosenSettings, RunFacts, check_run, format_plan, plan_run
+from ragcun_hf.objective.arguments import with_values
+from ragcun_hf.sweep.automatic import ChosenSettings
+from ragcun_hf.trainer.plan import RunFacts, check_run, format_plan, plan_run
 from ragcun_hf.trainer.record import Checkpoint, essential_arguments
 
 PACKAGE = Path(__file__).resolve().parents[2] / "ragcun_hf"
@@ -25,25 +25,21 @@ VALIDATED = {"num_rows": 100, "has_validation": True}
 
 
 @pytest.fixture
-def parse(tmp_path):
-    """Make the arguments of a run from fields of the training, the model or the run."""
+def make_args(tmp_path):
+    """Make the arguments of a run."""
 
-    def make(*, model=None, run=None, **training):
-        return ParsedArguments(
-            data=train_contrastive.PairDataArguments(),
-            validation=ValidationArguments(),
-            model=ModelArguments(**(model or {})),
-            features=FeatureArguments(),
-            run=RunArguments(**(run or {})),
-            training=IsotropicGaussianTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **training),
-        )
+    def make(**fields):
+        return IsotropicGaussianTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **fields)
 
     return make
 
 
+def _facts(*, model=None, **facts):
+    return RunFacts(ModelArguments(**(model or {})), **facts)
+
+
 def _decided(plan, expected):
-    training = plan.arguments.training
-    return {name: getattr(training, name) for name in expected}
+    return {name: getattr(plan.arguments, name) for name in expected}
 
 
 BEST = {"load_best_model_at_end": True, "metric_for_best_model": "eval_ndcg@10", "greater_is_better": True}
@@ -79,51 +75,49 @@ EVERY_5 = {"eval_strategy": "steps", "eval_steps": 5, "save_strategy": "steps", 
         ({"push_to_hub": True}, {"num_rows": 100}, {"push_to_hub": False}),
     ],
 )
-def test_a_plan_decides_settings_from_arguments_and_facts(parse, training, facts, expected):
-    plan = plan_run(parse(**training), RunFacts(**facts))
+def test_a_plan_decides_settings_from_arguments_and_facts(make_args, training, facts, expected):
+    plan = plan_run(make_args(**training), _facts(**facts))
     assert _decided(plan, expected) == expected
 
 
-def test_a_blend_keeps_the_last_weights_instead_of_the_best(parse):
-    plan = plan_run(parse(run={"blend": 0.5}), RunFacts(**VALIDATED))
-    assert plan.arguments.training.load_best_model_at_end is False
-    assert plan.arguments.training.eval_strategy == "epoch"
+def test_a_blend_keeps_the_last_weights_instead_of_the_best(make_args):
+    plan = plan_run(make_args(blend=0.5), _facts(**VALIDATED))
+    assert plan.arguments.load_best_model_at_end is False
+    assert plan.arguments.eval_strategy == "epoch"
 
 
 @pytest.mark.parametrize(("blend", "epochs"), [(0.25, 8.0), (0.0, 3.0)])
-def test_chosen_settings_replace_those_of_the_arguments(parse, blend, epochs):
-    chosen = ChosenSettings({"whitening": 0.3, "projection_kind": "linear"}, 8.0, blend)
-    arguments = plan_run(parse(), RunFacts(num_rows=100, chosen=chosen)).arguments
-    assert (arguments.model.whitening, arguments.model.projection_kind) == (0.3, "linear")
-    assert (arguments.run.blend, arguments.training.num_train_epochs) == (blend, epochs)
+def test_chosen_settings_replace_those_of_the_arguments(make_args, blend, epochs):
+    chosen = ChosenSettings({"projection_kind": "linear"}, 0.3, 8.0, blend)
+    arguments = plan_run(make_args(), _facts(num_rows=100, chosen=chosen)).arguments
+    assert (arguments.whitening, arguments.blend, arguments.num_train_epochs) == (0.3, blend, epochs)
 
 
-def test_an_automatic_plan_says_that_settings_are_chosen_until_they_are(parse):
-    (warning,) = plan_run(parse(), RunFacts(num_rows=100, is_automatic=True)).warnings
+def test_an_automatic_plan_says_that_settings_are_chosen_until_they_are(make_args):
+    (warning,) = plan_run(make_args(), _facts(num_rows=100, is_automatic=True)).warnings
     assert "are chosen after encoding" in warning
-    chosen = ChosenSettings({}, 8.0, 0.5)
-    assert not plan_run(parse(), RunFacts(num_rows=100, is_automatic=True, chosen=chosen)).warnings
+    chosen = ChosenSettings({}, 0.0, 8.0, 0.5)
+    assert not plan_run(make_args(), _facts(num_rows=100, is_automatic=True, chosen=chosen)).warnings
 
 
-def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(parse):
+def test_planning_changes_neither_the_arguments_nor_what_accelerate_knows(make_args):
     from accelerate.state import PartialState
 
-    parsed = parse(push_to_hub=True, eval_steps=5)
-    chosen = ChosenSettings({"whitening": 0.3}, 8.0, 0.5)
-    facts = RunFacts(num_rows=None, has_validation=True, checkpoint=CHECKPOINT, chosen=chosen)
-    parts = (parsed.model, parsed.run, parsed.training)
-    before = [dict(vars(part)) for part in parts], dict(PartialState()._shared_state)
-    first, second = plan_run(parsed, facts), plan_run(parsed, facts)
-    assert ([dict(vars(part)) for part in parts], dict(PartialState()._shared_state)) == before
-    assert vars(first.arguments.training) == vars(second.arguments.training) != vars(parsed.training)
+    args = make_args(push_to_hub=True, eval_steps=5)
+    chosen = ChosenSettings({}, 0.3, 8.0, 0.5)
+    facts = _facts(num_rows=None, has_validation=True, checkpoint=CHECKPOINT, chosen=chosen)
+    before = dict(vars(args)), dict(PartialState()._shared_state)
+    first, second = plan_run(args, facts), plan_run(args, facts)
+    assert (dict(vars(args)), dict(PartialState()._shared_state)) == before
+    assert vars(first.arguments) == vars(second.arguments) != vars(args)
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.warnings = ()
 
 
-def test_a_plan_warns_of_rows_that_do_not_fill_a_batch(parse):
-    (warning,) = plan_run(parse(), RunFacts(num_rows=31)).warnings
+def test_a_plan_warns_of_rows_that_do_not_fill_a_batch(make_args):
+    (warning,) = plan_run(make_args(), _facts(num_rows=31)).warnings
     assert warning == "The 31 rows of an epoch do not fill a batch of 32; it is kept smaller."
-    assert plan_run(parse(), RunFacts(num_rows=32)).warnings == ()
+    assert plan_run(make_args(), _facts(num_rows=32)).warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -138,19 +132,18 @@ def test_a_plan_warns_of_rows_that_do_not_fill_a_batch(parse):
         ({}, {"num_rows": None, "stream_order": {"seed": 1}, "checkpoint": CHECKPOINT}, "leave --streaming out"),
     ],
 )
-def test_checks_refuse_arguments_that_do_not_fit_together(parse, training, facts, message):
+def test_checks_refuse_arguments_that_do_not_fit_together(make_args, training, facts, message):
     with pytest.raises(UserError, match=message):
-        check_run(parse(**training), RunFacts(**facts))
+        check_run(make_args(**training), _facts(**facts))
 
 
 # A plan that is printed
 
 
-def test_a_printed_plan_shows_the_settings_of_the_run(parse):
-    parsed = parse(
-        model={"use_predictor": True, "whitening": 0.2}, eval_steps=5, max_steps=20, isotropy_kind="covariance"
-    )
-    text = format_plan(plan_run(parsed, RunFacts(num_rows=1_000, has_validation=True, num_processes=2)))
+def test_a_printed_plan_shows_the_settings_of_the_run(make_args):
+    args = make_args(whitening=0.2, eval_steps=5, max_steps=20, isotropy_kind="covariance")
+    facts = _facts(model={"use_predictor": True}, num_rows=1_000, has_validation=True, num_processes=2)
+    text = format_plan(plan_run(args, facts))
     shown = {line.split("  ")[0]: line.split("  ", 1)[1].strip() for line in text.splitlines()[2:]}
     assert shown["rows"] == "1,000 an epoch, as features, computed once"
     assert shown["loss"] == "1 contrastive (info_nce) + 0.1 isotropy (covariance) + 1 predictive (mse)"
@@ -158,7 +151,7 @@ def test_a_printed_plan_shows_the_settings_of_the_run(parse):
     assert shown["validation"] == "eval_ndcg@10 every 5 steps"
     assert shown["projection"] == "mlp, identity start, whitening 0.2"
     assert "32 rows on each of 2 processes" in shown["batch"]
-    small = format_plan(plan_run(parse(run={"blend": 0.0}), RunFacts(num_rows=31, checkpoint=CHECKPOINT)))
+    small = format_plan(plan_run(make_args(blend=0.0), _facts(num_rows=31, checkpoint=CHECKPOINT)))
     assert "do not fill a batch of 32" in small.splitlines()[-1]
     assert "out/checkpoint-7" in small
     assert "none (--blend 0)" in small
@@ -272,8 +265,8 @@ def test_facts_are_found_by_name_for_the_fields_that_have_them():
     assert argument_facts(ModelArguments, "recorded") == {}
 
 
-def test_the_essential_arguments_come_in_the_order_in_which_a_reader_looks_for_them(parse):
-    assert essential_arguments(parse().training) == [
+def test_the_essential_arguments_come_in_the_order_in_which_a_reader_looks_for_them(make_args):
+    assert essential_arguments(make_args()) == [
         "lambda_contrastive",
         "lambda_isotropy",
         "lambda_predictive",
@@ -285,8 +278,8 @@ def test_the_essential_arguments_come_in_the_order_in_which_a_reader_looks_for_t
     ]
 
 
-def test_changed_arguments_are_a_copy(parse):
-    training = parse().training
+def test_changed_arguments_are_a_copy(make_args):
+    training = make_args()
     changed = with_values(training, seed=7, eval_strategy="steps")
     assert (changed.seed, changed.eval_strategy, training.seed, training.eval_strategy) == (7, "steps", 42, "no")
     assert changed.device == training.device

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import EarlyStoppingCallback
 
-from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.validation import RetrievalValidation
 from ragcun_hf.features.feature_store import FeatureStore, FeatureTable
@@ -15,6 +15,7 @@ from ragcun_hf.objective.inputs import FeaturePairs, TextPairCollator, text_ids
 from ragcun_hf.objective.isotropy import SIGREG_NULL_FLOOR
 from ragcun_hf.objective.known_pairs import PairIds
 from ragcun_hf.objective.terms import Objective
+from ragcun_hf.trainer.loss_trainer import LossTrainer
 from ragcun_hf.trainer.record import check_and_blend
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
@@ -39,7 +40,7 @@ def make_trainer(tiny_pairs, tmp_path):
         rows = tiny_pairs if rows is None else rows
         trainer_options = {
             name: options.pop(name)
-            for name in ("eval_dataset", "validation", "callbacks", "pair_ids", "eval_pair_ids")
+            for name in ("eval_dataset", "evaluators", "callbacks", "pair_ids", "eval_pair_ids")
             if name in options
         }
         arguments = {
@@ -53,7 +54,7 @@ def make_trainer(tiny_pairs, tmp_path):
             **options,
         }
         collator, dataset = _features(model, rows) if from_features else (_text_collator(model), rows)
-        return IsotropicGaussianTrainer(
+        return LossTrainer(
             model=model,
             args=IsotropicGaussianTrainingArguments(**arguments),
             data_collator=collator,
@@ -412,7 +413,7 @@ def test_evaluation_returns_the_loss_its_terms_and_the_retrieval_figures(
     rows = _features(tiny_model, tiny_pairs)[1] if from_features else tiny_pairs
     weights = {"lambda_contrastive": 0.5, "lambda_isotropy": 3.0, "lambda_predictive": 2.0}
     # Three rows per batch: the last has two, and all eight rows count.
-    options = {"per_device_eval_batch_size": 3, "eval_dataset": rows, "validation": validation, **weights}
+    options = {"per_device_eval_batch_size": 3, "eval_dataset": rows, "evaluators": [validation], **weights}
     trainer = make_trainer(tiny_model, from_features=from_features, **options)
     figures = trainer.evaluate()
     parts = [0.5 * figures["eval_loss/contrastive"], 3 * figures["eval_loss/isotropy"]]
@@ -448,7 +449,7 @@ def test_evaluation_leaves_the_training_terms_alone(make_model, tiny_pairs, make
 
 def test_the_checkpoint_with_the_best_ndcg_is_the_one_at_the_end(tiny_model, tiny_pairs, make_trainer):
     validation = _Scripted(0.1, 0.9, 0.5)
-    options = _evaluating(num_train_epochs=3, eval_dataset=tiny_pairs, validation=validation)
+    options = _evaluating(num_train_epochs=3, eval_dataset=tiny_pairs, evaluators=[validation])
     trainer = make_trainer(tiny_model, **options)
     trainer.train()
     assert len(validation.weights) == 3
@@ -460,7 +461,7 @@ def test_the_checkpoint_with_the_best_ndcg_is_the_one_at_the_end(tiny_model, tin
 
 def test_training_stops_early_when_ndcg_no_longer_rises(tiny_model, tiny_pairs, make_trainer):
     validation = _Scripted(0.3, 0.8, 0.7, 0.6, 0.9)
-    options = _evaluating(num_train_epochs=5, eval_dataset=tiny_pairs, validation=validation)
+    options = _evaluating(num_train_epochs=5, eval_dataset=tiny_pairs, evaluators=[validation])
     trainer = make_trainer(tiny_model, callbacks=[EarlyStoppingCallback(2)], **options)
     trainer.train()
     assert trainer.state.epoch == 4
@@ -732,6 +733,21 @@ def test_balanced_queries_need_known_rows(tiny_model, make_trainer):
 # The saved weights
 
 
+class _Measured:
+    """A validation with given figures."""
+
+    num_documents = 500
+
+    def __init__(self, figure):
+        self.figure = figure
+
+    def base_figures(self, model):
+        return {"ndcg@10": 0.3}
+
+    def __call__(self, model):
+        return {"ndcg@10": self.figure}
+
+
 @pytest.mark.parametrize("blend", [0.5, 1.0])
 @pytest.mark.parametrize(("measured", "warned"), [(0.4, True), (0.6, False)])
 def test_the_recorded_figure_is_that_of_the_saved_weights(
@@ -739,13 +755,14 @@ def test_the_recorded_figure_is_that_of_the_saved_weights(
 ):
     model = make_model(dropout=0.0)
     options = {"eval_dataset": tiny_pairs, "eval_strategy": "epoch", "metric_for_best_model": "eval_ndcg@10"}
-    trainer = make_trainer(model, validation=lambda model: {"ndcg@10": measured}, **options)
+    validation = _Measured(measured)
+    trainer = make_trainer(model, evaluators=[validation], **options)
     trainer.state.log_history = [{"eval_ndcg@10": 0.5, "step": 0}, {"eval_ndcg@10": 0.45, "step": 2}]
     trainer.state.best_metric = 0.45
     start = {name: torch.zeros_like(weight) for name, weight in model.named_parameters() if weight.requires_grad}
     trained = _weights(model)
-    figures = check_and_blend(trainer, start, blend)
-    assert figures == {"start": 0.5, "saved": measured}  # not 0.45, which is of other weights
+    figures = check_and_blend(trainer, start, blend, validation)
+    assert figures == {"base": 0.3, "start": 0.5, "saved": measured}  # not 0.45, which is of other weights
     assert ("the untrained start is the better choice" in caplog.text) == warned
     name = "projection.linear.weight"
     torch.testing.assert_close(model.state_dict()[name], blend * trained[name])

@@ -83,8 +83,9 @@ def trainer_run(args: Arguments, pairs: Any, **options: Any) -> Callable[[], Non
     """Make a function that trains one head from its start as the training commands do."""
     from transformers import PrinterCallback
 
-    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+    from ragcun_hf import IsotropicGaussianTrainingArguments
     from ragcun_hf.model.base_models import load_base_model
+    from ragcun_hf.trainer.loss_trainer import LossTrainer
 
     model = load_base_model("embedded", use_predictor=True)
     folder = tempfile.TemporaryDirectory()
@@ -101,9 +102,7 @@ def trainer_run(args: Arguments, pairs: Any, **options: Any) -> Callable[[], Non
             **options,
         )
         rows = range(args.num_pairs)
-        trainer = IsotropicGaussianTrainer(
-            model=model, args=arguments, data_collator=pairs.collate, train_dataset=rows
-        )
+        trainer = LossTrainer(model=model, args=arguments, data_collator=pairs.collate, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 

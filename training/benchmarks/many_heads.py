@@ -87,19 +87,19 @@ def trainer_run(args: Arguments, data: Any, folder: Path) -> Callable[[], None]:
     """Make a function that trains one head as train_contrastive.py does with held-out pairs, but saves nothing."""
     from transformers import PrinterCallback
 
-    from ragcun_hf import IsotropicGaussianTrainer
     from ragcun_hf.model.base_models import load_base_model
+    from ragcun_hf.trainer.loss_trainer import LossTrainer
 
     model = load_base_model("embedded")
 
     def train() -> None:
-        trainer = IsotropicGaussianTrainer(
+        trainer = LossTrainer(
             model=model,
             args=training_arguments(args, folder),
             data_collator=data.pairs.collate,
             train_dataset=range(data.num_rows),
             eval_dataset=range(data.num_rows, len(data.pairs)),
-            validation=data.validation,
+            evaluators=[data.validation],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
