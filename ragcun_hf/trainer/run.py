@@ -74,12 +74,12 @@ def run_training(plan: RunPlan, data: RunData) -> IsotropicGaussianTrainer:
     from transformers import set_seed
 
     arguments, training, checkpoint = plan.arguments, plan.arguments.training, plan.facts.checkpoint
-    for warning in plan.warnings:
-        logger.warning(warning)
     set_seed(training.seed)
     # Moved before the Trainer would, so that features are computed on the device where the model trains.
     model = arguments.model.build()
     model.to(training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
+    for warning in plan.warnings:
+        logger.warning(warning)
     started = time.perf_counter()
     with measured_energy(arguments.run.measure_energy and training.process_index == 0) as energy:
         store = arguments.features.store(model) if arguments.uses_cached_features else None
