@@ -5,6 +5,7 @@ import copy
 import gc
 import os
 import shutil
+import signal
 import tempfile
 
 import pytest
@@ -21,6 +22,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
+
+# A shell that starts the tests in the background lets them, and all that they start, ignore interruptions.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)  # the models are tiny: a second thread would cost more waiting than it saves work
 

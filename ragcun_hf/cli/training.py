@@ -109,6 +109,11 @@ def train_from_command_line(
     data = with_corpus(read_data(parsed), parsed)
     data = replace(data, facts={"script": script, **data.facts})
     checkpoint = open_checkpoint(Path(folder), training.resume_from_checkpoint)
+    if training.automatic and (parsed.model.projection_kind != "mlp" or parsed.model.projection_hidden_dim):
+        raise UserError(
+            "--automatic chooses kind and width of the projection itself: leave --projection_kind and "
+            "--projection_hidden_dim out"
+        )
     facts = find_facts(training, parsed.model, data, checkpoint=checkpoint)
     check_run(training, facts)
     if parsed.run.show_plan:

@@ -131,7 +131,8 @@ class IsotropicGaussianModel(PreTrainedModel):
         self._tokenizer: Any = None
         self._loading_options: dict[str, Any] = {}
         self.is_untrained = False
-        self._given_fields: tuple[dict[str, Any], dict[str, Any]] = ({}, {})  # of the encoder, and of the user
+        self.given_fields: dict[str, Any] = {}  # of the configuration, named in `from_encoder`
+        self._start_fields: dict[str, Any] = {}  # these, and what the encoder's files say
         self.post_init()
         self.apply_freezing()
 
@@ -173,7 +174,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
         model._tokenizer = tokenizer
-        model.is_untrained, model._given_fields = True, (fields, config_fields)
+        model.is_untrained, model.given_fields, model._start_fields = True, config_fields, fields
         model.apply_freezing()
         return model.eval()
 
@@ -181,13 +182,10 @@ class IsotropicGaussianModel(PreTrainedModel):
         """Give a model of `from_encoder` a new head, initialized from torch's current seed.
 
         Args:
-            **config_fields: Fields of the configuration, for example of a recipe; those that were given to
-                `from_encoder` stay.
+            **config_fields: Fields of the configuration to change; the others are as in `from_encoder`.
         """
-        of_encoder, of_user = self._given_fields
-        config = self.config_class(
-            encoder_config=self.config.encoder_config, **{**of_encoder, **config_fields, **of_user}
-        )
+        fields = {**self._start_fields, **config_fields}
+        config = self.config_class(encoder_config=self.config.encoder_config, **fields)
         # Made whole, so that a seed gives the head that `from_encoder` gives.
         other = type(self)(config)
         self.config, self.projection, self.predictor = config, other.projection, other.predictor

@@ -97,7 +97,7 @@ class TrainingData:
         if args.max_steps <= 0:
             raise UserError("a stream needs --max_steps, as its length is not known: add it")
         if args.val_fraction > 0:
-            raise UserError("expected validation data or none, got --val_fraction of a stream: leave it out")
+            raise UserError("a stream cannot hold out a --val_fraction: name validation data, or leave it out")
         rows = interleave(streams)
         if held_out is not None:
             rows = drop_validation_negatives(rows, held_out)

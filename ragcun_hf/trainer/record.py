@@ -129,14 +129,15 @@ def check_and_blend(
     if validation is None:
         return {}
     key = f"eval_{MAIN_METRIC}"
-    figures = {"base": value for value in validation.base_figures(model).values()}
-    figures |= {"start": entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0}
+    measured = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
+    found = {"base": validation.base_figures(model).get(MAIN_METRIC), "start": measured[0] if measured else None}
+    figures = {name: value for name, value in found.items() if value is not None}
     # The saved weights need not be those of the last or the best evaluation, and another evaluation by the Trainer may
     # cast the model for good.
     figures["saved"] = validation(model)[MAIN_METRIC]
     names = {"base": "frozen base", "start": "start of the head", "saved": "saved model"}
-    found = ", ".join(f"{names[name]} {value:.4f}" for name, value in figures.items())
-    say(f"Validation NDCG@10, searching {validation.num_documents:,} documents: {found}.")
+    shown = ", ".join(f"{names[name]} {value:.4f}" for name, value in figures.items())
+    say(f"Validation NDCG@10, searching {validation.num_documents:,} documents: {shown}.")
     if validation.num_documents < _FEW_DOCUMENTS:
         say(
             f"With fewer than {_FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "

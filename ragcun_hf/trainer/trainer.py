@@ -104,7 +104,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._validation_figures: dict[str, float] = {}
         set_seed(args.seed)
         if model.is_untrained:
-            model.reset_head(**args.model_fields)
+            model.reset_head(**_recipe_fields(model, args))
         self.plan = self._planned(model)
         # The token is tested now, not after hours of training.
         self._push: PlannedPush | None = plan_push(args) if args.push_to_hub and args.process_index == 0 else None
@@ -210,7 +210,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         self.plan = self._planned(model, checkpoint=self.checkpoint, chosen=chosen)
         self.data = replace(self.data, facts={**self.data.facts, **facts})
         set_seed(self._given_args.seed)
-        model.reset_head(**{**self._given_args.model_fields, **chosen.model})
+        model.reset_head(**{**_recipe_fields(model, self._given_args), **chosen.model})
         self._start_projection(model)
 
     def _attach_run_callbacks(self) -> None:
@@ -303,6 +303,11 @@ class IsotropicGaussianTrainer(LossTrainer):
             "energy": energy,
             "validation_ndcg@10": self._validation_figures,
         }
+
+
+def _recipe_fields(model: IsotropicGaussianModel, args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
+    """Return what a recipe sets of the model, but not what was named when it was made."""
+    return {name: value for name, value in args.model_fields.items() if name not in model.given_fields}
 
 
 def _check_types(model: Any, args: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from ragcun_hf.data.held_out import drop_validation_negatives, hold_out_pairs, split_by_document
+from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.errors import UserError
 
 
@@ -117,7 +118,8 @@ def rows_with_negatives(count):
 
 
 def hold_out(rows, val_data=None, val_fraction=0.0):
-    return hold_out_pairs(rows, val_data=val_data, val_split="train", val_fraction=val_fraction, seed=0)
+    held_out = None if val_data is None else read_pairs(val_data)
+    return hold_out_pairs(rows, held_out, val_fraction=val_fraction, seed=0)
 
 
 def negatives_of(rows):

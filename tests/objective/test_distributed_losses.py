@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from ragcun_hf import distributed
-from ragcun_hf.trainer import isotropy, losses
+from ragcun_hf.objective import isotropy, losses
 from ragcun_hf.objective.isotropy import covariance_isotropy_loss, sigreg_loss
 from ragcun_hf.objective.known_pairs import KnownPairs
 from ragcun_hf.objective.losses import info_nce_loss, predictive_loss, triplet_margin_loss

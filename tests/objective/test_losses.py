@@ -15,7 +15,7 @@ from ragcun_hf.objective.isotropy import (
 )
 from ragcun_hf.objective.known_pairs import KnownPairs
 from ragcun_hf.objective.losses import info_nce_loss, predictive_loss, similarity_scores, triplet_margin_loss
-from ragcun_hf.trainer import isotropy
+from ragcun_hf.objective import isotropy
 
 
 def _random(*shape, seed=0):

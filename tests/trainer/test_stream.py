@@ -185,11 +185,11 @@ def test_a_checkpoint_of_another_order_is_refused(train):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--shuffle_buffer_size", "0"], "--shuffle_buffer_size must be at least 1, got 0"),
+        (["--shuffle_buffer_size", "0"], "`shuffle_buffer_size` must be at least 1, got 0"),
         (["--dataloader_num_workers", "1"], "leave --dataloader_num_workers out"),
         (["--auto_find_batch_size"], "leave --auto_find_batch_size out"),
         (["--restore_callback_states_from_checkpoint"], "leave --restore_callback_states_from_checkpoint out"),
-        (["--max_steps", "-1"], "--streaming needs --max_steps"),
+        (["--max_steps", "-1"], "a stream needs --max_steps"),
     ],
 )
 def test_flags_that_a_stream_does_not_support_are_user_errors(train, flags, message):

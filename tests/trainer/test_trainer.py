@@ -270,7 +270,7 @@ def test_every_kind_of_term_trains_and_changes_the_loss(tiny_model, make_trainer
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 def test_the_contrastive_term_uses_the_similarity_of_the_search(make_model, make_trainer, monkeypatch, similarity):
     used = []
-    from ragcun_hf.trainer import objective as module
+    from ragcun_hf.objective import terms as module
 
     real = module.info_nce_loss
     monkeypatch.setattr(
