@@ -120,15 +120,15 @@ def _stripped_digest(text: str) -> bytes:
     return text_digest(text.strip())
 
 
-def usable_texts(documents: Dataset) -> tuple[list[str], dict[str, int]]:
-    """Join titles and texts, and keep those of two words or more, at least two.
+def usable_texts(documents: Dataset, *, name: str) -> tuple[list[str], dict[str, int]]:
+    """Join titles and texts, and keep those of two words or more, at least two; messages call the documents `name`.
 
     Returns them with the counts `documents` (read), `rows` (kept) and `too_short`.
     """
     texts = [document_text(row["title"], row["text"]) for row in documents]
     kept = [text for text in texts if has_two_words(text)]
     if len(kept) < 2:
-        raise UserError(f"expected at least two documents of two words or more, got {len(kept)}: add some")
+        raise UserError(f"{name}: expected at least two documents of two words or more, got {len(kept)}: add some")
     return kept, {"documents": len(texts), "rows": len(kept), "too_short": len(texts) - len(kept)}
 
 

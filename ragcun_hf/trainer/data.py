@@ -50,10 +50,7 @@ class TrainingData:
         on. Training rows with only a `text` are documents without labels. `corpus` is like the latter, or strings.
         """
         sources = _sources(train, "train_dataset")
-        held_out = None
-        if validation is not None:
-            names = _sources(validation, "eval_dataset")
-            held_out = _joined([read_pairs(source, name=name) for name, source in names.items()])
+        held_out = None if validation is None else read_held_out(validation)
         facts = {"train": list(sources)}
         if all(_is_stream(source) for source in sources.values()):
             streams = [read_pairs(source, name=name, streaming=True) for name, source in sources.items()]
@@ -119,7 +116,7 @@ class TrainingData:
 
         With `args.automatic`, `drawn` counts pseudo-queries of each kind instead.
         """
-        texts, counts = usable_texts(documents)
+        texts, counts = usable_texts(documents, name=", ".join(facts["train"]))
         facts = {**facts, **counts}
         if args.automatic:
             if held_out is not None or args.val_fraction:
@@ -141,6 +138,12 @@ class TrainingData:
         if self.validation is None:
             raise UserError("a corpus is searched by validation queries, got none: add them, or --val_fraction")
         return replace(self, corpus=tuple(dict.fromkeys(corpus)))
+
+
+def read_held_out(dataset: Any) -> Any:
+    """Check held-out pairs, in any form of a training dataset, and return them as one table."""
+    sources = _sources(dataset, "eval_dataset")
+    return _joined([read_pairs(source, name=name) for name, source in sources.items()])
 
 
 def _table_rows(table: Any) -> TableRows | None:

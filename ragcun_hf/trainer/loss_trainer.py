@@ -78,18 +78,20 @@ class LossTrainer(Trainer):
             self.train_dataset = QueryBalancedRows(self.train_dataset, pair_ids.query_ids, seed=self.args.seed)
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(EpochCallback(self.train_dataset, is_stream=not has_length(self.train_dataset)))
-        self._objectives = {
-            mode: Objective.of_arguments(
-                self.args,
-                {name: weight for name, weight in self.weights.items() if weight > 0},
-                similarity=config.similarity_fn_name,
-                known_pairs=None if ids is None else ids.known_pairs(),
-            )
-            for mode, ids in (("train", pair_ids), ("eval", eval_pair_ids))
-        }
+        self._similarity = config.similarity_fn_name
+        self._objectives = {"train": self._objective(pair_ids), "eval": self._objective(eval_pair_ids)}
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
         self._term_counts: dict[str, int] = {"train": 0, "eval": 0}
         self._last_embeddings: Tensor | None = None
+
+    def _objective(self, ids: PairIds | None) -> Objective:
+        """Make the loss of rows with these ids."""
+        return Objective.of_arguments(
+            self.args,
+            {name: weight for name, weight in self.weights.items() if weight > 0},
+            similarity=self._similarity,
+            known_pairs=None if ids is None else ids.known_pairs(),
+        )
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, **kwargs: Any

@@ -13,6 +13,7 @@ from transformers import ProgressCallback, set_seed
 
 from ..command_line import say
 from ..data.stream import ShuffledStream
+from ..data.training_rows import TableRows, TrainingRows
 from ..errors import UserError
 from ..files import disk_errors_explained, source_name
 from ..model.arguments import ModelArguments
@@ -22,7 +23,7 @@ from ..objective.head_weights import trainable_weights
 from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
 from ..sweep.automatic import choose_settings
 from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
-from .data import TrainingData
+from .data import TrainingData, read_held_out
 from .loss_trainer import Evaluator, LossTrainer
 from .plan import RunPlan, check_run, find_facts, plan_run
 from .push import PlannedPush, plan_push, write_training_card
@@ -100,6 +101,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         else:
             self.data = TrainingData.of_datasets(train_dataset, eval_dataset, corpus, args)
         self._given_args, self._seconds_of_features = args, 0.0
+        self._store: FeatureStore | None = None
         self._energy: list[dict[str, Any]] = []
         self._validation_figures: dict[str, float] = {}
         set_seed(args.seed)
@@ -110,7 +112,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._push: PlannedPush | None = plan_push(args) if args.push_to_hub and args.process_index == 0 else None
         model.to(args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         inputs = self._encoded(model)
-        given = [] if evaluator is None else [evaluator] if callable(evaluator) else list(evaluator)
+        self._given_evaluators = [evaluator] if callable(evaluator) else list(evaluator or ())
         self._validation = None
         if self.data.validation is not None:
             self._validation = retrieval_validation(self.data.validation, self._store, corpus=self.data.corpus)
@@ -121,7 +123,7 @@ class IsotropicGaussianTrainer(LossTrainer):
             data_collator=inputs.collator,
             train_dataset=inputs.train_rows,
             eval_dataset=inputs.validation_rows,
-            evaluators=[*own, *given],
+            evaluators=[*own, *self._given_evaluators],
             pair_ids=inputs.pair_ids,
             eval_pair_ids=inputs.eval_pair_ids,
             callbacks=list(callbacks),
@@ -141,20 +143,24 @@ class IsotropicGaussianTrainer(LossTrainer):
     def _encoded(self, model: IsotropicGaussianModel) -> TrainerInputs:
         """Encode what the run trains on, and start the projection from it."""
         started, args = time.perf_counter(), self.plan.arguments
-        self._store: FeatureStore | None = None
         with measured_energy(args.measure_energy and args.process_index == 0) as energy:
-            if self.plan.facts.uses_features:
-                self._store = args.store(model)
-                inputs = feature_inputs(model, self.data.train, self.data.validation, self._store)
+            self._store = args.store(model) if self.plan.facts.uses_features else None
+            inputs = self._inputs(model, self.data.train, self.data.validation)
+            if self._store is not None:
                 say(self._store.summary())
-            else:
-                inputs = text_inputs(model, self.data.train, self.data.validation)
             self._sample = inputs.sample
             if self.data.automatic is None and model.is_untrained:
                 self._start_projection(model)
         self._energy.append(energy)
         self._seconds_of_features = time.perf_counter() - started
         return inputs
+
+    def _inputs(
+        self, model: IsotropicGaussianModel, train: TrainingRows, validation: TrainingRows | None
+    ) -> TrainerInputs:
+        if self._store is None:
+            return text_inputs(model, train, validation)
+        return feature_inputs(model, train, validation, self._store)
 
     def _start_projection(self, model: IsotropicGaussianModel) -> None:
         whitening = self.plan.arguments.whitening
@@ -221,6 +227,32 @@ class IsotropicGaussianTrainer(LossTrainer):
             self.add_callback(early_stopping(self.args.early_stopping_patience, self.checkpoint))
         if isinstance(self.data.train, ShuffledStream):
             self.add_callback(StreamPosition(self, self.data.train, self.checkpoint))
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the model on held-out pairs.
+
+        Args:
+            eval_dataset: Pairs in any form that `eval_dataset` of the Trainer may have. Default: those.
+            ignore_keys: As in transformers.
+            metric_key_prefix: As in transformers.
+
+        Returns:
+            Loss, loss terms and NDCG@10, and the figures of the evaluators, with the prefix.
+        """
+        if eval_dataset is None:
+            return super().evaluate(None, ignore_keys, metric_key_prefix)
+        model, rows = self.accelerator.unwrap_model(self.model), TableRows(read_held_out(eval_dataset))
+        inputs = self._inputs(model, rows, None)
+        own, given = (self.data_collator, self.evaluators, self._objectives["eval"]), self._given_evaluators
+        validation = retrieval_validation(rows, self._store, corpus=self.data.corpus)
+        try:
+            self.data_collator, self.evaluators = inputs.collator, [validation, *given]
+            self._objectives["eval"] = self._objective(inputs.pair_ids)
+            return super().evaluate(inputs.train_rows, ignore_keys, metric_key_prefix)
+        finally:
+            self.data_collator, self.evaluators, self._objectives["eval"] = own
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model with its tokenizer, training record and digests of its documents, all at once.

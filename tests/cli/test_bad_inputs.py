@@ -145,7 +145,7 @@ BAD = {
     "wrong split method": (
         SPLIT,
         ["--documents", "good.txt", "--split_method", "third", "--base_model", "encoder"],
-        ["half, random, prefix", "'third'"],
+        ["'half', 'random', 'prefix'", "'third'"],
     ),
     "both sources": (
         MASKED,

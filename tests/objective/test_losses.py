@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ragcun_hf.objective import isotropy
 from ragcun_hf.objective.isotropy import (
     SIGREG_NULL_FLOOR,
     covariance_isotropy_loss,
@@ -15,7 +16,6 @@ from ragcun_hf.objective.isotropy import (
 )
 from ragcun_hf.objective.known_pairs import KnownPairs
 from ragcun_hf.objective.losses import info_nce_loss, predictive_loss, similarity_scores, triplet_margin_loss
-from ragcun_hf.objective import isotropy
 
 
 def _random(*shape, seed=0):

@@ -1,0 +1,321 @@
+"""The Trainer as a user of transformers meets it: a model, arguments and a dataset, in Python alone."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf.cli import train_contrastive, train_self_supervised
+from ragcun_hf.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
+
+QUIET = {"use_cpu": True, "disable_tqdm": True, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
+
+
+@pytest.fixture
+def make_args(tmp_path):
+    def make(recipe=None, **fields):
+        fields = {"output_dir": str(tmp_path / "out"), "feature_cache_dir": str(tmp_path / "cache"), **QUIET, **fields}
+        if recipe is not None:
+            return IsotropicGaussianTrainingArguments.from_recipe(recipe, **fields)
+        return IsotropicGaussianTrainingArguments(**{"per_device_train_batch_size": 4, "max_steps": 2, **fields})
+
+    return make
+
+
+@pytest.fixture
+def make_model(tiny_encoder_folder):
+    return lambda **fields: IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), **fields)
+
+
+@pytest.fixture
+def pairs(tiny_pairs):
+    return [{"query": pair["query"], "positive": pair["positive"]} for pair in tiny_pairs]
+
+
+def _head(model):
+    return {name: weight for name, weight in model.state_dict().items() if not name.startswith("encoder.")}
+
+
+def _same(left, right):
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+# The same as the command
+
+
+@pytest.mark.parametrize("recipe", ["adapt", "general", "jepa_10k"])
+def test_a_recipe_in_python_gives_the_weights_and_the_record_of_the_command(
+    make_model, make_args, pairs, tiny_encoder_folder, tmp_path, monkeypatch, recipe
+):
+    monkeypatch.chdir(tmp_path)
+    Path("pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    length = {"max_steps": 3, "per_device_train_batch_size": 4, "val_fraction": 0.3}
+    flags = ["--recipe", recipe, "--base_model", str(tiny_encoder_folder), "--train_data", "pairs.json"]
+    flags += ["--max_steps", "3", "--batch_size", "4", "--val_fraction", "0.3", "--output_dir", "command", "--use_cpu"]
+    flags += ["--save_strategy", "no", "--feature_cache_dir", "cache", "--logging_steps", "1"]
+    train_contrastive.main(flags)
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(recipe, **length), train_dataset=pairs)
+    trainer.train()
+    trainer.save_model()
+    of_command = IsotropicGaussianModel.from_pretrained("command")
+    assert _same(_head(IsotropicGaussianModel.from_pretrained("out")), _head(of_command))
+    records = [json.loads(Path(name, "training_record.json").read_text()) for name in ("command", "out")]
+    for name in ("training_arguments", "validation_ndcg@10", "steps", "essential", "blend"):
+        assert records[0][name] == records[1][name], name
+    assert records[0]["training_arguments"]["max_steps"] == 3
+    names = [{path.name for path in Path(name).iterdir() if path.is_file()} for name in ("command", "out")]
+    assert names[0] == names[1]
+
+
+def test_documents_without_labels_are_split_as_by_the_command(
+    make_model, make_args, tiny_pairs, tiny_encoder_folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    texts = [{"text": pair["positive"]} for pair in tiny_pairs]
+    Path("texts.json").write_text(json.dumps(texts), encoding="utf-8")
+    flags = ["--base_model", str(tiny_encoder_folder), "--documents", "texts.json", "--max_steps", "2", "--use_cpu"]
+    flags += ["--batch_size", "4", "--save_strategy", "no", "--output_dir", "command", "--split_method", "half"]
+    train_self_supervised.main([*flags, "--feature_cache_dir", "cache"])
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(split_method="half"), train_dataset=texts)
+    trainer.train()
+    assert _same(_head(trainer.model), _head(IsotropicGaussianModel.from_pretrained("command")))
+
+
+def test_the_seed_of_the_arguments_decides_the_head_of_an_untrained_model(make_model, make_args, pairs):
+    heads = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(heads))  # of the user, which does not matter
+        model = make_model()
+        heads.append(_head(IsotropicGaussianTrainer(model, make_args(seed=seed), train_dataset=pairs).model))
+    assert _same(heads[0], heads[1])
+    assert not _same(heads[0], heads[2])
+
+
+def test_a_recipe_shapes_the_head_except_for_what_the_model_was_made_with(make_model, make_args, pairs):
+    shapes = []
+    for fields in ({}, {"projection_hidden_dim": 12}):
+        model = IsotropicGaussianTrainer(make_model(**fields), make_args("adapt"), train_dataset=pairs).model
+        shapes.append(model.config.projection_hidden_dim)
+    assert shapes == [2048, 12]
+
+
+def test_a_trained_model_keeps_its_head(make_model, make_args, pairs, tmp_path):
+    IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs).model.save_pretrained(tmp_path / "model")
+    model = IsotropicGaussianModel.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        model.projection.linear.weight += 0.1
+    before = {name: weight.clone() for name, weight in _head(model).items()}
+    trainer = IsotropicGaussianTrainer(model, make_args("adapt", seed=7), train_dataset=pairs)
+    assert _same(before, _head(trainer.model))
+
+
+def test_training_twice_goes_on_from_the_weights_of_the_first_time(make_model, make_args, pairs):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(blend=0.5), train_dataset=pairs)
+    assert trainer.train().global_step == 2
+    first = {name: weight.clone() for name, weight in _head(trainer.model).items()}
+    starts = []
+
+    class Start(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            starts.append({name: weight.clone() for name, weight in _head(model).items()})
+
+    trainer.add_callback(Start())
+    trainer.train()
+    assert _same(first, starts[0])
+    assert not _same(first, _head(trainer.model))
+
+
+def test_a_resumed_training_gives_the_weights_of_an_uninterrupted_one(make_model, make_args, pairs, tmp_path):
+    fields = {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = IsotropicGaussianTrainer(make_model(), make_args(**fields), train_dataset=pairs)
+    whole.train()
+    args = make_args(**{**fields, "output_dir": str(tmp_path / "resumed")})
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        IsotropicGaussianTrainer(make_model(), args, train_dataset=pairs, callbacks=[Stop()]).train()
+    resumed = IsotropicGaussianTrainer(make_model(), args, train_dataset=pairs)
+    assert resumed.train(resume_from_checkpoint=True).global_step == 4
+    assert _same(_head(whole.model), _head(resumed.model))
+
+
+# Datasets of every form
+
+
+def _forms(pairs):
+    table = datasets.Dataset.from_list(pairs)
+    numbered = [{**pair, "negative_1": "the sun is red", "negative_2": None} for pair in pairs]
+    return {
+        "list": pairs,
+        "dataset": table,
+        "dictionary": {"first": table.select(range(3)), "second": table.select(range(3, len(pairs)))},
+        "dataset dictionary": datasets.DatasetDict(train=table),
+        "more columns": [{**pair, "source": 1} for pair in pairs],
+        "numbered negatives": datasets.Dataset.from_list(numbered),
+    }
+
+
+@pytest.mark.parametrize("form", _forms([{"query": "a", "positive": "b"}] * 4))
+def test_datasets_of_every_form_train(make_model, make_args, pairs, form):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=_forms(pairs)[form])
+    assert trainer.train().global_step == 2
+    assert trainer.data.facts["rows"] == len(pairs)
+    assert trainer.data.facts["negatives"] == (len(pairs) if form == "numbered negatives" else 0)
+
+
+def test_the_same_rows_in_another_form_give_the_same_weights(make_model, make_args, pairs):
+    heads = []
+    for form in ("list", "dataset", "dictionary"):
+        trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=_forms(pairs)[form])
+        trainer.train()
+        heads.append(_head(trainer.model))
+    assert _same(heads[0], heads[1])
+    assert _same(heads[0], heads[2])
+
+
+def test_a_stream_is_read_during_training(make_model, make_args, pairs):
+    stream = datasets.Dataset.from_list(pairs).to_iterable_dataset()
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=stream)
+    assert trainer.plan.facts.num_rows is None
+    assert trainer.train().global_step == 2
+
+
+@pytest.mark.parametrize(
+    "text", [lambda text: text, lambda text: {"text": text}, lambda text: {"text": text, "id": 3}]
+)
+def test_texts_are_documents_without_labels(make_model, make_args, tiny_pairs, text):
+    documents = [text(f"{pair['positive']} {number}") for number, pair in enumerate(tiny_pairs)]
+    if isinstance(documents[0], dict) and "id" in documents[0]:
+        documents = [{**document, "id": str(number)} for number, document in enumerate(documents)]
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=documents)
+    assert trainer.data.facts["split_method"] == "sentence"
+    assert trainer.train().global_step == 2
+
+
+WRONG = {
+    "no dataset": (None, "train_dataset: expected a Dataset, an IterableDataset or a list of rows"),
+    "a file name": ("pairs.json", "got str: load files with datasets.load_dataset"),
+    "empty": ([], "train_dataset: expected rows, got an empty dataset"),
+    "empty dictionary": ({}, "train_dataset: expected a dataset, got an empty dictionary"),
+    "one empty of two": ({"a": [{"query": "a", "positive": "b"}], "b": []}, "b: expected rows"),
+    "another column": (
+        [{"question": "a", "positive": "b"}] * 2,
+        "row index 0, field 'query': expected a text, got no",
+    ),
+    "another type": ([{"query": "a", "positive": "b"}, {"query": 3, "positive": "b"}], "row index 1, field 'query'"),
+    "a blank text": ([{"query": "a", "positive": "b"}, {"query": "a", "positive": " "}], "row index 1, field 'posit"),
+    "no row": ([{"query": "a", "positive": "b"}, 3], "row index 1: expected a dictionary or a text, got 3"),
+    "one row": ([{"query": "a", "positive": "b"}], "at least two training rows, got 1"),
+    "negatives of a type": ([{"query": "a", "positive": "b", "negative_1": 3}] * 2, "field 'negative_1'"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_dataset_is_one_error_at_construction(make_model, make_args, name):
+    rows, message = WRONG[name]
+    with pytest.raises(UserError) as error:
+        IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=rows)
+    assert message in str(error.value)
+
+
+def test_the_place_of_a_wrong_row_far_down_is_named(make_model, make_args):
+    rows = datasets.Dataset.from_list(
+        [{"query": f"q{n}", "positive": None if n == 4_999 else f"p{n}"} for n in range(5_000)]
+    )
+    with pytest.raises(UserError, match="row index 4999, field 'positive'"):
+        IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=rows)
+
+
+def test_wrong_arguments_and_models_are_named(make_model, make_args, pairs, tmp_path):
+    with pytest.raises(UserError, match="expected IsotropicGaussianTrainingArguments, got TrainingArguments"):
+        IsotropicGaussianTrainer(make_model(), TrainingArguments(str(tmp_path), use_cpu=True), train_dataset=pairs)
+    with pytest.raises(UserError, match="expected an IsotropicGaussianModel, got Linear"):
+        IsotropicGaussianTrainer(torch.nn.Linear(2, 2), make_args(), train_dataset=pairs)
+
+
+def test_recipes_and_their_arguments_are_checked_by_name(tmp_path):
+    from_recipe = IsotropicGaussianTrainingArguments.from_recipe
+    with pytest.raises(UserError, match="lambda_iso"):
+        from_recipe("adapt", output_dir=str(tmp_path), lambda_iso=1.0)
+    with pytest.raises(UserError, match="no_such_recipe"):
+        from_recipe("no_such_recipe", output_dir=str(tmp_path))
+    args = from_recipe("jepa_10k", output_dir=str(tmp_path), epochs=2, similarity="dot")
+    assert (args.num_train_epochs, args.model_fields["similarity_fn_name"]) == (2, "dot")
+    file = tmp_path / "own.yaml"
+    file.write_text("epochs: 7\nbatch_size: 9\noutput_dim: 8\n", encoding="utf-8")
+    args = from_recipe(str(file), output_dir=str(tmp_path), batch_size=5)
+    assert (args.num_train_epochs, args.per_device_train_batch_size, args.model_fields) == (7.0, 5, {"output_dim": 8})
+
+
+# Validation
+
+
+def test_held_out_pairs_choose_the_checkpoint_and_the_corpus_is_searched(
+    make_model, make_args, pairs, tiny_pairs, capsys
+):
+    corpus = [{"text": f"the red river {number}"} for number in range(30)]
+    args = make_args(save_strategy="steps", eval_steps=1)
+    options = {"train_dataset": pairs[:6], "eval_dataset": pairs[6:], "corpus": corpus}
+    trainer = IsotropicGaussianTrainer(make_model(), args, **options)
+    trainer.train()
+    assert trainer.args.load_best_model_at_end
+    assert trainer.state.best_metric is not None
+    assert "searching 32 documents: frozen base" in capsys.readouterr().out
+    figures = trainer.evaluate()
+    assert {"eval_loss", "eval_ndcg@10", "eval_loss/contrastive"} <= figures.keys()
+    assert trainer.evaluate(pairs[:3])["eval_ndcg@10"] != figures["eval_ndcg@10"]
+    assert trainer.evaluate().items() >= {"eval_ndcg@10": figures["eval_ndcg@10"]}.items()
+
+
+def test_metrics_evaluators_and_callbacks_work_as_in_transformers(make_model, make_args, pairs):
+    seen, logged = [], []
+
+    def compute_metrics(prediction):
+        queries, documents = prediction.predictions
+        query_ids, document_ids = prediction.label_ids
+        seen.append((queries.shape, documents.shape, query_ids.shape, document_ids.shape))
+        return {"mine": float((queries * documents).sum())}
+
+    class Log(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            logged.append(logs)
+
+    trainer = IsotropicGaussianTrainer(
+        make_model(),
+        make_args(eval_steps=1, metric_for_best_model="eval_mine", greater_is_better=True),
+        train_dataset=pairs[:5],
+        eval_dataset=pairs[5:],
+        compute_metrics=compute_metrics,
+        evaluator=lambda model: {"width": float(model.config.output_dim)},
+        callbacks=[Log()],
+    )
+    trainer.train()
+    assert seen[0] == ((3, 16), (3, 16), (3,), (3,))
+    evaluated = [logs for logs in logged if "eval_mine" in logs]
+    assert len(evaluated) == 3  # the start, and after each step
+    assert all(logs["eval_width"] == 16 for logs in evaluated)
+
+
+def test_an_automatic_recipe_chooses_for_documents(make_model, make_args, capsys):
+    words = "bread food music river moon sun bird fish tree stone".split()
+    texts = [
+        f"The {a} is {b}. A {c} number {n}."
+        for n, (a, b, c) in enumerate(zip(words * 30, words[3:] * 43, words[5:] * 60, strict=False))
+    ]
+    args = make_args("unlabelled", per_device_train_batch_size=64, max_steps=-1)
+    trainer = IsotropicGaussianTrainer(make_model(), args, train_dataset=texts[:300])
+    trainer.train()
+    assert "pseudo-NDCG@10" in capsys.readouterr().out
+    chosen = trainer.record()["data"]["chosen"]
+    assert (trainer.args.blend, trainer.args.whitening) == (chosen["blend"], chosen["whitening"])
+    assert trainer.model.config.projection_kind == chosen["projection_kind"]
