@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA_DIR ?= data/beir
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-fast benchmark ablations check fix clean
+.PHONY: help install demo test test-fast benchmark ablations docs check fix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -32,6 +32,9 @@ benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the fold
 
 ablations: install  ## Measure what each loss term, kind, start and width is worth; adds SciFact if DATA_DIR has it.
 	$(BIN)/python training/benchmarks/ablations.py --train_data python_docs $(wildcard $(DATA_DIR)/scifact)
+
+docs: install  ## Build the pages of the API into build/site.
+	$(BIN)/mkdocs build
 
 check: install  ## Run the linters and the type checker.
 	$(BIN)/ruff check .

@@ -21,6 +21,9 @@ RECORD_FILE = "training_record.json"
 DOCUMENTS_FILE = "training_documents.txt"
 """File with one hexadecimal digest per distinct training document."""
 
+HELD_OUT_FILE = "held_out.jsonl"
+"""File with the pairs that a training run held out; it stays on this machine."""
+
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 """Patterns of the names of weight files in a model folder."""
 

@@ -1,6 +1,8 @@
 """Links between the pages resolve, and the files that they name exist."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +41,13 @@ def test_files_that_a_page_names_exist(name):
     paths = re.findall(r"(?<![\w/.])((?:ragcun_hf|training|tests|model_cards)/[\w/.*-]*)", text)
     assert paths
     assert not [path for path in paths if not list(ROOT.glob(path.rstrip(".")))]
+
+
+@pytest.mark.slow
+def test_the_pages_of_the_api_are_built_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "training.html").read_text(encoding="utf-8")
+    assert "compute_metrics" in page  # of the Trainer's docstring
+    assert "from_recipe" in page

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, say
 from ..data.documents import document_text, is_beir_folder, read_documents, text_digest
+from ..data.held_out import split_by_document
 from ..data.masking import MaskedViews, MaskKind
 from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
 from ..data.python_docs import DEFAULT_PACKAGES, build_python_docs, is_test_entry, write_entries
@@ -62,7 +63,13 @@ class OutputArguments:
     output: str = argument(dataclasses.MISSING, "File ending in .json or .jsonl, or a folder for the format beir.")
     output_format: OutputFormat = argument("auto", "auto: the format of the input, and pairs for a BEIR folder.")
     overwrite: bool = argument(False, "Replace an existing output.")
-    seed: int = argument(42, "Seed of the masking.")
+    test_fraction: float = argument(
+        0.2,
+        "For the format beir: fraction of the documents whose queries become the split test; 0 writes --split only.",
+    )
+    dev_fraction: float = argument(0.1, "For the format beir: likewise for the split dev.")
+    corpus: str | None = argument(None, "For the format beir: more documents to search, from any source.")
+    seed: int = argument(42, "Seed of the splits and of the masking.")
     mask_kind: MaskKind = argument("word", "Mask single words, or runs of about three.")
     mask_probability: float = argument(0.2, "Share of words masked, above 0 and below 1.")
     mask_token: str = argument("[MASK]", "The encoder's own, such as '<mask>' for MPNet; '' removes masked words.")
@@ -173,18 +180,46 @@ def _pairs_to_xy(read: InputArguments, write: OutputArguments) -> None:
 
 def _pairs_to_beir(read: InputArguments, write: OutputArguments) -> None:
     pairs = _read_pairs(read)
-    documents = {text: f"d{number}" for number, text in enumerate(_texts_of_pairs(pairs))}
+    more = [] if write.corpus is None else _texts_of_documents(write.corpus)
+    texts = dict.fromkeys([*_texts_of_pairs(pairs), *more])
+    documents = {text: f"d{number}" for number, text in enumerate(texts)}
     queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pairs["query"][:]))}
-    judgements: dict[str, dict[str, int]] = {}
-    for row in pairs:
-        judgements.setdefault(queries[row["query"]], {})[documents[row["positive"]]] = 1
+    judgements: dict[str, dict[str, dict[str, int]]] = {}
+    for split, rows in _splits(pairs, read, write).items():
+        for row in rows:
+            judgements.setdefault(split, {}).setdefault(queries[row["query"]], {})[documents[row["positive"]]] = 1
     write_beir_folder(
         write.output,
         {key: ("", text) for text, key in documents.items()},
         {key: text for text, key in queries.items()},
-        {read.split: judgements},
+        judgements,
     )
-    say(f"wrote {len(documents)} documents, {len(queries)} queries and {len(pairs)} judgements to {write.output}")
+    counts = ", ".join(f"{split} {len(of_split)}" for split, of_split in judgements.items())
+    say(f"wrote {len(documents)} documents and {len(queries)} queries ({counts}) to {write.output}")
+
+
+def _splits(pairs: Dataset, read: InputArguments, write: OutputArguments) -> dict[str, Dataset]:
+    """Split pairs by document, so that no document and no query is in two splits."""
+    if not 0 <= write.test_fraction + write.dev_fraction < 1 or min(write.test_fraction, write.dev_fraction) < 0:
+        raise UserError(
+            "expected --test_fraction and --dev_fraction of at least 0 that add up to less than 1, got "
+            f"{write.test_fraction} and {write.dev_fraction}: lower one"
+        )
+    splits = {}
+    rest, share = pairs, 1.0
+    for name, fraction in (("test", write.test_fraction), ("dev", write.dev_fraction)):
+        if not (write.test_fraction and fraction):
+            continue
+        try:
+            rest, splits[name] = split_by_document(rest, fraction / share, seed=write.seed)
+            share -= fraction
+        except UserError as error:  # two documents are few, but no reason to write nothing
+            say(f"no split {name}: {error}")
+    return {read.split: rest, **splits}
+
+
+def _texts_of_documents(source: str) -> list[str]:
+    return [document_text(row["title"], row["text"]) for row in read_documents(source)]
 
 
 def _documents_to_documents(read: InputArguments, write: OutputArguments) -> None:

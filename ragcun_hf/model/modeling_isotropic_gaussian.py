@@ -236,7 +236,7 @@ class IsotropicGaussianModel(PreTrainedModel):
         return [embeddings, *encoder_layers(self.encoder)[: self.config.freeze_layers]]
 
     @torch.no_grad()
-    def start_from_features(self, features: Tensor, *, whitening: float = 0.0) -> None:
+    def start_from_features(self, features: Tensor, *, whitening: float = 0.0, is_ordered: bool = False) -> None:
         """Initialize the projection from a sample of features: principal directions, partly whitened.
 
         A narrower projection (D < H) starts at the leading eigenvectors of the uncentred second moment, which preserve
@@ -247,13 +247,16 @@ class IsotropicGaussianModel(PreTrainedModel):
         Args:
             features: Shape (N, H), of texts like those to embed; a few thousand rows are enough.
             whitening: In [0, 0.5]: 0 changes nothing, 0.5 makes the variances nearly equal; 0.1 to 0.3 can help.
+            is_ordered: Rotate a projection of the same width, too, to the principal directions, leading ones first, so
+                that embeddings can be cut.
         """
         is_narrower = self.config.output_dim < self.config.feature_dim
-        if self.config.projection_init != "identity" or not (is_narrower or whitening):
+        is_rotated = is_narrower or (is_ordered and self.config.output_dim == self.config.feature_dim)
+        if self.config.projection_init != "identity" or not (is_rotated or whitening):
             return
         rows_NH = features.double().cpu()
         start_DH = self.projection.linear.weight.double().cpu()
-        if is_narrower:
+        if is_rotated:
             _, vectors_HH = torch.linalg.eigh(rows_NH.T @ rows_NH)  # ascending eigenvalues
             start_DH = vectors_HH.flip(1)[:, : self.config.output_dim].T
         if whitening:

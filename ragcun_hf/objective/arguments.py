@@ -67,6 +67,11 @@ class IsotropicGaussianTrainingArguments(FeatureArguments, TrainingArguments):
         False, "Average info_nce over both directions: documents also pick their queries.", swept="shape"
     )
     margin: float = argument(0.1, "Margin of triplet, >= 0: a Euclidean distance between embeddings.", swept="number")
+    matryoshka_dims: list[int] = argument(
+        [],
+        "Also compute the contrastive term on the first k coordinates of embeddings, for each k named here, so that "
+        "embeddings can be cut to these widths (truncate_dim).",
+    )
     isotropy_kind: IsotropyKind = argument(
         "sigreg",
         "sigreg: sliced Epps-Pulley statistic against N(0, I), per row; covariance: penalty of the original.",
@@ -241,6 +246,8 @@ class IsotropicGaussianTrainingArguments(FeatureArguments, TrainingArguments):
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        if any(width < 1 for width in self.matryoshka_dims):
+            raise ValueError(f"`matryoshka_dims` must be widths of at least 1, got {self.matryoshka_dims}.")
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
             raise ValueError(f"`epochs` must be a finite number above 0, got {self.num_train_epochs}.")
         self._check_shares_and_kinds()

@@ -29,6 +29,7 @@ class Objective:
     is_bidirectional: bool = False  # in info_nce, documents also pick their queries
     isotropy_kind: str = "sigreg"  # or covariance
     predictive_kind: str = "mse"  # or cosine
+    matryoshka_dims: tuple[int, ...] = ()  # widths to which the contrastive term also cuts embeddings
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None = None  # as for info_nce
 
     @classmethod
@@ -36,7 +37,8 @@ class Objective:
         """Take the kinds, temperature and margin from training arguments; `fields` are the other fields."""
         names = ("contrastive_kind", "temperature", "margin", "isotropy_kind", "predictive_kind")
         shared = {name: getattr(arguments, name) for name in names}
-        return cls(weights, is_bidirectional=arguments.bidirectional, **{**shared, **fields})
+        shared |= {"is_bidirectional": arguments.bidirectional, "matryoshka_dims": tuple(arguments.matryoshka_dims)}
+        return cls(weights, **{**shared, **fields})
 
     def terms(
         self, outputs: Any, query_ids: Tensor, document_ids: Tensor, *, directions: Tensor | None = None
@@ -44,7 +46,8 @@ class Objective:
         """Return term -> unweighted scalar, in the order of `TERMS`, of one batch.
 
         `outputs` holds `embeddings` (B + M, D) of B queries and then M documents, and `predictions` (B, D). Ids, (B,)
-        and (M,), are equal for equal texts. `directions` (D, K) are for SIGReg.
+        and (M,), are equal for equal texts. `directions` (D, K) are for SIGReg. With `matryoshka_dims`, the
+        contrastive term is the mean over these widths and the whole (Kusupati et al., 2022, arXiv:2205.13147).
         """
         num_queries = query_ids.shape[0]
         embeddings = outputs.embeddings.float()
@@ -52,11 +55,9 @@ class Objective:
         terms = {}
         if "contrastive" in self.weights:
             ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}
-            if self.contrastive_kind == "triplet":
-                terms["contrastive"] = triplet_margin_loss(queries, documents, margin=self.margin, **ids)
-            else:
-                options = {"similarity": self.similarity, "is_bidirectional": self.is_bidirectional, **ids}
-                terms["contrastive"] = info_nce_loss(queries, documents, temperature=self.temperature, **options)
+            widths = (*self.matryoshka_dims, embeddings.shape[1])
+            cut = [self._contrastive(queries[:, :width], documents[:, :width], ids) for width in widths]
+            terms["contrastive"] = torch.stack(cut).mean() if self.matryoshka_dims else cut[0]
         if "isotropy" in self.weights:
             terms["isotropy"] = (
                 sigreg_loss(embeddings, directions=directions)
@@ -67,6 +68,12 @@ class Objective:
             targets = documents[:num_queries]
             terms["predictive"] = predictive_loss(outputs.predictions, targets, kind=self.predictive_kind)
         return terms
+
+    def _contrastive(self, queries: Tensor, documents: Tensor, ids: dict[str, Any]) -> Tensor:
+        if self.contrastive_kind == "triplet":
+            return triplet_margin_loss(queries, documents, margin=self.margin, **ids)
+        options = {"similarity": self.similarity, "is_bidirectional": self.is_bidirectional, **ids}
+        return info_nce_loss(queries, documents, temperature=self.temperature, **options)
 
     def total(self, terms: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..evaluation.results import read_json_object
+from ..files import HELD_OUT_FILE
 from .card import check_card
 from .card_sources import read_manifest, read_sources
 
@@ -32,6 +33,7 @@ _LEFT_OUT = (
     (re.compile(r"(.*/)?(checkpoint-\d+|runs|__pycache__|\.unfinished)/.*"), "part of the run, not of the model"),
     (re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)"), "a pickle, which can run code when it is loaded"),
     (re.compile(r".*\.(trec|tmp|pyc|log|lock)"), "part of the run, not of the model"),
+    (re.compile(re.escape(HELD_OUT_FILE)), "texts of yours"),
     (re.compile(r"results/.*"), "not shown by the card"),
     (re.compile(r"(?!\.eval_results/[^/]+\.yaml$)(.*/)?\..*"), "hidden"),
 )

@@ -157,6 +157,7 @@ def trainer_only_flags(training: IsotropicGaussianTrainingArguments) -> list[str
         "lr_scheduler_type": training.lr_scheduler_type == "reduce_lr_on_plateau",
         "fp16": training.fp16,
         "balance_queries": training.balance_queries,
+        "matryoshka_dims": bool(training.matryoshka_dims),
         "data_seed": training.data_seed is not None,
         "early_stopping_patience": training.early_stopping_patience is not None,
     }

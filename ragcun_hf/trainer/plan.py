@@ -227,6 +227,11 @@ def _check_trackers(names: Iterable[str]) -> None:
 
 def _check_start(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     model, blend = facts.model, training.blend
+    if any(width >= model.output_dim for width in training.matryoshka_dims if model.output_dim):
+        raise UserError(
+            f"--matryoshka_dims must be narrower than the embedding ({model.output_dim}), got "
+            f"{training.matryoshka_dims}: leave the others out"
+        )
     if training.whitening and model.projection_init != "identity":
         raise UserError(
             f"--whitening {training.whitening} needs --projection_init identity, got {model.projection_init}: a "

@@ -19,7 +19,15 @@ from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
-from ..files import DOCUMENTS_FILE, RECORD_FILE, WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
+from ..files import (
+    DOCUMENTS_FILE,
+    HELD_OUT_FILE,
+    RECORD_FILE,
+    WEIGHT_FILES,
+    check_writable,
+    disk_errors_explained,
+    replaced_folder,
+)
 from ..objective.head_weights import blend_weights, trainable_weights
 from .sharding import save_whole, whole_tensor
 
@@ -190,13 +198,18 @@ def save_run(
 ) -> None:
     """Replace the model and the training record (`facts` and the Trainer's log) in a folder, all at once.
 
-    The digests of the documents that were seen are saved too; `weights` come from `sharding.whole_weights`.
+    The digests of the documents that were seen are saved too, and the pairs that were held out, if they are the same
+    in every epoch. `weights` come from `sharding.whole_weights`.
     """
-    with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
+    held_out = trainer.data.validation
+    with disk_errors_explained(folder), replaced_folder(folder, obsolete=(*WEIGHT_FILES, HELD_OUT_FILE)) as new:
         save_whole(trainer.accelerator.unwrap_model(trainer.model), new, weights)
         record = {**facts, "log_history": trainer.state.log_history}
         (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
         digests = sorted({text_digest(text).hex() for text in trainer.data.train.documents})
+        if held_out is not None and held_out.known_pairs() is not None:
+            lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in held_out)
+            (new / HELD_OUT_FILE).write_text(lines, encoding="utf-8")
         (new / DOCUMENTS_FILE).write_text("\n".join(digests) + "\n", encoding="utf-8")
 
 

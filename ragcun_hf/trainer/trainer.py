@@ -163,9 +163,9 @@ class IsotropicGaussianTrainer(LossTrainer):
         return feature_inputs(model, train, validation, self._store)
 
     def _start_projection(self, model: IsotropicGaussianModel) -> None:
-        whitening = self.plan.arguments.whitening
-        if model.config.output_dim < model.config.feature_dim or whitening:
-            model.start_from_features(self._sample(), whitening=whitening)
+        whitening, is_ordered = self.plan.arguments.whitening, bool(self.plan.arguments.matryoshka_dims)
+        if model.config.output_dim < model.config.feature_dim or whitening or is_ordered:
+            model.start_from_features(self._sample(), whitening=whitening, is_ordered=is_ordered)
 
     def train(
         self,

@@ -103,8 +103,32 @@ def test_triples_without_negatives_are_refused(prepare, pairs_csv, tmp_path):
         prepare("--input", pairs_csv, *COLUMNS, "--input_format", "triples", "--output", tmp_path / "out.jsonl")
 
 
+def test_a_beir_folder_of_pairs_has_three_splits_by_document_and_can_be_evaluated(
+    prepare, tmp_path, tiny_encoder_folder, monkeypatch
+):
+    from ragcun_hf.cli import eval_beir
+
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"what is {n}", "positive": f"document {n // 2}"} for n in range(100)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "all.txt").write_text("document 3\none more document\n", encoding="utf-8")
+    prepare("--input", "pairs.jsonl", "--output_format", "beir", "--corpus", "all.txt", "--output", "data/mine")
+    folders = {split: load_beir_folder(tmp_path / "data" / "mine", split) for split in ("train", "dev", "test")}
+    judged = {split: folder.qrels for split, folder in folders.items()}
+    documents = [{name for of_query in qrels.values() for name in of_query} for qrels in judged.values()]
+    assert sum(map(len, judged.values())) == 100
+    assert not (documents[0] & documents[1] or documents[0] & documents[2] or documents[1] & documents[2])
+    assert 5 <= len(judged["test"]) <= 35
+    assert len(folders["test"].corpus_ids) == 51  # those of the pairs, and one more
+    flags = ["--base_model", str(tiny_encoder_folder), "--datasets", "mine", "--data_dir", "data"]
+    eval_beir.main([*flags, "--feature_cache_dir", "cache"])
+    with pytest.raises(UserError, match="add up to less than 1"):
+        prepare("--input", "pairs.jsonl", "--output_format", "beir", "--test_fraction", "1", "--output", "data/other")
+
+
 def test_pairs_become_a_beir_folder_and_come_back(prepare, pairs_csv, tmp_path):
-    prepare("--input", pairs_csv, *COLUMNS, "--output_format", "beir", "--output", tmp_path / "folder")
+    flags = ["--output_format", "beir", "--test_fraction", "0", "--output", tmp_path / "folder"]
+    prepare("--input", pairs_csv, *COLUMNS, *flags)
     collection = load_beir_folder(tmp_path / "folder", "train")
     assert (len(collection.corpus_ids), len(collection.queries)) == (2, 3)
     prepare("--input", tmp_path / "folder", "--output", tmp_path / "back.json")
