@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
+from .encoding_isotropic_gaussian import EncodingMixin
 from .sentence_transformers_isotropic_gaussian import encoder_settings, sentence_transformers_files
 
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
@@ -96,7 +95,7 @@ class Head(nn.Module):
         return self.mlp(x) if self.linear is None else self.linear(x) + self.mlp(x)
 
 
-class IsotropicGaussianModel(PreTrainedModel):
+class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
     """A sentence encoder (frozen by default) with a trained projection and an optional predictor.
 
     Create a model from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`], or load a saved one with
@@ -110,6 +109,8 @@ class IsotropicGaussianModel(PreTrainedModel):
         >>> model = AutoModel.from_pretrained("org/jepa_10k", trust_remote_code=True)  # doctest: +SKIP
         >>> queries = model.encode_query(["what does argsort return?"])  # doctest: +SKIP
         >>> documents = model.encode_document(["Indices that would sort an array."])  # doctest: +SKIP
+        >>> model.similarity(queries, documents).shape  # doctest: +SKIP
+        torch.Size([1, 1])
     """
 
     config_class = IsotropicGaussianConfig
@@ -338,67 +339,6 @@ class IsotropicGaussianModel(PreTrainedModel):
         token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
         return self.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt")
-
-    def encode_query(
-        self, sentences: str | Sequence[str], *, use_predictor: bool = False, **options: Any
-    ) -> np.ndarray | Tensor:
-        """Embed queries, with the query prompt.
-
-        Args:
-            sentences: One text, which gives shape (D,), or several, which give shape (N, D).
-            use_predictor: Return the predicted document embedding instead of the query's own embedding.
-            **options: `batch_size` (32), `show_progress_bar` (False), `convert_to_tensor` (False: NumPy) and
-                `normalize_embeddings` (False), as in sentence-transformers.
-
-        Returns:
-            Float32 vectors in the order of the input. Compare them by `config.similarity_fn_name`.
-
-        Raises:
-            ValueError: If the model has no predictor to use, or an item is not a string.
-        """
-        if use_predictor and self.predictor is None:
-            raise ValueError(
-                "`use_predictor` needs a model with a predictor, got one without: train with a predictor."
-            )
-        return self._encode(sentences, self.config.query_prompt, use_predictor=use_predictor, **options)
-
-    def encode_document(self, sentences: str | Sequence[str], **options: Any) -> np.ndarray | Tensor:
-        """Embed documents, with the document prompt; options and return value as in [`encode_query`]."""
-        return self._encode(sentences, self.config.document_prompt, use_predictor=False, **options)
-
-    @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
-    def _encode(
-        self,
-        sentences: str | Sequence[str],
-        prompt: str,
-        *,
-        use_predictor: bool,
-        batch_size: int = 32,
-        show_progress_bar: bool = False,
-        convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
-    ) -> np.ndarray | Tensor:
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
-        # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        vectors_ND = torch.empty(len(texts), self.config.output_dim)
-        was_training = self.training
-        self.eval()
-        try:
-            for start in tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress_bar):
-                rows = order[start : start + batch_size]
-                tokens = self.tokenize([texts[row] for row in rows], prompt).to(self.device)
-                output = self(**tokens)
-                vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
-        finally:
-            self.train(was_training)
-        if normalize_embeddings:
-            vectors_ND = nn.functional.normalize(vectors_ND, dim=-1)
-        vectors = vectors_ND[0] if isinstance(sentences, str) else vectors_ND
-        return vectors if convert_to_tensor else vectors.numpy()
 
     def save_pretrained(
         self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any

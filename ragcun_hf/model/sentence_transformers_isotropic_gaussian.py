@@ -22,7 +22,7 @@ def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, An
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
             "prompts": {"query": config.query_prompt, "document": config.document_prompt},
-            "default_prompt_name": None,
+            "default_prompt_name": config.default_prompt_name,
             "similarity_fn_name": config.similarity_fn_name,
         },
         "modules.json": [
