@@ -114,7 +114,7 @@ print(json.dumps(results))
 # What a change of the shipped code or of the folder could do to the way on which sentence-transformers finds the
 # projection: (changes of the modelling code, files that are left out).
 _FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_FORWARD, _TEXT_FEATURES = ") -> IsotropicGaussianOutput:", ") -> BaseModelOutputWithPooling:"
+_FORWARD, _TEXT_FEATURES = ") -> IsotropicGaussianOutput | tuple:", ") -> BaseModelOutputWithPooling | tuple:"
 ALTERATIONS = {
     "settings gone": ({}, _FILES),
     "modules.json gone": ({}, _FILES[:1]),
@@ -130,8 +130,8 @@ SILENT = (
     {
         "    features: Tensor | None = None\n": "    features: Tensor | None = None\n"
         "    last_hidden_state: Tensor | None = None\n",
-        "return IsotropicGaussianOutput(": "return IsotropicGaussianOutput(last_hidden_state=self.encoder(input_ids="
-        "input_ids, attention_mask=attention_mask).last_hidden_state, ",
+        "output = IsotropicGaussianOutput(": "output = IsotropicGaussianOutput(last_hidden_state=self.encoder("
+        "input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, ",
     },
     _FILES,
 )
