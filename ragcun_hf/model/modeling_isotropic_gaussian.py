@@ -26,7 +26,13 @@ from transformers.utils import ModelOutput
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
 from .encoding_isotropic_gaussian import EncodingMixin
-from .sentence_transformers_isotropic_gaussian import encoder_settings, sentence_transformers_files
+from .sentence_transformers_isotropic_gaussian import (
+    adopt_settings,
+    encoder_settings,
+    saved_max_length,
+    sentence_transformers_files,
+    written_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +220,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         model.apply_freezing()
         file_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
         model._loading_options = {key: kwargs[key] for key in file_options if key in kwargs}
+        if pretrained_model_name_or_path is not None:
+            options = model._file_options()
+            model.config.max_length = saved_max_length(pretrained_model_name_or_path, model.config, options)
         return loaded
 
     def _file_options(self) -> dict[str, Any]:
@@ -413,7 +422,12 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         folder = Path(save_directory)
         repo_id = kwargs.pop("repo_id", folder.name)
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
-        tokenizer = self._tokenizer_to_save() if is_main_process else None
+        # Of today's libraries, only sentence-transformers still passes this option. It has then written its settings,
+        # and writes the tokenizer afterwards.
+        settings = written_settings(folder) if kwargs.pop("safe_serialization", None) is not None else None
+        if settings is not None:
+            adopt_settings(self.config, settings)
+        tokenizer = self._tokenizer_to_save() if is_main_process and settings is None else None
         super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
@@ -421,7 +435,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             # Other libraries truncate texts to the tokenizer's maximum length.
             tokenizer.model_max_length = self.config.max_length
             tokenizer.save_pretrained(folder)
-        for name, content in sentence_transformers_files(self.config).items():
+        for name, content in sentence_transformers_files(self.config, settings).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _open_weights_to_readers(folder)
         if push_to_hub:

@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from ragcun_hf import IsotropicGaussianConfig, IsotropicGaussianModel, register_auto_classes
 from ragcun_hf.model.modeling_isotropic_gaussian import IsotropicGaussianOutput, encoder_layers
@@ -194,6 +194,18 @@ def test_a_tokenizer_that_cannot_be_loaded_leaves_no_files(tiny_model, tmp_path)
     with pytest.raises(OSError, match="no/such/folder"):
         tiny_model.save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("changed", "expected"), [(5, 5), (20, 20), (500, 32), (int(1e30), 9), (None, 9)])
+def test_a_length_that_was_changed_in_the_tokenizer_alone_is_that_of_the_model(folder, tmp_path, changed, expected):
+    register_auto_classes()
+    _make(folder, max_length=9).save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer.model_max_length = changed
+    tokenizer.save_pretrained(tmp_path)
+    for loader in (IsotropicGaussianModel, AutoModel):
+        assert loader.from_pretrained(tmp_path).config.max_length == expected
+        assert loader.from_pretrained(tmp_path, max_length=7).config.max_length == 7
 
 
 # Token embeddings
