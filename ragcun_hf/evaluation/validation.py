@@ -73,10 +73,11 @@ class RetrievalValidation:
     def _embed(self, model: IsotropicGaussianModel, *, is_query: bool) -> tuple[Matrix, Matrix | None]:
         texts = self._queries if is_query else self._documents
         if self._store is None:
-            encode = model.encode_query if is_query else model.encode_document
-            predicts = is_query and model.config.use_predictor
-            predictions = encode(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
-            return encode(texts, convert_to_tensor=True), predictions
+            if not is_query:
+                return model.encode_document(texts, convert_to_tensor=True), None
+            predicts = model.config.use_predictor
+            predictions = model.encode_query(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
+            return model.encode_query(texts, convert_to_tensor=True), predictions
         output = model(features=self._features_of(model, is_query=is_query).to(model.device))
         predictions = None if output.predictions is None else output.predictions.float().cpu()
         return output.embeddings.float().cpu(), predictions

@@ -12,6 +12,7 @@ _CHOICES = {
     "projection_kind": ("mlp", "linear"),
     "projection_init": ("identity", "random"),
     "similarity_fn_name": ("cosine", "dot", "euclidean"),
+    "default_prompt_name": (None, "query", "document"),
 }
 
 # These families number positions from pad_token_id + 1, so the first rows of the position table are unused.
@@ -55,6 +56,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         similarity_fn_name: How embeddings are compared in search: `cosine`, `dot` or `euclidean`.
         query_prompt: Text prepended to every query.
         document_prompt: Text prepended to every document.
+        default_prompt_name: Which prompt `encode` adds if none is named: `query`, `document`, or None for no prompt.
         max_length: Maximum number of tokens per text, special tokens included.
         freeze_base: Freeze the whole encoder: no gradient and no dropout, in training and after loading.
         freeze_layers: With `freeze_base=False`, freeze the embeddings and the first k layers.
@@ -88,6 +90,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     similarity_fn_name: str = "cosine"
     query_prompt: str = ""
     document_prompt: str = ""
+    default_prompt_name: str | None = None
     max_length: int = 384
     freeze_base: bool = True
     freeze_layers: int = 0
@@ -120,7 +123,9 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     def _check_values(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"`{name}` must be one of {', '.join(map(str, choices))}, got {getattr(self, name)!r}."
+                )
         for name in ("output_dim", "projection_hidden_dim", "predictor_hidden_dim", "max_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")

@@ -10,22 +10,31 @@ Shape letters: B = texts, T = tokens per text, H = encoder width, D = embedding 
 """
 
 import json
+import logging
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
-from .sentence_transformers_isotropic_gaussian import encoder_settings, sentence_transformers_files
+from .encoding_isotropic_gaussian import EncodingMixin
+from .sentence_transformers_isotropic_gaussian import (
+    adopt_settings,
+    encoder_settings,
+    saved_max_length,
+    sentence_transformers_files,
+    written_settings,
+)
+
+logger = logging.getLogger(__name__)
 
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
 _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
@@ -40,11 +49,18 @@ class IsotropicGaussianOutput(ModelOutput):
         predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if the model
             was called with `num_predicted`; None without a predictor.
         features: Shape (B, H), float32: the encoder's pooled output, of unit length if `config.normalize_features`.
+        hidden_states: With `output_hidden_states`: the encoder's token states, one (B, T, H) tensor for the token
+            embeddings and one per layer; None for precomputed features.
+        attentions: With `output_attentions`: the encoder's attention weights, one (B, heads, T, T) tensor per layer.
+            None if its attention implementation does not compute them: load the model with
+            `attn_implementation="eager"`.
     """
 
     embeddings: Tensor | None = None
     predictions: Tensor | None = None
     features: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 class IdentityStartLinear(nn.Linear):
@@ -96,7 +112,7 @@ class Head(nn.Module):
         return self.mlp(x) if self.linear is None else self.linear(x) + self.mlp(x)
 
 
-class IsotropicGaussianModel(PreTrainedModel):
+class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
     """A sentence encoder (frozen by default) with a trained projection and an optional predictor.
 
     Create a model from a pretrained encoder with [`~IsotropicGaussianModel.from_encoder`], or load a saved one with
@@ -110,12 +126,13 @@ class IsotropicGaussianModel(PreTrainedModel):
         >>> model = AutoModel.from_pretrained("org/jepa_10k", trust_remote_code=True)  # doctest: +SKIP
         >>> queries = model.encode_query(["what does argsort return?"])  # doctest: +SKIP
         >>> documents = model.encode_document(["Indices that would sort an array."])  # doctest: +SKIP
+        >>> model.similarity(queries, documents).shape  # doctest: +SKIP
+        torch.Size([1, 1])
     """
 
     config_class = IsotropicGaussianConfig
     main_input_name = "input_ids"
     base_model_prefix = ""
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -199,9 +216,17 @@ class IsotropicGaussianModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         # Loading replaces the parameters that __init__ froze.
         model.apply_freezing()
-        tokenizer_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
-        model._loading_options = {key: kwargs[key] for key in tokenizer_options if key in kwargs}
+        file_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
+        model._loading_options = {key: kwargs[key] for key in file_options if key in kwargs}
+        if pretrained_model_name_or_path is not None:
+            options = model._file_options()
+            model.config.max_length = saved_max_length(pretrained_model_name_or_path, model.config, options)
         return loaded
+
+    def _file_options(self) -> dict[str, Any]:
+        """Return the options that load files of the same version as the weights."""
+        commit = getattr(self.config, "_commit_hash", None)
+        return self._loading_options | ({"revision": commit} if commit else {})
 
     def apply_freezing(self) -> None:
         """Set which parameters train, by the config: all of them, all but the first k layers, or only the head."""
@@ -269,8 +294,11 @@ class IsotropicGaussianModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         features: Tensor | None = None,
         num_predicted: int | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
         **encoder_inputs: Any,
-    ) -> IsotropicGaussianOutput:
+    ) -> IsotropicGaussianOutput | tuple:
         """Embed tokens or precomputed features.
 
         Args:
@@ -278,57 +306,94 @@ class IsotropicGaussianModel(PreTrainedModel):
             attention_mask: Shape (B, T), 1 for tokens and 0 for padding. Default: all ones.
             features: Shape (B, H), as returned by an earlier forward pass.
             num_predicted: Compute predictions for the first rows only (the queries). Default: for all rows.
+            output_hidden_states: Return the encoder's token states too. Default: as the config says.
+            output_attentions: Return the encoder's attention weights too. Default: as the config says.
+            return_dict: False returns a tuple of the values that are not None. Default: as the config says.
             **encoder_inputs: Passed to the encoder, e.g. `token_type_ids`.
 
         Returns:
-            Embeddings, predictions (with a predictor) and features.
+            Embeddings, predictions (with a predictor) and features; hidden states and attentions if asked for.
 
         Raises:
             ValueError: If both or neither of `input_ids` and `features` are given.
         """
         if (input_ids is None) == (features is None):
             raise ValueError("IsotropicGaussianModel expects either `input_ids` or `features`, got both or neither.")
+        states = None  # of the encoder
         if features is None:
-            features = self.compute_features(input_ids, attention_mask, **encoder_inputs)
+            wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+            features, states = self._run_encoder(input_ids, attention_mask, **self._flags(wanted), **encoder_inputs)
         weight = next(self.projection.parameters())
         embeddings = self.projection(features.to(weight.dtype) * self.config.feature_scale)
         predictions = None if self.predictor is None else self.predictor(embeddings[:num_predicted])
-        return IsotropicGaussianOutput(embeddings=embeddings, predictions=predictions, features=features)
+        output = IsotropicGaussianOutput(
+            embeddings=embeddings,
+            predictions=predictions,
+            features=features,
+            hidden_states=getattr(states, "hidden_states", None),
+            attentions=getattr(states, "attentions", None) or None,
+        )
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def compute_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
     ) -> Tensor:
         """Encode and pool (B, T) tokens to (B, H) features: float32, unit length if `config.normalize_features`."""
+        return self._run_encoder(input_ids, attention_mask, **encoder_inputs)[0]
+
+    def _run_encoder(
+        self, input_ids: Tensor, attention_mask: Tensor | None, **encoder_inputs: Any
+    ) -> tuple[Tensor, ModelOutput]:
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         needs_gradient = torch.is_grad_enabled() and not self.config.freeze_base
         with torch.set_grad_enabled(needs_gradient):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
             pooled = _pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
-            return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled
+            return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled, states
+
+    def _flags(self, given: dict[str, bool | None]) -> dict[str, bool]:
+        """Return the flags that were given or that the config sets; other encoders' code may not know the rest."""
+        flags = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
+        return {name: value for name, value in flags.items() if value or given[name] is not None}
 
     def get_text_features(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
-    ) -> BaseModelOutputWithPooling:
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **encoder_inputs: Any,
+    ) -> BaseModelOutputWithPooling | tuple:
         """Embed tokens for sentence-transformers, which calls this method; `pooler_output` has shape (B, D)."""
-        output = self.forward(input_ids, attention_mask, **encoder_inputs)
-        return BaseModelOutputWithPooling(pooler_output=output.embeddings)
+        output = self.forward(input_ids, attention_mask, return_dict=True, **encoder_inputs)
+        text = BaseModelOutputWithPooling(
+            pooler_output=output.embeddings, hidden_states=output.hidden_states, attentions=output.attentions
+        )
+        return text if (self.config.return_dict if return_dict is None else return_dict) else text.to_tuple()
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer saved with the weights, on disk or on the Hub; loaded on first access."""
+        if self._has_no_tokenizer():
+            raise ValueError(
+                "The model has no tokenizer, because it was made from a configuration or saved without one: set "
+                "`model.tokenizer` to the tokenizer of its encoder."
+            )
         if self._tokenizer is None:
-            options = dict(self._loading_options)
-            commit = getattr(self.config, "_commit_hash", None)
-            if commit:
-                options["revision"] = commit
             # With `config` given, AutoTokenizer does not load the folder's code again.
+            options = self._file_options()
             self._tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config, **options)
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+
+    def _has_no_tokenizer(self) -> bool:
+        if self._tokenizer is not None or not self.name_or_path:
+            return self._tokenizer is None
+        folder = Path(self.name_or_path, self._loading_options.get("subfolder", ""))
+        return folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
 
     def tokenize(self, texts: Sequence[str], prompt: str = "") -> dict[str, Tensor]:
         """Prepend the prompt, tokenize, truncate to `config.max_length` and pad to the longest: (B, T) tensors.
@@ -340,71 +405,13 @@ class IsotropicGaussianModel(PreTrainedModel):
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
         return self.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt")
 
-    def encode_query(
-        self, sentences: str | Sequence[str], *, use_predictor: bool = False, **options: Any
-    ) -> np.ndarray | Tensor:
-        """Embed queries, with the query prompt.
-
-        Args:
-            sentences: One text, which gives shape (D,), or several, which give shape (N, D).
-            use_predictor: Return the predicted document embedding instead of the query's own embedding.
-            **options: `batch_size` (32), `show_progress_bar` (False), `convert_to_tensor` (False: NumPy) and
-                `normalize_embeddings` (False), as in sentence-transformers.
-
-        Returns:
-            Float32 vectors in the order of the input. Compare them by `config.similarity_fn_name`.
-
-        Raises:
-            ValueError: If the model has no predictor to use, or an item is not a string.
-        """
-        if use_predictor and self.predictor is None:
-            raise ValueError(
-                "`use_predictor` needs a model with a predictor, got one without: train with a predictor."
-            )
-        return self._encode(sentences, self.config.query_prompt, use_predictor=use_predictor, **options)
-
-    def encode_document(self, sentences: str | Sequence[str], **options: Any) -> np.ndarray | Tensor:
-        """Embed documents, with the document prompt; options and return value as in [`encode_query`]."""
-        return self._encode(sentences, self.config.document_prompt, use_predictor=False, **options)
-
-    @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
-    def _encode(
-        self,
-        sentences: str | Sequence[str],
-        prompt: str,
-        *,
-        use_predictor: bool,
-        batch_size: int = 32,
-        show_progress_bar: bool = False,
-        convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
-    ) -> np.ndarray | Tensor:
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
-        # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        vectors_ND = torch.empty(len(texts), self.config.output_dim)
-        was_training = self.training
-        self.eval()
-        try:
-            for start in tqdm(range(0, len(texts), batch_size), desc="Encoding", disable=not show_progress_bar):
-                rows = order[start : start + batch_size]
-                tokens = self.tokenize([texts[row] for row in rows], prompt).to(self.device)
-                output = self(**tokens)
-                vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
-        finally:
-            self.train(was_training)
-        if normalize_embeddings:
-            vectors_ND = nn.functional.normalize(vectors_ND, dim=-1)
-        vectors = vectors_ND[0] if isinstance(sentences, str) else vectors_ND
-        return vectors if convert_to_tensor else vectors.numpy()
-
     def save_pretrained(
         self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
         """Save the weights, the config, this code, the tokenizer and the settings for sentence-transformers.
+
+        A model without a tokenizer is saved without one, with a warning. If the tokenizer cannot be loaded, nothing is
+        written.
 
         Args:
             save_directory: The folder to write to.
@@ -416,21 +423,68 @@ class IsotropicGaussianModel(PreTrainedModel):
         folder = Path(save_directory)
         repo_id = kwargs.pop("repo_id", folder.name)
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
+        # Of today's libraries, only sentence-transformers still passes this option. It has then written its settings,
+        # and writes the tokenizer afterwards.
+        settings = written_settings(folder) if kwargs.pop("safe_serialization", None) is not None else None
+        if settings is not None:
+            adopt_settings(self.config, settings)
+        tokenizer = self._tokenizer_to_save() if is_main_process and settings is None else None
         super().save_pretrained(folder, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
-        tokenizer = self.tokenizer
-        # Other libraries truncate texts to the tokenizer's maximum length.
-        tokenizer.model_max_length = self.config.max_length
-        tokenizer.save_pretrained(folder)
-        for name, content in sentence_transformers_files(self.config).items():
+        if tokenizer is not None:
+            # Other libraries truncate texts to the tokenizer's maximum length.
+            tokenizer.model_max_length = self.config.max_length
+            tokenizer.save_pretrained(folder)
+        for name, content in sentence_transformers_files(self.config, settings).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        _open_weights_to_readers(folder)
         if push_to_hub:
             self.push_to_hub(repo_id, **hub_options)
 
+    def _tokenizer_to_save(self) -> Any:
+        if self._has_no_tokenizer():
+            logger.warning(
+                "The model is saved without a tokenizer, because it has none, and cannot encode texts when it is "
+                "loaded: set `model.tokenizer` before `save_pretrained`."
+            )
+            return None
+        return self.tokenizer
+
     def get_input_embeddings(self) -> nn.Module:
-        """The encoder's token embeddings."""
+        """Return the encoder's token embeddings."""
         return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replace the encoder's token embeddings; the new ones are frozen if the old ones are."""
+        if not self.get_input_embeddings().weight.requires_grad:
+            value.requires_grad_(False)
+        self.encoder.set_input_embeddings(value)
+        self._set_vocab_size(value.weight.shape[0])
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Resize the encoder's token embeddings, see `PreTrainedModel`; the nested config is kept right."""
+        embeddings = self.encoder.resize_token_embeddings(*args, **kwargs)
+        self._set_vocab_size(embeddings.weight.shape[0])
+        return embeddings
+
+    def _set_vocab_size(self, num_tokens: int) -> None:
+        for config in (self.config.encoder_config, self.encoder.config):
+            config.get_text_config().vocab_size = num_tokens
+
+    @property
+    def supports_gradient_checkpointing(self) -> bool:
+        """Whether the encoder's code can recompute its layers' activations in the backward pass."""
+        return bool(getattr(self.encoder, "supports_gradient_checkpointing", False))
+
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Turn on gradient checkpointing, see `PreTrainedModel`; a ValueError if the encoder does not support it."""
+        if not self.supports_gradient_checkpointing:
+            raise ValueError(
+                f"Gradient checkpointing needs an encoder that supports it, got {type(self.encoder).__name__}, which "
+                "does not: turn it off, or reduce the batch size instead."
+            )
+        super().activation_checkpointing_enable(*args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         # Called for the head's layers only: the encoder has its own initialization.
@@ -458,6 +512,13 @@ def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     else:
         chosen = (attention_mask.long() * positions).argmax(1)  # the last 1
     return states[torch.arange(states.shape[0], device=states.device), chosen]
+
+
+def _open_weights_to_readers(folder: Path) -> None:
+    """Give weight files the permissions of `config.json`: safetensors ignores the umask, only the owner can read."""
+    config_file = folder / "config.json"
+    for path in folder.glob("model*.safetensors") if config_file.is_file() else ():
+        shutil.copymode(config_file, path)
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

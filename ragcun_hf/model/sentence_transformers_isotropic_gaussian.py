@@ -12,17 +12,24 @@ from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_posit
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = "config_sentence_transformers.json"
 
-def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, Any]:
+
+def sentence_transformers_files(
+    config: IsotropicGaussianConfig, settings: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the files that describe the model to sentence-transformers: one module that calls `get_text_features`.
+
+    `settings` are those of `written_settings`, which are kept; by default they follow from the config.
 
     Without `modules.json`, sentence-transformers computes the same vectors but ignores the prompts and the similarity.
     """
     return {
-        "config_sentence_transformers.json": {
+        _SETTINGS: settings
+        or {
             "model_type": "SentenceTransformer",
             "prompts": {"query": config.query_prompt, "document": config.document_prompt},
-            "default_prompt_name": None,
+            "default_prompt_name": config.default_prompt_name,
             "similarity_fn_name": config.similarity_fn_name,
         },
         "modules.json": [
@@ -36,20 +43,62 @@ def sentence_transformers_files(config: IsotropicGaussianConfig) -> dict[str, An
     }
 
 
+def written_settings(folder: Path) -> dict[str, Any] | None:
+    """Read the settings that sentence-transformers itself wrote into a model's folder; None if it did not."""
+    path = folder / _SETTINGS
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    # `save_pretrained` of this model writes the file without versions.
+    return settings if "__version__" in settings else None
+
+
+def adopt_settings(config: IsotropicGaussianConfig, settings: dict[str, Any]) -> None:
+    """Change prompts and similarity of a config to those of sentence-transformers, as far as the config has them."""
+    prompts = settings.get("prompts") or {}
+    config.query_prompt, config.document_prompt = prompts.get("query") or "", prompts.get("document") or ""
+    similarity, default = settings.get("similarity_fn_name"), settings.get("default_prompt_name")
+    if similarity in ("cosine", "dot", "euclidean"):
+        config.similarity_fn_name = similarity
+    config.default_prompt_name = default if default in ("query", "document") else None
+    names = ("similarity_fn_name", "default_prompt_name", "truncate_dim")
+    asked = {name: settings[name] for name in names if settings.get(name) is not None}
+    unknown = [f"{name} = {value}" for name, value in asked.items() if value != getattr(config, name, None)]
+    if unknown:
+        logger.warning("Only sentence-transformers will know these settings of the model: %s.", ", ".join(unknown))
+
+
+def saved_max_length(name_or_path: str | Path, config: IsotropicGaussianConfig, options: dict[str, Any]) -> int:
+    """Return the maximum length of a saved model, that of its tokenizer.
+
+    The two differ if `max_seq_length` was changed in sentence-transformers, which saves it in the tokenizer only. A
+    `config.max_length` that was changed while loading is returned as it is.
+    """
+    tokenizer, saved = (_read(name_or_path, name, options) or {} for name in ("tokenizer_config.json", "config.json"))
+    length: Any = tokenizer.get("model_max_length")
+    is_limit = isinstance(length, int) and 0 < length < 1_000_000_000  # tokenizers write 1e30 for no limit
+    if not is_limit or config.max_length != saved.get("max_length", type(config).max_length):
+        return config.max_length
+    encoder_config: Any = config.encoder_config
+    return min(length, num_positions(encoder_config) or length)
+
+
+def _read(name_or_path: str | Path, file_name: str, options: dict[str, Any]) -> Any:
+    path = cached_file(
+        name_or_path,
+        file_name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **options,
+    )
+    return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+
+
 def encoder_settings(
     name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
     """Read pooling, length, normalization and prompts from an encoder's sentence-transformers files, unless given."""
 
     def read(file_name: str) -> Any:
-        path = cached_file(
-            name_or_path,
-            file_name,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **options,
-        )
-        return None if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
+        return _read(name_or_path, file_name, options)
 
     positions = num_positions(encoder_config) or 512
     # Some tokenizers use a huge length for "no limit". Encoders with a long context use 512 tokens by default.

@@ -114,7 +114,7 @@ print(json.dumps(results))
 # What a change of the shipped code or of the folder could do to the way on which sentence-transformers finds the
 # projection: (changes of the modelling code, files that are left out).
 _FILES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
-_FORWARD, _TEXT_FEATURES = ") -> IsotropicGaussianOutput:", ") -> BaseModelOutputWithPooling:"
+_FORWARD, _TEXT_FEATURES = ") -> IsotropicGaussianOutput | tuple:", ") -> BaseModelOutputWithPooling | tuple:"
 ALTERATIONS = {
     "settings gone": ({}, _FILES),
     "modules.json gone": ({}, _FILES[:1]),
@@ -130,8 +130,8 @@ SILENT = (
     {
         "    features: Tensor | None = None\n": "    features: Tensor | None = None\n"
         "    last_hidden_state: Tensor | None = None\n",
-        "return IsotropicGaussianOutput(": "return IsotropicGaussianOutput(last_hidden_state=self.encoder(input_ids="
-        "input_ids, attention_mask=attention_mask).last_hidden_state, ",
+        "output = IsotropicGaussianOutput(": "output = IsotropicGaussianOutput(last_hidden_state=self.encoder("
+        "input_ids=input_ids, attention_mask=attention_mask).last_hidden_state, ",
     },
     _FILES,
 )
@@ -253,3 +253,84 @@ def test_no_alteration_leads_to_the_bare_encoder_without_a_word(outside, tiny_fo
 def test_the_test_above_would_see_the_mean_of_the_encoder_s_states(outside, tiny_folder):
     _, mean = _projected_and_mean(tiny_folder)
     assert _cosines(outside["silent"], mean).min() > 0.9999
+
+
+# Settings that are changed there
+
+
+def _saved_there(tiny_encoder_folder, tmp_path, **changes):
+    """Save a model, change it in sentence-transformers, save it there; the object there, and the new folder."""
+    first = _moved(
+        IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), query_prompt="query: ", max_length=30)
+    )
+    first.save_pretrained(tmp_path / "first")
+    loaded = _load(tmp_path / "first")
+    for name, value in changes.items():
+        setattr(loaded, name, value)
+    loaded.save(str(tmp_path / "second"))
+    return loaded, tmp_path / "second"
+
+
+WORDS = [
+    "sort an array",
+    "the sun",
+    "why do fish sleep in the water of the river and the moon is a stone " * 2,
+    "moon",
+]
+
+
+def test_saving_there_keeps_prompts_default_prompt_and_similarity(tiny_encoder_folder, tmp_path, caplog):
+    prompts = {"query": "search: ", "document": "result ", "other": "the fish "}
+    changes = {"prompts": prompts, "default_prompt_name": "query", "similarity_fn_name": "dot"}
+    there, folder = _saved_there(tiny_encoder_folder, tmp_path, **changes)
+    again = _load(folder)
+    assert (again.prompts, again.default_prompt_name, again.similarity_fn_name) == (prompts, "query", "dot")
+    ours = IsotropicGaussianModel.from_pretrained(folder)
+    for encode in ("encode", "encode_query", "encode_document"):
+        expected = getattr(there, encode)(WORDS)
+        _assert_same(getattr(again, encode)(WORDS), expected)
+        _assert_same(getattr(ours, encode)(WORDS), expected)
+    assert np.abs(there.encode(WORDS) - there.encode(WORDS, prompt="")).max() > 0.01
+    scores = there.similarity(there.encode_query(WORDS), there.encode_document(WORDS)).numpy()
+    _assert_same(ours.similarity(ours.encode_query(WORDS), ours.encode_document(WORDS)).numpy(), scores)
+    assert "Only sentence-transformers" not in caplog.text
+    ours.save_pretrained(tmp_path / "third")
+    _assert_same(_load(tmp_path / "third").encode(WORDS), there.encode(WORDS))
+
+
+def test_settings_that_only_sentence_transformers_has_are_kept_and_warned_about(tiny_encoder_folder, tmp_path, caplog):
+    changes = {"prompts": {"other": "the fish "}, "default_prompt_name": "other", "similarity_fn_name": "manhattan"}
+    there, folder = _saved_there(tiny_encoder_folder, tmp_path, **changes, truncate_dim=8)
+    assert "similarity_fn_name = manhattan, default_prompt_name = other, truncate_dim = 8" in caplog.text
+    again = _load(folder)
+    assert (again.default_prompt_name, again.similarity_fn_name, again.truncate_dim) == ("other", "manhattan", 8)
+    _assert_same(again.encode(WORDS), there.encode(WORDS))
+    ours = IsotropicGaussianModel.from_pretrained(folder)
+    _assert_same(ours.encode(WORDS, prompt="the fish ", truncate_dim=8), there.encode(WORDS))
+
+
+@pytest.mark.parametrize("length", [8, 31])
+def test_a_length_set_there_is_where_all_libraries_cut(tiny_encoder_folder, tmp_path, length):
+    there, folder = _saved_there(tiny_encoder_folder, tmp_path, max_seq_length=length)
+    expected = there.encode_query(WORDS)
+    ours = IsotropicGaussianModel.from_pretrained(folder)
+    assert _load(folder).max_seq_length == ours.config.max_length == length
+    _assert_same(_load(folder).encode_query(WORDS), expected)
+    _assert_same(ours.encode_query(WORDS), expected)
+    before = IsotropicGaussianModel.from_pretrained(tmp_path / "first").encode_query(WORDS)
+    assert np.abs(before - expected).max() > 0.01
+
+
+def test_settings_written_there_before_are_replaced_by_those_of_a_model_saved_here(tiny_encoder_folder, tmp_path):
+    _, folder = _saved_there(tiny_encoder_folder, tmp_path, similarity_fn_name="dot")
+    ours = IsotropicGaussianModel.from_pretrained(folder)
+    ours.config.similarity_fn_name = "euclidean"
+    ours.save_pretrained(folder)
+    assert _load(folder).similarity_fn_name == "euclidean"
+
+
+def test_a_model_whose_first_folder_is_gone_can_be_saved_there(tiny_encoder_folder, tmp_path):
+    there, _ = _saved_there(tiny_encoder_folder, tmp_path)
+    shutil.rmtree(tmp_path / "first")
+    there.save(str(tmp_path / "third"))
+    _assert_same(_load(tmp_path / "third").encode(WORDS), there.encode(WORDS))

@@ -14,14 +14,10 @@ import torch
 import ragcun_hf
 from ragcun_hf import IsotropicGaussianModel
 
-SHIPPED = [
-    "configuration_isotropic_gaussian",
-    "sentence_transformers_isotropic_gaussian",
-    "modeling_isotropic_gaussian",
-]
+PACKAGE = Path(ragcun_hf.__file__).parent / "model"
+SHIPPED = sorted(path.stem for path in PACKAGE.glob("*_isotropic_gaussian.py"))
 REGISTERED = ["configuration_isotropic_gaussian", "modeling_isotropic_gaussian"]
 ALLOWED = {"torch", "transformers", "huggingface_hub", "numpy", "tqdm"}
-PACKAGE = Path(ragcun_hf.__file__).parent / "model"
 TEXTS = ["sort an array", "the sun is red", "why do fish sleep in the water of the river", "moon"]
 
 

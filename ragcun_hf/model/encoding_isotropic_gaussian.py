@@ -1,0 +1,518 @@
+# Licensed under the Apache License, Version 2.0. This file travels with every published model.
+"""Turn texts into vectors and compare vectors: the methods `encode*` and `similarity*` of the model.
+
+Shape letters: N, M = texts or vectors, D = embedding width, K = coordinates that are kept (D, or `truncate_dim`).
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+logger = logging.getLogger(__name__)
+
+Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
+Vectors = np.ndarray | Tensor | Sequence[Any]
+
+
+def quantize(vectors: np.ndarray, precision: Precision, ranges: Vectors | None = None) -> np.ndarray:
+    """Store vectors in fewer bits, in the formats of sentence-transformers' `quantize_embeddings`.
+
+    Args:
+        vectors: Float vectors, shape (N, K).
+        precision: `float32` changes nothing. `int8` and `uint8` divide the range of each coordinate into 256 steps and
+            store the number of the step, from -128 or from 0. `binary` and `ubinary` store one bit per coordinate, 1
+            if it is above 0; eight bits are one byte, from -128 or from 0.
+        ranges: For `int8` and `uint8`: minimum and maximum of each coordinate, shape (2, K). Values outside get the
+            first or the last step. Default: the ranges of `vectors`.
+
+    Returns:
+        Shape (N, K), or (N, ceil(K / 8)) for `binary` and `ubinary`.
+
+    Raises:
+        ValueError: If `int8` or `uint8` has neither `ranges` nor two vectors to take them from.
+
+    Example:
+        >>> ranges = np.array([[0.0, -51.0], [255.0, 51.0]])
+        >>> quantize(np.array([[0.0, -51.0], [7.5, 0.0], [300.0, 51.0]], np.float32), "uint8", ranges).tolist()
+        [[0, 0], [7, 127], [255, 255]]
+        >>> quantize(np.array([[0.3, -0.1, 0.2, 0.0, 0.0, 0.0, 0.0, 0.5]], np.float32), "ubinary").tolist()
+        [[161]]
+    """
+    if precision == "float32":
+        return vectors
+    if precision in ("binary", "ubinary"):
+        bytes_ = np.packbits(vectors > 0, axis=-1)
+        return bytes_ if precision == "ubinary" else (bytes_ ^ 128).view(np.int8)
+    if len(vectors) == 0:
+        return vectors.astype(precision)
+    if ranges is None:
+        _check_calibration(precision, len(vectors))
+        ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])
+    low_K, high_K = np.asarray(ranges, dtype=np.float32)
+    step_K = (high_K - low_K) / 255
+    step_K[step_K == 0] = 1
+    steps_NK = np.floor((vectors - low_K) / step_K).clip(0, 255)
+    return steps_NK.astype(np.uint8) if precision == "uint8" else (steps_NK - 128).astype(np.int8)
+
+
+def _check_calibration(precision: str, num_vectors: int) -> None:
+    if num_vectors < 2:
+        raise ValueError(
+            f"`precision={precision!r}` needs `ranges`, or at least two texts to take them from, got {num_vectors}."
+        )
+    if num_vectors < 100:
+        logger.warning(
+            "%s vectors get their ranges from only %d texts: pass the `ranges` of a larger sample. Vectors with other "
+            "ranges cannot be compared.",
+            precision,
+            num_vectors,
+        )
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The options that `encode`, `encode_query` and `encode_document` share."""
+
+    batch_size: int
+    show_progress_bar: bool
+    convert_to_tensor: bool
+    normalize_embeddings: bool
+    device: str | torch.device | None
+    precision: Precision
+    truncate_dim: int | None
+    ranges: Vectors | None
+
+    def check(self, num_texts: int, width: int) -> None:
+        """Refuse invalid values before any text is encoded."""
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
+        if self.precision not in get_args(Precision):
+            raise ValueError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {self.precision!r}.")
+        if self.truncate_dim is not None and not 1 <= self.truncate_dim <= width:
+            raise ValueError(f"`truncate_dim` must be between 1 and the model's {width}, got {self.truncate_dim}.")
+        if self.ranges is not None:
+            shape, expected = np.shape(self.ranges), (2, self.truncate_dim or width)
+            if self.precision not in ("int8", "uint8") or shape != expected:
+                raise ValueError(
+                    f"`ranges` has the shape {expected} and belongs to the precisions int8 and uint8, got shape "
+                    f"{shape} and precision {self.precision}."
+                )
+        elif self.precision in ("int8", "uint8") and num_texts == 1:
+            _check_calibration(self.precision, num_texts)
+
+    def apply(self, vectors_ND: Tensor) -> Tensor:
+        """Truncate, then normalize, then quantize."""
+        vectors_NK = vectors_ND[:, : self.truncate_dim]
+        if self.normalize_embeddings:
+            vectors_NK = nn.functional.normalize(vectors_NK, dim=-1)
+        if self.precision == "float32":
+            return vectors_NK
+        return torch.from_numpy(quantize(vectors_NK.numpy(), self.precision, self.ranges))
+
+
+class EncodingMixin:
+    """The methods of the model that take texts or vectors."""
+
+    config: Any
+    predictor: Any
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: Literal[False] = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        convert_to_tensor: Literal[True],
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> Tensor: ...
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray | Tensor:
+        """Embed texts. For retrieval, take `encode_query` and `encode_document`, which add the model's prompts.
+
+        Args:
+            sentences: One text, which gives shape (K,), or several, which give shape (N, K).
+            prompt: Text prepended to every text; it wins over `prompt_name`.
+            prompt_name: `query` or `document`, the model's own prompts. Default: `config.default_prompt_name`, which
+                is no prompt unless it was set.
+            batch_size: Texts per forward pass.
+            show_progress_bar: Show a progress bar.
+            convert_to_tensor: Return a tensor on the CPU instead of an array.
+            normalize_embeddings: Scale vectors to unit length, after truncation.
+            device: Move the model there first, as sentence-transformers does; it stays there. Default: do not move it.
+            precision: `float32`, or `int8`, `uint8`, `binary` or `ubinary`, which need 4 or 32 times less memory; see
+                the function `quantize` in this file.
+            truncate_dim: Keep the first coordinates only.
+            ranges: For `int8` and `uint8`: minimum and maximum of each coordinate, shape (2, K). Default: those of the
+                given texts. Vectors can only be compared if they have the same ranges, so take those of the documents
+                for the queries, too.
+
+        Returns:
+            Vectors in the order of the input. They are float32, int8 (`int8`, `binary`) or uint8 (`uint8`, `ubinary`).
+            `binary` and `ubinary` have ceil(K / 8) columns.
+
+        Raises:
+            ValueError: If an option has no such value, an item is not a string, or ranges cannot be computed.
+
+        Example:
+            >>> vectors = model.encode(["a text", "another"], truncate_dim=64)  # doctest: +SKIP
+            >>> ranges = np.stack([vectors.min(axis=0), vectors.max(axis=0)])  # doctest: +SKIP
+            >>> model.encode("third", truncate_dim=64, precision="int8", ranges=ranges).dtype  # doctest: +SKIP
+            dtype('int8')
+        """
+        options = _Options(
+            batch_size,
+            show_progress_bar,
+            convert_to_tensor,
+            normalize_embeddings,
+            device,
+            precision,
+            truncate_dim,
+            ranges,
+        )
+        return self._encode(sentences, self._prompt(prompt, prompt_name, self.config.default_prompt_name), options)
+
+    @overload
+    def encode_query(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        use_predictor: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: Literal[False] = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode_query(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        convert_to_tensor: Literal[True],
+        use_predictor: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> Tensor: ...
+
+    def encode_query(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        use_predictor: bool = False,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray | Tensor:
+        """Embed queries, with the query prompt.
+
+        Args:
+            sentences: One text, which gives shape (K,), or several, which give shape (N, K).
+            use_predictor: Return the predicted document embedding instead of the query's own embedding.
+            prompt: Text to prepend instead of `config.query_prompt`.
+            prompt_name: `query` or `document`. Default: `query`.
+            batch_size: See `encode`, as for all options below.
+            show_progress_bar: Show a progress bar.
+            convert_to_tensor: Return a tensor on the CPU instead of an array.
+            normalize_embeddings: Scale vectors to unit length, after truncation.
+            device: Move the model there first; it stays there.
+            precision: `float32`, `int8`, `uint8`, `binary` or `ubinary`.
+            truncate_dim: Keep the first coordinates only.
+            ranges: For `int8` and `uint8`: the ranges of the documents' vectors, shape (2, K).
+
+        Returns:
+            Vectors in the order of the input, as from `encode`. Compare them with `similarity`.
+
+        Raises:
+            ValueError: If the model has no predictor to use, an option has no such value, or an item is not a string.
+
+        Example:
+            >>> model.encode_query(["a question"], use_predictor=True).shape  # doctest: +SKIP
+            (1, 768)
+        """
+        if use_predictor and self.predictor is None:
+            raise ValueError(
+                "`use_predictor` needs a model with a predictor, got one without: train with a predictor."
+            )
+        options = _Options(
+            batch_size,
+            show_progress_bar,
+            convert_to_tensor,
+            normalize_embeddings,
+            device,
+            precision,
+            truncate_dim,
+            ranges,
+        )
+        return self._encode(sentences, self._prompt(prompt, prompt_name, "query"), options, use_predictor)
+
+    @overload
+    def encode_document(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: Literal[False] = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode_document(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        convert_to_tensor: Literal[True],
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> Tensor: ...
+
+    def encode_document(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool = False,
+        convert_to_tensor: bool = False,
+        normalize_embeddings: bool = False,
+        device: str | torch.device | None = None,
+        precision: Precision = "float32",
+        truncate_dim: int | None = None,
+        ranges: Vectors | None = None,
+    ) -> np.ndarray | Tensor:
+        """Embed documents, with the document prompt.
+
+        Args:
+            sentences: One text, which gives shape (K,), or several, which give shape (N, K).
+            prompt: Text to prepend instead of `config.document_prompt`.
+            prompt_name: `query` or `document`. Default: `document`.
+            batch_size: See `encode`, as for all options below.
+            show_progress_bar: Show a progress bar.
+            convert_to_tensor: Return a tensor on the CPU instead of an array.
+            normalize_embeddings: Scale vectors to unit length, after truncation.
+            device: Move the model there first; it stays there.
+            precision: `float32`, `int8`, `uint8`, `binary` or `ubinary`.
+            truncate_dim: Keep the first coordinates only.
+            ranges: For `int8` and `uint8`: minimum and maximum of each coordinate, shape (2, K).
+
+        Returns:
+            Vectors in the order of the input, as from `encode`. Compare them with `similarity`.
+
+        Raises:
+            ValueError: If an option has no such value, an item is not a string, or ranges cannot be computed.
+
+        Example:
+            >>> model.encode_document(["a text", "another"], precision="binary").shape  # doctest: +SKIP
+            (2, 96)
+        """
+        options = _Options(
+            batch_size,
+            show_progress_bar,
+            convert_to_tensor,
+            normalize_embeddings,
+            device,
+            precision,
+            truncate_dim,
+            ranges,
+        )
+        return self._encode(sentences, self._prompt(prompt, prompt_name, "document"), options)
+
+    def similarity(self, a: Vectors, b: Vectors) -> Tensor:
+        """Compare every vector of `a` with every vector of `b`, by `config.similarity_fn_name`.
+
+        Args:
+            a: Shape (N, K), or (K,) for one vector: an array, a tensor or a list of vectors, of any number type.
+            b: Shape (M, K), or (K,).
+
+        Returns:
+            Float32, shape (N, M), on the device of `a`. A higher value is a better match; for `euclidean`, it is the
+            negative distance.
+
+        Raises:
+            ValueError: If the shapes do not fit.
+
+        Example:
+            >>> queries = model.encode_query(["a question"])  # doctest: +SKIP
+            >>> documents = model.encode_document(["a text", "another"])  # doctest: +SKIP
+            >>> model.similarity(queries, documents).shape  # doctest: +SKIP
+            torch.Size([1, 2])
+        """
+        a_NK, b_MK = (torch.atleast_2d(_float_tensor(vectors)) for vectors in (a, b))
+        if a_NK.ndim != 2 or b_MK.ndim != 2 or a_NK.shape[1] != b_MK.shape[1]:
+            raise ValueError(
+                f"`similarity` compares vectors of one width, got shapes {tuple(a_NK.shape)} and {tuple(b_MK.shape)}."
+            )
+        b_MK = b_MK.to(a_NK.device)
+        name = self.config.similarity_fn_name
+        if name == "euclidean":
+            return -torch.cdist(a_NK, b_MK)
+        if name == "cosine":
+            a_NK, b_MK = nn.functional.normalize(a_NK, dim=-1), nn.functional.normalize(b_MK, dim=-1)
+        return a_NK @ b_MK.T
+
+    def similarity_pairwise(self, a: Vectors, b: Vectors) -> Tensor:
+        """Compare the first vector of `a` with the first of `b`, the second with the second, and so on.
+
+        Args:
+            a: Shape (N, K), or (K,) for one vector: an array, a tensor or a list of vectors, of any number type.
+            b: The same shape.
+
+        Returns:
+            Float32, shape (N,), or () for one vector, on the device of `a`: the diagonal of `similarity(a, b)`.
+
+        Raises:
+            ValueError: If the shapes differ.
+
+        Example:
+            >>> vectors = model.encode(["a text", "another"])  # doctest: +SKIP
+            >>> model.similarity_pairwise(vectors, vectors)  # doctest: +SKIP
+            tensor([1.0000, 1.0000])
+        """
+        a_NK, b_NK = _float_tensor(a), _float_tensor(b)
+        if a_NK.shape != b_NK.shape or a_NK.ndim not in (1, 2):
+            raise ValueError(
+                f"`similarity_pairwise` compares equal numbers of vectors of one width, got shapes "
+                f"{tuple(a_NK.shape)} and {tuple(b_NK.shape)}."
+            )
+        b_NK = b_NK.to(a_NK.device)
+        name = self.config.similarity_fn_name
+        if name == "euclidean":
+            return -torch.linalg.vector_norm(a_NK - b_NK, dim=-1)
+        if name == "cosine":
+            a_NK, b_NK = nn.functional.normalize(a_NK, dim=-1), nn.functional.normalize(b_NK, dim=-1)
+        return (a_NK * b_NK).sum(-1)
+
+    def _prompt(self, prompt: str | None, prompt_name: str | None, default_name: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        prompt_name = default_name if prompt_name is None else prompt_name
+        if prompt_name is None:
+            return ""
+        known = {"query": self.config.query_prompt, "document": self.config.document_prompt}
+        if prompt_name not in known:
+            raise ValueError(
+                f"`prompt_name` must be one of {', '.join(known)}, got {prompt_name!r}: give any other prompt as the "
+                "text `prompt`."
+            )
+        return known[prompt_name]
+
+    @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
+    def _encode(
+        self, sentences: str | Sequence[str], prompt: str, options: _Options, use_predictor: bool = False
+    ) -> np.ndarray | Tensor:
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        for position, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
+        options.check(len(texts), self.config.output_dim)
+        vectors_NK = options.apply(_embed(self, texts, prompt, options, use_predictor))
+        vectors = vectors_NK[0] if isinstance(sentences, str) else vectors_NK
+        return vectors if options.convert_to_tensor else vectors.numpy()
+
+
+def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_predictor: bool) -> Tensor:
+    """Return (N, D) float32 vectors on the CPU."""
+    if options.device is not None:
+        model.to(options.device)
+    # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    starts = range(0, len(texts), options.batch_size)
+    vectors_ND = torch.empty(len(texts), model.config.output_dim)
+    was_training = model.training
+    model.eval()
+    try:
+        for start in tqdm(starts, desc="Encoding", disable=not options.show_progress_bar):
+            rows = order[start : start + options.batch_size]
+            tokens = model.tokenize([texts[row] for row in rows], prompt).to(model.device)
+            output = model(**tokens, return_dict=True)
+            vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
+    finally:
+        model.train(was_training)
+    return vectors_ND
+
+
+def _float_tensor(vectors: Vectors) -> Tensor:
+    """Convert to float32, without a copy where possible."""
+    if isinstance(vectors, Tensor):
+        return vectors.float()
+    if isinstance(vectors, np.ndarray):
+        return torch.from_numpy(np.require(vectors, np.float32, ["C", "W"]))
+    return torch.stack([_float_tensor(one) if np.ndim(one) else torch.tensor(float(one)) for one in vectors])
