@@ -319,3 +319,13 @@ def test_an_automatic_recipe_chooses_for_documents(make_model, make_args, capsys
     chosen = trainer.record()["data"]["chosen"]
     assert (trainer.args.blend, trainer.args.whitening) == (chosen["blend"], chosen["whitening"])
     assert trainer.model.config.projection_kind == chosen["projection_kind"]
+
+
+def test_embeddings_that_can_be_cut_start_at_the_principal_directions(make_model, make_args, pairs):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(matryoshka_dims=[2, 4]), train_dataset=pairs)
+    features = trainer.model.encode([pair[name] for name in ("query", "positive") for pair in pairs])
+    energy = (features**2).sum(axis=0)
+    assert list(energy) == sorted(energy, reverse=True)
+    assert trainer.train().global_step == 2
+    with pytest.raises(UserError, match="narrower than the embedding"):
+        IsotropicGaussianTrainer(make_model(), make_args(matryoshka_dims=[16]), train_dataset=pairs)
