@@ -32,6 +32,14 @@ WORDS = (
 SPECIAL_TOKENS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # padding is 1, as MPNet has it
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_command(monkeypatch):
+    """Let messages name flags, as in a command; `test_errors.py` has what they say in Python."""
+    from ragcun_hf import errors
+
+    monkeypatch.setattr(errors, "_is_command", [True])
+
+
 def pytest_collection_modifyitems(items):
     """Start with the longest file, so that two workers end at about the same time."""
     items.sort(key=lambda item: item.path.name != "test_readme.py")

@@ -62,7 +62,7 @@ def test_pairs_are_recognized_deduplicated_counted_and_written(prepare, pairs_cs
     ]
     said = capsys.readouterr().out
     assert "kept 3, dropped 1" in said
-    assert said.strip().splitlines()[-1].startswith(f"next: python training/train_contrastive.py --train_data {out}")
+    assert said.splitlines()[-1] == f"Next: ragcun train-contrastive --recipe adapt --train_data {out}"
     assert [entry.name for entry in out.parent.iterdir()] == ["train.json"]
 
 
