@@ -91,7 +91,7 @@ def _start(module: str) -> str:
     folder = _scripts_folder(module)
     if folder is not None:
         return f"{_installed('python')} {shlex.quote(_shown(folder / f'{module}.py'))}"
-    if Path(sys.argv[0]).name == "__main__.py":
+    if Path(sys.argv[0]).absolute() == Path(__file__).with_name("__main__.py"):
         return f"{_installed('python')} -m ragcun_hf {_NAMES[module]}"
     return f"{_installed(PROGRAM)} {_NAMES[module]}"
 
@@ -108,9 +108,12 @@ def _installed(program: str) -> str:
     """Return the name of a program, or its path if the name finds nothing, or that of another environment."""
     own = Path(sys.executable).parent / program
     found = shutil.which(program)
-    if not own.exists() or (found and Path(found).resolve() == own.resolve() and Path(found).name == own.name):
-        return program
-    return shlex.quote(_shown(own))
+    # The interpreter of another environment may be a link to the same file, so its folder counts.
+    is_own = found and (
+        Path(found).parent.resolve() == own.parent.resolve()
+        or (program == PROGRAM and Path(found).resolve() == own.resolve())
+    )
+    return program if is_own or not own.exists() else shlex.quote(_shown(own))
 
 
 def _shown(path: Path) -> str:

@@ -5,6 +5,7 @@ import copy
 import gc
 import os
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -19,6 +20,8 @@ os.environ["HF_HOME"] = _CACHES
 os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES, "modules")  # noqa: PTH118 (nothing is imported yet)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# As in an activated environment, so that messages name programs without their folder.
+os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
 

@@ -91,7 +91,7 @@ def trained_folder(tiny_model, tmp_path):
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(TRAINING))
-    return importlib.import_module("search_demo")
+    return importlib.import_module("ragcun_hf.cli.search_demo")
 
 
 def _plain_scores(model, rows, query, *, use_predictor=False):
