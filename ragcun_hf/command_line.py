@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import importlib.util
 import json
 import os
-import shlex
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentError
+from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .errors import UserError
+from .commands import program_name, with_commands
+from .errors import UserError, name_flags
 
 _SECONDS_BEFORE_EXIT = 5.0
 _CONFIG_FLAGS = ("--config", "--recipe")
@@ -33,6 +34,7 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
     130 interrupted; 1 a defect (with a traceback). A command runs in several processes only if it `shares_work`
     among them; otherwise each would do all the work and overwrite the files of the others.
     """
+    name_flags()
     try:
         if not shares_work:
             _refuse_several_processes()
@@ -40,7 +42,7 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
         _disconnect_processes()
     except UserError as error:
         message = " ".join(str(error).split())
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)  # noqa: T201 (output of the command)
+        print(f"{program_name()}: {message}", file=sys.stderr)  # noqa: T201 (output of the command)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: finished checkpoints and cached features are kept", file=sys.stderr)  # noqa: T201
@@ -106,13 +108,15 @@ def parse_arguments(
     description: str,
     arguments: Sequence[str] | None = None,
     defaults: dict[str, Any] | None = None,
+    help_all: str | None = None,
 ) -> tuple[Any, ...]:
     """Parse flags and the optional YAML file into one instance of each dataclass, or raise a UserError.
 
     Fields become flags by the rules of `transformers.HfArgumentParser`. `description` opens the text of `--help`, and
     `defaults` (field name -> value) replace defaults of the dataclasses. `arguments` default to those of `sys.argv`.
+    `help_all` says what a flag `--help_all` shows besides the flags in `--help`.
     """
-    parser = _make_parser(dataclass_types, description=description)
+    parser = _make_parser(dataclass_types, description=description, help_all=help_all)
     parser.set_defaults(**(defaults or {}))
     command_line = list(sys.argv[1:] if arguments is None else arguments)
     config_path = _config_path(command_line, _config_flags(dataclass_types))
@@ -130,19 +134,26 @@ def parse_arguments(
     return tuple(instances)
 
 
-def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
-    from transformers import HfArgumentParser
+def asks_for_help(arguments: Sequence[str] | None = None) -> bool:
+    """Return whether the command line has `--help`."""
+    return not {"-h", "--help"}.isdisjoint(sys.argv[1:] if arguments is None else arguments)
 
-    class _Parser(HfArgumentParser):
+
+def _make_parser(dataclass_types: Sequence[type], *, description: str, help_all: str | None = None) -> Any:
+    class _Parser(_argument_parser()):  # type: ignore[misc]
         def error(self, message: str) -> NoReturn:
             raise UserError(f"{message}; --help lists the flags")
 
+        def format_help(self) -> str:
+            return _format_help(self, dataclass_types)
+
     # No abbreviations: `--lambda_iso` must be an error.
     parser = _Parser(
-        list(dataclass_types),  # type: ignore[arg-type]
-        description=description,
+        list(dataclass_types),
+        prog=program_name(),
+        description=with_commands(description),
         allow_abbrev=False,
-        formatter_class=ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     shipped = ", ".join(path.stem for path in _shipped_recipes())
     parser.add_argument(
@@ -151,7 +162,76 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str) -> Any:
         default=None,
         help=f"YAML file with any of these flags, or the name of a recipe ({shipped}). Flags override it.",
     )
+    if help_all:
+        parser.add_argument("--help_all", action="help", help=f"Show {help_all} too, and exit.")
     return parser
+
+
+def _argument_parser() -> Any:
+    """Return the parser of transformers, from its file alone unless transformers, which takes a second, is there."""
+    package = importlib.util.find_spec("transformers")
+    if "transformers" not in sys.modules and package is not None and package.submodule_search_locations:
+        file = Path(package.submodule_search_locations[0], "hf_argparser.py")
+        spec = importlib.util.spec_from_file_location("_hf_argparser", file)
+        if spec is not None and spec.loader is not None:
+            module = importlib.util.module_from_spec(spec)
+            with contextlib.suppress(ImportError, OSError):
+                spec.loader.exec_module(module)
+                return module.HfArgumentParser
+    from transformers import HfArgumentParser
+
+    return HfArgumentParser
+
+
+def _format_help(parser: Any, dataclass_types: Sequence[type]) -> str:
+    """Return the text of `--help`: a group for each dataclass, under the first sentence of its docstring."""
+    groups: dict[str, list[Any]] = {}
+    owners: dict[str, str] = {}
+    for each in dataclass_types:
+        parts = [part for part in each.__mro__ if "__dataclass_fields__" in part.__dict__]
+        groups |= {_group_title(part): [] for part in parts}
+        for part in reversed(parts):
+            owners |= dict.fromkeys(part.__dict__.get("__annotations__", ()), _group_title(part))
+    for action in parser._actions:
+        if action.nargs != 0 or action.dest not in owners:  # the entry of a switch also names its --no_ form
+            groups.setdefault(owners.get(action.dest, "This command"), []).append(action)
+    formatter = parser._get_formatter()
+    formatter.add_usage(f"{parser.prog} [--flag value ...]", [], [])
+    formatter.add_text(parser.description)
+    for title, actions in groups.items():
+        formatter.start_section(title)
+        formatter.add_arguments(actions)
+        formatter.end_section()
+    return formatter.format_help()
+
+
+def _group_title(dataclass_type: type) -> str:
+    if dataclass_type.__module__.startswith("transformers."):
+        return f"{dataclass_type.__name__} of transformers"
+    return (dataclass_type.__doc__ or dataclass_type.__name__).partition(".\n")[0].partition(". ")[0].removesuffix(".")
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Names each flag once, with the kind of its value, and states a default where there is one."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34)
+
+    def _format_action_invocation(self, action: Action) -> str:
+        names = [name for name in action.option_strings if "-" not in name.removeprefix("--")]
+        if action.default is True and action.const is True:
+            names.append(f"--no_{action.dest}")
+        if action.nargs in (0, "?"):
+            return ", ".join(names)
+        kind = "INT" if action.type is int else "FLOAT" if action.type is float else "TEXT"
+        value = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else kind
+        return f"{', '.join(names)} {value}{' ...' if action.nargs == '+' else ''}"
+
+    def _get_help_string(self, action: Action) -> str | None:
+        has_default = action.default not in (None, []) and action.default is not False
+        if not has_default or "Default:" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class FlagValues:
@@ -214,28 +294,17 @@ def shipped_file(folder: str, name: str) -> Path:
     """Return the path of a YAML file in `recipes`, `sweeps` or `accelerate`; an unknown name is a UserError."""
     path = _SHIPPED / folder / f"{name}.yaml"
     if not path.is_file():
-        names = ", ".join(sorted(each.stem for each in path.parent.glob("*.yaml")))
-        raise UserError(f"expected one of the {folder} {names}, got {name!r}: choose one of them")
+        raise UserError(f"expected one of {', '.join(shipped_names(folder))}, got {name!r}: choose one of them")
     return path
+
+
+def shipped_names(folder: str) -> list[str]:
+    """Return the names of the YAML files in `recipes`, `sweeps` or `accelerate`."""
+    return sorted(path.stem for path in (_SHIPPED / folder).glob("*.yaml"))
 
 
 def _shipped_recipes() -> list[Path]:
     return sorted(path for folder in ("recipes", "sweeps") for path in (_SHIPPED / folder).glob("*.yaml"))
-
-
-def portable_command(script: str, arguments: Sequence[str] | None = None) -> str:
-    """Return a command line to record; of a path outside the working folder, only the last two parts are kept."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    return shlex.join(["python", script, *(_portable_word(word) for word in words)])
-
-
-def _portable_word(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    if equals and flag.startswith("--"):
-        return f"{flag}={_portable_word(value)}"
-    path = Path(word)
-    is_outside = path.is_absolute() or word.startswith("..")
-    return "/".join(part for part in path.parts[-2:] if part not in ("..", path.anchor)) if is_outside else word
 
 
 def default_output_folder(script_name: str, arguments: Sequence[str] | None = None) -> str:

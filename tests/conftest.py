@@ -6,6 +6,7 @@ import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -20,6 +21,8 @@ os.environ["HF_HOME"] = _CACHES
 os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES, "modules")  # noqa: PTH118 (nothing is imported yet)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# As in an activated environment, so that messages name programs without their folder.
+os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
 
@@ -34,6 +37,14 @@ WORDS = (
     "query: document: search result ."
 ).split()
 SPECIAL_TOKENS = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]  # padding is 1, as MPNet has it
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_command(monkeypatch):
+    """Let messages name flags, as in a command; `test_errors.py` has what they say in Python."""
+    from ragcun_hf import errors
+
+    monkeypatch.setattr(errors, "_is_command", [True])
 
 
 def pytest_collection_modifyitems(items):

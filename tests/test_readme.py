@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from ragcun_hf.commands import COMMANDS as COMMANDS_BY_NAME
+
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S)
-# `make` installs everything, and the search page runs until it is stopped: it has tests of its own.
+# `make` and pip install everything, and the search page runs until it is stopped: these have tests of their own.
 COMMANDS = [
     text
     for language, text in BLOCKS
-    if language == "bash" and not text.startswith(("make ", "python training/search_demo"))
+    if language == "bash" and not text.startswith(("make ", "python3 -m venv ", "python training/search_demo"))
 ]
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 
@@ -43,7 +45,9 @@ def folder(tmp_path_factory):
 def _run(line, folder):
     """Run one line of a block: scripts of ours in this process, which has imported everything already."""
     words = shlex.split(line)
-    if words[:1] == ["python"] and words[1].startswith("training/"):
+    if words[:1] == ["ragcun"]:
+        importlib.import_module(f"ragcun_hf.cli.{COMMANDS_BY_NAME[words[1]].module}").main(words[2:])
+    elif words[:1] == ["python"] and words[1].startswith("training/"):
         place, script = Path(words[1]).parent.name, Path(words[1]).stem
         module = f"ragcun_hf.cli.{script}" if place == "training" else script
         sys.path.insert(0, str(ROOT / Path(words[1]).parent))

@@ -8,12 +8,12 @@ the model is written, its vectors are compared with the original's formula on a 
 
 from __future__ import annotations
 
-import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
+from ..commands import command
 from ..errors import UserError
 
 _TEXTS = [
@@ -27,7 +27,7 @@ _TOLERANCE = 1e-4  # of a standard deviation: float32 sums are taken in another 
 
 @dataclass
 class ConversionArguments:
-    """Arguments of convert_checkpoint.py."""
+    """The checkpoint, its encoder, and the model to write."""
 
     checkpoint: str | None = argument(None, "The .pt file; it may also be the first word of the command line.")
     base_model: str = argument(
@@ -39,13 +39,13 @@ class ConversionArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Read, convert and compare the checkpoint, write the model, and print the next command."""
-    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
-    from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
-
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and not words[0].startswith("-"):
         words.insert(0, "--checkpoint")
     (args,) = parse_arguments([ConversionArguments], description=__doc__ or "", arguments=words)
+    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
+    from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
+
     quiet_libraries()
     if not args.checkpoint:
         raise UserError("expected the checkpoint to convert, got none: name the .pt file")
@@ -65,5 +65,5 @@ def main(arguments: list[str] | None = None) -> None:
         model.save_pretrained(new)
     encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"
     say(f"Wrote {folder}: {encoder}, {model.config.output_dim} dimensions; within {difference:.1e} of the original.")
-    predictor = " --use_predictor" if model.config.use_predictor else ""
-    say(f"Next: python training/eval_beir.py --model_path {shlex.quote(str(folder))}{predictor} --datasets scifact")
+    predictor = ["--use_predictor"] if model.config.use_predictor else []
+    say(f"Next: {command('eval_beir', '--model_path', folder, *predictor, '--datasets', 'YOUR_DATASET')}")

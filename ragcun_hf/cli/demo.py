@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say, shipped_file
+from ..commands import command
 from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM
 from ..files import RECORD_FILE
 from . import eval_beir, render_card, train_contrastive
@@ -48,7 +49,7 @@ _CORPUS_STEP = 4  # the clean process encodes every fourth document, to be quick
 
 @dataclass
 class DemoArguments:
-    """Arguments of demo.py."""
+    """The corpus, the recipe, and the output."""
 
     output_dir: str = argument("demo", "Folder for corpus, model, results, plots and card.")
     packages: list[str] = argument(["numpy", "torch", "scipy"], "Installed packages whose docstrings are the corpus.")
@@ -125,8 +126,8 @@ def _report(results: dict, folder: Path, model: Path, seconds: float) -> None:
     )
     say(f"In {folder}: the model, its card (model/README.md), results/demo.json, and plots in results/demo.")
     say("Next, on your own pairs:")
-    say("  .venv/bin/python training/train_contrastive.py --base_model embedded --train_data YOUR_PAIRS.jsonl \\")
-    say("      --recipe adapt --output_dir checkpoints/mine")
+    flags = "--recipe adapt --base_model embedded --train_data YOUR_PAIRS.jsonl --output_dir checkpoints/mine"
+    say(f"  {command('train_contrastive', *flags.split())}")
     say(f"Or load this model:  AutoModel.from_pretrained({str(model)!r}, trust_remote_code=True)")
 
 

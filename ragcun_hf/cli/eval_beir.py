@@ -13,12 +13,12 @@ compares models with each other and with the frozen base, query by query.
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
@@ -55,8 +55,8 @@ class EvaluationArguments:
     keep_identical_ids: bool = argument(False, "Keep a document with the query's own id; BEIR drops it.")
     search: Literal["exact", "faiss"] = argument(
         "exact",
-        "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the extra "
-        "of that name): for millions of documents and thousands of queries.",
+        "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the package "
+        "faiss-cpu): for millions of documents and thousands of queries.",
     )
     faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
-            _write(args, evaluation, {**measurement_facts("training/eval_beir.py", arguments), **facts})
+            _write(args, evaluation, {**measurement_facts("eval_beir", arguments), **facts})
 
 
 def _check(args: EvaluationArguments) -> None:
@@ -209,8 +209,7 @@ def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) ->
     samples = evaluation.samples
     plot_isotropy(samples[BASE_SYSTEM], samples[PROJECTION_SYSTEM], folder / "isotropy.png")
     say(f"\nWrote {results_path}, and run files and plots in {folder}.")
-    paths = f"--model_path {shlex.quote(args.model_path)} --results {shlex.quote(str(results_path))}"
-    say(f"Next: python training/render_card.py {paths}")
+    say(f"Next: {command('render_card', '--model_path', args.model_path, '--results', results_path)}")
 
 
 def _compare(
@@ -230,7 +229,7 @@ def _compare(
     if rank() != 0:
         return
     folder, name = Path(args.output_dir), args.run_name or "comparison"
-    facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("training/eval_beir.py", arguments)}
+    facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("eval_beir", arguments)}
     with disk_errors_explained(folder):
         write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
         model_comparison.plot_model_comparison(comparison, folder / f"{name}.png")

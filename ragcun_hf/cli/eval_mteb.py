@@ -98,7 +98,7 @@ def _tasks(args: MtebArguments) -> list[Any]:
 
 
 def _facts(args: MtebArguments, model: Any, name: str, arguments: list[str] | None) -> dict[str, Any]:
-    facts = measurement_facts("training/eval_mteb.py", arguments)
+    facts = measurement_facts("eval_mteb", arguments)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     packages = {package: version(package) for package in ("mteb", "sentence-transformers")}
     return {

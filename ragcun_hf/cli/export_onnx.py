@@ -8,7 +8,6 @@ enough. Before the export replaces an earlier one, the graphs embed real texts a
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ _NUM_TEXTS = 48
 
 @dataclass
 class ExportArguments:
-    """Arguments of export_onnx.py."""
+    """The model, and the graphs to write."""
 
     model_path: str | None = argument(None, "Folder of the trained model, or its id on the Hub.")
     output_dir: str | None = argument(
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=old, last=CONFIG_FILE) as unfinished:
         digest = weights_digest(Path(args.model_path))
         config = write_onnx(model, unfinished, texts, precisions=args.precision, weights_sha256=digest)
-    _report(config, folder, args.model_path)
+    _report(config, folder)
 
 
 def _output_folder(args: ExportArguments) -> Path:
@@ -88,7 +87,7 @@ def _check_texts(source: str | None) -> list[str]:
     return [texts[round(step * (len(texts) - 1) / max(1, steps - 1))] for step in range(steps)]
 
 
-def _report(config: dict[str, Any], folder: Path, model_path: str) -> None:
+def _report(config: dict[str, Any], folder: Path) -> None:
     sizes = [f"{name} ({(folder / name).stat().st_size / 2**20:,.1f} MiB)" for name in config["files"].values()]
     say(f"Wrote {folder}: {', '.join(sizes)}; outputs: {', '.join(config['outputs'])}.")
     found = config["parity"]
@@ -97,4 +96,4 @@ def _report(config: dict[str, Any], folder: Path, model_path: str) -> None:
     if "int8" in found:
         cosine = found["int8"]
         say(f"  int8: mean cosine {cosine['mean_cosine']:.4f}, lowest {cosine['lowest_cosine']:.4f}")
-    say(f"Next: python training/benchmarks/onnx_speed.py --model_path {shlex.quote(model_path)}")
+    say(f"Next: from ragcun_hf.publishing.onnx_export import OnnxEncoder; OnnxEncoder(Path({str(folder)!r}))")

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, say
+from ..commands import command
 from ..data.documents import document_text, is_beir_folder, read_documents, text_digest
 from ..data.held_out import split_by_document
 from ..data.masking import MaskedViews, MaskKind
@@ -29,6 +30,7 @@ from ..data.sources import check_limit, open_source
 from ..data.word_spans import has_two_words
 from ..data.writing import refuse_existing, write_beir_folder, write_json_rows
 from ..errors import UserError
+from ..model.base_models import DEFAULT_BASE_MODEL
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         possible = ", ".join(goal for start, goal in _CONVERSIONS if start == kind)
         raise UserError(f"expected an output format of {possible} for {kind}, got {wanted}: set --output_format")
     convert(dataclasses.replace(read, query_column=query_column), write)
-    _say_next(wanted, write.output)
+    _say_next(wanted, read, write.output)
 
 
 def _kind_and_query_column(read: InputArguments) -> tuple[str, str]:
@@ -268,16 +270,20 @@ def _write_python_docs(read: InputArguments, write: OutputArguments) -> None:
     write_entries(entries, write.output)
     test = sum(map(is_test_entry, entries))
     say(f"wrote {len(entries)} entries to {write.output}: {len(entries) - test} train, {test} test")
-    _say_next("beir", write.output)
+    _say_next("beir", read, write.output)
 
 
-def _say_next(written: str, output: str) -> None:
-    path = shlex.quote(output)
-    command = {
-        "documents": f"train_self_supervised.py --documents {path} --use_predictor",
-        "xy": f"train_xy_masked.py --input_xy_pairs {path} --use_predictor",
-    }.get(written, f"train_contrastive.py --train_data {path} --use_predictor --freeze_base")  # pairs, beir
-    say(f"next: python training/{command}")
+def _say_next(written: str, read: InputArguments, output: str) -> None:
+    path = Path(output)
+    if written == "beir" and not read.python_docs and read.split != "train":  # judgements to evaluate with
+        place = ("--datasets", path.name, "--data_dir", path.parent, "--split", read.split)
+        say(f"Next: {command('eval_beir', '--base_model', DEFAULT_BASE_MODEL, *place)}")
+        return
+    words = {
+        "documents": ("train_self_supervised", "--recipe", "unlabelled", "--documents"),
+        "xy": ("train_xy_masked", "--use_predictor", "--input_xy_pairs"),
+    }.get(written, ("train_contrastive", "--recipe", "adapt", "--train_data"))  # pairs, beir
+    say(f"Next: {command(*words, output)}")
 
 
 _CONVERSIONS: dict[tuple[str, str], Callable[[InputArguments, OutputArguments], None]] = {

@@ -3,19 +3,19 @@
     python training/render_card.py --model_path checkpoints/jepa_10k --results results/jepa_10k.json
 
 Every number of the card comes from the results, from the training record in the model's folder, or from the figures
-published for a recipe (--recipe). What no file holds is "not measured". The card shows the plots of eval_beir.py.
+published for a recipe (--recipe). What no file holds is "not measured". The card shows the plots of the evaluation.
 Write your own words between the two marker lines of the card; rendering it again keeps them.
 """
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..command_line import argument, parse_arguments, say
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object, read_results
 from ..files import RECORD_FILE, replaced_file
@@ -32,11 +32,11 @@ _COMPARISON_PLOT = "Differences between the compared models"
 
 @dataclass
 class CardArguments:
-    """Arguments of render_card.py."""
+    """The model, its results, and the card."""
 
     model_path: str | None = argument(None, "Folder of the trained model.")
-    results: list[str] = argument([], "Results files of eval_beir.py for this model, each with other data sets.")
-    comparison: str | None = argument(None, "A file of eval_beir.py --compare with this model; its plot is shown too.")
+    results: list[str] = argument([], "Results files of this model's evaluations, each with other data sets.")
+    comparison: str | None = argument(None, "Results file of a comparison with this model; its plot is shown too.")
     output: str | None = argument(None, "Path of the card. Default: README.md in the model's folder.")
     repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the card's examples.")
     recipe: str | None = argument(None, "Recipe the model was trained with; the card shows its published figures.")
@@ -44,7 +44,7 @@ class CardArguments:
     training_record: str | None = argument(
         None, "Record of the training. Default: that in the model's folder, if any."
     )
-    template: str | None = argument(None, "Jinja template. Default: the package's own, which push_to_hub.py expects.")
+    template: str | None = argument(None, "Jinja template. Default: the package's own, which push expects.")
     published: str | None = argument(None, "Figures published for the recipes. Default: the package's own file.")
 
 
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     if output.resolve() == (folder / "README.md").resolve():
         keep_sources(folder, results=list(map(Path, args.results)), training_record=record, **sources)
         repo_id = args.repo_id or "organisation/name"
-        say(f"Next: python training/push_to_hub.py --model_path {shlex.quote(str(folder))} --repo_id {repo_id}")
+        say(f"Next: {command('push_to_hub', '--model_path', folder, '--repo_id', repo_id)}")
 
 
 def _model_folder(args: CardArguments) -> Path:

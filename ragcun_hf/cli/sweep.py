@@ -2,19 +2,19 @@
 
     python training/sweep.py --recipe quick --train_data pairs.jsonl --base_model embedded
 
-Flags of train_contrastive.py that define a head apply to all heads; --grid lists what changes. Settings are compared
+Training flags that define a head apply to all heads; --grid lists what changes. Settings are compared
 by NDCG@10 on held-out documents, never on a test set. With successive halving, the better settings train longer. When
 it is called again, an interrupted sweep continues.
 """
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, config_file, quiet_libraries, say
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import MAIN_METRIC, write_json
@@ -42,13 +42,13 @@ class SweepArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train all heads and report."""
+    sweep, parsed = parse(arguments)
     from ..data.training_rows import rows_digest
     from ..sweep.heads import HeadData
     from ..sweep.records import SweepRecords, remove_sweep
     from ..sweep.run import run_rounds
     from ..trainer.record import recorded_arguments
 
-    sweep, parsed = parse(arguments)
     quiet_libraries()
     settings, trials = make_trials(sweep, parsed)
     read = with_corpus(read_data(parsed), parsed)
@@ -81,8 +81,6 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArguments]:
     """Read the command line."""
-    from ..objective.arguments import with_values
-
     name = Path(config_file(arguments) or "sweep").stem
     sweep, parsed = parse_training_arguments(
         SweepArguments,
@@ -91,6 +89,8 @@ def parse(arguments: list[str] | None = None) -> tuple[SweepArguments, ParsedArg
         arguments=arguments,
         defaults={"output_dir": f"sweeps/{name}", "val_fraction": 0.2},
     )
+    from ..objective.arguments import with_values
+
     if parsed.validation.val_data:  # replaces the fraction, which has a default here
         parsed = replace(parsed, training=with_values(parsed.training, val_fraction=0.0))
     return sweep, parsed
@@ -157,7 +157,7 @@ def _report(
     table = format_settings(summaries, base, select)
     write_whole(folder / "table.md", table + "\n")
     results = {
-        **measurement_facts("training/sweep.py", arguments),
+        **measurement_facts("sweep", arguments),
         "spec": spec,
         "base": base,
         "settings": [asdict(summary) for summary in summaries],
@@ -175,11 +175,11 @@ def _report(
     say(f"\n{table}\n\nIn {folder}: {', '.join(written)}.")
     if not best.means[select] > base[select if select in base else MAIN_METRIC]:
         say("No setting beats the frozen base on the held-out documents.")
-    say(f"Next: python training/train_contrastive.py --config {shlex.quote(str(folder / 'best.yaml'))}")
+    say(f"Next: {command('train_contrastive', '--config', folder / 'best.yaml')}")
 
 
 def _write_best(folder: Path, parsed: ParsedArguments, setting: Setting) -> None:
-    """Write the flags with which train_contrastive.py trains the best setting."""
+    """Write the flags that train the best setting with the command for pairs."""
     import yaml
 
     from ..sweep.settings import make_trial

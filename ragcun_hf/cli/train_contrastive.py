@@ -1,4 +1,4 @@
-"""Train on query-document pairs with contrastive + isotropy + predictive terms.
+r"""Train on query-document pairs with contrastive + isotropy + predictive terms.
 
     python training/train_contrastive.py --train_data train.json --use_predictor --freeze_base \
         --output_dim 768 --epochs 3 --batch_size 32 --lambda_contrastive 1.0 --lambda_isotropy 1.5 \

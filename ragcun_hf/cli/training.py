@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import shlex
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import argument, default_output_folder, parse_arguments, quiet_libraries, say
+from ..command_line import argument, asks_for_help, default_output_folder, parse_arguments, quiet_libraries, say
+from ..commands import command
+from ..data.documents import is_beir_folder
 from ..errors import UserError
+from ..features.arguments import FeatureArguments
 from ..files import source_name
 from ..model.arguments import ModelArguments
+from ..objective.flags import ObjectiveArguments, ScheduleArguments
 
 if TYPE_CHECKING:
     from ..objective.arguments import IsotropicGaussianTrainingArguments
@@ -50,8 +54,8 @@ class ParsedArguments:
     data: Any
     validation: ValidationArguments
     model: ModelArguments
-    run: RunArguments
     training: IsotropicGaussianTrainingArguments
+    run: RunArguments
 
     def held_out_pairs(self) -> Any:
         """Read `--val_data`; None without it."""
@@ -72,12 +76,16 @@ def parse_training_arguments(
 
     Returns an instance of each dataclass but the last, then `ParsedArguments`, which holds that one as `data`.
     """
+    first = [*reversed(classes), ValidationArguments, ModelArguments]  # in `--help`, the data come first
+    options: dict[str, Any] = {"description": description, "arguments": arguments, "defaults": defaults}
+    options["help_all"] = "the flags of transformers.TrainingArguments, such as --max_steps, --bf16 and --report_to,"
+    if asks_for_help(arguments):  # without the classes that take seconds to import
+        parse_arguments([*first, ObjectiveArguments, ScheduleArguments, FeatureArguments, RunArguments], **options)
     from ..objective.arguments import IsotropicGaussianTrainingArguments
 
-    shared = (ValidationArguments, ModelArguments, RunArguments, IsotropicGaussianTrainingArguments)
-    parsed = parse_arguments([*classes, *shared], description=description, arguments=arguments, defaults=defaults)
-    *own, data = parsed[: len(classes)]
-    return *own, ParsedArguments(data, *parsed[len(classes) :])
+    parsed = parse_arguments([*first, IsotropicGaussianTrainingArguments, RunArguments], **options)
+    data, *own = parsed[: len(classes)]
+    return *reversed(own), ParsedArguments(data, *parsed[len(classes) :])
 
 
 def train_from_command_line(
@@ -93,16 +101,16 @@ def train_from_command_line(
     `script` names the command and its default output folder, `data_class` declares its own data flags, and `defaults`
     are its defaults where they differ from those of the dataclasses.
     """
+    defaults["output_dir"] = default_output_folder(script, arguments)
+    (parsed,) = parse_training_arguments(
+        data_class, description=description or "", arguments=arguments, defaults=defaults
+    )
     from transformers import set_seed
 
     from ..trainer.plan import check_run, find_facts, format_plan, plan_run
     from ..trainer.record import check_output_folder, open_checkpoint, remove_checkpoints
     from ..trainer.trainer import IsotropicGaussianTrainer
 
-    defaults["output_dir"] = default_output_folder(script, arguments)
-    (parsed,) = parse_training_arguments(
-        data_class, description=description or "", arguments=arguments, defaults=defaults
-    )
     quiet_libraries()
     training, folder = parsed.training, str(parsed.training.output_dir)
     check_output_folder(training, overwrite=parsed.run.overwrite)
@@ -128,10 +136,31 @@ def train_from_command_line(
     if training.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    predictor = " --use_predictor" if parsed.model.use_predictor else ""
     say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    command = f"python training/eval_beir.py --model_path {shlex.quote(folder)}{predictor}"
-    say(f"Next: {command} --datasets scifact nfcorpus arguana")
+    say(f"Next: {next_command(parsed, folder)}")
+
+
+def next_command(parsed: ParsedArguments, folder: str) -> str:
+    """Return a command that uses the saved model on this user's own data: an evaluation if they hold judgements."""
+    model = ["--model_path", folder, *(["--use_predictor"] if parsed.model.use_predictor else [])]
+    data, corpus, column = parsed.data, parsed.validation.val_corpus or getattr(parsed.data, "documents", None), "text"
+    pairs: list[str] = getattr(data, "train_data", [])
+    for source in filter(None, [parsed.validation.val_data, corpus, *pairs]):
+        if split := _split_to_evaluate(source, parsed):
+            place = Path(os.path.relpath(Path(source).expanduser()))
+            words = [*model, "--datasets", place.resolve().name, "--data_dir", str(place.parent)]
+            return command("eval_beir", *words, *([] if split == "test" else ["--split", split]))
+    if not corpus:
+        corpus, column = (pairs[0], data.positive_column) if pairs else (data.input_xy_pairs, data.x_column)
+    words = [*model, "--corpus", corpus, *([] if column == "text" else ["--text_column", column])]
+    return command("search_demo", *words, *([] if data.split == "train" else ["--split", data.split]))
+
+
+def _split_to_evaluate(source: str, parsed: ParsedArguments) -> str | None:
+    """Return the judgements of a BEIR folder to evaluate with, or None; those of training, seen before, are last."""
+    splits = {path.stem for path in Path(source).expanduser().glob("qrels/*.tsv")} if is_beir_folder(source) else set()
+    wanted = ("test", parsed.validation.val_split, "dev", parsed.data.split)
+    return next((name for name in wanted if name in splits), None)
 
 
 def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:

@@ -35,7 +35,7 @@ def require_mteb() -> None:
     """Raise a UserError with the install command if mteb or sentence-transformers is missing."""
     for name in ("mteb", "sentence_transformers"):  # mteb accepts any version of the second
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"expected {name} to be installed, found none: run pip install 'ragcun_hf[mteb]'")
+            raise UserError(f"expected {name} to be installed, found none: run pip install mteb sentence-transformers")
 
 
 def task_from_beir_folder(

@@ -11,6 +11,7 @@ from types import NoneType
 from typing import Any
 
 from ..command_line import format_table
+from ..commands import command
 from ..errors import UserError
 from ..files import write_whole
 
@@ -93,7 +94,7 @@ def read_json_object(path: Path, what: str = "a JSON file", remedy: str = "check
 def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a results file; raises a UserError if it cannot be read or does not match the schema."""
     path = Path(path)
-    results = read_json_object(path, "a results file", "write one with training/eval_beir.py")
+    results = read_json_object(path, "a results file", f"write one with {command('eval_beir')}")
     version = results.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION:
         raise UserError(

@@ -28,7 +28,7 @@ class FeatureArguments:
         "auto", "Precision of the encoder: float32, bfloat16, or auto (bfloat16 where the processor supports it)."
     )
     encoder_backend: Literal["torch", "openvino"] = argument(
-        "torch", "Library that runs the encoder: torch, or openvino (faster, CPU only, needs the extra openvino)."
+        "torch", "Library that runs the encoder: torch, or openvino (faster, CPU only, needs the package openvino)."
     )
 
     def needs_store(self) -> bool:

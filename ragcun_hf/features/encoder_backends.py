@@ -60,7 +60,7 @@ def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> Com
     if model.device.type != "cpu":
         raise UserError(f"--encoder_backend openvino runs on the CPU, got {model.device}: leave the flag out")
     if importlib.util.find_spec("openvino") is None:
-        raise UserError("--encoder_backend openvino needs OpenVINO: run pip install 'ragcun_hf[openvino]'")
+        raise UserError("--encoder_backend openvino needs OpenVINO: run pip install openvino")
     import openvino
 
     settings = {

@@ -83,11 +83,11 @@ def mine_hard_negatives(
     known: dict[int, set[int]] = {}
     for query, document in of_pairs:
         known.setdefault(query, set()).add(document)
-    own = [
+    own_queries, own_documents = (
         torch.from_numpy(vectors[list(rows)])
         for vectors, rows in zip((query_vectors, document_vectors), zip(*of_pairs, strict=True), strict=True)
-    ]
-    highest = score_rows(*own, similarity).numpy()
+    )
+    highest = score_rows(own_queries, own_documents, similarity).numpy()
     highest = highest - relative_margin * np.abs(highest)
     generator = random.Random(seed)
     chosen = []

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, compared_systems
 from .card_findings import (
@@ -216,8 +217,8 @@ def _comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]
     """Take the rows of this model out of a file of `eval_beir.py --compare`, with what was searched and how."""
     if comparison.get("metric") != MAIN_METRIC or not comparison.keys() >= _PARTS:
         raise UserError(
-            f"--comparison expects a file that eval_beir.py --compare wrote, by {MAIN_METRIC}, got another: write it "
-            "again"
+            f"--comparison expects a file that {command('eval_beir')} --compare wrote, by {MAIN_METRIC}, got another: "
+            "write it again"
         )
     name = model["name"]
     found = comparison["models"].get(name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import (
     MAIN_METRIC,
@@ -34,7 +35,9 @@ def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     The isotropy and the rest are those of the first file; `measurements` says how each file was made.
     """
     if not results:
-        raise UserError("--results expects at least one results file, got none: write one with training/eval_beir.py")
+        raise UserError(
+            f"--results expects at least one results file, got none: write one with {command('eval_beir')}"
+        )
     first = results[0]
     datasets: dict[str, Any] = {}
     for part in results:
@@ -122,7 +125,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"expected a model card with its sources in {folder}, found no {SOURCES_FILE}: evaluate the model, then "
-            f"python training/render_card.py --model_path {folder} --results ... --repo_id organisation/name"
+            f"{command('render_card', '--model_path', folder)} --results ... --repo_id organisation/name"
         )
     manifest = read_json_object(path)
     missing = _MANIFEST_KEYS - manifest.keys()

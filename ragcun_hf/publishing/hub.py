@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object
 from ..files import HELD_OUT_FILE
@@ -53,7 +54,7 @@ def plan_upload(folder: Path) -> UploadPlan:
     """List what to send of a model folder, by name: what it needs to load, and the results and plots of its card."""
     if not folder.is_dir():
         raise UserError(f"--model_path expects the folder of a trained model, got {folder}: check the path")
-    render = f"evaluate it, then python training/render_card.py --model_path {folder} --results ... --repo_id ..."
+    render = f"evaluate it, then {command('render_card', '--model_path', folder)} --results ... --repo_id ..."
     for name, what in _NEEDED.items():
         if not (folder / name).is_file():
             remedy = render if name == _CARD else "name the folder that a training script wrote"
@@ -107,7 +108,7 @@ def check_before_upload(folder: Path, repo_id: str) -> None:
     if named != repo_id:
         raise UserError(
             f"{folder / _CARD}: expected examples that load {repo_id}, got {named or 'a placeholder'}: run "
-            f"python training/render_card.py again with --repo_id {repo_id}"
+            f"{command('render_card')} again with --repo_id {repo_id}"
         )
     check_card(folder / _CARD, read_sources(folder))
     check_clean_load(folder)

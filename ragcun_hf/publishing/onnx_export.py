@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object, write_json
 
@@ -50,7 +51,7 @@ def check_packages(names: Sequence[str] = _PACKAGES) -> None:
     """Refuse to begin if a package of the extra is missing; the `UserError` gives the command that installs it."""
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"ONNX expects the package {missing[0]}, found none: run pip install 'ragcun_hf[onnx]'")
+        raise UserError(f"ONNX expects the package {missing[0]}, found none: run pip install {' '.join(missing)}")
 
 
 class OnnxEncoder:
@@ -68,7 +69,7 @@ class OnnxEncoder:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        what, remedy = f"an export with {CONFIG_FILE}", "run training/export_onnx.py first"
+        what, remedy = f"an export with {CONFIG_FILE}", f"run {command('export_onnx')} first"
         self.config = read_json_object(folder / CONFIG_FILE, what, remedy)
         if precision not in self.config["files"]:
             present = " and ".join(self.config["files"])

@@ -28,7 +28,7 @@ _SPARE = 16  # candidates beyond k, because scoring them again may change their 
 def require_faiss() -> None:
     """Raise a UserError with the install command if faiss is missing."""
     if importlib.util.find_spec("faiss") is None:
-        raise UserError("--search faiss expects faiss: run pip install 'ragcun_hf[faiss]', or leave the flag out")
+        raise UserError("--search faiss expects faiss: run pip install faiss-cpu, or leave the flag out")
 
 
 def approximate_search(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..command_line import format_table
+from ..command_line import format_table, shipped_file
 from ..data.training_rows import read_columns
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from ..sweep.automatic import ChosenSettings
     from .data import TrainingData
     from .record import Checkpoint
-
-_TRACKERS = {name: f"'ragcun_hf[{name}]'" for name in ("trackio", "tensorboard", "wandb")}
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
     if training.n_gpu > 1:
         raise UserError(
             f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
-            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml, or set CUDA_VISIBLE_DEVICES to one"
+            f"{shipped_file('accelerate', 'one_machine_gpus')}, or set CUDA_VISIBLE_DEVICES to one"
         )
     if facts.num_rows is not None and facts.num_rows < 2:
         raise UserError(
@@ -221,7 +219,7 @@ def _check_trackers(names: Iterable[str]) -> None:
         if name not in installed:
             raise UserError(
                 f"--report_to {name} needs {name}, which is not installed: run pip install "
-                f"{_TRACKERS.get(name, name)}, or leave the flag out"
+                f"{name}, or leave the flag out"
             )
 
 
@@ -263,7 +261,7 @@ def _check_sharding(training: IsotropicGaussianTrainingArguments, facts: RunFact
     if facts.model.freeze_base:
         raise UserError(
             "FSDP shards an encoder that trains, got a frozen one: add --no_freeze_base, or launch with "
-            "ragcun_hf/cli/accelerate/one_machine_gpus.yaml"
+            f"{shipped_file('accelerate', 'one_machine_gpus')}"
         )
     # Only the full state dict writes the config, which a resume compares, beside the weights of a checkpoint.
     wanted = {

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..command_line import say
+from ..commands import command
 from ..errors import UserError
 from ..files import RECORD_FILE
 
@@ -39,7 +40,8 @@ class PlannedPush:
             commit = upload(self.api, plan, self.repo_id, revision=self.revision, **options)
         except UserError as error:
             raise UserError(
-                f"{error}. The model is saved in {folder}: send it later with training/push_to_hub.py"
+                f"{error}. The model is saved in {folder}: send it later with "
+                f"{command('push_to_hub', '--model_path', folder, '--repo_id', self.repo_id)}"
             ) from error
         say(f"Sent: {commit.commit_url}")
         return commit

@@ -227,7 +227,7 @@ def measured_energy(is_wanted: bool) -> Iterator[dict[str, Any]]:
     try:
         import codecarbon
     except ImportError as error:
-        raise UserError("--measure_energy expects codecarbon: run pip install 'ragcun_hf[energy]'") from error
+        raise UserError("--measure_energy expects codecarbon: run pip install codecarbon") from error
     # The country matters only for carbon dioxide, which is not used here.
     tracker = codecarbon.OfflineEmissionsTracker(
         country_iso_code="USA",

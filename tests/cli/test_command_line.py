@@ -12,10 +12,10 @@ from ragcun_hf.command_line import (
     config_file,
     default_output_folder,
     parse_arguments,
-    portable_command,
     run_script,
     say,
 )
+from ragcun_hf.commands import portable_command
 from ragcun_hf.errors import UserError
 
 

@@ -157,7 +157,7 @@ def test_a_run_writes_all_files_and_a_second_run_writes_the_same(evaluate, train
     }
     assert "toy" in shown
     assert "Wrote first/trained.json" in shown
-    assert f"training/render_card.py --model_path {folder} --results first/trained.json" in shown
+    assert f"ragcun card --model_path {folder} --results first/trained.json" in shown
 
 
 def test_the_results_describe_settings_and_model(evaluate, trained):
@@ -166,7 +166,7 @@ def test_the_results_describe_settings_and_model(evaluate, trained):
     assert expected.items() <= results["settings"].items()
     assert results["settings"]["encoder_dtype"] == "float32"
     assert (results["model"]["name"], results["model"]["similarity"]) == ("trained", "dot")
-    assert "eval_beir.py" in results["command"]
+    assert "ragcun eval-beir " in results["command"]
 
 
 def test_the_base_encodes_queries_with_the_model_s_prompt(evaluate, trained):

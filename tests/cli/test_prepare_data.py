@@ -62,7 +62,7 @@ def test_pairs_are_recognized_deduplicated_counted_and_written(prepare, pairs_cs
     ]
     said = capsys.readouterr().out
     assert "kept 3, dropped 1" in said
-    assert said.strip().splitlines()[-1].startswith(f"next: python training/train_contrastive.py --train_data {out}")
+    assert said.splitlines()[-1] == f"Next: ragcun train-contrastive --recipe adapt --train_data {out}"
     assert [entry.name for entry in out.parent.iterdir()] == ["train.json"]
 
 
@@ -203,3 +203,18 @@ def test_a_yaml_file_sets_the_flags(prepare, pairs_csv, tmp_path):
     )
     prepare("--config", recipe)
     assert len(json.loads((tmp_path / "o.json").read_text())) == 3
+
+
+def test_judgements_to_evaluate_with_lead_to_an_evaluation_and_others_to_training(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"query": f"what is {name}", "positive": f"{name} is food"} for name in ("bread", "fish", "rice")]
+    Path("held out.json").write_text(json.dumps(rows), encoding="utf-8")
+    base = "--base_model sentence-transformers/all-mpnet-base-v2"
+    for split, expected in (
+        ("test", f"eval-beir {base} --datasets test --data_dir data --split test"),
+        ("train", "train-contrastive --recipe adapt --train_data data/train"),
+    ):
+        prepare_data.main(
+            ["--input", "held out.json", "--output_format", "beir", "--split", split, "--output", f"data/{split}"]
+        )
+        assert capsys.readouterr().out.splitlines()[-1] == f"Next: ragcun {expected}"

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_the_published_contrastive_command_runs(run, pairs_file, tiny_pairs, cap
     shown = capsys.readouterr().out.splitlines()
     assert shown[-2] == "Saved the model, its tokenizer and its training record in out."
     assert shown[-1] == (
-        "Next: python training/eval_beir.py --model_path out --use_predictor --datasets scifact nfcorpus arguana"
+        f"Next: ragcun search --model_path out --use_predictor --corpus {pairs_file} --text_column positive"
     )
 
 
@@ -648,14 +649,15 @@ def _dataclasses(module):
 def test_every_flag_of_a_script_has_help(script, path):
     from transformers import TrainingArguments
 
-    from ragcun_hf import IsotropicGaussianTrainingArguments
     from ragcun_hf.cli import training
+    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
 
     own = [value for value in _dataclasses(script(path.stem)) if value.__module__ == f"ragcun_hf.cli.{path.stem}"]
     assert own
     shared = [value for value in _dataclasses(training) if value is not training.ParsedArguments]
-    assert len(shared) >= 3
-    for arguments in [*own, *shared, IsotropicGaussianTrainingArguments]:
+    assert len(shared) >= 6
+    shared.append(IsotropicGaussianTrainingArguments)
+    for arguments in [*own, *shared]:
         for field in dataclasses.fields(arguments):
             if not field.init:
                 continue
@@ -673,6 +675,116 @@ def test_the_help_of_a_training_script_shows_every_flag_of_ours_with_its_help(sc
         assert text in shown
     assert "Weight of the isotropy term, >= 0; 0 skips the term." in shown
     assert argparse.SUPPRESS not in shown
+
+
+def _help(script, capsys, flag="--help"):
+    with pytest.raises(SystemExit) as end:
+        script("train_contrastive").main([flag])
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_groups_the_flags_with_the_user_s_data_first(script, capsys):
+    shown = _help(script, capsys)
+    titles = [line for line in shown.splitlines() if line.endswith(":") and line[0] not in " -"]
+    assert titles == [
+        "Sources of the pairs:",
+        "Held-out data, by which the best checkpoint is chosen:",
+        "The encoder and the head:",
+        "The loss terms, the start of the head, and what is made of data and weights:",
+        "Length of training, batches, learning rate and output:",
+        "How the encoder's features are computed and cached:",
+        "Settings of a run besides the training itself:",
+        "This command:",
+    ]
+
+
+def test_the_flags_of_transformers_are_shown_by_help_all_only(script, capsys):
+    short, long = _help(script, capsys), _help(script, capsys, "--help_all")
+    flags = [set(re.findall(r"^  (--\w+)", text, flags=re.M)) for text in (short, long)]
+    assert flags[0] < flags[1]
+    assert {"--max_steps", "--fsdp", "--push_to_hub"} <= flags[1] - flags[0]
+    for text in (short, long):
+        names = re.findall(r"^  (--\w+)", text, flags=re.M)
+        assert len(names) == len(set(names))
+    assert "TrainingArguments of transformers:" in long
+    assert len(short.splitlines()) < 250
+
+
+def test_every_flag_is_in_help_all(script, capsys, monkeypatch):
+    from ragcun_hf import command_line
+
+    made = []
+    make = command_line._make_parser
+    monkeypatch.setattr(command_line, "_make_parser", lambda *args, **kw: made.append(make(*args, **kw)) or made[-1])
+    shown = _help(script, capsys, "--help_all")
+    assert all(f"--{action.dest}" in shown for action in made[-1]._actions)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in COMMANDS])
+def test_help_imports_neither_torch_nor_transformers(name):
+    program = (
+        f"import sys\nfrom ragcun_hf.cli import run\nsys.argv[1:] = ['--help']\n"
+        f"try:\n    run({name!r})\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print('heavy:', [name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "heavy: []", done.stderr
+
+
+# What comes next
+
+
+def _next(run, capsys, name, *flags):
+    run(name, *flags, "--max_steps", "1", "--overwrite")
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+def _beir_folder(folder, splits):
+    (folder / "qrels").mkdir(parents=True)
+    rows = [{"_id": f"d{number}", "title": "", "text": text} for number, text in enumerate(DOCUMENTS)]
+    queries = [{"_id": f"q{number}", "text": "where is bread"} for number in range(4)]
+    for name, content in (("corpus", rows), ("queries", queries)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, content)), encoding="utf-8")
+    for split in splits:
+        lines = "".join(f"q{number}\td{number}\t1\n" for number in range(4))
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + lines)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("splits", "split"),
+    [(["train", "test"], ""), (["train", "dev"], " --split dev"), (["train"], " --split train")],
+)
+def test_after_training_on_a_beir_folder_the_next_command_evaluates_on_it(run, capsys, tmp_path, splits, split):
+    _beir_folder(tmp_path / "data" / "mine", splits)
+    said = _next(run, capsys, "train_contrastive", "--train_data", "data/mine", "--use_predictor")
+    flags = f"--model_path out --use_predictor --datasets mine --data_dir data{split}"
+    assert said == f"Next: ragcun eval-beir {flags}"
+    from ragcun_hf.cli import eval_beir
+
+    eval_beir.main(flags.split())
+    assert (tmp_path / "results" / "out.json").is_file()
+
+
+def test_validation_data_in_beir_s_layout_are_evaluated_before_training_data(run, capsys, tmp_path, pairs_file):
+    _beir_folder(tmp_path / "held out", ["test"])
+    flags = ["--train_data", pairs_file, "--val_data", "held out", "--val_split", "test"]
+    said = _next(run, capsys, "train_contrastive", *flags)
+    assert said == "Next: ragcun eval-beir --model_path out --datasets 'held out' --data_dir ."
+
+
+def test_without_judgements_the_next_command_searches_the_user_s_texts(
+    run, capsys, pairs_file, documents_file, xy_file
+):
+    search = "Next: ragcun search --model_path out"
+    said = _next(run, capsys, "train_self_supervised", "--documents", documents_file)
+    assert said == f"{search} --corpus {documents_file}"
+    said = _next(run, capsys, "train_xy_masked", "--input_xy_pairs", xy_file)
+    assert said == f"{search} --corpus {xy_file} --text_column x"
+    said = _next(run, capsys, "train_contrastive", "--train_data", pairs_file, "--val_corpus", documents_file,
+                 "--val_data", pairs_file)  # fmt: skip
+    assert said == f"{search} --corpus {documents_file}"
 
 
 @pytest.mark.slow

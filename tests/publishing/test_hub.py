@@ -322,7 +322,7 @@ def _change_results(folder):
         (lambda folder: _replace(folder / "config.json", "isotropic_gaussian", "bert"), "isotropic_gaussian model"),
         (lambda folder: (folder / "results" / "tiny.json").unlink(), "results file"),
         (lambda folder: (folder / "README.md").unlink(), "README.md"),
-        (lambda folder: (folder / "card_sources.json").unlink(), "render_card.py"),
+        (lambda folder: (folder / "card_sources.json").unlink(), "ragcun card --model_path"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "tokenizer"),
         (lambda folder: (folder / "model.safetensors").unlink(), "weights"),
         (lambda folder: _replace(folder / "card_sources.json", REPO, "org/other"), f"--repo_id {REPO}"),

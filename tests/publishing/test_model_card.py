@@ -227,7 +227,7 @@ def test_a_comparison_of_other_models_is_refused(results, comparison):
     comparison["models"]["small"] = {"model": {**facts["model"], "output_dim": 768}}
     with pytest.raises(UserError, match="expects a file with the model 'small' as in --results"):
         render_card(results=results, comparison=comparison)
-    with pytest.raises(UserError, match="expects a file that eval_beir.py --compare wrote"):
+    with pytest.raises(UserError, match="expects a file that ragcun eval-beir --compare wrote"):
         render_card(results=results, comparison=results)
 
 
@@ -735,7 +735,7 @@ def test_script_writes_the_card_into_the_model_folder(script, model_folder, caps
     assert [path.name for path in (model_folder / ".eval_results").iterdir()] == ["scifact.yaml"]
     said = capsys.readouterr().out
     assert "Wrote" in said
-    assert "push_to_hub.py" in said
+    assert "Next: ragcun push --model_path " in said
 
 
 @pytest.mark.parametrize("more", [[], ["--comparison", "--dataset_ids", "--training_record"]])

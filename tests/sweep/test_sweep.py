@@ -383,7 +383,7 @@ def test_a_sweep_writes_table_plot_results_and_best_flags(sweep, capsys):
     assert results["settings"][0]["steps"] > results["settings"][-1]["steps"]
     assert 0 < results["base"]["ndcg@10"] <= 1
     assert (folder / "table.md").read_text().strip() in printed
-    assert "train_contrastive.py --config out/best.yaml" in printed
+    assert "Next: ragcun train-contrastive --config out/best.yaml" in printed
     assert str(ROOT) not in (folder / "results.json").read_text()
 
 

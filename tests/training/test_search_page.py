@@ -24,14 +24,14 @@ import pytest
 import torch
 import yaml
 from conftest import WORDS
-from search_page import index as search_index
-from search_page.index import Hit, SearchIndex, clean_query, measure_spread, rank_all, score_documents
-from search_page.page import INK, answer_query, describe_change, render_hit, render_spread, shorten_text
 
 from ragcun_hf.errors import NotFiniteError, UserError
 from ragcun_hf.evaluation.metrics.isotropy.measures import isotropy_report
 from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.model.base_models import load_trained_model
+from ragcun_hf.search_page import index as search_index
+from ragcun_hf.search_page.index import Hit, SearchIndex, clean_query, measure_spread, rank_all, score_documents
+from ragcun_hf.search_page.page import INK, answer_query, describe_change, render_hit, render_spread, shorten_text
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -91,7 +91,7 @@ def trained_folder(tiny_model, tmp_path):
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(TRAINING))
-    return importlib.import_module("search_demo")
+    return importlib.import_module("ragcun_hf.cli.search_demo")
 
 
 def _plain_scores(model, rows, query, *, use_predictor=False):
@@ -439,7 +439,7 @@ def test_a_port_in_use_is_an_error_before_anything_is_loaded(script):
 
 def test_a_missing_gradio_is_an_error_with_the_install_command(script, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=re.escape("run pip install 'ragcun_hf[demo]'")):
+    with pytest.raises(UserError, match=re.escape("run pip install gradio")):
         script.main(["--model_path", "mine", "--corpus", "docs.jsonl"])
 
 
@@ -468,7 +468,6 @@ def test_the_space_s_front_matter_names_sdk_models_and_variables():
 def _copied_space(folder, corpus):
     """Copy the files that the Space's README uploads into a folder."""
     shutil.copytree(SPACE, folder)
-    shutil.copytree(TRAINING / "search_page", folder / "search_page", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "ragcun_hf", folder / "ragcun_hf", ignore=shutil.ignore_patterns("__pycache__"))
     return _file(folder / "documents.jsonl", corpus)
 

@@ -188,8 +188,8 @@ def test_errors_say_what_the_user_must_change(run, models, folder, tiny_encoder_
     assert not (folder / "results").exists()
     module = importlib.import_module(example)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
-    extra = {"faiss_index": "faiss", "chroma_store": "chroma"}[example]
-    with pytest.raises(UserError, match=re.escape(f"run pip install 'ragcun_hf[{extra}]'")):
+    package = {"faiss_index": "faiss-cpu", "chroma_store": "chromadb"}[example]
+    with pytest.raises(UserError, match=re.escape(f"run pip install {package}")):
         run(example, models["dot"])
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ragcun_hf.command_line import argument, parse_arguments, portable_command, quiet_libraries, run_script, say
+from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+from ragcun_hf.commands import portable_command
 from ragcun_hf.errors import UserError
 from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.model.arguments import ModelArguments

@@ -180,7 +180,7 @@ def _checked_folder(args: ExampleArguments) -> Path:
     if args.top_k < 1:
         raise UserError(f"--top_k must be at least 1, got {args.top_k}: raise it")
     if importlib.util.find_spec("chromadb") is None:
-        raise UserError("expected chromadb to be installed, found none: run pip install 'ragcun_hf[chroma]'")
+        raise UserError("expected chromadb to be installed, found none: run pip install chromadb")
     name = f"{Path(str(args.model_path)).absolute().name}-{Path(str(args.corpus)).absolute().stem}"
     folder = Path(args.output_dir or f"results/chroma/{name}")
     check_writable(folder)

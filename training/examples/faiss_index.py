@@ -149,7 +149,7 @@ def _checked_folder(args: ExampleArguments) -> Path:
     if args.top_k < 1:
         raise UserError(f"--top_k must be at least 1, got {args.top_k}: raise it")
     if importlib.util.find_spec("faiss") is None:
-        raise UserError("expected faiss to be installed, found none: run pip install 'ragcun_hf[faiss]'")
+        raise UserError("expected faiss to be installed, found none: run pip install faiss-cpu")
     name = f"{Path(str(args.model_path)).absolute().name}-{Path(str(args.corpus)).absolute().stem}"
     folder = Path(args.output_dir or f"results/faiss/{name}")
     check_writable(folder)

@@ -1,9 +1,8 @@
-"""Run the search page (training/search_page) as a Hugging Face Space, with settings from the Space's variables."""
+"""Run the search page (`ragcun search`) as a Hugging Face Space, with settings from the Space's variables."""
 
 import os
 
-from search_page.app import main as serve_page
-
+from ragcun_hf.cli.search_demo import main as serve_page
 from ragcun_hf.command_line import run_script
 from ragcun_hf.errors import UserError
 

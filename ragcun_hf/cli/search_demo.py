@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, say
-from ragcun_hf.errors import UserError
-from ragcun_hf.features.arguments import FeatureArguments
+from ..command_line import argument, parse_arguments, quiet_libraries, say
+from ..errors import UserError
+from ..features.arguments import FeatureArguments
 
 _MOST_RESULTS, _MOST_EXAMPLES = 100, 8
 
@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not 0 <= args.port <= 65_535:
         raise UserError(f"--port must be between 0 and 65535, got {args.port}: change it, or leave it out")
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the search page expects Gradio, which is not installed: run pip install 'ragcun_hf[demo]'")
+        raise UserError("the search page expects Gradio, which is not installed: run pip install gradio")
     port = _free_port(args.host, args.port)  # before the model is loaded
     _serve(_load_page(args, features), args, port)
 
@@ -87,12 +87,12 @@ def _free_port(host: str, port: int) -> int:
 def _load_page(args: SearchDemoArguments, features: FeatureArguments) -> Any:
     """Load the model, read the documents, encode new ones, and build the page."""
     from accelerate import PartialState
-    from search_page.index import SearchIndex
-    from search_page.page import make_page
 
-    from ragcun_hf.data.documents import read_documents
-    from ragcun_hf.data.sources import open_source
-    from ragcun_hf.model.base_models import load_trained_model
+    from ..data.documents import read_documents
+    from ..data.sources import open_source
+    from ..model.base_models import load_trained_model
+    from ..search_page.index import SearchIndex
+    from ..search_page.page import make_page
 
     examples: list[str] = []
     if args.queries:
@@ -124,7 +124,8 @@ def _load_page(args: SearchDemoArguments, features: FeatureArguments) -> Any:
 def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     """Serve the page until Ctrl-C."""
     import gradio
-    from search_page.page import STYLE
+
+    from ..search_page.page import STYLE
 
     # Gradio checks whether its own address answers, and must not ask a proxy.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", "127.0.0.1", args.host]))

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ragcun_hf.data.documents import document_text
-from ragcun_hf.errors import NotFiniteError, UserError
-from ragcun_hf.evaluation.metrics.isotropy.measures import covariance_eigenvalues, isotropy_report
-from ragcun_hf.evaluation.model_evaluation import apply_head, sample_rows
-from ragcun_hf.evaluation.plots import random_pair_cosines
-from ragcun_hf.model.base_models import load_untrained_base
-from ragcun_hf.search.similarity import score_rows
+from ..data.documents import document_text
+from ..errors import NotFiniteError, UserError
+from ..evaluation.metrics.isotropy.measures import covariance_eigenvalues, isotropy_report
+from ..evaluation.model_evaluation import apply_head, sample_rows
+from ..evaluation.plots import random_pair_cosines
+from ..model.base_models import load_untrained_base
+from ..search.similarity import score_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ragcun_hf.features.arguments import FeatureArguments
-    from ragcun_hf.model.modeling_isotropic_gaussian import IsotropicGaussianModel
+    from ..features.arguments import FeatureArguments
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 Array = np.ndarray[Any, Any]
 

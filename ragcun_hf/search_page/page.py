@@ -14,12 +14,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragcun_hf.errors import UserError
+from ..errors import UserError
 
 if TYPE_CHECKING:
     from gradio import Blocks
     from matplotlib.axes import Axes
-    from search_page.index import BothRankings, Hit, SearchIndex, Spread
+
+    from .index import BothRankings, Hit, SearchIndex, Spread
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 INK = "#010203"  # text colour in figures; replaced by the page's text colour, dark or light
@@ -119,7 +120,7 @@ def render_rankings(
 
 def render_spread(base: Spread, trained: Spread) -> str:
     """Render how evenly the vectors of both systems fill their space: a table and two SVG figures."""
-    from ragcun_hf.evaluation.plots import draw_spectrum
+    from ..evaluation.plots import draw_spectrum
 
     rows = ""
     for name, key, form, hint in (
@@ -153,7 +154,7 @@ def _figure(name: str, caption: str, draw: Callable[..., None], base: Spread, tr
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    from ragcun_hf.evaluation.plots import BLUE, GREY, label_axes
+    from ..evaluation.plots import BLUE, GREY, label_axes
 
     ink: Any = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
     file = io.StringIO()

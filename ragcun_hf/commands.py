@@ -1,0 +1,130 @@
+"""The commands by name, and how the person at the terminal starts them: the one home of both.
+
+A command is a module of `cli/`. An installed package has it as `ragcun NAME`; a checkout also has the published
+scripts, `python training/SCRIPT.py`. Messages name the form that exists where the user is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+PROGRAM = "ragcun"
+_SCRIPT = re.compile(r"(?:python )?training/(\w+)\.py")
+
+
+class Command(NamedTuple):
+    """The module of `cli/` that runs a command, and whether several processes share its work."""
+
+    module: str
+    shares_work: bool = False
+
+
+COMMANDS = {
+    "train-contrastive": Command("train_contrastive", shares_work=True),
+    "train-self-supervised": Command("train_self_supervised", shares_work=True),
+    "train-xy-masked": Command("train_xy_masked", shares_work=True),
+    "sweep": Command("sweep"),
+    "eval-beir": Command("eval_beir", shares_work=True),
+    "eval-mteb": Command("eval_mteb"),
+    "search": Command("search_demo"),
+    "card": Command("render_card"),
+    "push": Command("push_to_hub"),
+    "export": Command("export_onnx"),
+    "prepare-data": Command("prepare_data"),
+    "mine-negatives": Command("mine_negatives"),
+    "convert": Command("convert_checkpoint"),
+    "features": Command("feature_cache"),
+    "demo": Command("demo"),
+    "accelerate-config": Command("accelerate_config"),
+}
+_NAMES = {command.module: name for name, command in COMMANDS.items()}
+
+
+def command(module: str, *words: str | os.PathLike[str]) -> str:
+    """Return the command line that runs a module of `cli/` with some words, in the form that this user can start.
+
+    >>> command("eval_beir", "--model_path", "my model", "--use_predictor")
+    "ragcun eval-beir --model_path 'my model' --use_predictor"
+    """
+    return " ".join([_start(module), *(shlex.quote(os.fspath(word)) for word in words)])
+
+
+def with_commands(text: str) -> str:
+    """Return a text with every `training/SCRIPT.py` in the form that this user can start."""
+    return _SCRIPT.sub(lambda found: _start(found[1]) if found[1] in _NAMES else found[0], text)
+
+
+def program_name() -> str:
+    """Return what this process calls itself in usage and messages: a script's file, or `ragcun NAME`."""
+    script = Path(sys.argv[0])
+    return script.name if script.stem not in (PROGRAM, "__main__") or not _running else f"{PROGRAM} {_running[-1]}"
+
+
+def set_running(module: str) -> None:
+    """Remember which command this process runs, for `program_name`."""
+    _running.append(_NAMES.get(module, module))
+
+
+def portable_command(module_or_script: str, arguments: Sequence[str] | None = None) -> str:
+    """Return a command line to record, of a module of `cli/` or a script of a checkout.
+
+    Of a path outside the working folder, only the last two parts are kept.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    start = ["python", module_or_script]
+    if module_or_script in _NAMES:
+        is_script = _scripts_folder(module_or_script) is not None
+        start = ["python", f"training/{module_or_script}.py"] if is_script else [PROGRAM, _NAMES[module_or_script]]
+    return shlex.join([*start, *map(_portable_word, words)])
+
+
+_running: list[str] = []
+
+
+def _start(module: str) -> str:
+    folder = _scripts_folder(module)
+    if folder is not None:
+        return f"{_installed('python')} {shlex.quote(_shown(folder / f'{module}.py'))}"
+    if Path(sys.argv[0]).absolute() == Path(__file__).parent / "cli" / "__main__.py":
+        return f"{_installed('python')} -m ragcun_hf.cli {_NAMES[module]}"
+    return f"{_installed(PROGRAM)} {_NAMES[module]}"
+
+
+def _scripts_folder(module: str) -> Path | None:
+    """Return the folder `training` of the checkout whose script this process was started with, or None."""
+    for folder in Path(sys.argv[0]).absolute().parents:
+        if folder.name == "training" and (folder / f"{module}.py").is_file():
+            return folder
+    return None
+
+
+def _installed(program: str) -> str:
+    """Return the name of a program, or its path if the name finds nothing, or that of another environment."""
+    own = Path(sys.executable).parent / program
+    found = shutil.which(program)
+    # The interpreter of another environment may be a link to the same file, so its folder counts.
+    is_own = found and (
+        Path(found).parent.resolve() == own.parent.resolve()
+        or (program == PROGRAM and Path(found).resolve() == own.resolve())
+    )
+    return program if is_own or not own.exists() else shlex.quote(_shown(own))
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _portable_word(word: str) -> str:
+    flag, equals, value = word.partition("=")
+    if equals and flag.startswith("--"):
+        return f"{flag}={_portable_word(value)}"
+    path = Path(word)
+    is_outside = path.is_absolute() or word.startswith("..")
+    return "/".join(part for part in path.parts[-2:] if part not in ("..", path.anchor)) if is_outside else word

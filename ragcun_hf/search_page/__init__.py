@@ -1,0 +1,1 @@
+"""The page that shows the rankings of the frozen base and of the trained model side by side."""
