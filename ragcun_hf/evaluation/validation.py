@@ -51,8 +51,8 @@ class RetrievalValidation:
         """Return `ndcg@10` of the frozen encoder alone, by cosine; nothing if it is not frozen."""
         if self._store is None or not model.config.freeze_base:
             return {}
-        features = [self._features_of(model, is_query=is_query) for is_query in (True, False)]
-        return {MAIN_METRIC: self._figure(*features, "cosine")}
+        queries, documents = (self._features_of(model, is_query=is_query) for is_query in (True, False))
+        return {MAIN_METRIC: self._figure(queries, documents, "cosine")}
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""

@@ -129,8 +129,11 @@ def check_and_blend(
     if validation is None:
         return {}
     key = f"eval_{MAIN_METRIC}"
-    figures = {"base": value for value in validation.base_figures(model).values()}
-    figures |= {"start": entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0}
+    base = validation.base_figures(model)
+    figures = {"base": base[MAIN_METRIC]} if base else {}
+    started = [entry[key] for entry in trainer.state.log_history if key in entry and entry["step"] == 0]
+    if started:
+        figures["start"] = started[-1]
     # The saved weights need not be those of the last or the best evaluation, and another evaluation by the Trainer may
     # cast the model for good.
     figures["saved"] = validation(model)[MAIN_METRIC]
