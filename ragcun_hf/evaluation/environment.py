@@ -14,7 +14,10 @@ from typing import Any
 
 from ..command_line import portable_command
 
-_PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
+_PACKAGES = (
+    "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier bm25s PyStemmer "
+    "numpy"
+)
 
 
 def measurement_facts(script: str, arguments: Sequence[str] | None) -> dict[str, Any]:
