@@ -125,7 +125,7 @@ class Bm25System:
 
     Args:
         language: As for `Bm25Index`.
-        is_shared: Whether every process calls `rank`.
+        is_shared: Whether every process calls `rank`; otherwise, each one that does searches for itself.
     """
 
     name = BM25_SYSTEM

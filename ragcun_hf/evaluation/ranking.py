@@ -87,6 +87,33 @@ def write_trec_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, 
     write_whole(Path(path), "".join(lines))
 
 
+def read_trec_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run in TREC format; of a line `query Q0 document rank score tag`, query, document and score count.
+
+    Raises a UserError if the file cannot be read or a line has another form.
+    """
+    run: Run = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: expected a run in TREC format, got an unreadable file ({error}): check it"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        fields = re.split(r"\s+", line.strip(), flags=re.ASCII)
+        if fields == [""]:
+            continue
+        try:
+            query, _, document, _, score, _ = fields
+            run.setdefault(query, {})[document] = float(score)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: expected 'query Q0 document rank score tag', got {line[:80]!r}: write the "
+                "run again"
+            ) from error
+    return run
+
+
 def check_trec_ids(ids: Iterable[str], what: str) -> None:
     """Raise a UserError, which calls an id `what`, if a TREC file cannot hold one: it is empty or contains a space."""
     for word in ids:
