@@ -58,7 +58,7 @@ class EvaluationArguments:
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the extra "
         "of that name): for millions of documents and thousands of queries.",
     )
-    bm25: bool = argument(True, "Also rank by shared words (BM25), which needs no encoder.")
+    bm25: bool = argument(True, "Also rank by shared words (BM25): no encoder, but 5 GiB per million abstracts.")
     bm25_language: str = argument(
         "english", "Language of the stems and stop words of BM25, such as german; none compares whole words."
     )

@@ -48,7 +48,7 @@ class Bm25Index:
         Kamphuis et al., "Which BM25 Do You Mean?", ECIR 2020. The index is that of bm25s (Lù, 2024, arXiv:2407.03618).
 
     Args:
-        texts: The documents, as many as memory holds the words of: about 1 GiB for a million abstracts.
+        texts: The documents, as many as memory has room for: 100,000 abstracts need about half a GiB.
         language: A Snowball language such as "german", for stems and stop words; "none" compares whole words.
 
     Raises:

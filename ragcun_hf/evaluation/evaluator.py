@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from ..data.beir_folder import BeirDataset, load_beir_folder
@@ -190,7 +191,7 @@ class RetrievalEvaluator(BaseEvaluator):
         Args:
             model: See the class.
             output_path: A folder to write the results file to; by default none is written.
-            epoch: Ignored, except by the model card of sentence-transformers.
+            epoch: For the model card of sentence-transformers only.
             steps: The training step, for the name of the file.
 
         Returns:
@@ -212,7 +213,7 @@ class RetrievalEvaluator(BaseEvaluator):
         if output_path is not None:
             parts = ["retrieval", self.name, f"step_{steps}" if steps >= 0 else ""]
             report.save(Path(output_path) / f"{'_'.join(filter(None, parts))}.json", with_runs=False)
-        if hasattr(model, "model_card_data"):
+        if isinstance(model, SentenceTransformer):
             self.store_metrics_in_model_card_data(model, dict(report), epoch, steps)  # type: ignore[arg-type]
         return report
 
@@ -279,7 +280,7 @@ class RetrievalEvaluator(BaseEvaluator):
     def _vectors(self, model: Any, *, is_query: bool) -> np.ndarray:
         texts = list(self._dataset.queries.values() if is_query else self._dataset.corpus_texts)
         options: dict[str, Any] = {}
-        if hasattr(model, "similarity_fn_name") and hasattr(model, "prompts"):  # a SentenceTransformer
+        if isinstance(model, SentenceTransformer):
             options = {"batch_size": self._batch_size, "show_progress_bar": self._show_progress_bar}
         found = (model.encode_query if is_query else model.encode_document)(texts, **options)
         vectors = found.detach().float().cpu().numpy() if hasattr(found, "detach") else np.asarray(found)
@@ -292,21 +293,21 @@ class RetrievalEvaluator(BaseEvaluator):
         return vectors
 
 
-# Replaced by a folder's content.
+# Passes the checks of the class, which are stricter than BEIR: its folders may judge documents outside their corpus.
 _PLACEHOLDER: tuple[Any, Any, Any] = ({"q": "q"}, {"d": "d", "e": "e"}, {"q": {"d"}})
 
 
 def _own_model(model: Any) -> Any:
     """Return the model of this package that this is, or that a SentenceTransformer holds; None if there is none."""
-    if getattr(getattr(model, "config", None), "model_type", None) == _MODEL_TYPE:
+    is_wrapper = isinstance(model, SentenceTransformer)
+    if not is_wrapper and getattr(getattr(model, "config", None), "model_type", None) == _MODEL_TYPE:
         return model
     if not (hasattr(model, "encode_query") and hasattr(model, "encode_document")):
         raise UserError(
             f"expected a model with encode_query and encode_document, got {type(model).__name__}: load it with "
             "IsotropicGaussianModel or SentenceTransformer"
         )
-    modules = list(model) if hasattr(model, "prompts") and hasattr(model, "__iter__") else []
-    inner = getattr(modules[0], "model", None) if len(modules) == 1 else None
+    inner = getattr(model[0], "model", None) if is_wrapper and len(model) == 1 else None
     config: Any = getattr(inner, "config", None)
     if getattr(config, "model_type", None) != _MODEL_TYPE or world_size() > 1:
         return None
@@ -328,7 +329,7 @@ def _similarity(model: Any) -> str:
 
 def _encoder_name(model: Any) -> str:
     """Name an encoder by the last part of where it was loaded from, or by its class."""
-    inner = getattr(next(iter(model), None), "model", None) if hasattr(model, "prompts") else None
+    inner = getattr(model[0], "model", None) if isinstance(model, SentenceTransformer) else None
     source = getattr(model, "name_or_path", None) or getattr(inner, "name_or_path", None)
     return Path(str(source)).name if source else type(model).__name__
 
