@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .evaluation.evaluator import RetrievalEvaluator
     from .model.base_models import register_auto_classes
     from .model.configuration_isotropic_gaussian import IsotropicGaussianConfig
     from .model.modeling_isotropic_gaussian import IsotropicGaussianModel, IsotropicGaussianOutput
@@ -19,6 +20,7 @@ _HOMES = {
     "IsotropicGaussianOutput": "model.modeling_isotropic_gaussian",
     "IsotropicGaussianTrainer": "trainer.trainer",
     "IsotropicGaussianTrainingArguments": "objective.arguments",
+    "RetrievalEvaluator": "evaluation.evaluator",
     "UserError": "errors",
     "register_auto_classes": "model.base_models",
 }
@@ -28,6 +30,7 @@ __all__ = [
     "IsotropicGaussianOutput",
     "IsotropicGaussianTrainer",
     "IsotropicGaussianTrainingArguments",
+    "RetrievalEvaluator",
     "UserError",
     "register_auto_classes",
 ]

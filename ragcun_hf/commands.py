@@ -33,6 +33,7 @@ COMMANDS = {
     "sweep": Command("sweep"),
     "eval-beir": Command("eval_beir", shares_work=True),
     "eval-mteb": Command("eval_mteb"),
+    "table": Command("table"),
     "search": Command("search_demo"),
     "card": Command("render_card"),
     "push": Command("push_to_hub"),

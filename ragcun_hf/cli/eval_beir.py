@@ -1,4 +1,4 @@
-"""Evaluate a model on BEIR data sets, with the frozen base beside it.
+"""Evaluate a model on BEIR data sets, with the frozen base and BM25 beside it.
 
     python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
 
@@ -7,7 +7,7 @@ writes a results file, TREC run files and, for a trained model, plots.
 
     python training/eval_beir.py --compare checkpoints/a checkpoints/b --datasets scifact
 
-compares models with each other and with the frozen base, query by query.
+compares models with each other, with the frozen base and with BM25, query by query.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
-    MODEL_SETTINGS,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
     format_results_table,
+    model_settings,
     write_json,
     write_results,
 )
@@ -58,6 +58,10 @@ class EvaluationArguments:
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the package "
         "faiss-cpu): for millions of documents and thousands of queries.",
     )
+    bm25: bool = argument(True, "Also rank by shared words (BM25): no encoder, but 5 GiB per million abstracts.")
+    bm25_language: str = argument(
+        "english", "Language of the stems and stop words of BM25, such as german; none compares whole words."
+    )
     faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
 
@@ -70,16 +74,18 @@ def main(arguments: list[str] | None = None) -> None:
     _check(args)
     from ..data.beir_folder import find_beir_dataset
     from ..distributed import rank
+    from ..evaluation.bm25 import Bm25System
     from ..evaluation.ranking import check_trec_ids
 
+    bm25 = Bm25System(args.bm25_language) if args.bm25 else None
     datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     for dataset in datasets:  # before all the work, because run files could not hold such ids
         check_trec_ids(dataset.queries, f"query id of {dataset.name}")
         check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
     if args.compare:
-        _compare(args, features, datasets, arguments)
+        _compare(args, features, datasets, bm25, arguments)
         return
-    evaluation, facts = _evaluate(args, features, datasets, args.model_path, args.run_name)
+    evaluation, facts = _evaluate(args, features, datasets, bm25, args.model_path, args.run_name)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
             _write(args, evaluation, {**measurement_facts("eval_beir", arguments), **facts})
@@ -100,10 +106,15 @@ def _check(args: EvaluationArguments) -> None:
 
 
 def _evaluate(
-    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], path: str | None, name: str | None
+    args: EvaluationArguments,
+    features: FeatureArguments,
+    datasets: list[Any],
+    bm25: Any,
+    path: str | None,
+    name: str | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Evaluate one model; return its evaluation, and the parts `model` and `settings` of the results."""
-    from ..evaluation.model_evaluation import evaluate_model, load_seen_digests
+    from ..evaluation.model_evaluation import evaluate_model, evaluation_settings, load_seen_digests
 
     systems = _load_systems(args, features, path)
     evaluation = evaluate_model(
@@ -112,17 +123,14 @@ def _evaluate(
         k=args.top_k,
         drop_identical_ids=not args.keep_identical_ids,
         seen_document_digests=load_seen_digests(path) if path else (),
+        bm25=bm25,
     )
     model, store = systems.encoder.model, systems.encoder.store
     say(store.summary())
     settings = {
-        "split": args.split,
-        "max_length": model.config.max_length,
-        "document_text": "title + ' ' + text",
-        "identical_ids_dropped": not args.keep_identical_ids,
-        "top_k": args.top_k,
-        **store.settings(),
-        "base_similarity": "cosine",
+        **evaluation_settings(
+            systems, split=args.split, k=args.top_k, drop_identical_ids=not args.keep_identical_ids, bm25=bm25
+        ),
         "search": args.search,
         **(_recall(args, systems.search) if args.search == "faiss" else {}),
     }
@@ -178,9 +186,7 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dic
     return {
         "path": name if path is None or is_folder else path,
         "name": name,
-        "similarity": config.similarity_fn_name,
-        "base_model": config.base_model_name,
-        **{setting: getattr(config, setting) for setting in MODEL_SETTINGS},
+        **model_settings(config),
         "weights_sha256": weights_digest(Path(path)) if path else None,
     }
 
@@ -213,7 +219,11 @@ def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) ->
 
 
 def _compare(
-    args: EvaluationArguments, features: FeatureArguments, datasets: list[Any], arguments: list[str] | None
+    args: EvaluationArguments,
+    features: FeatureArguments,
+    datasets: list[Any],
+    bm25: Any,
+    arguments: list[str] | None,
 ) -> None:
     """Evaluate every model, compare all pairs of systems, write the file and the plot, and print the table."""
     from ..distributed import rank
@@ -223,7 +233,7 @@ def _compare(
     evaluations, models = {}, {}
     for name, path in zip(model_comparison.system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
-        evaluations[name], models[name] = _evaluate(args, features, datasets, path, name)
+        evaluations[name], models[name] = _evaluate(args, features, datasets, bm25, path, name)
     seen = set().union(*(load_seen_digests(path) for path in args.compare))
     comparison = model_comparison.compare_models(model_comparison.gather_systems(datasets, evaluations, seen))
     if rank() != 0:

@@ -52,7 +52,7 @@ def load_beir_folder(path: str | os.PathLike[str], split: str = "test") -> BeirD
         raise UserError(
             f"expected a BEIR folder with corpus.jsonl, queries.jsonl and qrels/, got {str(folder)!r}: check the path"
         )
-    qrels = _read_qrels(folder / "qrels", split)
+    qrels = read_qrels(folder, split)
     corpus_ids, corpus_texts = read_corpus(folder / "corpus.jsonl")
     queries: dict[str, str] = {}
     for row in read_rows(folder / "queries.jsonl"):
@@ -107,12 +107,13 @@ def _download(name: str, folder: Path) -> None:
             ) from error
 
 
-def _read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
-    path = folder / f"{split}.tsv"
+def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
+    """Read the judgements of a BEIR folder: query id -> document id -> score."""
+    path = folder / "qrels" / f"{split}.tsv"
     if not path.is_file():
-        present = ", ".join(sorted(file.stem for file in folder.glob("*.tsv"))) or "none"
+        present = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv"))) or "none"
         raise UserError(
-            f"{folder}: expected judgements of the split {split!r}, got the splits {present}: name one of them"
+            f"{path.parent}: expected judgements of the split {split!r}, got the splits {present}: name one of them"
         )
     qrels: dict[str, dict[str, int]] = {}
     for number, line in read_lines(path):

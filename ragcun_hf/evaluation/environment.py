@@ -14,13 +14,20 @@ from typing import Any
 
 from ..commands import portable_command
 
-_PACKAGES = "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier numpy"
+_PACKAGES = (
+    "ragcun_hf torch transformers sentence-transformers datasets evaluate beir pytrec-eval-terrier bm25s PyStemmer "
+    "numpy"
+)
 
 
 def measurement_facts(script: str, arguments: Sequence[str] | None) -> dict[str, Any]:
     """Return when and by which command line something was `created`, and the facts of the environment."""
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"created": created, "command": portable_command(script, arguments), **environment_facts()}
+    return {"created": now(), "command": portable_command(script, arguments), **environment_facts()}
+
+
+def now() -> str:
+    """Return the time as a results file writes it, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def environment_facts() -> dict[str, Any]:

@@ -16,13 +16,14 @@ from ..data.mapped_column import take
 from ..errors import UserError
 from ..features.feature_store import SAMPLE_ROWS, TEXTS_AT_ONCE
 from ..files import DOCUMENTS_FILE
-from ..search.exact import exact_search
+from ..search.exact import SearchResult, exact_search
 from ..search.first_pass import row_blocks
 from ..search.memory_maps import new_matrix, read_far_apart, release
 from ..search.shards import Shard, gather_rows_by_number, own_shard
+from .bm25 import Bm25System
 from .metrics.isotropy.measures import isotropy_report, sigreg
 from .results import BASE_SYSTEM, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, mean_over_datasets
-from .retrieval import DatasetEvaluation, Search, VectorSystem, check_identical_ids, evaluate_retrieval
+from .retrieval import DatasetEvaluation, Search, System, VectorSystem, check_identical_ids, evaluate_retrieval
 
 if TYPE_CHECKING:
     from ..features.feature_store import FeatureStore
@@ -61,6 +62,7 @@ class ModelSystems:
     heads: tuple[str, ...] = (PROJECTION_SYSTEM,)  # the predictor's output is another query vector
     search: Search = exact_search
     folder: str | Path = "."  # for temporary files with the vectors of a large corpus
+    base_rankings: dict[str, SearchResult] | None = None  # by data set, kept to search with the base only once
 
     def __post_init__(self) -> None:
         if PREDICTOR_SYSTEM in self.heads and self.encoder.model.predictor is None:
@@ -84,7 +86,8 @@ class ModelSystems:
             release(features)
             release(embeddings)
         base_queries = base.queries(dataset)
-        systems = [VectorSystem(BASE_SYSTEM, base_queries, features, "cosine", self.search, shard)]
+        kept = self.base_rankings
+        systems = [VectorSystem(BASE_SYSTEM, base_queries, features, "cosine", self.search, shard, kept)]
         if self.heads:
             own_queries = base_queries if self.encoder is base else self.encoder.queries(dataset)
             outputs = apply_head(model, own_queries)
@@ -114,11 +117,12 @@ def evaluate_model(
     k: int = 100,
     drop_identical_ids: bool = True,
     seen_document_digests: Collection[str] = (),
+    bm25: Bm25System | None = None,
 ) -> ModelEvaluation:
     """Evaluate a model's systems on every data set, and measure the isotropy of their document vectors.
 
     With hexadecimal digests of training documents, queries with and without a relevant document among them are also
-    reported separately.
+    reported separately. With `bm25`, its figures stand beside those of the model.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
@@ -131,19 +135,39 @@ def evaluate_model(
             if system.name != PREDICTOR_SYSTEM:  # which searches the projection's documents
                 sample.add(system.name, system.documents)
         seen = seen_document_ids(dataset, seen_document_digests) or None
-        return evaluate_retrieval(dataset, own, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
+        every: list[System] = [*own] if bm25 is None else [*own, bm25]
+        return evaluate_retrieval(dataset, every, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
 
     evaluations = [evaluate(dataset, shard) for dataset, shard in zip(datasets, shards, strict=True)]
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}
     samples = sample.vectors()
     # Scale the base's vectors as the head's input is scaled, so that both systems are measured at one scale.
     samples[BASE_SYSTEM] = samples[BASE_SYSTEM] * float(systems.encoder.model.config.feature_scale)
+    isotropy = {system: measure_isotropy(rows) for system, rows in samples.items()}
+    return ModelEvaluation(evaluations, entries, mean_over_datasets(entries), isotropy, samples)
+
+
+def measure_isotropy(rows: np.ndarray) -> dict[str, float]:
+    """Measure how evenly vectors (N, D), N >= 2, are spread, with SIGReg per row."""
     # SIGReg per row does not grow with the sample: 0.40 after a collapse, 1.05 / N at best. The function is not the
     # loss's, which would count this sample once for each process.
-    isotropy = {
-        system: {**isotropy_report(rows), "sigreg": sigreg(rows) / len(rows)} for system, rows in samples.items()
+    return {**isotropy_report(rows), "sigreg": sigreg(rows) / len(rows)}
+
+
+def evaluation_settings(
+    systems: ModelSystems, *, split: str, k: int, drop_identical_ids: bool, bm25: Bm25System | None
+) -> dict[str, Any]:
+    """Return what a results file says of how a model was evaluated."""
+    return {
+        "split": split,
+        "max_length": systems.encoder.model.config.max_length,
+        "document_text": "title + ' ' + text",
+        "identical_ids_dropped": drop_identical_ids,
+        "top_k": k,
+        **systems.encoder.store.settings(),
+        "base_similarity": "cosine",
+        **({} if bm25 is None else {"bm25": bm25.settings()}),
     }
-    return ModelEvaluation(evaluations, entries, mean_over_datasets(entries), isotropy, samples)
 
 
 @torch.inference_mode()

@@ -18,13 +18,17 @@ from matplotlib.figure import Figure
 
 from ..files import replaced_file
 from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
-from .results import BASE_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, PROJECTION_SYSTEM
+from .results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, reference_system
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
-_SYSTEM_COLOURS = {BASE_SYSTEM: GREY, PROJECTION_SYSTEM: BLUE, PREDICTOR_SYSTEM: ORANGE}
-_OTHER_COLOURS = (GREEN, PURPLE, "#E69F00", "#56B4E9")
-_HATCHES = {PROJECTION_SYSTEM: "//", PREDICTOR_SYSTEM: ".."}  # so that bars differ in a grey print too
+_SYSTEM_COLOURS = {BASE_SYSTEM: GREY, BM25_SYSTEM: GREEN, PROJECTION_SYSTEM: BLUE, PREDICTOR_SYSTEM: ORANGE}
+_OTHER_COLOURS = (PURPLE, "#E69F00", "#56B4E9")
+_HATCHES = {
+    BM25_SYSTEM: "--",
+    PROJECTION_SYSTEM: "//",
+    PREDICTOR_SYSTEM: "..",
+}  # so that bars differ in a grey print too
 
 _LOSS_PANELS = {
     "loss": "total loss (weighted sum)",
@@ -159,7 +163,8 @@ def random_pair_cosines(x_ND: np.ndarray[Any, Any], generator: np.random.Generat
 def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Draw the NDCG@10 of every data set of the results as a group of bars, one bar per system, the base first.
 
-    If the whisker of a difference does not reach the dashed line of the base, chance is an unlikely explanation.
+    If the whisker of a difference does not reach the dashed line of the base (or of BM25, without a base),
+    chance is an unlikely explanation.
     """
     datasets = results["datasets"]
     if not datasets:
@@ -179,7 +184,7 @@ def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) ->
                 _draw_bar(axes, x, width * 0.92, entry, system, color=colours[system], label=label)
                 label = ""  # one entry in the legend
     for group, entry in enumerate(datasets.values()):
-        value = entry["systems"].get(BASE_SYSTEM, {}).get(MAIN_METRIC)
+        value = entry["systems"].get(reference_system(entry["systems"]), {}).get(MAIN_METRIC)
         if value is not None:
             axes.hlines(value, group - 0.42, group + 0.42, color="black", linestyle="--", linewidth=1)
     labels = [f"{name}\n{entry['num_queries']} queries" for name, entry in datasets.items()]
@@ -187,7 +192,8 @@ def plot_comparison(results: Mapping[str, Any], path: str | os.PathLike[str]) ->
     axes.set_ylim(0, axes.get_ylim()[1] * 1.12)
     axes.legend(frameon=False, ncols=len(systems) + 1, loc="upper left")
     axes.tick_params(axis="x", length=0)
-    label_axes(axes, "whiskers: 95% interval of the difference to base", f"{MAIN_METRIC.upper()} (0 to 1)")
+    reference = " or ".join(dict.fromkeys(str(reference_system(entry["systems"])) for entry in datasets.values()))
+    label_axes(axes, f"whiskers: 95% interval of the difference to {reference}", f"{MAIN_METRIC.upper()} (0 to 1)")
     save_figure(figure, path)
 
 

@@ -30,7 +30,8 @@ def build_run(
     """Turn search results into a run, best first, without the document that has the query's own id, as in BEIR.
 
     Query ids name the rows of the search result, document ids the searched documents; found ids must be different.
-    (ArguAna's queries are in its corpus.) To drop identical ids and keep k documents, search for k + 1.
+    (ArguAna's queries are in its corpus.) To drop identical ids and keep k documents, search for k + 1. A document row
+    of -1 stands for none: BM25 finds only documents that share a word with the query.
 
     >>> import numpy as np
     >>> found = SearchResult(np.array([[0.9, 0.5]], dtype=np.float32), np.array([[1, 0]]))
@@ -45,7 +46,8 @@ def build_run(
     needed = min(k + drop_identical_ids, len(document_ids))
     if num_rows and num_found < needed:
         raise ValueError(f"expected {needed} results per query to keep {k}, got {num_found}: search for k + 1")
-    distinct, places = np.unique(search_result.indices, return_inverse=True)
+    is_found = search_result.indices >= 0
+    distinct, places = np.unique(search_result.indices[is_found], return_inverse=True)
     names = take(document_ids, distinct.tolist())
     for ids, what in ((query_ids, "query"), (names, "document")):
         if len(set(ids)) != len(ids):
@@ -54,9 +56,11 @@ def build_run(
                 f"expected {what} ids that are all different, got {repeated!r} twice: remove one of the two"
             )
     run: Run = {}
-    found = np.array(names, dtype=object)[places.reshape(search_result.indices.shape)]
+    found = np.full(search_result.indices.shape, None, dtype=object)
+    found[is_found] = np.array(names, dtype=object)[places]
     for query_id, documents, scores in zip(query_ids, found, search_result.scores, strict=True):
         ranking = dict(zip(documents.tolist(), scores.tolist(), strict=True))
+        ranking.pop(None, None)
         if drop_identical_ids:
             ranking.pop(query_id, None)
         run[query_id] = ranking if len(ranking) <= k else dict(islice(ranking.items(), k))
@@ -81,6 +85,33 @@ def write_trec_run(path: str | os.PathLike[str], run: Mapping[str, Mapping[str, 
                 raise UserError(f"expected finite scores, got {score} for query {query!r}: check the model's vectors")
             lines.append(f"{query} Q0 {document} {rank} {float(score)!r} {tag}\n")
     write_whole(Path(path), "".join(lines))
+
+
+def read_trec_run(path: str | os.PathLike[str]) -> Run:
+    """Read a run in TREC format; of a line `query Q0 document rank score tag`, query, document and score count.
+
+    Raises a UserError if the file cannot be read or a line has another form.
+    """
+    run: Run = {}
+    try:
+        lines = Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: expected a run in TREC format, got an unreadable file ({error}): check it"
+        ) from error
+    for number, line in enumerate(lines, start=1):
+        fields = re.split(r"\s+", line.strip(), flags=re.ASCII)
+        if fields == [""]:
+            continue
+        try:
+            query, _, document, _, score, _ = fields
+            run.setdefault(query, {})[document] = float(score)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: expected 'query Q0 document rank score tag', got {line[:80]!r}: write the "
+                "run again"
+            ) from error
+    return run
 
 
 def check_trec_ids(ids: Iterable[str], what: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -18,7 +18,20 @@ from ..files import write_whole
 SCHEMA_VERSION = 1
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
 MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
-BASE_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "projection", "predictor"
+BASE_SYSTEM, BM25_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "bm25", "projection", "predictor"
+MODEL_SYSTEM = "model"  # an encoder of another kind, which has no base
+REFERENCES = (BASE_SYSTEM, BM25_SYSTEM)  # the other systems are compared with the first of these that was measured
+
+
+def model_settings(config: Any) -> dict[str, Any]:
+    """Return what a results file says of a model's configuration."""
+    similarity, base = config.similarity_fn_name, config.base_model_name
+    return {
+        "similarity": similarity,
+        "base_model": base,
+        **{setting: getattr(config, setting) for setting in MODEL_SETTINGS},
+    }
+
 
 # Shapes of the file's parts: a type, several types, or a dictionary of key -> shape.
 _NUMBER = (int, float)
@@ -163,12 +176,29 @@ def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, d
     return means
 
 
+def reference_system(systems: Collection[str]) -> str | None:
+    """Return the system that the others are compared with: the base, or BM25, or None if neither was measured."""
+    return next((system for system in REFERENCES if system in systems), None)
+
+
+def system_order(name: str) -> int:
+    """Return where a system stands in a table: the base first, then BM25, then all others."""
+    return REFERENCES.index(name) if name in REFERENCES else len(REFERENCES)
+
+
 def format_results_table(results: Mapping[str, Any]) -> str:
-    """Format results as a table for the terminal, under 100 columns: NDCG@10 with its comparison, and recall@100.
+    """Format results as a table for the terminal, under 100 columns: NDCG@10 with its comparison, and recall@100."""
+    return format_table(results_rows(results), num_names=2)
+
+
+def results_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return the cells of a table of results, the header first.
 
     There is one row per data set (and subset) and system, the base first, then the mean of several data sets.
     """
-    head = ("data set (queries)", "system", MAIN_METRIC.upper(), "vs base", "95% interval", "p", "R@100")
+    references = {reference_system(entry["systems"]) for entry in results["datasets"].values()} - {None}
+    against = f"vs {' or '.join(sorted(map(str, references)))}" if references else "vs base"
+    head = ("data set (queries)", "system", MAIN_METRIC.upper(), against, "95% interval", "p", "R@100")
     rows: list[tuple[str, ...]] = [head]
     for name, entry in results["datasets"].items():
         rows += _table_rows(f"{name} {entry['split']} ({entry['num_queries']})", entry)
@@ -176,11 +206,11 @@ def format_results_table(results: Mapping[str, Any]) -> str:
             rows += _table_rows(f"  {subset.replace('_', ' ')} ({part['num_queries']})", part)
     if len(results["datasets"]) > 1:
         rows += _table_rows("mean of data sets", {"systems": results["mean"]})
-    return format_table(rows, num_names=2)
+    return rows
 
 
 def _table_rows(label: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    for system, value, difference, tested in compared_systems(entry):
+    for system, value, difference, tested in compared_systems(entry, reference_system(entry["systems"])):
         recall = entry["systems"][system].get("recall@100")
         yield (
             shorten(label, 28),
@@ -194,19 +224,22 @@ def _table_rows(label: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, ...
         label = ""
 
 
-def compared_systems(entry: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yield name, NDCG@10, difference to the base and entry in `comparisons` of each system, the base first.
+def compared_systems(
+    entry: Mapping[str, Any], reference: str | None = BASE_SYSTEM
+) -> Iterator[tuple[str, Any, Any, Any]]:
+    """Yield name, NDCG@10, difference to the reference and entry in `comparisons` of each system, the base first.
 
-    What an entry of the results file does not have, or has by another metric, is None.
+    What an entry of the results file does not have, has by another metric or with another reference, is None.
     """
     systems = entry["systems"]
-    base = systems.get(BASE_SYSTEM, {}).get(MAIN_METRIC)
-    for system in sorted(systems, key=lambda name: name != BASE_SYSTEM):  # stable: the others keep their order
+    compared = entry.get("comparisons", {}) if reference == reference_system(systems) else {}
+    other = systems.get(reference, {}).get(MAIN_METRIC)
+    for system in sorted(systems, key=system_order):  # stable: the others keep their order
         value = systems[system].get(MAIN_METRIC)
-        tested = entry.get("comparisons", {}).get(system, {})
-        has_difference = system != BASE_SYSTEM and value is not None and base is not None
+        tested = compared.get(system, {})
+        has_difference = system != reference and value is not None and other is not None
         is_tested = tested.get("metric") == MAIN_METRIC
-        yield system, value, value - base if has_difference else None, tested if is_tested else None
+        yield system, value, value - other if has_difference else None, tested if is_tested else None
 
 
 def shorten(text: str, width: int) -> str:

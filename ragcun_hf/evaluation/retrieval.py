@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -18,11 +18,24 @@ from ..search.shards import Shard, search_shards
 from ..search.ties import IdOrder, Rows
 from .metrics.retrieval.trec_scores import average_scores, score_queries
 from .ranking import Run, build_run
-from .results import BASE_SYSTEM, MAIN_METRIC
+from .results import MAIN_METRIC, reference_system, system_order
 from .significance import compare_systems
 
 Search = Callable[..., SearchResult]  # called as `exact_search`
 PerQuery = dict[str, dict[str, float]]  # query id -> metric -> value
+
+
+class System(Protocol):
+    """Ranks documents for queries, by vectors or by anything else."""
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files."""
+        ...
+
+    def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
+        """Find the k best documents of some queries, rows of `dataset.queries`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class VectorSystem:
     similarity: str
     search: Search = exact_search
     shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
+    kept: dict[str, SearchResult] | None = None  # name of a data set -> ranking, to search it only once
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
@@ -45,9 +59,15 @@ class VectorSystem:
                 f"{num_documents} documents, got {len(self.queries)} and {len(self.documents)}: encode this data set "
                 "again"
             )
+        if self.kept is not None and dataset.name in self.kept:
+            return self.kept[dataset.name]
         search = self.search if self.shard is None else search_shards(self.search, self.shard)
         queries = self.queries if len(rows) == len(self.queries) else self.queries[rows]
-        return search(queries, self.documents, k=k, similarity=self.similarity, ties=IdOrder(dataset.corpus_ids))
+        ties = IdOrder(dataset.corpus_ids)
+        found = search(queries, self.documents, k=k, similarity=self.similarity, ties=ties)
+        if self.kept is not None:
+            self.kept[dataset.name] = found
+        return found
 
 
 @dataclass(frozen=True)
@@ -62,13 +82,15 @@ class DatasetEvaluation:
 
 def evaluate_retrieval(
     dataset: BeirDataset,
-    systems: Sequence[VectorSystem],
+    systems: Sequence[System],
     *,
     k: int = 100,
     drop_identical_ids: bool = True,
     seen_document_ids: Collection[str] | None = None,
 ) -> DatasetEvaluation:
     """Rank with every system, compute the official figures, and compare each system with the base.
+
+    Without a base, the other systems are compared with BM25.
 
     Queries without judgements are not searched. Judged documents that are not in the corpus count as never found, as
     in BEIR (ArguAna has five); BEIR also drops the document with the query's own id from its ranking.
@@ -77,8 +99,8 @@ def evaluate_retrieval(
     reported separately: a head can memorize documents, and only the second group shows what it gains on new ones.
     """
     names = [system.name for system in systems]
-    if BASE_SYSTEM not in names or len(set(names)) < len(names):
-        raise ValueError(f"expected distinct systems with {BASE_SYSTEM!r} among them, got {names}: rename or add one")
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"expected distinct systems, got {names}: rename or add one")
     if drop_identical_ids:
         check_identical_ids(dataset)
     judged = {query: judgements for query, judgements in dataset.qrels.items() if judgements}
@@ -94,7 +116,7 @@ def evaluate_retrieval(
     query_ids = [query for query in dataset.queries if query in judged]
     runs: dict[str, Run] = {}
     per_query: dict[str, PerQuery] = {}
-    for system in sorted(systems, key=lambda system: system.name != BASE_SYSTEM):
+    for system in sorted(systems, key=lambda system: system_order(system.name)):
         found = system.rank(dataset, rows, k + drop_identical_ids)
         run = build_run(query_ids, dataset.corpus_ids, found, drop_identical_ids=drop_identical_ids, k=k)
         runs[system.name], per_query[system.name] = run, score_queries(run, judged)
@@ -116,13 +138,14 @@ def evaluate_retrieval(
 
 
 def _figures(per_query: Mapping[str, PerQuery]) -> dict[str, Any]:
-    """Average each system's figures and compare it with the base."""
+    """Average each system's figures and compare it with the base, or with BM25 if there is none."""
+    reference = reference_system(per_query)
     return {
         "systems": {system: average_scores(values) for system, values in per_query.items()},
         "comparisons": {
-            system: {"metric": MAIN_METRIC, **asdict(compare_systems(values, per_query[BASE_SYSTEM], MAIN_METRIC))}
+            system: {"metric": MAIN_METRIC, **asdict(compare_systems(values, per_query[reference], MAIN_METRIC))}
             for system, values in per_query.items()
-            if system != BASE_SYSTEM
+            if reference is not None and system != reference
         },
     }
 

@@ -206,13 +206,18 @@ class FeatureStore:
         is_first = not self._is_shared or rank() == 0
         return EncodingProgress(is_shown=self._show_progress and is_first)
 
+    def key_parts(self, prompt: str) -> dict[str, Any]:
+        """Return everything that changes the features of texts with this prompt: equal parts give equal features."""
+        if self._encoder_parts is None:
+            self._encoder_parts = encoder_parts(self._model)
+        parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
+        if self._model.device.type != "cpu":
+            parts["device"] = self._model.device.type
+        return parts
+
     def _cache(self, prompt: str) -> FeatureCache:
         if prompt not in self._caches:
-            if self._encoder_parts is None:
-                self._encoder_parts = encoder_parts(self._model)
-            parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
-            if self._model.device.type != "cpu":
-                parts["device"] = self._model.device.type
+            parts = self.key_parts(prompt)
             dim, name = self._model.config.feature_dim, self._model.config.base_model_name
             self._caches[prompt] = FeatureCache(
                 self._cache_folder or "", parts, feature_dim=dim, dtype=self.feature_dtype, name=name

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..commands import command
 from ..errors import UserError
-from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, compared_systems
+from ..evaluation.results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, compared_systems
 from .card_findings import (
     NOT_MEASURED,
     compare_with_base,
     describe,
+    describe_bm25,
     describe_memory,
     format_difference,
     format_figure,
@@ -44,7 +45,7 @@ BEIR_ON_THE_HUB = {
     "webis-touche2020": ("mteb/touche2020", "Touche2020"),
 }
 
-_SYSTEM_NAMES = {BASE_SYSTEM: "frozen base"}
+_SYSTEM_NAMES = {BASE_SYSTEM: "frozen base", BM25_SYSTEM: "BM25"}
 _ISOTROPY_NAMES = {
     "effective_rank": "effective rank (number of directions in use)",
     "iso_score": "IsoScore (1 is isotropic)",
@@ -89,7 +90,7 @@ def _evaluation_results(datasets: Mapping[str, Any]) -> Iterator[EvalResult]:
 
     for name, entry in datasets.items():
         for system, metrics in entry["systems"].items():
-            if system == BASE_SYSTEM:  # another model's figures
+            if system in (BASE_SYSTEM, BM25_SYSTEM):  # not figures of this model
                 continue
             for metric in (metric for metric in METRIC_NAMES if metric in metrics):
                 yield EvalResult(
@@ -131,7 +132,8 @@ def card_sections(
         "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
         "isotropy_rows": _isotropy_rows(results["isotropy"]),
         "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
-        "findings": [*describe(outcomes), *describe_memory(datasets)],
+        "findings": [*describe(outcomes), *describe_bm25(datasets), *describe_memory(datasets)],
+        "about_bm25": _about_bm25(results["settings"]),
         "comparison": compared,
         "has_record": training_record is not None,
         "training_rows": [] if training_record is None else _training_rows(training_record),
@@ -152,6 +154,12 @@ def _rows(place: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:
             compared = [format_difference(difference), _interval(tested), format_figure(tested["p_value"])]
         metrics = [format_figure(entry["systems"][system].get(metric)) for metric in METRIC_NAMES]
         yield [place, _SYSTEM_NAMES.get(system, system), *metrics, *compared]
+
+
+def _about_bm25(settings: Mapping[str, Any]) -> str:
+    if "bm25" not in settings:
+        return ""
+    return f"BM25 ranks by the words that document and query share ({settings['bm25']})."
 
 
 def _interval(tested: Mapping[str, Any]) -> str:
@@ -238,12 +246,13 @@ def _comparison_rows(comparison: Mapping[str, Any], name: str) -> Iterator[list[
     """Lay out the comparisons by the mean over data sets or, of a single data set, by its own figures.
 
     Frozen bases are left out, as the model's own is in the table of results, and so are other models' predictors.
+    BM25 is kept.
     """
     own = {name, f"{name}, {PREDICTOR_SYSTEM}"}
     entry = comparison["overall"] if len(comparison["datasets"]) > 1 else next(iter(comparison["datasets"].values()))
     for each in entry["comparisons"]:
         systems = (each["system"], each["reference"])
-        if own & {*systems} and {*systems} <= own | comparison["models"].keys():
+        if own & {*systems} and {*systems} <= own | comparison["models"].keys() | {BM25_SYSTEM}:
             yield [
                 *systems,
                 *(format_figure(entry["systems"][system][MAIN_METRIC]) for system in systems),

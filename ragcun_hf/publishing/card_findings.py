@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, compared_systems
+from ..evaluation.results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, REFERENCES, compared_systems
 
 NOT_MEASURED = "not measured"
 
@@ -86,7 +86,7 @@ def compare_with_base(places: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Say in one sentence whether the model or its frozen base is better, as far as the figures show it."""
-    kinds = frozenset(outcome.kind for outcome in outcomes)
+    kinds = frozenset(outcome.kind for outcome in outcomes if outcome.system != BM25_SYSTEM)
     if kinds >= {"below", "above"}:
         return (
             "Compared with its frozen base, this model wins in some of the measurements made here and loses in others."
@@ -105,8 +105,26 @@ def describe(outcomes: Sequence[Outcome], *, queries: str = "") -> list[str]:
             found = [outcome.words for outcome in outcomes if (outcome.kind, outcome.system) == (kind, system)]
             if found:
                 places = " and ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
-                sentences.append(f"{queries}NDCG@10 of the {system} {words} {places}.")
+                name = "BM25" if system == BM25_SYSTEM else f"the {system}"
+                sentences.append(f"{queries}NDCG@10 of {name} {words} {places}.")
     return sentences
+
+
+def describe_bm25(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name the data sets on which BM25, which needs no encoder, is above a system of the model."""
+    found: dict[str, list[str]] = {}
+    for place, entry in datasets.items():
+        values = {system: metrics.get(MAIN_METRIC) for system, metrics in entry["systems"].items()}
+        of_bm25 = values.get(BM25_SYSTEM)
+        for system, value in values.items():
+            if system not in REFERENCES and None not in (value, of_bm25) and of_bm25 > value:
+                figures = f"{format_figure(of_bm25)} against {format_figure(value)}"
+                found.setdefault(system, []).append(f"{place} ({figures})")
+    return [
+        f"NDCG@10 of BM25, which needs no encoder, is above that of the {system} (not tested for significance) on "
+        f"{', '.join(places)}."
+        for system, places in found.items()
+    ]
 
 
 def describe_memory(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -459,7 +459,7 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
         runs = {path.name: path.read_bytes() for path in sorted((output / "model").glob("*.trec"))}
         written[processes] = (runs, results["datasets"], results["isotropy"])
         assert len(list((folder / f"features_{processes}").rglob("*.arrow"))) > processes  # each its own shards
-    assert len(written[1][0]) == 3
+    assert len(written[1][0]) == 4
     assert written[3] == written[1]
 
 

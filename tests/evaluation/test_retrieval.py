@@ -174,9 +174,19 @@ def test_a_data_set_without_judgements_is_refused(dataset, systems):
         evaluate_retrieval(dataset, systems)
 
 
-def test_a_base_and_distinct_names_are_required(dataset, systems):
-    for wrong in (systems[:1], [*systems, systems[0]]):
-        with pytest.raises(ValueError, match="distinct systems with 'base' among them"):
+def test_without_a_base_systems_are_compared_with_bm25_or_not_at_all(dataset, systems):
+    projection, base = systems
+    entry = evaluate_retrieval(dataset, [projection, replace(base, name="bm25")]).entry
+    assert list(entry["systems"]) == ["bm25", "projection"]
+    assert entry["comparisons"] == {
+        "projection": evaluate_retrieval(dataset, systems).entry["comparisons"]["projection"]
+    }
+    assert evaluate_retrieval(dataset, [projection]).entry["comparisons"] == {}
+
+
+def test_distinct_names_are_required(dataset, systems):
+    for wrong in ([], [*systems, systems[0]]):
+        with pytest.raises(ValueError, match="distinct systems"):
             evaluate_retrieval(dataset, wrong)
 
 

@@ -256,6 +256,32 @@ def test_losses_against_the_base_are_written_out(card):
     assert "wins in some of the measurements made here and loses in others" in card
 
 
+def test_bm25_stands_beside_the_model_and_decides_no_verdict(results, record):
+    without = verdict(compare_with_base(results["datasets"]))
+    for value, entry in zip((0.69, 0.1), results["datasets"].values(), strict=True):
+        base = entry["systems"]["base"]["ndcg@10"]
+        entry["systems"]["bm25"] = {"ndcg@10": value, "recall@100": 0.8999}
+        entry["comparisons"]["bm25"] = _comparison(value - base)
+    results["settings"]["bm25"] = "lucene, english stems"
+    card = render_card(results=results, training_record=record)
+    assert verdict(compare_with_base(results["datasets"])) == without
+    assert "BM25 ranks by the words that document and query share (lucene, english stems)." in card
+    assert "| scifact test (1,406 queries) | BM25 | 0.6900 |" in card
+    assert "above that of the projection (not tested for significance) on scifact (0.6900 against 0.6201)." in card
+    assert "above that of the predictor" not in card
+    assert not [each for each in ModelCard(card).data.eval_results if "bm25" in each.metric_name]
+
+
+def test_a_comparison_shows_the_model_against_bm25(results, comparison):
+    for entry in (*comparison["datasets"].values(), comparison["overall"]):
+        entry["systems"]["bm25"] = {"ndcg@10": 0.4567}
+        against = {"reference": "bm25", **_comparison(0.0034)}
+        entry["comparisons"] += [{"system": name, **against} for name in ("small", "other")]
+    card = render_card(results=results, training_record=None, comparison=comparison)
+    assert "| small | bm25 | 0.4601 | 0.4567 | +0.0034 |" in card
+    assert "| other | bm25 |" not in card
+
+
 @pytest.mark.parametrize(
     ("differences", "words"),
     [

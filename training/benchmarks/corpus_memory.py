@@ -117,7 +117,7 @@ def run_process(flags: dict[str, object], datasets_cache: Path) -> dict[str, flo
     words = [str(word) for pair in flags.items() for word in pair]
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-c", code, str(script), *words],
+        [sys.executable, "-c", code, str(script), *words, "--no_bm25"],  # its index is in memory
         check=True,
         stdout=subprocess.PIPE,
         text=True,

@@ -85,7 +85,8 @@ def run_ours(args: Arguments, backend: str, figures: dict[str, float]) -> dict[s
             *("--save_strategy", "no", "--disable_tqdm", "true", "--use_cpu"),
             *cache,
         ]
-        evaluate = ["--model_path", f"{folder}/a", "--data_dir", args.data_dir, "--datasets", "scifact", *cache]
+        evaluate = ["--model_path", f"{folder}/a", "--data_dir", args.data_dir, "--datasets", "scifact", "--no_bm25"]
+        evaluate += cache
         first, _ = timed(lambda: train_contrastive.main([*train, "--output_dir", f"{folder}/a"]))
         evaluation, _ = timed(lambda: eval_beir.main([*evaluate, "--output_dir", f"{folder}/results"]))
         second, _ = timed(lambda: train_contrastive.main([*train, "--seed", "7", "--output_dir", f"{folder}/b"]))
