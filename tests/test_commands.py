@@ -108,7 +108,7 @@ def test_another_script_s_process_names_the_installed_command(monkeypatch, tmp_p
 
 def test_the_module_form_names_the_module_form(monkeypatch):
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    monkeypatch.setattr(sys, "argv", [str(ROOT / "ragcun_hf" / "__main__.py"), "--train_data", "x"])
+    monkeypatch.setattr(sys, "argv", [str(ROOT / "ragcun_hf" / "cli" / "__main__.py"), "--train_data", "x"])
     assert command("eval_beir") == "python -m ragcun_hf.cli eval-beir"
 
 

@@ -82,7 +82,7 @@ def test_the_converted_folder_gives_the_vectors_of_the_original(
     assert (config.similarity_fn_name, config.projection_init, config.freeze_base) == ("euclidean", "random", True)
     said = capsys.readouterr().out
     assert "the frozen encoder of --base_model, 10 dimensions" in said
-    assert "--use_predictor --datasets scifact" in said
+    assert "--use_predictor --datasets YOUR_DATASET" in said
 
 
 def test_a_checkpoint_without_a_predictor_and_with_idle_keys(original, convert, tiny_encoder_folder):
