@@ -82,7 +82,7 @@ def test_the_commands_have_written_what_the_readme_says(folder):
         assert (folder / "checkpoints" / name / "model.safetensors").is_file()
     results = json.loads((folder / "results" / "mine.json").read_text(encoding="utf-8"))
     assert set(results["datasets"]["my_set"]["systems"]) == {"base", "bm25", "projection"}
-    assert "| mine |" in (folder / "results" / "table.md").read_text(encoding="utf-8")
+    assert "mine |" in (folder / "results" / "table.md").read_text(encoding="utf-8")
     assert list((folder / "results" / "mine").glob("*.trec"))
     card = (folder / "checkpoints" / "mine" / "README.md").read_text(encoding="utf-8")
     assert "frozen base" in card

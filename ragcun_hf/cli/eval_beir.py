@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..commands import command
@@ -23,6 +23,7 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
+    FEW_DOCUMENTS,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
@@ -33,6 +34,9 @@ from ..evaluation.results import (
 )
 from ..features.arguments import FeatureArguments
 from ..files import check_writable, disk_errors_explained, weights_digest
+
+if TYPE_CHECKING:
+    from ..data.beir_folder import BeirDataset
 
 
 @dataclass
@@ -47,6 +51,10 @@ class EvaluationArguments:
     datasets: list[str] = argument(
         ["scifact", "nfcorpus", "arguana"], "BEIR data sets, by name; your own is a folder inside --data_dir."
     )
+    pairs: str | None = argument(
+        None, "Instead of --datasets: query-document pairs, such as the held_out.jsonl beside a trained model."
+    )
+    corpus: str | None = argument(None, "With --pairs: more documents to search, from any source.")
     data_dir: str = argument("data/beir", "Folder with one BEIR folder per data set; missing ones are downloaded.")
     split: str = argument("test", "Name of the judgements to use.")
     output_dir: str = argument("results", "Folder for the results file, run files and plots.")
@@ -78,7 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
     from ..evaluation.ranking import check_trec_ids
 
     bm25 = Bm25System(args.bm25_language) if args.bm25 else None
-    datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
+    if args.pairs:
+        datasets = [_dataset_of_pairs(args.pairs, args.corpus)]
+    else:
+        datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
     for dataset in datasets:  # before all the work, because run files could not hold such ids
         check_trec_ids(dataset.queries, f"query id of {dataset.name}")
         check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
@@ -91,7 +102,25 @@ def main(arguments: list[str] | None = None) -> None:
             _write(args, evaluation, {**measurement_facts("eval_beir", arguments), **facts})
 
 
+def _dataset_of_pairs(pairs: str, corpus: str | None) -> BeirDataset:
+    from ..data.beir_folder import dataset_of_pairs
+    from ..data.documents import document_text, read_documents
+    from ..data.pairs import read_pairs
+
+    documents = [] if corpus is None else read_documents(corpus)
+    texts = (document_text(row["title"], row["text"]) for row in documents)
+    dataset = dataset_of_pairs(read_pairs(pairs), texts, name=re.sub(r"[^\w.-]", "_", Path(pairs).stem))
+    if len(dataset.corpus_ids) < FEW_DOCUMENTS:
+        say(
+            f"These queries search only {len(dataset.corpus_ids)} documents. The figures are far higher than in a "
+            "real collection, and differences may be chance: name all documents with --corpus."
+        )
+    return dataset
+
+
 def _check(args: EvaluationArguments) -> None:
+    if args.corpus and not args.pairs:
+        raise UserError("--corpus is for --pairs, got --datasets, which have their own: leave it out")
     if sum(map(bool, (args.model_path, args.base_model, args.compare))) != 1:
         raise UserError(
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"

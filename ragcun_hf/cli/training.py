@@ -13,7 +13,7 @@ from ..commands import command
 from ..data.documents import is_beir_folder
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
-from ..files import source_name
+from ..files import HELD_OUT_FILE, source_name
 from ..model.arguments import ModelArguments
 from ..objective.flags import ObjectiveArguments, ScheduleArguments
 
@@ -150,6 +150,9 @@ def next_command(parsed: ParsedArguments, folder: str) -> str:
             place = Path(os.path.relpath(Path(source).expanduser()))
             words = [*model, "--datasets", place.resolve().name, "--data_dir", str(place.parent)]
             return command("eval_beir", *words, *([] if split == "test" else ["--split", split]))
+    held_out = Path(folder, HELD_OUT_FILE)
+    if held_out.is_file():
+        return command("eval_beir", *model, "--pairs", str(held_out), *(["--corpus", corpus] if corpus else []))
     if not corpus:
         corpus, column = (pairs[0], data.positive_column) if pairs else (data.input_xy_pairs, data.x_column)
     words = [*model, "--corpus", corpus, *([] if column == "text" else ["--text_column", column])]

@@ -11,9 +11,10 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -68,6 +69,24 @@ def load_beir_folder(path: str | os.PathLike[str], split: str = "test") -> BeirD
         )
     judged_queries = {query_id: queries[query_id] for query_id in qrels}
     return BeirDataset(folder.resolve().name, split, judged_queries, corpus_ids, corpus_texts, qrels)
+
+
+def dataset_of_pairs(
+    pairs: Iterable[Mapping[str, Any]], documents: Iterable[str] = (), *, name: str = "data", split: str = "test"
+) -> BeirDataset:
+    """Make a collection of pairs: a query's relevant documents are those that it has a pair with.
+
+    The corpus is made of the documents and negatives of all pairs, and of more documents. Equal texts are one.
+    """
+    rows = list(pairs)
+    texts = [document_text("", text) for row in rows for text in (row["positive"], *(row.get("negative") or ()))]
+    document_ids = {text: f"d{number}" for number, text in enumerate(dict.fromkeys([*texts, *documents]))}
+    query_ids = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(row["query"] for row in rows))}
+    qrels: dict[str, dict[str, int]] = {}
+    for row in rows:
+        qrels.setdefault(query_ids[row["query"]], {})[document_ids[document_text("", row["positive"])]] = 1
+    queries = {identifier: text for text, identifier in query_ids.items()}
+    return BeirDataset(name, split, queries, list(document_ids.values()), list(document_ids), qrels)
 
 
 def find_beir_dataset(name: str, data_dir: str | os.PathLike[str], split: str = "test") -> BeirDataset:

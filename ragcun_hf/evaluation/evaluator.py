@@ -11,7 +11,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from ..data.beir_folder import BeirDataset, load_beir_folder
+from ..data.beir_folder import BeirDataset, dataset_of_pairs, load_beir_folder
 from ..data.documents import document_text, read_documents
 from ..data.pairs import read_pairs
 from ..distributed import world_size
@@ -169,17 +169,11 @@ class RetrievalEvaluator(BaseEvaluator):
         Raises:
             UserError: If a source cannot be read or a row lacks a text.
         """
-        rows = list(read_pairs(pairs, split=split, name="pairs"))
-        documents = {document_text("", text): "" for row in rows for text in (row["positive"], *row["negative"])}
-        for row in () if corpus is None else read_documents(corpus, name="corpus"):
-            documents[document_text(row["title"], row["text"])] = ""
-        queries = {row["query"]: f"q{number}" for number, row in enumerate(rows)}
-        documents = {text: f"d{number}" for number, text in enumerate(documents)}
-        relevant: dict[str, set[str]] = {}
-        for row in rows:
-            relevant.setdefault(queries[row["query"]], set()).add(documents[document_text("", row["positive"])])
-        by_id = [{number: text for text, number in each.items()} for each in (queries, documents)]
-        evaluator = cls(by_id[0], by_id[1], relevant, split=split, **options)
+        documents = [] if corpus is None else read_documents(corpus, name="corpus")
+        texts = (document_text(row["title"], row["text"]) for row in documents)
+        dataset = dataset_of_pairs(read_pairs(pairs, split=split, name="pairs"), texts, split=split)
+        by_id = dict(zip(dataset.corpus_ids, dataset.corpus_texts, strict=True))
+        evaluator = cls(dataset.queries, by_id, dataset.qrels, split=split, **options)
         evaluator._made = f"{_PYTHON_NAME}.from_pairs(pairs{'' if corpus is None else ', corpus'})"
         return evaluator
 

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..files import write_whole
 
 SCHEMA_VERSION = 1
+FEW_DOCUMENTS = 500  # a search among fewer finds almost everything, so its figures say little
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
 MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
 BASE_SYSTEM, BM25_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "bm25", "projection", "predictor"

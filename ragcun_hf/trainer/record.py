@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
-from ..evaluation.results import MAIN_METRIC
+from ..evaluation.results import FEW_DOCUMENTS, MAIN_METRIC
 from ..files import (
     DOCUMENTS_FILE,
     HELD_OUT_FILE,
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
-
-_FEW_DOCUMENTS = 500  # a search among so few finds almost everything
 
 
 @dataclass(frozen=True)
@@ -146,9 +144,9 @@ def check_and_blend(
     names = {"base": "frozen base", "start": "start of the head", "saved": "saved model"}
     shown = ", ".join(f"{names[name]} {value:.4f}" for name, value in figures.items())
     say(f"Validation NDCG@10, searching {validation.num_documents:,} documents: {shown}.")
-    if validation.num_documents < _FEW_DOCUMENTS:
+    if validation.num_documents < FEW_DOCUMENTS:
         say(
-            f"With fewer than {_FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "
+            f"With fewer than {FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "
             "collection, and differences may be chance: name all documents with --val_corpus (in Python: corpus=)."
         )
     best_before = max(figures.get("start", 0.0), figures.get("base", 0.0))

@@ -295,7 +295,7 @@ def test_two_processes_train_the_weights_of_one_with_all_their_rows(folder, trai
     _check_alike(one, two, tiny_encoder_folder)
     # One model, announced once.
     assert done.stdout.count("Saved the model") == 1
-    assert len(re.findall(r"^Next: .*search.* --corpus pairs.json --text_column positive$", done.stdout, re.M)) == 1
+    assert len(re.findall(r"^Next: .*eval-beir .* --pairs .*held_out.jsonl$", done.stdout, re.M)) == 1
     assert _record(two)["steps"] == _record(one)["steps"] == 3
     assert not list(two.parent.glob(".*.tmp"))
     # Logged figures are also of all rows.
@@ -463,7 +463,7 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
     assert written[3] == written[1]
 
 
-RECORDS = {"training_record.json", "training_documents.txt"}
+RECORDS = {"training_record.json", "training_documents.txt", "held_out.jsonl"}
 
 
 def _logged(output, name):
@@ -556,7 +556,9 @@ def test_accelerate_reads_the_shipped_files_and_they_say_how_to_use_them(path, t
 
     config = load_config_from_file(str(path))
     assert config.num_processes >= 2
-    assert f"accelerate launch --config_file ragcun_hf/cli/accelerate/{path.name}" in path.read_text(encoding="utf-8")
+    said = path.read_text(encoding="utf-8")
+    assert f'accelerate launch --config_file "$(ragcun accelerate-config {path.stem})"' in said
+    assert "-m ragcun_hf.cli train-contrastive" in said
     known = vars(launch_command_parser().parse_args(["script.py"]))
     assert config.fsdp_config.keys() <= known.keys()  # which accelerate does not check
     (tmp_path / "wrong.yaml").write_text(path.read_text(encoding="utf-8") + "mixed_precison: bf16\n", encoding="utf-8")

@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -257,6 +258,30 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
     assert f"searching 9 documents: frozen base {figures[0]:.4f}, start of the head {figures[0]:.4f}" in shown
     assert f"saved model {expected:.4f}." in shown
     assert "With fewer than 500 documents to search" in shown
+
+
+def test_held_out_pairs_are_kept_beside_the_model_and_evaluated_by_the_next_command(run, tiny_pairs, tmp_path, capsys):
+    from ragcun_hf.cli import eval_beir
+
+    rows = [{"query": pair["query"], "positive": pair["positive"]} for pair in tiny_pairs]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows), encoding="utf-8")
+    (tmp_path / "all.json").write_text(json.dumps(DOCUMENTS), encoding="utf-8")
+    flags = ["--val_fraction", "0.4", "--val_corpus", "all.json", "--epochs", "2", "--batch_size", "4"]
+    folder = run("train_contrastive", "--train_data", "pairs.json", *flags, "--feature_cache_dir", "cache")
+    held_out = [json.loads(line) for line in (folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(held_out) == _record(folder)["data"]["validation_rows"] > 1
+    assert all(row["query"] in {pair["query"] for pair in rows} for row in held_out)
+    following = capsys.readouterr().out.splitlines()[-1].removeprefix("Next: ")
+    assert "eval-beir" in following
+    words = shlex.split(following)[2:]
+    assert words == ["--model_path", "out", "--pairs", "out/held_out.jsonl", "--corpus", "all.json"]
+    eval_beir.main([*words, "--feature_cache_dir", "cache"])
+    assert "The figures are far higher than in a real collection" in capsys.readouterr().out
+    results = json.loads((tmp_path / "results" / "out.json").read_text(encoding="utf-8"))
+    figure = results["datasets"]["held_out"]["systems"]["projection"]["ndcg@10"]
+    assert figure == pytest.approx(_record(folder)["validation_ndcg@10"]["saved"], abs=1e-6)
+    with pytest.raises(UserError, match="--corpus is for --pairs"):
+        eval_beir.main(["--model_path", "out", "--corpus", "all.json"])
 
 
 @pytest.mark.parametrize("strategy", ["no", "epoch"])
@@ -782,9 +807,8 @@ def test_without_judgements_the_next_command_searches_the_user_s_texts(
     assert said == f"{search} --corpus {documents_file}"
     said = _next(run, capsys, "train_xy_masked", "--input_xy_pairs", xy_file)
     assert said == f"{search} --corpus {xy_file} --text_column x"
-    said = _next(run, capsys, "train_contrastive", "--train_data", pairs_file, "--val_corpus", documents_file,
-                 "--val_data", pairs_file)  # fmt: skip
-    assert said == f"{search} --corpus {documents_file}"
+    said = _next(run, capsys, "train_contrastive", "--train_data", pairs_file)
+    assert said == f"{search} --corpus {pairs_file} --text_column positive"
 
 
 @pytest.mark.slow
