@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import ProgressCallback, set_seed
+from transformers.trainer_utils import TrainOutput
 
 from ..command_line import say
 from ..data.stream import ShuffledStream
@@ -103,6 +104,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._given_args, self._seconds_of_features = args, 0.0
         self._store: FeatureStore | None = None
         self._energy: list[dict[str, Any]] = []
+        self._run_callbacks: list[Any] = []
         self._validation_figures: dict[str, float] = {}
         set_seed(args.seed)
         if model.is_untrained:
@@ -198,7 +200,7 @@ class IsotropicGaussianTrainer(LossTrainer):
             logger.warning(warning)
         self._attach_run_callbacks()
         start = trainable_weights(model) if self.args.blend < 1 else {}
-        output = None
+        output = TrainOutput(0, 0.0, {})
         with measured_energy(self.args.measure_energy and self.args.process_index == 0) as energy:
             if self.args.blend > 0:
                 with disk_errors_explained(Path(str(self.args.output_dir))):
@@ -221,12 +223,15 @@ class IsotropicGaussianTrainer(LossTrainer):
 
     def _attach_run_callbacks(self) -> None:
         """Attach what depends on the checkpoint to resume from."""
-        for kind in (type(early_stopping(1, None)), StreamPosition):
-            self.remove_callback(kind)
+        for callback in self._run_callbacks:
+            self.remove_callback(callback)
+        self._run_callbacks = []
         if self.args.early_stopping_patience is not None:
-            self.add_callback(early_stopping(self.args.early_stopping_patience, self.checkpoint))
+            self._run_callbacks.append(early_stopping(self.args.early_stopping_patience, self.checkpoint))
         if isinstance(self.data.train, ShuffledStream):
-            self.add_callback(StreamPosition(self, self.data.train, self.checkpoint))
+            self._run_callbacks.append(StreamPosition(self, self.data.train, self.checkpoint))
+        for callback in self._run_callbacks:
+            self.add_callback(callback)
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

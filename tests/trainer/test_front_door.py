@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 from ragcun_hf.cli import train_contrastive, train_self_supervised
@@ -329,3 +329,24 @@ def test_embeddings_that_can_be_cut_start_at_the_principal_directions(make_model
     assert trainer.train().global_step == 2
     with pytest.raises(UserError, match="narrower than the embedding"):
         IsotropicGaussianTrainer(make_model(), make_args(matryoshka_dims=[16]), train_dataset=pairs)
+
+
+def test_an_early_stopping_of_the_user_stays_when_training_begins_again(make_model, make_args, pairs):
+    fields = {"eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 6, "learning_rate": 1e-9}
+    trainer = IsotropicGaussianTrainer(
+        make_model(),
+        make_args(**fields, num_train_epochs=9),
+        train_dataset=pairs[:5],
+        eval_dataset=pairs[5:],
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    # Nothing gets better at such a rate; the first evaluation after a step is the one to beat.
+    assert trainer.train().global_step == 3
+    assert trainer.train().global_step == 3
+
+
+def test_a_blend_of_zero_trains_nothing(make_model, make_args, pairs):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(blend=0.0), train_dataset=pairs)
+    before = {name: weight.clone() for name, weight in _head(trainer.model).items()}
+    assert trainer.train().global_step == 0
+    assert _same(before, _head(trainer.model))
