@@ -28,6 +28,11 @@ class PairDataArguments:
     """Sources of the pairs."""
 
     train_data: list[str] = argument([], "Pairs to train on: one or more files, BEIR folders or Hub dataset ids.")
+    documents: str | None = argument(
+        None,
+        "Documents without labels from the same collection: a file, a folder, a BEIR folder or a Hub dataset id. A "
+        "head that is trained on them, as by the recipe unlabelled, is the start, and held-out queries search them.",
+    )
     split: str = argument("train", "Split of a Hub dataset, or of the judgements of a BEIR folder, to train on.")
     query_column: str = argument("query", "Column with the query.")
     positive_column: str = argument("positive", "Column with the query's document.")
@@ -49,6 +54,7 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read training and validation pairs."""
     from datasets import concatenate_datasets
 
+    from ..data.documents import document_text, read_documents
     from ..data.pairs import read_pairs
     from ..trainer.data import TrainingData
 
@@ -63,4 +69,8 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
         if parsed.model.freeze_base and parsed.training.feature_cache:
             raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
         return TrainingData.of_stream(sources, parsed.held_out_pairs(), parsed.training, facts)
-    return TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)
+    read = TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)
+    if not data.documents:
+        return read
+    documents = read_documents(data.documents)
+    return read.starting_from([document_text(row["title"], row["text"]) for row in documents])

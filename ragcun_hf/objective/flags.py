@@ -82,6 +82,9 @@ class ObjectiveArguments:
         "Weight of the trained head in the saved one, in [0, 1]: 1 saves the trained head, a smaller value stays "
         "closer to the frozen base.",
     )
+    fall_back: bool = argument(
+        False, "If held-out queries are answered no better than by the frozen base, save the unchanged base instead."
+    )
     val_fraction: float = argument(
         0.0, "Without validation data: fraction of the documents to hold out with their queries, in [0, 1)."
     )

@@ -170,12 +170,15 @@ def prepare_repository(api: HfApi, repo_id: str, *, private: bool | None = None,
     return whole
 
 
-def upload(api: HfApi, plan: UploadPlan, repo_id: str, *, revision: str | None = None) -> CommitInfo:
+def upload(
+    api: HfApi, plan: UploadPlan, repo_id: str, *, revision: str | None = None, commit_message: str | None = None
+) -> CommitInfo:
     """Send all files in one commit, so that visitors see the whole new model or the old one, also after an error."""
     from huggingface_hub import CommitOperationAdd
 
     operations = [CommitOperationAdd(name, str(path)) for name, path in plan.files.items()]
-    message = f"Upload {read_json_object(plan.files['config.json']).get('model_type')} model with its card"
+    model_type = read_json_object(plan.files["config.json"]).get("model_type")
+    message = commit_message or f"Upload {model_type} model with its card"
     with _hub_errors_explained(repo_id):
         # Not upload_folder, which may split the files over several commits.
         return api.create_commit(repo_id, operations, commit_message=message, revision=revision)

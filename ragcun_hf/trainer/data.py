@@ -36,6 +36,7 @@ class TrainingData:
     train: TrainingRows
     validation: TrainingRows | None = None
     corpus: tuple[str, ...] = ()  # documents that validation searches besides its own
+    documents: tuple[str, ...] = ()  # without labels, beside pairs: they give the head its start
     facts: dict[str, Any] = field(default_factory=dict)  # what the record says of the data
     automatic: AutomaticData | None = None  # of a run that chooses its settings
 
@@ -59,12 +60,10 @@ class TrainingData:
             texts = {name: read_documents(source, name=name) for name, source in sources.items()}
             data = cls.of_documents(_joined([*texts.values()]), held_out, args, facts)
         else:
-            pairs = [read_pairs(source, name=name) for name, source in sources.items()]
-            data = cls.of_pairs(_joined(pairs), held_out, args, facts)
-        if corpus is None:
-            return data
-        documents = [read_documents(source, name=name) for name, source in _sources(corpus, "corpus").items()]
-        return data.searching(document_text(row["title"], row["text"]) for part in documents for row in part)
+            without_labels = {name: source for name, source in sources.items() if _has_only_texts(source)}
+            pairs = [read_pairs(source, name=name) for name, source in sources.items() if name not in without_labels]
+            data = cls.of_pairs(_joined(pairs), held_out, args, facts).starting_from(_texts(without_labels))
+        return data if corpus is None else data.searching(_texts(_sources(corpus, "corpus")))
 
     @classmethod
     def of_pairs(
@@ -133,11 +132,19 @@ class TrainingData:
         train, validation = hold_out_texts(texts, make_rows, val_fraction=fraction, seed=args.seed)
         return cls(train, validation if held_out is None else TableRows(held_out), facts=facts)
 
+    def starting_from(self, documents: Sequence[str]) -> TrainingData:
+        """Let documents without labels give the head its start, and validation search them."""
+        if not documents:
+            return self
+        texts = tuple(dict.fromkeys(documents))
+        data = replace(self, documents=texts, facts={**self.facts, "documents_without_labels": len(texts)})
+        return data if self.validation is None else data.searching(texts)
+
     def searching(self, corpus: Iterable[str]) -> TrainingData:
         """Let validation search a whole corpus."""
         if self.validation is None:
             raise UserError("a corpus is searched by validation queries, got none: add them, or --val_fraction")
-        return replace(self, corpus=tuple(dict.fromkeys(corpus)))
+        return replace(self, corpus=tuple(dict.fromkeys([*self.corpus, *corpus])))
 
 
 def read_held_out(dataset: Any) -> Any:
@@ -172,6 +179,11 @@ def _sources(given: Any, argument: str) -> dict[str, Any]:
         if not isinstance(source, datasets.IterableDataset) and len(source) == 0:
             raise UserError(f"{name}: expected rows, got an empty dataset: check how it was made")
     return sources
+
+
+def _texts(sources: Mapping[str, Any]) -> list[str]:
+    tables = [read_documents(source, name=name) for name, source in sources.items()]
+    return [document_text(row["title"], row["text"]) for table in tables for row in table]
 
 
 def _is_stream(source: Any) -> bool:

@@ -186,10 +186,21 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         raise UserError(
             "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
         )
+    if training.fall_back and not (facts.has_validation and facts.uses_features and _starts_as_base(facts.model)):
+        raise UserError(
+            "--fall_back needs held-out pairs, cached features and a head that starts at the identity, as wide as "
+            "the encoder: add --val_data or --val_fraction, or leave the flag out"
+        )
     if facts.is_automatic:
         _check_automatic(training, facts)
     _check_start(training, facts)
     _check_sharding(training, facts)
+
+
+def _starts_as_base(model: Any) -> bool:
+    """Return whether an untrained head of this model ranks as its frozen encoder does."""
+    is_as_wide = model.output_dim in (None, getattr(model, "feature_dim", model.output_dim))
+    return model.projection_init == "identity" and is_as_wide and model.similarity_fn_name == "cosine"
 
 
 def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..command_line import say
 from ..commands import command
@@ -34,10 +34,9 @@ class PlannedPush:
 
         plan = plan_upload(folder)
         say(describe_plan(plan, self.repo_id, revision=self.revision))
-        options: dict[str, Any] = {} if commit_message is None else {"commit_message": commit_message}
         try:
             check_before_upload(folder, self.repo_id)
-            commit = upload(self.api, plan, self.repo_id, revision=self.revision, **options)
+            commit = upload(self.api, plan, self.repo_id, revision=self.revision, commit_message=commit_message)
         except UserError as error:
             raise UserError(
                 f"{error}. The model is saved in {folder}: send it later with "

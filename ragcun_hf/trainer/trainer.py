@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,11 @@ from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import TrainOutput
 
 from ..command_line import say
+from ..data.documents import read_documents
 from ..data.stream import ShuffledStream
 from ..data.training_rows import TableRows, TrainingRows
 from ..errors import UserError
+from ..features.arguments import FeatureArguments
 from ..files import disk_errors_explained, source_name
 from ..model.arguments import ModelArguments
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -195,6 +197,8 @@ class IsotropicGaussianTrainer(LossTrainer):
         self.plan = self._planned(model, checkpoint=self.checkpoint)
         if self.data.automatic is not None and model.is_untrained:
             self._choose(model)
+        if self.data.documents and model.is_untrained:
+            self._train_on_documents(model)
         self.args = self.plan.arguments
         for warning in self.plan.warnings:
             logger.warning(warning)
@@ -208,7 +212,17 @@ class IsotropicGaussianTrainer(LossTrainer):
         model.is_untrained = False
         self._energy.append(energy)
         self._validation_figures = check_and_blend(self, start, self.args.blend, self._validation)
+        if self.args.fall_back and self._validation_figures["saved"] <= self._validation_figures["base"]:
+            self._fall_back(model)
         return output
+
+    def _fall_back(self, model: IsotropicGaussianModel) -> None:
+        """Make the model the unchanged frozen base."""
+        model.reset_head(projection_kind="linear", use_predictor=False)
+        model.is_untrained = False
+        figures = self._validation_figures
+        self._validation_figures = {**figures, "trained": figures["saved"], "saved": figures["base"]}
+        say("The trained head is no better than the frozen base on held-out pairs: the model is the unchanged base.")
 
     def _choose(self, model: IsotropicGaussianModel) -> None:
         """Choose the settings of an automatic run."""
@@ -220,6 +234,16 @@ class IsotropicGaussianTrainer(LossTrainer):
         set_seed(self._given_args.seed)
         model.reset_head(**{**_recipe_fields(model, self._given_args), **chosen.model})
         self._start_projection(model)
+
+    def _train_on_documents(self, model: IsotropicGaussianModel) -> None:
+        """Give the head its start: train it without labels, on documents, by the recipe `unlabelled`."""
+        say(f"First, a head is trained on {len(self.data.documents):,} documents without labels.")
+        of_features = {each.name: getattr(self.args, each.name) for each in fields(FeatureArguments)}
+        shared = {name: getattr(self.args, name) for name in ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16")}
+        args = type(self.args).from_recipe("unlabelled", **of_features, **shared, report_to="none")
+        documents = read_documents(list(self.data.documents), name="documents")
+        data = TrainingData.of_documents(documents, None, args, {"train": ["documents"]})
+        IsotropicGaussianTrainer(model, args, data).train()
 
     def _attach_run_callbacks(self) -> None:
         """Attach what depends on the checkpoint to resume from."""

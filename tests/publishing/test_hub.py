@@ -395,6 +395,32 @@ def test_training_pushes_one_commit_and_the_evaluated_model_is_pushed_in_the_nex
     assert "toy test (3 queries)" in repository.commits[repository.history[-1]]["README.md"].decode()
 
 
+def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_user(
+    hub, tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch
+):
+    from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), base_model_name="org/encoder")
+    options = {"output_dir": str(tmp_path / "mine"), "hub_model_id": "org/mine", "max_steps": 2, "use_cpu": True}
+    args = IsotropicGaussianTrainingArguments(**options, save_strategy="no", disable_tqdm=True, report_to="none")
+    trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs[:6], eval_dataset=tiny_pairs[6:])
+    trainer.train()
+    assert not hub.repositories  # nothing is sent before it is asked for
+    commit = trainer.push_to_hub("My first head", private=True)
+    repository = hub.repositories["org/mine"]
+    (oid,) = repository.history
+    assert commit.oid == oid
+    assert repository.private
+    sent = repository.commits[oid]
+    assert {"model.safetensors", "README.md", "training_record.json"} <= set(sent)
+    assert "held_out.jsonl" not in sent
+    assert (tmp_path / "mine" / "held_out.jsonl").is_file()
+    assert "Retrieval: not measured" in sent["README.md"].decode()
+    with pytest.raises(TypeError, match="one commit"):
+        trainer.push_to_hub(blocking=False)
+
+
 def test_a_bad_token_is_refused_before_training(hub, train, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="valid token for org/trained"):

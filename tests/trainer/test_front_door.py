@@ -350,3 +350,51 @@ def test_a_blend_of_zero_trains_nothing(make_model, make_args, pairs):
     before = {name: weight.clone() for name, weight in _head(trainer.model).items()}
     assert trainer.train().global_step == 0
     assert _same(before, _head(trainer.model))
+
+
+# Pairs and documents together, and the way back
+
+
+def _documents():
+    words = "bread food music river moon sun bird fish tree stone".split()
+    three = zip(words * 30, words[3:] * 43, words[5:] * 60, strict=False)
+    return [f"The {a} is {b}. A {c} number {n}." for n, (a, b, c) in enumerate(three)][:300]
+
+
+@pytest.mark.slow
+def test_documents_without_labels_give_the_head_its_start_and_are_searched(make_model, make_args, pairs, capsys):
+    data = {"pairs": pairs[:5], "documents": _documents()}
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=data, eval_dataset=pairs[5:])
+    starts = []
+
+    class Start(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            starts.append({name: weight.clone() for name, weight in _head(model).items()})
+
+    trainer.add_callback(Start())
+    trainer.train()
+    shown = capsys.readouterr().out
+    assert "First, a head is trained on 300 documents without labels." in shown
+    assert "pseudo-NDCG@10" in shown
+    assert "searching 303 documents" in shown
+    assert trainer.record()["data"]["documents_without_labels"] == 300
+    untrained = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs).model
+    assert not _same(starts[-1], _head(untrained))  # the chosen head, or the linear base
+
+
+def test_a_head_that_does_not_help_falls_back_to_the_base(make_model, make_args, pairs):
+    queries = [pair["query"] for pair in pairs]
+    base = make_model(projection_kind="linear").encode(queries)
+    harmful = {"learning_rate": 1.0, "max_steps": 4, "fall_back": True, "eval_steps": 4}
+    # The base finds a text by itself, which nothing can improve.
+    held_out = [{"query": pair["positive"], "positive": pair["positive"]} for pair in pairs[4:]]
+    options = {"train_dataset": pairs[:4], "eval_dataset": held_out}
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(**harmful), **options)
+    trainer.train()
+    figures = trainer.record()["validation_ndcg@10"]
+    assert figures["saved"] == figures["base"] == 1.0 >= figures["trained"]
+    torch.testing.assert_close(torch.tensor(trainer.model.encode(queries)), torch.tensor(base))
+    with pytest.raises(UserError, match="fall_back needs held-out pairs"):
+        IsotropicGaussianTrainer(make_model(), make_args(fall_back=True), train_dataset=pairs)
+    with pytest.raises(UserError, match="fall_back needs held-out pairs"):
+        IsotropicGaussianTrainer(make_model(output_dim=8), make_args(fall_back=True), **options)
