@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise UserError("expected --train_data and --output, got one or none: name both")
     refuse_existing(args.output, overwrite=args.overwrite)
     quiet_libraries()
+    from accelerate import PartialState
     from datasets import concatenate_datasets
 
     from ..data.documents import document_text, read_documents
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows = [] if args.corpus is None else read_documents(args.corpus)
     corpus = [document_text(row["title"], row["text"]) for row in rows]
     model = load_trained_model(args.model_path) if args.model_path else load_base_model(args.base_model)
+    model.to(PartialState().device)  # the features are cached for the device where training needs them
     store = features.store(model)
     names = ("num_negatives", "range_min", "range_max", "relative_margin", "seed")
     mined = mine_hard_negatives(pairs, corpus, model, store, **{name: getattr(args, name) for name in names})

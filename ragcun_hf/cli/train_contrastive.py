@@ -66,6 +66,8 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
     sources = [read_pairs(source, **options) for source in data.train_data]
     facts = {"train": [source_name(source) for source in data.train_data], "split": data.split}
     if data.streaming:
+        if data.documents:
+            raise UserError("--documents are for pairs that are known before training, got --streaming: leave one out")
         if parsed.model.freeze_base and parsed.training.feature_cache:
             raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
         return TrainingData.of_stream(sources, parsed.held_out_pairs(), parsed.training, facts)

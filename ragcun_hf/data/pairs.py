@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -114,7 +115,8 @@ def _checked_pairs(
 
 def _negatives(row: Row, column: str) -> list[str]:
     found = []
-    for name in (column, *(each for each in row.fields if each.startswith(f"{column}_") and each[-1].isdigit())):
+    numbered = re.compile(re.escape(column) + r"_\d+")
+    for name in (column, *(each for each in row.fields if numbered.fullmatch(each))):
         value = row.fields.get(name)
         if value is None or (isinstance(value, str) and not value.strip()):
             continue
@@ -191,12 +193,26 @@ def audit_pairs(pairs: Dataset) -> PairAudit:
 
 
 def drop_duplicate_rows(pairs: Dataset) -> tuple[Dataset, int]:
-    """Keep the first row of each (query, positive); return the kept rows, in order, and the number of dropped rows."""
-    seen: set[bytes] = set()
-    kept = []
-    for index, row in enumerate(pairs.select_columns(["query", "positive"])):
+    """Keep the first row of each (query, positive), with the negatives of all such rows.
+
+    Returns the kept rows, in order, and the number of dropped rows.
+    """
+    places: dict[bytes, int] = {}
+    kept: list[int] = []
+    more: dict[int, list[str]] = {}
+    for index, row in enumerate(pairs):
         digest = text_digest(row["query"], row["positive"])
-        if digest not in seen:
-            seen.add(digest)
+        if digest not in places:
+            places[digest] = len(kept)
             kept.append(index)
-    return pairs.select(kept), len(pairs) - len(kept)
+        elif row["negative"]:
+            more.setdefault(places[digest], []).extend(row["negative"])
+    distinct = pairs.select(kept)
+    if more:
+        options: dict[str, Any] = {"with_indices": True, "input_columns": "negative", "fn_kwargs": {"more": more}}
+        distinct = distinct.map(_with_more_negatives, features=pair_features(), **options)
+    return distinct, len(pairs) - len(kept)
+
+
+def _with_more_negatives(negatives: list[str], index: int, more: dict[int, list[str]]) -> dict[str, list[str]]:
+    return {"negative": [*dict.fromkeys([*negatives, *more.get(index, [])])]}

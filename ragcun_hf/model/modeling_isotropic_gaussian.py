@@ -39,6 +39,17 @@ logger = logging.getLogger(__name__)
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
 _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
 
+# Fields of the configuration that describe the head; an unset width follows the others.
+_HEAD_FIELDS = (
+    "output_dim",
+    "projection_kind",
+    "projection_init",
+    "projection_hidden_dim",
+    "dropout",
+    "use_predictor",
+    "predictor_hidden_dim",
+)
+
 
 @dataclass
 class IsotropicGaussianOutput(ModelOutput):
@@ -149,7 +160,6 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         self._loading_options: dict[str, Any] = {}
         self.is_untrained = False
         self.given_fields: dict[str, Any] = {}  # of the configuration, named in `from_encoder`
-        self._start_fields: dict[str, Any] = {}  # these, and what the encoder's files say
         self.post_init()
         self.apply_freezing()
 
@@ -191,18 +201,23 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
         model._tokenizer = tokenizer
-        model.is_untrained, model.given_fields, model._start_fields = True, config_fields, fields
+        model.is_untrained, model.given_fields = True, config_fields
         model.apply_freezing()
         return model.eval()
 
     def reset_head(self, **config_fields: Any) -> None:
-        """Give a model of `from_encoder` a new head, initialized from torch's current seed.
+        """Give the model a new head, initialized from torch's current seed.
 
         Args:
-            **config_fields: Fields of the configuration to change; the others are as in `from_encoder`.
+            **config_fields: Fields of the configuration to change. Of the others, those of an untrained head are as in
+                `from_encoder`, and all others as they are.
         """
-        fields = {**self._start_fields, **config_fields}
-        config = self.config_class(encoder_config=self.config.encoder_config, **fields)
+        kept = {name: value for name, value in vars(self.config).items() if name in type(self.config).__annotations__}
+        if self.is_untrained:
+            kept = {name: value for name, value in kept.items() if name not in _HEAD_FIELDS}
+            kept |= {name: value for name, value in self.given_fields.items() if name in _HEAD_FIELDS}
+        fields = {**kept, "encoder_config": self.config.encoder_config, **config_fields}
+        config = self.config_class(**fields)
         # Made whole, so that a seed gives the head that `from_encoder` gives.
         other = type(self)(config)
         self.config, self.projection, self.predictor = config, other.projection, other.predictor
@@ -279,8 +294,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         is_rotated = is_narrower or (is_ordered and self.config.output_dim == self.config.feature_dim)
         if self.config.projection_init != "identity" or not (is_rotated or whitening):
             return
-        rows_NH = features.double().cpu()
-        start_DH = self.projection.linear.weight.double().cpu()
+        rows_NH = features.cpu().double()
+        start_DH = self.projection.linear.weight.cpu().double()
         if is_rotated:
             _, vectors_HH = torch.linalg.eigh(rows_NH.T @ rows_NH)  # ascending eigenvalues
             start_DH = vectors_HH.flip(1)[:, : self.config.output_dim].T

@@ -51,6 +51,8 @@ class TrainingData:
         on. Training rows with only a `text` are documents without labels. `corpus` is like the latter, or strings.
         """
         sources = _sources(train, "train_dataset")
+        if validation is not None and args.val_fraction:
+            raise UserError("expected either an eval_dataset or a --val_fraction, got both: give one of them")
         held_out = None if validation is None else read_held_out(validation)
         facts = {"train": list(sources)}
         if all(_is_stream(source) for source in sources.values()):
@@ -60,6 +62,8 @@ class TrainingData:
             texts = {name: read_documents(source, name=name) for name, source in sources.items()}
             data = cls.of_documents(_joined([*texts.values()]), held_out, args, facts)
         else:
+            if any(_is_stream(source) for source in sources.values()):
+                raise UserError("train_dataset: expected only streams or none, got both: leave one kind out")
             without_labels = {name: source for name, source in sources.items() if _has_only_texts(source)}
             pairs = [read_pairs(source, name=name) for name, source in sources.items() if name not in without_labels]
             data = cls.of_pairs(_joined(pairs), held_out, args, facts).starting_from(_texts(without_labels))
@@ -136,8 +140,11 @@ class TrainingData:
         """Let documents without labels give the head its start, and validation search them."""
         if not documents:
             return self
-        texts = tuple(dict.fromkeys(documents))
-        data = replace(self, documents=texts, facts={**self.facts, "documents_without_labels": len(texts)})
+        texts = dict.fromkeys(documents)
+        pairs = None if self.validation is None else self.validation.known_pairs()
+        held_out = set() if pairs is None else set(pairs[1])
+        seen = tuple(text for text in texts if text not in held_out)
+        data = replace(self, documents=seen, facts={**self.facts, "documents_without_labels": len(seen)})
         return data if self.validation is None else data.searching(texts)
 
     def searching(self, corpus: Iterable[str]) -> TrainingData:
@@ -167,6 +174,8 @@ def _sources(given: Any, argument: str) -> dict[str, Any]:
     """Return name -> dataset of what was given for an argument, or raise a UserError."""
     import datasets
 
+    if isinstance(given, (datasets.DatasetDict, datasets.IterableDatasetDict)) and len(given) > 1:
+        raise UserError(f"{argument}: expected one split, got {', '.join(given)}: name one, e.g. dataset['train']")
     sources = dict(given) if isinstance(given, Mapping) else {argument: given}
     if not sources:
         raise UserError(f"{argument}: expected a dataset, got an empty dictionary: add one")
@@ -195,4 +204,7 @@ def _is_stream(source: Any) -> bool:
 def _has_only_texts(source: Any) -> bool:
     """Return whether rows are documents without labels; told from the first one."""
     first: Any = next(iter(source), {})
-    return isinstance(first, str) or (isinstance(first, Mapping) and "text" in first and "positive" not in first)
+    of_pairs = ("query", "positive", "anchor")
+    return isinstance(first, str) or (
+        isinstance(first, Mapping) and "text" in first and not set(of_pairs) & set(first)
+    )

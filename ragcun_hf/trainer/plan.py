@@ -35,6 +35,8 @@ class RunFacts:
     num_processes: int = 1
     uses_features: bool = True  # the head trains on features that are computed once; else every step runs the encoder
     is_automatic: bool = False
+    has_documents: bool = False  # without labels, which give the head its start
+    is_untrained: bool = True  # the model's head
     chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
 
 
@@ -45,6 +47,7 @@ def find_facts(
     *,
     checkpoint: Checkpoint | None = None,
     chosen: ChosenSettings | None = None,
+    is_untrained: bool = True,
 ) -> RunFacts:
     """Find the facts that a plan depends on; reads the queries only if they are to be balanced."""
     train, pairs = data.train, None
@@ -63,6 +66,8 @@ def find_facts(
         num_processes=args.world_size,
         uses_features=uses_features,
         is_automatic=data.automatic is not None,
+        has_documents=bool(data.documents),
+        is_untrained=is_untrained,
     )
 
 
@@ -150,6 +155,7 @@ def format_plan(plan: RunPlan) -> str:
         "length": length if args.blend > 0 else "none (--blend 0)",
         "validation": f"{args.metric_for_best_model} {when}" if facts.has_validation else "none",
         "saved": f"the {kept} weights, blend {args.blend:g}, in {args.output_dir}",
+        "start": "a head trained on documents without labels" if facts.has_documents else "the projection's own",
         "resumed from": facts.checkpoint.path if facts.checkpoint else "nothing",
     }
     return "\n".join([format_table([("setting", "value"), *table.items()], num_names=2), *plan.warnings])
@@ -186,13 +192,10 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         raise UserError(
             "--balance_queries needs at least two different queries, got one: a batch would hold a single pair"
         )
-    if training.fall_back and not (facts.has_validation and facts.uses_features and _starts_as_base(facts.model)):
-        raise UserError(
-            "--fall_back needs held-out pairs, cached features and a head that starts at the identity, as wide as "
-            "the encoder: add --val_data or --val_fraction, or leave the flag out"
-        )
-    if facts.is_automatic:
+    if facts.is_automatic and facts.chosen is None:
         _check_automatic(training, facts)
+    if facts.has_documents:
+        _check_documents(facts)
     _check_start(training, facts)
     _check_sharding(training, facts)
 
@@ -200,12 +203,15 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
 def _starts_as_base(model: Any) -> bool:
     """Return whether an untrained head of this model ranks as its frozen encoder does."""
     is_as_wide = model.output_dim in (None, getattr(model, "feature_dim", model.output_dim))
-    return model.projection_init == "identity" and is_as_wide and model.similarity_fn_name == "cosine"
+    is_plain = model.projection_init == "identity" and not model.use_predictor
+    return is_plain and is_as_wide and model.similarity_fn_name == "cosine"
 
 
 def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     """Refuse what contradicts an automatic choice, before it is made."""
     model = facts.model
+    if not facts.is_untrained:
+        raise UserError("--automatic chooses the head, got a trained one: make a model with from_encoder")
     if not facts.uses_features or facts.num_processes != 1:
         raise UserError(
             "--automatic trains heads on cached features of a frozen encoder in one process: leave --no_freeze_base, "
@@ -234,8 +240,29 @@ def _check_trackers(names: Iterable[str]) -> None:
             )
 
 
+def _check_documents(facts: RunFacts) -> None:
+    """Refuse what a head that begins with documents without labels cannot do, before anything is encoded."""
+    model = facts.model
+    if not facts.uses_features or facts.num_processes != 1:
+        raise UserError(
+            "--documents beside pairs train on cached features of a frozen encoder in one process: leave "
+            "--no_freeze_base, --no_feature_cache and accelerate launch out"
+        )
+    if model.projection_init != "identity" or model.use_predictor:
+        raise UserError(
+            "--documents beside pairs give a projection its start: leave --projection_init and --use_predictor out"
+        )
+    if facts.checkpoint is not None:
+        raise UserError("a run that begins with --documents cannot be resumed, got a checkpoint: start it again")
+
+
 def _check_start(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     model, blend = facts.model, training.blend
+    if training.fall_back and not (facts.has_validation and facts.uses_features and _starts_as_base(facts.model)):
+        raise UserError(
+            "--fall_back needs held-out pairs, cached features and a head that starts at the identity, as wide as "
+            "the encoder: add --val_data or --val_fraction, or leave the flag out"
+        )
     if any(width >= model.output_dim for width in training.matryoshka_dims if model.output_dim):
         raise UserError(
             f"--matryoshka_dims must be narrower than the embedding ({model.output_dim}), got "

@@ -204,7 +204,8 @@ def save_run(
         save_whole(trainer.accelerator.unwrap_model(trainer.model), new, weights)
         record = {**facts, "log_history": trainer.state.log_history}
         (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
-        digests = sorted({text_digest(text).hex() for text in trainer.data.train.documents})
+        seen = (*trainer.data.train.documents, *trainer.data.documents)
+        digests = sorted({text_digest(text).hex() for text in seen})
         if held_out is not None and held_out.known_pairs() is not None:
             lines = "".join(json.dumps(dict(row), ensure_ascii=False) + "\n" for row in held_out)
             (new / HELD_OUT_FILE).write_text(lines, encoding="utf-8")

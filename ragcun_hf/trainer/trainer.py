@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,10 @@ from ..features.arguments import FeatureArguments
 from ..files import disk_errors_explained, source_name
 from ..model.arguments import ModelArguments
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
-from ..objective.arguments import IsotropicGaussianTrainingArguments
+from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.head_weights import trainable_weights
 from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
-from ..sweep.automatic import choose_settings
+from ..sweep.automatic import ChosenSettings, choose_settings
 from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
 from .data import TrainingData, read_held_out
 from .loss_trainer import Evaluator, LossTrainer
@@ -103,15 +103,21 @@ class IsotropicGaussianTrainer(LossTrainer):
             self.data = train_dataset
         else:
             self.data = TrainingData.of_datasets(train_dataset, eval_dataset, corpus, args)
+        if evaluator is not None and self.data.validation is None:
+            raise UserError("expected held-out pairs beside evaluator, got none: give eval_dataset or val_fraction")
         self._given_args, self._seconds_of_features = args, 0.0
         self._store: FeatureStore | None = None
         self._energy: list[dict[str, Any]] = []
         self._run_callbacks: list[Any] = []
         self._validation_figures: dict[str, float] = {}
+        self._chosen: ChosenSettings | None = None
+        self._blend = 1.0  # of the weights that the model has
         set_seed(args.seed)
         if model.is_untrained:
             model.reset_head(**_recipe_fields(model, args))
+        _check_optimizer(model, kwargs.get("optimizers"))
         self.plan = self._planned(model)
+        self._of_documents = self._plan_documents() if self.data.documents and model.is_untrained else None
         # The token is tested now, not after hours of training.
         self._push: PlannedPush | None = plan_push(args) if args.push_to_hub and args.process_index == 0 else None
         model.to(args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
@@ -123,7 +129,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         own = [] if self._validation is None else [self._validation]
         super().__init__(
             model=model,
-            args=self.plan.arguments,
+            args=with_values(self.plan.arguments),  # a copy, so that later changes are seen
             data_collator=inputs.collator,
             train_dataset=inputs.train_rows,
             eval_dataset=inputs.validation_rows,
@@ -140,7 +146,7 @@ class IsotropicGaussianTrainer(LossTrainer):
             self.add_callback(TermsProgressCallback)
 
     def _planned(self, model: IsotropicGaussianModel, **facts: Any) -> RunPlan:
-        found = find_facts(self._given_args, model.config, self.data, **facts)
+        found = find_facts(self._given_args, model.config, self.data, is_untrained=model.is_untrained, **facts)
         check_run(self._given_args, found)
         return plan_run(self._given_args, found)
 
@@ -188,62 +194,94 @@ class IsotropicGaussianTrainer(LossTrainer):
         Returns:
             The `TrainOutput` of transformers. The model is saved by `save_model`.
         """
-        wanted = resume_from_checkpoint or self._given_args.resume_from_checkpoint
-        self.checkpoint = open_checkpoint(Path(str(self.args.output_dir)), "last" if wanted is True else wanted)
+        changed = {name: value for name, value in vars(self.args).items() if vars(self.plan.arguments)[name] != value}
+        self._given_args = with_values(self._given_args, **changed)
+        wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
+        self.checkpoint = open_checkpoint(
+            Path(str(self.args.output_dir)), "last" if wanted is True else wanted or None
+        )
         path = None if self.checkpoint is None else self.checkpoint.path
         model = self.accelerator.unwrap_model(self.model)
-        if self.checkpoint is not None:
-            check_model_flags(model.config, Path(self.checkpoint.path))
-        self.plan = self._planned(model, checkpoint=self.checkpoint)
-        if self.data.automatic is not None and model.is_untrained:
-            self._choose(model)
-        if self.data.documents and model.is_untrained:
-            self._train_on_documents(model)
-        self.args = self.plan.arguments
-        for warning in self.plan.warnings:
-            logger.warning(warning)
-        self._attach_run_callbacks()
-        start = trainable_weights(model) if self.args.blend < 1 else {}
-        output = TrainOutput(0, 0.0, {})
+        self.plan = self._planned(model, checkpoint=self.checkpoint, chosen=self._chosen)
         with measured_energy(self.args.measure_energy and self.args.process_index == 0) as energy:
-            if self.args.blend > 0:
-                with disk_errors_explained(Path(str(self.args.output_dir))):
-                    output = super().train(path, trial, ignore_keys_for_eval)
-        model.is_untrained = False
+            started = time.perf_counter()
+            self._find_start(model)
+            self._seconds_of_features += time.perf_counter() - started
+            self.args = with_values(self.plan.arguments)
+            for warning in self.plan.warnings:
+                logger.warning(warning)
+            self._attach_run_callbacks()
+            start = trainable_weights(model) if self.args.blend < 1 else {}
+            output, self._blend = TrainOutput(0, 0.0, {}), 1.0
+            try:
+                if self.args.blend > 0:
+                    with disk_errors_explained(Path(str(self.args.output_dir))):
+                        output = super().train(path, trial, ignore_keys_for_eval)
+            finally:
+                model.is_untrained = False  # after an interruption, too: the weights are no longer those of the start
         self._energy.append(energy)
         self._validation_figures = check_and_blend(self, start, self.args.blend, self._validation)
+        self._blend = self.args.blend
         if self.args.fall_back and self._validation_figures["saved"] <= self._validation_figures["base"]:
             self._fall_back(model)
         return output
 
     def _fall_back(self, model: IsotropicGaussianModel) -> None:
         """Make the model the unchanged frozen base."""
-        model.reset_head(projection_kind="linear", use_predictor=False)
-        model.is_untrained = False
+        model.reset_head(projection_kind="linear", projection_hidden_dim=None)
+        self.optimizer = None  # of the head before
+        self._blend = 0.0
         figures = self._validation_figures
         self._validation_figures = {**figures, "trained": figures["saved"], "saved": figures["base"]}
         say("The trained head is no better than the frozen base on held-out pairs: the model is the unchanged base.")
+
+    def _find_start(self, model: IsotropicGaussianModel) -> None:
+        """Bring the head to where training on the rows begins."""
+        if self.data.automatic is not None and model.is_untrained:
+            self._choose(model)
+        if self._of_documents is not None and model.is_untrained:
+            self._train_on_documents(model, *self._of_documents)
+        if self.checkpoint is not None:
+            check_model_flags(model.config, Path(self.checkpoint.path))
 
     def _choose(self, model: IsotropicGaussianModel) -> None:
         """Choose the settings of an automatic run."""
         if self.data.automatic is None or self._store is None:
             raise ValueError("expected an automatic run on features")  # check_run has refused any other
         chosen, facts = choose_settings(self.data.automatic, model, self._given_args, self._store)
+        self._chosen = chosen
         self.plan = self._planned(model, checkpoint=self.checkpoint, chosen=chosen)
         self.data = replace(self.data, facts={**self.data.facts, **facts})
+        self._reset_head(model, chosen.model)
+
+    def _reset_head(self, model: IsotropicGaussianModel, chosen: Mapping[str, Any]) -> None:
+        """Make the head and its start from the seed, so that nothing that was tried before matters."""
         set_seed(self._given_args.seed)
-        model.reset_head(**{**_recipe_fields(model, self._given_args), **chosen.model})
+        model.reset_head(**{**_recipe_fields(model, self._given_args), **chosen})
         self._start_projection(model)
 
-    def _train_on_documents(self, model: IsotropicGaussianModel) -> None:
-        """Give the head its start: train it without labels, on documents, by the recipe `unlabelled`."""
-        say(f"First, a head is trained on {len(self.data.documents):,} documents without labels.")
-        of_features = {each.name: getattr(self.args, each.name) for each in fields(FeatureArguments)}
-        shared = {name: getattr(self.args, name) for name in ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16")}
-        args = type(self.args).from_recipe("unlabelled", **of_features, **shared, report_to="none")
+    def _plan_documents(self) -> tuple[IsotropicGaussianTrainingArguments, TrainingData]:
+        """Return arguments and data of the run on documents without labels that comes first."""
+        args = self.plan.arguments
+        of_features = {each.name: getattr(args, each.name) for each in fields(FeatureArguments)}
+        shared = {name: getattr(args, name) for name in ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16")}
+        own = type(args).from_recipe("unlabelled", **of_features, **shared, report_to="none")
         documents = read_documents(list(self.data.documents), name="documents")
-        data = TrainingData.of_documents(documents, None, args, {"train": ["documents"]})
-        IsotropicGaussianTrainer(model, args, data).train()
+        return own, TrainingData.of_documents(documents, None, own, {"train": ["documents"]})
+
+    def _train_on_documents(
+        self, model: IsotropicGaussianModel, args: IsotropicGaussianTrainingArguments, data: TrainingData
+    ) -> None:
+        """Give the head its start: train it without labels, or keep the recipe's own start if that does not help."""
+        say(f"First, a head is trained on {len(self.data.documents):,} documents without labels.")
+        first = IsotropicGaussianTrainer(model, args, data)
+        first.train()
+        names = ("pseudo_queries", "held_out_pseudo_queries", "chosen", "tried")
+        facts = {f"documents_{name}": first.data.facts[name] for name in names}
+        self.data = replace(self.data, facts={**self.data.facts, **facts})
+        if first.args.blend == 0:
+            model.is_untrained = True
+            self._reset_head(model, {})
 
     def _attach_run_callbacks(self) -> None:
         """Attach what depends on the checkpoint to resume from."""
@@ -271,6 +309,8 @@ class IsotropicGaussianTrainer(LossTrainer):
             Loss, loss terms and NDCG@10, and the figures of the evaluators, with the prefix.
         """
         if eval_dataset is None:
+            if self.data.validation is None:
+                raise UserError("evaluate expects held-out pairs, got none: name eval_dataset here or in the Trainer")
             return super().evaluate(None, ignore_keys, metric_key_prefix)
         model, rows = self.accelerator.unwrap_model(self.model), TableRows(read_held_out(eval_dataset))
         inputs = self._inputs(model, rows, None)
@@ -282,6 +322,18 @@ class IsotropicGaussianTrainer(LossTrainer):
             return super().evaluate(inputs.train_rows, ignore_keys, metric_key_prefix)
         finally:
             self.data_collator, self.evaluators, self._objectives["eval"] = own
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise an error: there are no labels to predict.
+
+        Args:
+            *args: As in transformers.
+            **kwargs: As in transformers.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("predict has no labels here: call evaluate for figures, or model.encode for embeddings")
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model with its tokenizer, training record and digests of its documents, all at once.
@@ -357,7 +409,7 @@ class IsotropicGaussianTrainer(LossTrainer):
             "seconds": {"features": round(self._seconds_of_features, 2), "training": round(training_seconds, 2)},
             "features": None if self._store is None else self._store.settings(),
             "steps": self.state.global_step,
-            "blend": args.blend,
+            "blend": self._blend,
             "training_arguments": {**recorded_arguments(args), **resolved},
             "essential": essential_arguments(args),
             "data": self.data.facts,
@@ -369,6 +421,18 @@ class IsotropicGaussianTrainer(LossTrainer):
 def _recipe_fields(model: IsotropicGaussianModel, args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:
     """Return what a recipe sets of the model, but not what was named when it was made."""
     return {name: value for name, value in args.model_fields.items() if name not in model.given_fields}
+
+
+def _check_optimizer(model: IsotropicGaussianModel, optimizers: Any) -> None:
+    """Refuse an optimizer whose parameters are not the model's: those of a head that was replaced train nothing."""
+    optimizer = (optimizers or (None,))[0]
+    own = {id(parameter) for parameter in model.parameters()}
+    given = [] if optimizer is None else [each for group in optimizer.param_groups for each in group["params"]]
+    if any(id(parameter) not in own for parameter in given):
+        raise UserError(
+            "optimizers: expected parameters of the model, got others: an untrained model gets a new head, so give "
+            "optimizer_cls_and_kwargs instead, or load a saved model"
+        )
 
 
 def _check_types(model: Any, args: Any) -> None:

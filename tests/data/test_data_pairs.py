@@ -18,6 +18,23 @@ def good_rows(count):
     return [{"query": f"query {n}", "positive": f"document {n}"} for n in range(count)]
 
 
+def test_the_negatives_of_equal_pairs_are_joined():
+    rows = [
+        {"query": "q", "positive": "p", "negative": "a"},
+        {"query": "q", "positive": "other", "negative": "b"},
+        {"query": "q", "positive": "p", "negative": ["c", "a"]},
+    ]
+    kept, num_dropped = drop_duplicate_rows(read_pairs(rows))
+    assert num_dropped == 1
+    assert kept["positive"][:] == ["p", "other"]
+    assert kept["negative"][:] == [["a", "c"], ["b"]]
+
+
+def test_only_numbered_columns_hold_more_negatives():
+    rows = [{"query": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "negative_id_1": "c"}]
+    assert read_pairs(rows)["negative"][:] == [["a", "b"]]
+
+
 def test_negatives_become_a_list_whatever_their_form(tmp_path):
     forms = [None, "", "  ", "one", ["one", "two"], []]
     rows = [{"query": "q", "positive": "p", "negative": form} for form in forms] + [{"query": "q", "positive": "p"}]

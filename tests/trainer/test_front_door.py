@@ -159,7 +159,7 @@ def _forms(pairs):
         "list": pairs,
         "dataset": table,
         "dictionary": {"first": table.select(range(3)), "second": table.select(range(3, len(pairs)))},
-        "dataset dictionary": datasets.DatasetDict(train=table),
+        "dataset dictionary of one split": datasets.DatasetDict(train=table),
         "more columns": [{**pair, "source": 1} for pair in pairs],
         "numbered negatives": datasets.Dataset.from_list(numbered),
     }
@@ -218,6 +218,67 @@ WRONG = {
     "one row": ([{"query": "a", "positive": "b"}], "at least two training rows, got 1"),
     "negatives of a type": ([{"query": "a", "positive": "b", "negative_1": 3}] * 2, "field 'negative_1'"),
 }
+
+
+def test_splits_and_queries_without_documents_are_no_training_rows(make_model, make_args, pairs):
+    table = datasets.Dataset.from_list(pairs)
+    wrong = {
+        "expected one split, got train, test": datasets.DatasetDict(train=table, test=table),
+        "field 'positive': expected a text": [{"query": "a", "text": "b"}] * 2,
+        "expected only streams or none": {"a": table.to_iterable_dataset(), "b": table},
+    }
+    for message, rows in wrong.items():
+        with pytest.raises(UserError, match=message):
+            IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=rows)
+
+
+def test_what_cannot_work_is_refused_at_construction(make_model, make_args, pairs):
+    model, documents = make_model(), {"pairs": pairs, "documents": _documents()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrong = {
+        "expected parameters of the model": (model, {}, {"train_dataset": pairs, "optimizers": (optimizer, None)}),
+        "expected held-out pairs beside evaluator": (model, {}, {"train_dataset": pairs, "evaluator": len}),
+        "got both: give one": (model, {"val_fraction": 0.5}, {"train_dataset": pairs, "eval_dataset": pairs}),
+        "--documents beside pairs give a projection": (make_model(use_predictor=True), {}, {"train_dataset": documents}),
+        "in one process": (model, {"feature_cache": False}, {"train_dataset": documents}),
+    }
+    for message, (own, fields, data) in wrong.items():
+        with pytest.raises(UserError, match=message):
+            IsotropicGaussianTrainer(own, make_args(**fields), **data)
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs)
+    with pytest.raises(UserError, match="evaluate expects held-out pairs"):
+        trainer.evaluate()
+    with pytest.raises(UserError, match="predict has no labels"):
+        trainer.predict(pairs)
+
+
+def test_arguments_that_are_changed_before_training_count(make_model, make_args, pairs):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs)
+    trainer.args.max_steps, trainer.args.learning_rate = 3, 0.5
+    assert trainer.train().global_step == 3
+    assert trainer.record()["training_arguments"]["learning_rate"] == 0.5
+
+
+def test_an_interrupted_training_records_no_blend_and_keeps_its_weights(make_model, make_args, pairs):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model = make_model()
+    trainer = IsotropicGaussianTrainer(model, make_args(blend=0.4), train_dataset=pairs, callbacks=[Stop()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert trainer.record()["blend"] == 1.0
+    weights = {name: weight.clone() for name, weight in _head(model).items()}
+    assert _same(weights, _head(IsotropicGaussianTrainer(model, make_args(), train_dataset=pairs).model))
+
+
+def test_a_loaded_model_falls_back_to_its_own_encoder(make_model, make_args, pairs, tmp_path):
+    make_model(pooling="cls", max_length=7, query_prompt="a ").save_pretrained(tmp_path / "model")
+    model = IsotropicGaussianModel.from_pretrained(tmp_path / "model")
+    model.reset_head(projection_kind="linear")
+    kept = (model.config.pooling, model.config.max_length, model.config.query_prompt, model.config.output_dim)
+    assert kept == ("cls", 7, "a ", 16)
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -379,7 +440,8 @@ def test_documents_without_labels_give_the_head_its_start_and_are_searched(make_
     assert "searching 303 documents" in shown
     assert trainer.record()["data"]["documents_without_labels"] == 300
     untrained = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs).model
-    assert not _same(starts[-1], _head(untrained))  # the chosen head, or the linear base
+    # If documents do not help, pairs are trained from the start that they would have had without.
+    assert _same(starts[-1], _head(untrained)) == (trainer.record()["data"]["documents_chosen"]["blend"] == 0)
 
 
 def test_a_head_that_does_not_help_falls_back_to_the_base(make_model, make_args, pairs):
