@@ -47,9 +47,21 @@ def _as_in_a_command(monkeypatch):
     monkeypatch.setattr(errors, "_is_command", [True])
 
 
+LONGEST = (
+    "test_readme.py",
+    "test_accelerate.py",
+    "test_notebook.py",
+    "test_packaging.py",
+    "test_onnx_export.py",
+    "test_mteb.py",
+    "test_training_scripts.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Start with the longest file, so that two workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_readme.py")
+    """Start with the longest files, so that two workers end at about the same time."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,7 @@ def test_a_file_imports_only_what_stands_before_its_room(module):
     assert not wrong, f"ragcun_hf/{module} may not import {wrong}"
 
 
+@pytest.mark.slow
 def test_there_is_no_import_cycle():
     graph = {
         module: _imported_modules(path, of_type_checkers=False) - {module, "ragcun_hf"}

@@ -140,6 +140,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
     assert results["datasets"]["toy"]["comparisons"].keys() == {"bm25", "projection", "predictor"}
 
 
+@pytest.mark.slow
 def test_a_run_writes_all_files_and_a_second_run_writes_the_same(evaluate, trained, tmp_path, capsys):
     folder = trained()
     first = evaluate("--model_path", folder, "--use_predictor", output="first", with_plots=True)
@@ -470,6 +471,7 @@ def test_the_untrained_head_of_the_real_encoder_ranks_like_its_base(evaluate, em
 # --compare
 
 
+@pytest.mark.slow
 def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trained, data_dir, tmp_path, capsys):
     """Two data sets, two models, one of which has seen a document."""
     _write_beir(data_dir / "other", qrels={"q0": {"d0": 1}, "q5": {"d5": 1}})
@@ -503,6 +505,7 @@ def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trai
     assert len(comparison["overall"]["comparisons"]) == 10
 
 
+@pytest.mark.slow
 def test_every_compared_model_reports_the_recall_of_its_own_searches(evaluate, trained, monkeypatch):
     pytest.importorskip("faiss")
     from ragcun_hf.search.approximate import MeasuredSearch

@@ -179,6 +179,7 @@ def test_the_limit_is_obeyed_and_an_unknown_output_suffix_refused(prepare, pairs
         prepare("--input", pairs_csv, *COLUMNS, "--output", tmp_path / "out.parquet")
 
 
+@pytest.mark.slow
 def test_the_python_docs_are_built_from_the_named_packages(prepare, tmp_path, capsys):
     prepare("--python_docs", "--packages", "numpy", "--limit", 50, "--output", tmp_path / "docs")
     assert len(load_beir_folder(tmp_path / "docs", "train").corpus_ids) == 50

@@ -260,6 +260,7 @@ def test_a_blended_model_is_measured_on_the_held_out_pairs(run, pairs_file, caps
     assert "With fewer than 500 documents to search" in shown
 
 
+@pytest.mark.slow
 def test_held_out_pairs_are_kept_beside_the_model_and_evaluated_by_the_next_command(run, tiny_pairs, tmp_path, capsys):
     from ragcun_hf.cli import eval_beir
 
@@ -468,6 +469,7 @@ def test_early_stopping_ends_training(run, pairs_file):
     assert _record(folder)["steps"] == 2  # nothing is learnt at this rate
 
 
+@pytest.mark.slow
 def test_a_resumed_run_stops_early_where_the_uninterrupted_one_did(run, pairs_file):
     flags = ["--train_data", pairs_file, "--val_data", pairs_file, "--learning_rate", "1e-9", "--epochs", "9"]
     flags += ["--early_stopping_patience", "3", "--save_total_limit", "9"]
@@ -777,6 +779,7 @@ def _beir_folder(folder, splits):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("splits", "split"),
     [(["train", "test"], ""), (["train", "dev"], " --split dev"), (["train"], " --split train")],

@@ -52,6 +52,7 @@ def test_the_order_of_documents_changes_no_score():
     assert scores == dict(zip(np.append(order, -1)[moved.indices[0]].tolist(), moved.scores[0].tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same():
     script = (
         "from ragcun_hf.evaluation.bm25 import Bm25Index\n"

@@ -70,6 +70,7 @@ def test_the_figure_of_any_encoder_is_that_worked_out_by_hand(evaluator):
     assert str(report).splitlines()[2].split()[3] == "bm25"
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_eval_beir_to_the_last_digit(moved, tmp_path, monkeypatch):
     folder = _write_beir(tmp_path / "beir" / "toy")
     moved.save_pretrained(tmp_path / "model")
@@ -143,6 +144,7 @@ def test_a_sentence_transformer_of_ours_is_evaluated_as_the_model_it_holds(evalu
     assert list(report.results["datasets"]["data"]["systems"]) == ["bm25", "model"]
 
 
+@pytest.mark.slow
 def test_an_evaluator_selects_the_checkpoint_of_our_trainer(moved, tiny_pairs, tmp_path):
     from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 

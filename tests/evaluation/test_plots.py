@@ -35,6 +35,7 @@ def _history(num_steps):
     return [*history, {"step": num_steps, "train_loss": 1.0, "train_runtime": 2.0}]
 
 
+@pytest.mark.slow
 def test_learning_curves_have_one_panel_per_logged_term(tmp_path, drawn):
     history = [*_history(100), {"step": 50, "eval_loss": 0.1, "eval_scifact_ndcg@10": 0.6}]
     plot_learning_curves(history, tmp_path / "curves.png")

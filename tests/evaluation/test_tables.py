@@ -91,6 +91,7 @@ def test_the_mean_over_data_sets_is_tested_too():
     assert [cell.marks for cell in table.cells[2]] == ["a", "", ""]
 
 
+@pytest.mark.slow
 def test_correction_makes_chance_findings_rare():
     """Of twenty equal models, some differ with p < .05 by chance; corrected, none does."""
     generator = np.random.default_rng(0)

@@ -61,6 +61,7 @@ def test_the_first_copy_in_a_shard_is_found():
     assert [part.tolist() for part in index.find([b"a" * 16, b"b" * 16])] == [[0, 0], [1, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finds_every", [1, 32, 128])
 def test_an_index_takes_24_bytes_a_digest_and_hardly_more_while_it_grows(finds_every):
     generator = np.random.default_rng(0)

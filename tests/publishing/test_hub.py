@@ -373,6 +373,7 @@ def train(tiny_encoder_folder, tiny_pairs, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_training_pushes_one_commit_and_the_evaluated_model_is_pushed_in_the_next(hub, train, tmp_path, monkeypatch):
     monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
     folder = train("--push_to_hub", "--hub_model_id", "org/trained", "--val_fraction", "0.25")
@@ -395,6 +396,7 @@ def test_training_pushes_one_commit_and_the_evaluated_model_is_pushed_in_the_nex
     assert "toy test (3 queries)" in repository.commits[repository.history[-1]]["README.md"].decode()
 
 
+@pytest.mark.slow
 def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_user(
     hub, tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch
 ):
@@ -429,6 +431,7 @@ def test_a_bad_token_is_refused_before_training(hub, train, monkeypatch):
         train("--push_to_hub", "--hub_strategy", "checkpoint")
 
 
+@pytest.mark.slow
 def test_training_without_an_id_pushes_under_the_name_of_the_folder(hub, train, monkeypatch):
     monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
     train("--push_to_hub")

@@ -477,6 +477,7 @@ def test_a_loss_cannot_be_left_out(written, sources, start):
     _refused(written, sources, "".join(kept))
 
 
+@pytest.mark.slow
 def test_no_line_can_be_left_out(tmp_path, results):
     path = tmp_path / "README.md"
     write_card(path, results=results)

@@ -118,6 +118,7 @@ def test_the_graph_returns_the_vectors_of_the_model_at_every_length_and_batch_si
             np.testing.assert_allclose(found, predictions, atol=1e-4 * predictions.std())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configuration_documents_the_model(exported, family):
     folder = exported(family)
@@ -275,6 +276,7 @@ def test_after_an_error_everything_is_as_before(saved, script, check_texts, tmp_
         assert _files(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_an_encoder_that_torch_cannot_export_is_named(tiny_model, tmp_path, monkeypatch):
     forward = tiny_model.encoder.forward
 

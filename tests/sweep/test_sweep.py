@@ -370,6 +370,7 @@ def _no_training(monkeypatch):
     monkeypatch.setattr(HeadBatch, "train", refuse)
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_table_plot_results_and_best_flags(sweep, capsys):
     folder = sweep("--seeds", 1, 2)
     printed = capsys.readouterr().out
@@ -401,6 +402,7 @@ def test_the_best_flags_train_the_best_head(sweep, monkeypatch):
     assert record["model"]["use_predictor"] == setting["use_predictor"]
 
 
+@pytest.mark.slow
 def test_the_best_flags_leave_out_shared_flags_that_do_not_fit_the_best_setting(sweep):
     grid = "{use_predictor: [false], output_dim: [null], batch_size: [16]}"
     folder = sweep("--lambda_predictive", 1.2, "--output_dim", 8, grid=grid)
@@ -421,6 +423,7 @@ def test_heads_that_all_diverge_leave_a_table_and_no_best_flags(sweep):
     assert not Path("out/best.yaml").exists()
 
 
+@pytest.mark.slow
 def test_other_held_out_pairs_are_another_sweep(sweep, pairs_of_words):
     for name, rows in (("a", pairs_of_words[:20]), ("b", pairs_of_words[20:40])):
         Path(f"{name}.json").write_text(json.dumps(rows))
@@ -432,6 +435,7 @@ def test_other_held_out_pairs_are_another_sweep(sweep, pairs_of_words):
         sweep("--val_data", "a.json", "--feature_dtype", "float16", grid=grid)
 
 
+@pytest.mark.slow
 def test_a_small_held_out_part_causes_a_warning(sweep, pairs_of_words, caplog):
     Path("few.json").write_text(json.dumps(pairs_of_words[:3]))
     sweep("--val_data", "few.json", grid="{temperature: [0.1]}")
@@ -454,6 +458,7 @@ def test_a_warm_up_in_steps_shrinks_with_its_round(tiny_model, pairs_of_words, t
     assert float(moves[0].abs().max()) > 1e-5
 
 
+@pytest.mark.slow
 def test_a_finished_sweep_trains_nothing_again(sweep, monkeypatch):
     folder = sweep()
     table = (folder / "table.md").read_text()
@@ -483,6 +488,7 @@ def test_an_interrupted_sweep_continues_where_it_stopped(sweep, monkeypatch):
     assert results["settings"] == whole["settings"]
 
 
+@pytest.mark.slow
 def test_another_sweep_over_the_first_is_refused_unless_told(sweep):
     sweep()
     with pytest.raises(UserError, match="holds a sweep with another settings"):

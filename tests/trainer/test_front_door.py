@@ -49,6 +49,7 @@ def _same(left, right):
 # The same as the command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["adapt", "general", "jepa_10k"])
 def test_a_recipe_in_python_gives_the_weights_and_the_record_of_the_command(
     make_model, make_args, pairs, tiny_encoder_folder, tmp_path, monkeypatch, recipe
@@ -239,7 +240,11 @@ def test_what_cannot_work_is_refused_at_construction(make_model, make_args, pair
         "expected parameters of the model": (model, {}, {"train_dataset": pairs, "optimizers": (optimizer, None)}),
         "expected held-out pairs beside evaluator": (model, {}, {"train_dataset": pairs, "evaluator": len}),
         "got both: give one": (model, {"val_fraction": 0.5}, {"train_dataset": pairs, "eval_dataset": pairs}),
-        "--documents beside pairs give a projection": (make_model(use_predictor=True), {}, {"train_dataset": documents}),
+        "--documents beside pairs give a projection": (
+            make_model(use_predictor=True),
+            {},
+            {"train_dataset": documents},
+        ),
         "in one process": (model, {"feature_cache": False}, {"train_dataset": documents}),
     }
     for message, (own, fields, data) in wrong.items():
@@ -367,6 +372,7 @@ def test_metrics_evaluators_and_callbacks_work_as_in_transformers(make_model, ma
     assert all(logs["eval_width"] == 16 for logs in evaluated)
 
 
+@pytest.mark.slow
 def test_an_automatic_recipe_chooses_for_documents(make_model, make_args, capsys):
     words = "bread food music river moon sun bird fish tree stone".split()
     texts = [

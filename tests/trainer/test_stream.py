@@ -114,12 +114,14 @@ def test_an_interrupted_run_sees_the_rows_of_an_uninterrupted_one(train, flags):
         assert all(torch.equal(tensor, whole[name]) for name, tensor in resumed.items()), step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
 def test_a_pass_ends_before_a_smaller_step_for_both_values_of_drop_last(train, flags):
     weights = [train(value, *flags, "--dataloader_drop_last", value) for value in ("true", "false")]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", ["5", "3"])
 def test_a_finished_run_that_is_resumed_trains_no_further_step(train, tmp_path, steps):
     schedule = ("--lr_scheduler_type", "constant", "--warmup_steps", "0")
@@ -131,6 +133,7 @@ def test_a_finished_run_that_is_resumed_trains_no_further_step(train, tmp_path, 
     assert record["steps"] == 5
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_does_not_change_its_checkpoint(train, tmp_path, tiny_pairs):
     (tmp_path / "val.json").write_text(json.dumps(tiny_pairs), encoding="utf-8")
     flags = (
@@ -163,6 +166,7 @@ def test_several_sources_take_turns_and_each_row_comes_once_a_pass(tmp_path, mon
     assert sorted(row["query"] for row in ShuffledStream(rows, buffer_size=4, seed=0)) == sorted(found)
 
 
+@pytest.mark.slow
 def test_a_streamed_checkpoint_is_not_resumed_without_streaming(train, tiny_encoder_folder):
     train("whole", "--max_steps", "2")
     flags = "--train_data train.json --no_feature_cache --use_predictor --use_cpu --disable_tqdm true".split()
@@ -173,6 +177,7 @@ def test_a_streamed_checkpoint_is_not_resumed_without_streaming(train, tiny_enco
         )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_order_is_refused(train):
     train("whole", "--max_steps", "2")
     resume = ["--resume_from_checkpoint", "whole/checkpoint-1"]

@@ -151,6 +151,7 @@ def test_the_script_writes_the_same_table_plot_and_figures_twice(script, capsys)
     assert (folder / "table.md").read_text(encoding="utf-8") == table
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_the_finished_data_sets(script, tmp_path, monkeypatch):
     (tmp_path / "more.jsonl").write_text((tmp_path / "pairs.jsonl").read_text(encoding="utf-8"), encoding="utf-8")
     calls = []

@@ -92,6 +92,7 @@ def _exact(folder, documents, *, k=10, use_predictor=False):
     return {list(documents)[row]: scores[row] for row in best}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
 @pytest.mark.parametrize("example", PACKAGES)
 def test_a_store_finds_the_results_of_an_exact_search_also_when_reopened(
