@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import ProgressCallback, set_seed
 from transformers.trainer_utils import TrainOutput
@@ -323,7 +323,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         finally:
             self.data_collator, self.evaluators, self._objectives["eval"] = own
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
+    def predict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise an error: there are no labels to predict.
 
         Args:
