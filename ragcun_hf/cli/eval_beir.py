@@ -104,11 +104,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _dataset_of_pairs(pairs: str, corpus: str | None) -> BeirDataset:
     from ..data.beir_folder import dataset_of_pairs
-    from ..data.documents import document_text, read_documents
+    from ..data.documents import document_texts, read_documents
     from ..data.pairs import read_pairs
 
-    documents = [] if corpus is None else read_documents(corpus)
-    texts = (document_text(row["title"], row["text"]) for row in documents)
+    texts = [] if corpus is None else document_texts(read_documents(corpus))
     dataset = dataset_of_pairs(read_pairs(pairs), texts, name=re.sub(r"[^\w.-]", "_", Path(pairs).stem))
     if len(dataset.corpus_ids) < FEW_DOCUMENTS:
         say(

@@ -79,9 +79,9 @@ def _check_texts(source: str | None) -> list[str]:
 
         texts = [text for entry in build_python_docs(["numpy"]) for text in (entry.query, entry.document)]
     else:
-        from ..data.documents import document_text, read_documents
+        from ..data.documents import document_texts, read_documents
 
-        texts = [document_text(row["title"], row["text"]) for row in read_documents(source)]
+        texts = document_texts(read_documents(source))
     texts.sort(key=len)
     steps = min(_NUM_TEXTS, len(texts))
     return [texts[round(step * (len(texts) - 1) / max(1, steps - 1))] for step in range(steps)]

@@ -46,15 +46,14 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import PartialState
     from datasets import concatenate_datasets
 
-    from ..data.documents import document_text, read_documents
+    from ..data.documents import document_texts, read_documents
     from ..data.pairs import drop_duplicate_rows, read_pairs
     from ..features.hard_negatives import mine_hard_negatives
     from ..model.base_models import load_base_model, load_trained_model
 
     sources = [read_pairs(source, split=args.split) for source in args.train_data]
     pairs, _ = drop_duplicate_rows(concatenate_datasets(sources))
-    rows = [] if args.corpus is None else read_documents(args.corpus)
-    corpus = [document_text(row["title"], row["text"]) for row in rows]
+    corpus = [] if args.corpus is None else document_texts(read_documents(args.corpus))
     model = load_trained_model(args.model_path) if args.model_path else load_base_model(args.base_model)
     model.to(PartialState().device)  # the features are cached for the device where training needs them
     store = features.store(model)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, say
 from ..commands import command
-from ..data.documents import document_text, is_beir_folder, read_documents, text_digest
+from ..data.documents import document_texts, is_beir_folder, read_documents, text_digest
 from ..data.held_out import split_by_document
 from ..data.masking import MaskedViews, MaskKind
 from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
@@ -182,7 +182,7 @@ def _pairs_to_xy(read: InputArguments, write: OutputArguments) -> None:
 
 def _pairs_to_beir(read: InputArguments, write: OutputArguments) -> None:
     pairs = _read_pairs(read)
-    more = [] if write.corpus is None else _texts_of_documents(write.corpus)
+    more = [] if write.corpus is None else document_texts(read_documents(write.corpus))
     texts = dict.fromkeys([*_texts_of_pairs(pairs), *more])
     documents = {text: f"d{number}" for number, text in enumerate(texts)}
     queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pairs["query"][:]))}
@@ -220,17 +220,13 @@ def _splits(pairs: Dataset, read: InputArguments, write: OutputArguments) -> dic
     return {read.split: rest, **splits}
 
 
-def _texts_of_documents(source: str) -> list[str]:
-    return [document_text(row["title"], row["text"]) for row in read_documents(source)]
-
-
 def _documents_to_documents(read: InputArguments, write: OutputArguments) -> None:
     rows = ({key: row[key] for key in ("id", "title", "text") if row[key]} for row in _read_documents(read))
     _write_rows(rows, write, "documents")
 
 
 def _documents_to_xy(read: InputArguments, write: OutputArguments) -> None:
-    _write_masked([document_text(row["title"], row["text"]) for row in _read_documents(read)], write)
+    _write_masked(document_texts(_read_documents(read)), write)
 
 
 def _xy_to_xy(read: InputArguments, write: OutputArguments) -> None:

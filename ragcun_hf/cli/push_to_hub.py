@@ -19,7 +19,7 @@ from ..publishing.hub import check_before_upload, describe_plan, plan_upload, pr
 
 @dataclass
 class PushArguments:
-    """What to send, and where to."""
+    """The model to send, and the repository that gets it."""
 
     model_path: str | None = argument(None, "Folder of the trained model, with its card.")
     repo_id: str | None = argument(None, "Id on the Hub, organisation/name or user/name; created if it is missing.")

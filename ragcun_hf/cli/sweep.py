@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SweepArguments:
-    """What differs between heads, and how settings are compared."""
+    """The settings to try, and their comparison."""
 
     grid: str = argument("{}", "Flags and the values to try, in YAML or JSON; for random search also ranges.")
     search: Literal["grid", "random"] = argument("grid", "grid: every combination; random: --num_settings draws.")

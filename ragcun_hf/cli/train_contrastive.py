@@ -54,7 +54,7 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read training and validation pairs."""
     from datasets import concatenate_datasets
 
-    from ..data.documents import document_text, read_documents
+    from ..data.documents import document_texts, read_documents
     from ..data.pairs import read_pairs
     from ..trainer.data import TrainingData
 
@@ -74,5 +74,4 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
     read = TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)
     if not data.documents:
         return read
-    documents = read_documents(data.documents)
-    return read.starting_from([document_text(row["title"], row["text"]) for row in documents])
+    return read.starting_from(document_texts(read_documents(data.documents)))

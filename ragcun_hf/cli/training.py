@@ -168,12 +168,11 @@ def _split_to_evaluate(source: str, parsed: ParsedArguments) -> str | None:
 
 def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
     """Let validation search the documents of `--val_corpus`."""
-    from ..data.documents import document_text, read_documents
+    from ..data.documents import document_texts, read_documents
 
     if not parsed.validation.val_corpus:
         return data
-    documents = read_documents(parsed.validation.val_corpus)
-    return data.searching(document_text(row["title"], row["text"]) for row in documents)
+    return data.searching(document_texts(read_documents(parsed.validation.val_corpus)))
 
 
 def read_document_texts(data: Any) -> tuple[Any, dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,11 @@ def document_text(title: str, text: str) -> str:
     ('One text.', 'Title One text.')
     """
     return (title + " " + text).strip()
+
+
+def document_texts(documents: Iterable[Mapping[str, str]]) -> list[str]:
+    """Return the text of each document of `read_documents`, with its title."""
+    return [document_text(row["title"], row["text"]) for row in documents]
 
 
 def is_beir_folder(source: str | os.PathLike[str]) -> bool:

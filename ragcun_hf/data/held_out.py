@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
-from .documents import document_text, text_digest, text_position
+from .documents import document_texts, text_digest, text_position
 from .pairs import pair_features
 from .word_spans import has_two_words
 
@@ -125,7 +125,7 @@ def usable_texts(documents: Dataset, *, name: str) -> tuple[list[str], dict[str,
 
     Returns them with the counts `documents` (read), `rows` (kept) and `too_short`.
     """
-    texts = [document_text(row["title"], row["text"]) for row in documents]
+    texts = document_texts(documents)
     kept = [text for text in texts if has_two_words(text)]
     if len(kept) < 2:
         raise UserError(f"{name}: expected at least two documents of two words or more, got {len(kept)}: add some")

@@ -6,6 +6,7 @@ Every row is `{"query": text, "positive": text, "negative": list of texts}`.
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -38,16 +39,16 @@ class TrainingRows(Protocol):
     def __iter__(self) -> Iterator[TrainingRow]: ...
 
 
-class _IndexedRows:
+class _IndexedRows(ABC):
     """A map-style dataset of rows, for `torch.utils.data.DataLoader`."""
 
     stream_order = None
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> TrainingRow:
-        raise NotImplementedError
+    @abstractmethod
+    def __getitem__(self, index: int) -> TrainingRow: ...
 
     def __iter__(self) -> Iterator[TrainingRow]:
         return (self[index] for index in range(len(self)))

@@ -1,4 +1,4 @@
-"""What a reader needs to repeat a measurement: command, versions, machine and commit."""
+"""The facts with which a reader repeats a measurement: command, versions, machine and commit."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from ..data.beir_folder import BeirDataset, dataset_of_pairs, load_beir_folder
-from ..data.documents import document_text, read_documents
+from ..data.documents import document_text, document_texts, read_documents
 from ..data.pairs import read_pairs
 from ..distributed import world_size
 from ..errors import UserError
@@ -169,8 +169,7 @@ class RetrievalEvaluator(BaseEvaluator):
         Raises:
             UserError: If a source cannot be read or a row lacks a text.
         """
-        documents = [] if corpus is None else read_documents(corpus, name="corpus")
-        texts = (document_text(row["title"], row["text"]) for row in documents)
+        texts = [] if corpus is None else document_texts(read_documents(corpus, name="corpus"))
         dataset = dataset_of_pairs(read_pairs(pairs, split=split, name="pairs"), texts, split=split)
         by_id = dict(zip(dataset.corpus_ids, dataset.corpus_texts, strict=True))
         evaluator = cls(dataset.queries, by_id, dataset.qrels, split=split, **options)

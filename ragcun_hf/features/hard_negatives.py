@@ -42,11 +42,11 @@ def mine_hard_negatives(
 
     A candidate stands among the first `range_max` documents of the query, not among the first `range_min` (which often
     answer it although nobody said so), scores at least `relative_margin` below the pair's own document, and is the
-    document of no pair with the same query. Of the candidates, `num_negatives` are drawn.
+    document of no pair with the same query and no negative of this pair. Of the candidates, `num_negatives` are drawn.
 
     Args:
         pairs: Rows `query`, `positive`, `negative`, as from `read_pairs`.
-        corpus: Documents to search, beside those of the pairs.
+        corpus: Documents to search, beside those and the negatives of the pairs.
         model: Ranks the documents, by its projection; an untrained one ranks as its frozen encoder does.
         store: Features of the model's encoder, cached.
         num_negatives: Negatives to add per pair, at least 1; a pair with fewer candidates gets fewer.
@@ -71,7 +71,8 @@ def mine_hard_negatives(
             f"{range_min}, {range_max} and {num_negatives}: correct them"
         )
     queries = list(dict.fromkeys(pairs["query"][:]))
-    documents = list(dict.fromkeys([*corpus, *pairs["positive"][:]]))
+    had = [text for texts in pairs["negative"] for text in texts]
+    documents = list(dict.fromkeys([*corpus, *pairs["positive"][:], *had]))
     query_rows = {text: row for row, text in enumerate(queries)}
     document_rows = {text: row for row, text in enumerate(documents)}
     config = model.config
@@ -91,9 +92,10 @@ def mine_hard_negatives(
     highest = highest - relative_margin * np.abs(highest)
     generator = random.Random(seed)
     chosen = []
-    for (query, _), limit in zip(of_pairs, highest, strict=True):
+    for (query, _), limit, own in zip(of_pairs, highest, pairs["negative"], strict=True):
         ranked = zip(found.indices[query][range_min:].tolist(), found.scores[query][range_min:].tolist(), strict=True)
-        candidates = [document for document, score in ranked if score <= limit and document not in known[query]]
+        excluded = known[query] | {document_rows[text] for text in own}
+        candidates = [document for document, score in ranked if score <= limit and document not in excluded]
         drawn = generator.sample(candidates, min(num_negatives, len(candidates)))
         chosen.append(tuple(documents[document] for document in drawn))
     return build_table(_with_negatives, pair_features(), streaming=False, pairs=pairs, added=tuple(chosen))
@@ -101,7 +103,7 @@ def mine_hard_negatives(
 
 def _with_negatives(pairs: Dataset, added: tuple[tuple[str, ...], ...]) -> Iterator[dict[str, Any]]:
     for row, negatives in zip(pairs, added, strict=True):
-        yield {**row, "negative": [*dict.fromkeys([*row["negative"], *negatives])]}
+        yield {**row, "negative": [*row["negative"], *negatives]}
 
 
 @torch.inference_mode()

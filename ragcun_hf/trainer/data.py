@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ..data.documents import document_text, read_documents
+from ..data.documents import document_texts, read_documents
 from ..data.held_out import drop_validation_negatives, hold_out_pairs, hold_out_texts, usable_texts
 from ..data.pairs import audit_pairs, drop_duplicate_rows, read_pairs
 from ..data.pseudo_queries import PseudoQueryKind
@@ -50,22 +50,26 @@ class TrainingData:
         several. Rows have a `query`, a `positive` and optionally a `negative` or `negative_1`, `negative_2` and so
         on. Training rows with only a `text` are documents without labels. `corpus` is like the latter, or strings.
         """
+        from datasets import IterableDataset
+
         sources = _sources(train, "train_dataset")
         if validation is not None and args.val_fraction:
             raise UserError("expected either an eval_dataset or a --val_fraction, got both: give one of them")
         held_out = None if validation is None else read_held_out(validation)
         facts = {"train": list(sources)}
-        if all(_is_stream(source) for source in sources.values()):
-            streams = [read_pairs(source, name=name, streaming=True) for name, source in sources.items()]
+        without_labels = {name: source for name, source in sources.items() if _has_only_texts(source)}
+        of_pairs = {name: source for name, source in sources.items() if name not in without_labels}
+        are_streams = {isinstance(source, IterableDataset) for source in of_pairs.values()}
+        if not of_pairs:
+            tables = [read_documents(source, name=name) for name, source in sources.items()]
+            data = cls.of_documents(_joined(tables), held_out, args, facts)
+        elif are_streams == {True} and not without_labels:
+            streams = [read_pairs(source, name=name, streaming=True) for name, source in of_pairs.items()]
             data = cls.of_stream(streams, held_out, args, facts)
-        elif all(_has_only_texts(source) for source in sources.values()):
-            texts = {name: read_documents(source, name=name) for name, source in sources.items()}
-            data = cls.of_documents(_joined([*texts.values()]), held_out, args, facts)
+        elif True in are_streams:
+            raise UserError("train_dataset: expected only streams or none, got both: leave one kind out")
         else:
-            if any(_is_stream(source) for source in sources.values()):
-                raise UserError("train_dataset: expected only streams or none, got both: leave one kind out")
-            without_labels = {name: source for name, source in sources.items() if _has_only_texts(source)}
-            pairs = [read_pairs(source, name=name) for name, source in sources.items() if name not in without_labels]
+            pairs = [read_pairs(source, name=name) for name, source in of_pairs.items()]
             data = cls.of_pairs(_joined(pairs), held_out, args, facts).starting_from(_texts(without_labels))
         return data if corpus is None else data.searching(_texts(_sources(corpus, "corpus")))
 
@@ -191,20 +195,12 @@ def _sources(given: Any, argument: str) -> dict[str, Any]:
 
 
 def _texts(sources: Mapping[str, Any]) -> list[str]:
-    tables = [read_documents(source, name=name) for name, source in sources.items()]
-    return [document_text(row["title"], row["text"]) for table in tables for row in table]
-
-
-def _is_stream(source: Any) -> bool:
-    import datasets
-
-    return isinstance(source, datasets.IterableDataset) and not _has_only_texts(source)
+    return [text for name, source in sources.items() for text in document_texts(read_documents(source, name=name))]
 
 
 def _has_only_texts(source: Any) -> bool:
     """Return whether rows are documents without labels; told from the first one."""
     first: Any = next(iter(source), {})
-    of_pairs = ("query", "positive", "anchor")
-    return isinstance(first, str) or (
-        isinstance(first, Mapping) and "text" in first and not set(of_pairs) & set(first)
-    )
+    if not isinstance(first, Mapping):
+        return isinstance(first, str)
+    return "text" in first and not {"query", "positive", "anchor"} & first.keys()

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from ragcun_hf.cli import mine_negatives
+from ragcun_hf.cli import mine_negatives, train_contrastive
 from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.errors import UserError
 from ragcun_hf.features.feature_store import FeatureStore
@@ -93,6 +93,9 @@ def test_the_command_writes_a_file_for_training(pairs, tiny_encoder_folder, tmp_
     assert len(mined) == len(pairs)
     assert sum(map(len, mined["negative"])) > 1
     assert "to 7 pairs: wrote mined.jsonl" in capsys.readouterr().out
+    train = ["--train_data", "mined.jsonl", "--base_model", str(tiny_encoder_folder), "--max_steps", "1", "--use_cpu"]
+    train_contrastive.main([*train, "--feature_cache_dir", "cache", "--output_dir", "out"])
+    assert "Features: 0 texts encoded" in capsys.readouterr().out  # mining has cached them
     with pytest.raises(UserError, match="mined.jsonl"):
         mine_negatives.main(flags)
     with pytest.raises(UserError, match="--train_data and --output"):

@@ -46,6 +46,18 @@ def _same(left, right):
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def _noted_starts(trainer):
+    """Return a list that gets the head's weights whenever training begins."""
+    starts = []
+
+    class Start(TrainerCallback):
+        def on_train_begin(self, args, state, control, model=None, **kwargs):
+            starts.append({name: weight.clone() for name, weight in _head(model).items()})
+
+    trainer.add_callback(Start())
+    return starts
+
+
 # The same as the command
 
 
@@ -120,13 +132,7 @@ def test_training_twice_goes_on_from_the_weights_of_the_first_time(make_model, m
     trainer = IsotropicGaussianTrainer(make_model(), make_args(blend=0.5), train_dataset=pairs)
     assert trainer.train().global_step == 2
     first = {name: weight.clone() for name, weight in _head(trainer.model).items()}
-    starts = []
-
-    class Start(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            starts.append({name: weight.clone() for name, weight in _head(model).items()})
-
-    trainer.add_callback(Start())
+    starts = _noted_starts(trainer)
     trainer.train()
     assert _same(first, starts[0])
     assert not _same(first, _head(trainer.model))
@@ -432,13 +438,7 @@ def _documents():
 def test_documents_without_labels_give_the_head_its_start_and_are_searched(make_model, make_args, pairs, capsys):
     data = {"pairs": pairs[:5], "documents": _documents()}
     trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=data, eval_dataset=pairs[5:])
-    starts = []
-
-    class Start(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **kwargs):
-            starts.append({name: weight.clone() for name, weight in _head(model).items()})
-
-    trainer.add_callback(Start())
+    starts = _noted_starts(trainer)
     trainer.train()
     shown = capsys.readouterr().out
     assert "First, a head is trained on 300 documents without labels." in shown

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
     """Hold documents out; their queries search all documents, also those of training."""
-    from ragcun_hf.data.documents import document_text, is_beir_folder, read_documents
+    from ragcun_hf.data.documents import document_texts, is_beir_folder, read_documents
     from ragcun_hf.data.held_out import drop_validation_negatives, split_by_document
     from ragcun_hf.data.pairs import drop_duplicate_rows, read_pairs
     from ragcun_hf.data.python_docs import build_python_docs, write_entries
@@ -94,7 +94,7 @@ def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float)
     train, held_out = split_by_document(pairs, val_fraction)
     others = list(pairs["positive"])
     if is_beir_folder(Path(source)):
-        others = [document_text(row["title"], row["text"]) for row in read_documents(source)]
+        others = document_texts(read_documents(source))
     validation = RetrievalValidation(held_out["query"], held_out["positive"], distractors=others, store=store)
     rows = TableRows(drop_validation_negatives(train, held_out))
     return HeadData.of_rows(base, rows, store, validation=validation)

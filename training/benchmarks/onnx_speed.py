@@ -67,13 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _sample_texts(args: Arguments) -> list[str]:
-    from ragcun_hf.data.documents import document_text, read_documents
+    from ragcun_hf.data.documents import document_texts, read_documents
     from ragcun_hf.data.python_docs import build_python_docs
 
     if args.data == "python_docs":
         texts = [entry.document for entry in build_python_docs(["numpy", "torch"])]
     else:
-        texts = [document_text(row["title"], row["text"]) for row in read_documents(args.data)]
+        texts = document_texts(read_documents(args.data))
     random.Random(0).shuffle(texts)
     return texts[: args.num_texts]
 

@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = parse_arguments([ExampleArguments], description=__doc__ or "", arguments=arguments)
     folder = _checked_folder(args)
     quiet_libraries()
-    from ragcun_hf.data.documents import document_text, read_documents
+    from ragcun_hf.data.documents import document_texts, read_documents
     from ragcun_hf.model.base_models import load_trained_model
 
     # Without ragcun_hf: AutoModel.from_pretrained(model_path, trust_remote_code=True)
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.use_predictor and model.predictor is None:
         raise UserError("--use_predictor expects a model with a predictor, got one without: leave the flag out")
     rows = read_documents(args.corpus)
-    ids, texts = list(rows["id"]), [document_text(row["title"], row["text"]) for row in rows]
+    ids, texts = list(rows["id"]), document_texts(rows)
     similarity = model.config.similarity_fn_name
     facts = _facts(args.model_path, similarity, ids, texts)
     embed = embedding_function(model, use_predictor=args.use_predictor)
