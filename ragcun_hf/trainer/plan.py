@@ -37,6 +37,7 @@ class RunFacts:
     is_automatic: bool = False
     has_documents: bool = False  # without labels, which give the head its start
     is_untrained: bool = True  # the model's head
+    without_checkpointing: str | None = None  # the encoder's class, if it cannot recompute its activations
     chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
 
 
@@ -48,6 +49,7 @@ def find_facts(
     checkpoint: Checkpoint | None = None,
     chosen: ChosenSettings | None = None,
     is_untrained: bool = True,
+    without_checkpointing: str | None = None,
 ) -> RunFacts:
     """Find the facts that a plan depends on; reads the queries only if they are to be balanced."""
     train, pairs = data.train, None
@@ -68,6 +70,7 @@ def find_facts(
         is_automatic=data.automatic is not None,
         has_documents=bool(data.documents),
         is_untrained=is_untrained,
+        without_checkpointing=without_checkpointing,
     )
 
 
@@ -163,11 +166,7 @@ def format_plan(plan: RunPlan) -> str:
 
 def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     """Raise a UserError if arguments contradict each other, the model or the data."""
-    if training.needs_store() and not facts.uses_features:
-        raise UserError(
-            "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
-            "from tokens: leave them out (--bf16 sets the precision)"
-        )
+    _check_encoder(training, facts)
     if training.n_gpu > 1:
         raise UserError(
             f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
@@ -198,6 +197,19 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         _check_documents(facts)
     _check_start(training, facts)
     _check_sharding(training, facts)
+
+
+def _check_encoder(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    if training.needs_store() and not facts.uses_features:
+        raise UserError(
+            "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
+            "from tokens: leave them out (--bf16 sets the precision)"
+        )
+    if training.activation_checkpointing and facts.without_checkpointing is not None:
+        raise UserError(
+            "--activation_checkpointing (or --gradient_checkpointing) needs an encoder that supports it, got "
+            f"{facts.without_checkpointing}, which does not: leave it out, or reduce --batch_size instead"
+        )
 
 
 def _starts_as_base(model: Any) -> bool:

@@ -146,7 +146,9 @@ class IsotropicGaussianTrainer(LossTrainer):
             self.add_callback(TermsProgressCallback)
 
     def _planned(self, model: IsotropicGaussianModel, **facts: Any) -> RunPlan:
-        found = find_facts(self._given_args, model.config, self.data, is_untrained=model.is_untrained, **facts)
+        encoder = None if model.supports_gradient_checkpointing else type(model.encoder).__name__
+        facts = {"is_untrained": model.is_untrained, "without_checkpointing": encoder, **facts}
+        found = find_facts(self._given_args, model.config, self.data, **facts)
         check_run(self._given_args, found)
         return plan_run(self._given_args, found)
 

@@ -263,6 +263,18 @@ def test_what_cannot_work_is_refused_at_construction(make_model, make_args, pair
         trainer.predict(pairs)
 
 
+def test_gradient_checkpointing_is_refused_at_construction_for_an_encoder_without_it(
+    make_model, make_args, pairs, tiny_mpnet_folder
+):
+    args = make_args(activation_checkpointing=True)  # the name of today for gradient_checkpointing
+    assert args.gradient_checkpointing
+    for fields in ({}, {"freeze_base": False}):
+        model = IsotropicGaussianModel.from_encoder(str(tiny_mpnet_folder), **fields)
+        with pytest.raises(UserError, match="needs an encoder that supports it, got MPNetModel, .*: leave it out"):
+            IsotropicGaussianTrainer(model, args, train_dataset=pairs)
+    assert IsotropicGaussianTrainer(make_model(), args, train_dataset=pairs).train().global_step == 2
+
+
 def test_arguments_that_are_changed_before_training_count(make_model, make_args, pairs):
     trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs)
     trainer.args.max_steps, trainer.args.learning_rate = 3, 0.5
