@@ -23,12 +23,12 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
-    FEW_DOCUMENTS,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
     format_results_table,
     model_settings,
+    remark_on_few_documents,
     write_json,
     write_results,
 )
@@ -109,11 +109,8 @@ def _dataset_of_pairs(pairs: str, corpus: str | None) -> BeirDataset:
 
     texts = [] if corpus is None else document_texts(read_documents(corpus))
     dataset = dataset_of_pairs(read_pairs(pairs), texts, name=re.sub(r"[^\w.-]", "_", Path(pairs).stem))
-    if len(dataset.corpus_ids) < FEW_DOCUMENTS:
-        say(
-            f"These queries search only {len(dataset.corpus_ids)} documents. The figures are far higher than in a "
-            "real collection, and differences may be chance: name all documents with --corpus."
-        )
+    if remark := remark_on_few_documents(len(dataset.corpus_ids), "--corpus"):
+        say(remark)
     return dataset
 
 

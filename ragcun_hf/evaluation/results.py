@@ -16,12 +16,22 @@ from ..errors import UserError
 from ..files import write_whole
 
 SCHEMA_VERSION = 1
-FEW_DOCUMENTS = 500  # a search among fewer finds almost everything, so its figures say little
+_FEW_DOCUMENTS = 500  # a search among fewer finds almost everything, so its figures say little
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
 MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
 BASE_SYSTEM, BM25_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "bm25", "projection", "predictor"
 MODEL_SYSTEM = "model"  # an encoder of another kind, which has no base
 REFERENCES = (BASE_SYSTEM, BM25_SYSTEM)  # the other systems are compared with the first of these that was measured
+
+
+def remark_on_few_documents(num_documents: int, flag: str) -> str | None:
+    """Return a line for figures of a search among too few documents, or None; `flag` names more of them."""
+    if num_documents >= _FEW_DOCUMENTS:
+        return None
+    return (
+        f"With fewer than {_FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "
+        f"collection, and differences may be chance: name all documents with {flag}."
+    )
 
 
 def model_settings(config: Any) -> dict[str, Any]:

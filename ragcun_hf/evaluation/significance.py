@@ -68,26 +68,20 @@ def paired_randomization_test(a: ArrayLike, b: ArrayLike, *, num_permutations: i
     return num_as_large / (num_permutations + 1)
 
 
-def paired_bootstrap_interval(
-    a: ArrayLike, b: ArrayLike, *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+def bootstrap_interval(
+    differences: Sequence[np.ndarray[Any, Any]], *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Compute a confidence interval of the mean difference, from (Q,) values of two systems on the same queries.
+    """Compute a confidence interval of the mean over data sets of their mean difference, from (Q,) of each.
 
-    Queries are resampled with replacement; a share `level` of the resampled means lies in the interval (percentiles).
+    Queries are resampled with replacement within their data set; a share `level` of the resampled means lies in the
+    interval (percentiles).
 
     Source:
         Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7(1), 1979.
 
-    >>> paired_bootstrap_interval([0.5, 0.75], [0.25, 0.5])
+    >>> bootstrap_interval([np.array([0.25, 0.25])])
     (0.25, 0.25)
     """
-    return _bootstrap_interval([_differences(a, b)], level, num_resamples, seed)
-
-
-def _bootstrap_interval(
-    differences: Sequence[np.ndarray[Any, Any]], level: float, num_resamples: int, seed: int
-) -> tuple[float, float]:
-    """Bootstrap the mean over data sets of their mean difference; queries are resampled within their data set."""
     from scipy import stats  # not at the top: it takes a second, and most programs that import this compare nothing
 
     if not 0 < level < 1:
@@ -146,7 +140,7 @@ def compare_over_datasets(per_query: Sequence[tuple[PerQuery, PerQuery]], metric
 def _comparison(
     differences: Sequence[np.ndarray[Any, Any]], weighted_Q: np.ndarray[Any, Any], difference: float
 ) -> PairedComparison:
-    low, high = _bootstrap_interval(differences, 0.95, 10_000, 0)
+    low, high = bootstrap_interval(differences)
     return PairedComparison(
         difference=difference,
         p_value=paired_randomization_test(weighted_Q, np.zeros_like(weighted_Q)),

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
-from ..evaluation.results import FEW_DOCUMENTS, MAIN_METRIC
+from ..evaluation.results import MAIN_METRIC, remark_on_few_documents
 from ..files import (
     DOCUMENTS_FILE,
     HELD_OUT_FILE,
@@ -144,11 +144,8 @@ def check_and_blend(
     names = {"base": "frozen base", "start": "start of the head", "saved": "saved model"}
     shown = ", ".join(f"{names[name]} {value:.4f}" for name, value in figures.items())
     say(f"Validation NDCG@10, searching {validation.num_documents:,} documents: {shown}.")
-    if validation.num_documents < FEW_DOCUMENTS:
-        say(
-            f"With fewer than {FEW_DOCUMENTS} documents to search, these figures are far higher than in a real "
-            "collection, and differences may be chance: name all documents with --val_corpus (in Python: corpus=)."
-        )
+    if remark := remark_on_few_documents(validation.num_documents, "--val_corpus (in Python: corpus=)"):
+        say(remark)
     best_before = max(figures.get("start", 0.0), figures.get("base", 0.0))
     if figures["saved"] < best_before:
         logger.warning(

@@ -13,6 +13,7 @@ from ragcun_hf.evaluation.results import (
     format_results_table,
     mean_over_datasets,
     read_results,
+    remark_on_few_documents,
     write_results,
 )
 
@@ -219,3 +220,8 @@ def test_the_commit_is_that_of_the_checkout_and_marked_if_files_changed(tmp_path
 def test_commit_is_none_without_git(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert environment_facts()["commit"] is None
+
+
+def test_a_search_among_few_documents_is_remarked_on():
+    assert "documents with --corpus." in remark_on_few_documents(499, "--corpus")
+    assert remark_on_few_documents(500, "--corpus") is None
