@@ -53,8 +53,9 @@ _PYTHON_NAME = "RetrievalEvaluator"
 class RetrievalEvaluator(BaseEvaluator):
     """Search a corpus with a model, and report NDCG@10 and recall beside those of its frozen base and of BM25.
 
-    Call it with a model. It is also an `evaluator=` of `IsotropicGaussianTrainer` and of sentence-transformers'
-    Trainer; give it a `name` there if it is not the only one. The model is one of these:
+    Call it with a model. It is also an `evaluator=` of sentence-transformers' Trainer, where it needs a `name` if it
+    is not the only one, and of `IsotropicGaussianTrainer`, where it always needs one: without it, its `ndcg@10` would
+    be logged as `eval_ndcg@10`, which is that of the held-out pairs. The model is one of these:
 
     - an `IsotropicGaussianModel`: the systems `base` (its frozen encoder), `bm25`, `projection` and, if it has a
       predictor, `predictor`, each compared with `base`. The encoder's features come from the feature cache.

@@ -23,6 +23,8 @@ class RetrievalValidation:
     Distractors are relevant to no query. Without a store of features, texts are encoded at every call.
     """
 
+    primary_metric = MAIN_METRIC
+
     def __init__(
         self,
         queries: Sequence[str],

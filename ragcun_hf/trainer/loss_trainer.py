@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
+from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from ..objective.arguments import IsotropicGaussianTrainingArguments
 from ..objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
@@ -28,6 +29,19 @@ if TYPE_CHECKING:
 Evaluator = Callable[[Any], Mapping[str, float]]
 
 logger = logging.getLogger(__name__)
+
+_ONE_NAME = (
+    "evaluator: expected one figure of each name, got {} twice: name the evaluator, as in RetrievalEvaluator(..., "
+    "name='mine'), or rename the figure"
+)
+
+
+def check_names(evaluators: Sequence[Any]) -> None:
+    """Refuse evaluators with the same `primary_metric`: one figure would replace the other in the log."""
+    names = [name for each in evaluators if (name := getattr(each, "primary_metric", None))]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(_ONE_NAME.format(name))
 
 
 class LossTrainer(Trainer):
@@ -194,7 +208,10 @@ class LossTrainer(Trainer):
         output.metrics.update({f"{prefix}_loss/{name}": value for name, value in self._pop_terms("eval").items()})
         for evaluator in self.evaluators:
             figures = evaluator(self.accelerator.unwrap_model(self.model))
-            output.metrics.update({f"{prefix}_{name}": value for name, value in figures.items()})
+            figures = {f"{prefix}_{name}": value for name, value in figures.items()}
+            if twice := sorted(figures.keys() & output.metrics.keys()):
+                raise UserError(_ONE_NAME.format(twice[0]))
+            output.metrics.update(figures)
         return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

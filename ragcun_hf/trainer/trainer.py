@@ -17,6 +17,7 @@ from ..data.documents import read_documents
 from ..data.stream import ShuffledStream
 from ..data.training_rows import TableRows, TrainingRows
 from ..errors import UserError
+from ..evaluation.validation import RetrievalValidation
 from ..features.arguments import FeatureArguments
 from ..files import disk_errors_explained, source_name
 from ..model.arguments import ModelArguments
@@ -27,7 +28,7 @@ from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validati
 from ..sweep.automatic import ChosenSettings, choose_settings
 from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
 from .data import TrainingData, read_held_out
-from .loss_trainer import Evaluator, LossTrainer
+from .loss_trainer import Evaluator, LossTrainer, check_names
 from .plan import RunPlan, check_run, find_facts, plan_run
 from .push import PlannedPush, plan_push, write_training_card
 from .record import (
@@ -68,7 +69,8 @@ class IsotropicGaussianTrainer(LossTrainer):
         corpus: Documents (rows with a `text` and optionally a `title`, or strings) that held-out queries search
             besides their own: with all documents of a collection, validation is as hard as the search will be.
         evaluator: One or more functions of the model that return figures, such as a `RetrievalEvaluator`. The figures
-            are logged with the prefix `eval_` at every evaluation.
+            are logged with the prefix `eval_` at every evaluation. `eval_ndcg@10` is that of `eval_dataset`: give a
+            `RetrievalEvaluator` a `name`, so that its figures have names of their own.
         callbacks: As in transformers.
         **kwargs: Other arguments of `transformers.Trainer`, such as `optimizers`. `compute_metrics` gets, as
             `predictions`, the embeddings (N, D) of the held-out queries and of their documents, and, as `label_ids`,
@@ -103,8 +105,10 @@ class IsotropicGaussianTrainer(LossTrainer):
             self.data = train_dataset
         else:
             self.data = TrainingData.of_datasets(train_dataset, eval_dataset, corpus, args)
+        self._given_evaluators = [evaluator] if callable(evaluator) else list(evaluator or ())
         if evaluator is not None and self.data.validation is None:
             raise UserError("expected held-out pairs beside evaluator, got none: give eval_dataset or val_fraction")
+        check_names([RetrievalValidation, *self._given_evaluators])
         self._given_args, self._seconds_of_features = args, 0.0
         self._store: FeatureStore | None = None
         self._energy: list[dict[str, Any]] = []
@@ -122,7 +126,6 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._push: PlannedPush | None = plan_push(args) if args.push_to_hub and args.process_index == 0 else None
         model.to(args.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
         inputs = self._encoded(model)
-        self._given_evaluators = [evaluator] if callable(evaluator) else list(evaluator or ())
         self._validation = None
         if self.data.validation is not None:
             self._validation = retrieval_validation(self.data.validation, self._store, corpus=self.data.corpus)

@@ -167,6 +167,23 @@ def test_an_evaluator_selects_the_checkpoint_of_our_trainer(moved, tiny_pairs, t
     assert trainer.evaluate()["eval_mine_ndcg@10"] == evaluator(trainer.model)["mine_ndcg@10"]
 
 
+def test_our_trainer_refuses_figures_that_would_replace_others(evaluator, tiny_model, tiny_pairs, tmp_path):
+    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+
+    options = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
+    args = IsotropicGaussianTrainingArguments(**options, per_device_train_batch_size=8)
+    named = RetrievalEvaluator(QUERIES, CORPUS, RELEVANT, name="mine", show_progress_bar=False)
+    for given in (evaluator, [named, evaluator], [named, named]):
+        with pytest.raises(UserError, match="expected one figure of each name, got (mine_)?ndcg@10 twice: name"):
+            IsotropicGaussianTrainer(tiny_model, args, tiny_pairs, tiny_pairs, evaluator=given)
+    # What a function returns is only seen when it is called.
+    trainer = IsotropicGaussianTrainer(
+        tiny_model, args, tiny_pairs, tiny_pairs, evaluator=[named, lambda model: {"ndcg@10": 1.0}]
+    )
+    with pytest.raises(UserError, match="got eval_ndcg@10 twice: .* or rename the figure"):
+        trainer.evaluate()
+
+
 def test_an_evaluator_works_in_sentence_transformers_trainer(evaluator, tiny_encoder_folder, tiny_pairs, tmp_path):
     from datasets import Dataset
     from sentence_transformers import (
