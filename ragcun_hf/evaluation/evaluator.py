@@ -30,6 +30,7 @@ from .model_evaluation import (
     evaluation_settings,
     measure_isotropy,
     sample_rows,
+    saved_weights_digest,
 )
 from .report import RetrievalReport
 from .results import (
@@ -64,7 +65,8 @@ class RetrievalEvaluator(BaseEvaluator):
     - any object with `encode_query` and `encode_document`, which take a list of texts and return vectors (N, D).
       `similarity_fn_name` says how they are compared; the default is cosine.
 
-    BM25, and the base of one encoder, search only once.
+    BM25, and the base of one encoder, search only once. If a model of this package is as it was loaded from a folder,
+    or as our Trainer saved it, the report names its weights, as a model card that is pushed needs it.
 
     Args:
         queries: Query id -> text.
@@ -229,7 +231,8 @@ class RetrievalEvaluator(BaseEvaluator):
             model.train(was_training)
         base = model.config.base_model_name or "encoder"
         name = Path(model.name_or_path or "").name or f"head-on-{base.rstrip('/').split('/')[-1]}"
-        facts = {"path": name, "name": name, **model_settings(model.config), "weights_sha256": None}
+        facts = {"path": name, "name": name, **model_settings(model.config)}
+        facts["weights_sha256"] = saved_weights_digest(model)
         settings = evaluation_settings(systems, split=self._dataset.split, bm25=self._bm25, **self._options)
         return evaluation, {"model": facts, "settings": settings}
 

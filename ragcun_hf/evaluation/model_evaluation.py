@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from ..data.beir_folder import BeirDataset
 from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..errors import UserError
 from ..features.feature_store import SAMPLE_ROWS, TEXTS_AT_ONCE
-from ..files import DOCUMENTS_FILE
+from ..files import DOCUMENTS_FILE, weights_digest
 from ..search.exact import SearchResult, exact_search
 from ..search.first_pass import row_blocks
 from ..search.memory_maps import new_matrix, read_far_apart, release
@@ -30,6 +31,38 @@ if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 
 HEAD_ROWS = 1_024  # features given to the head at once; a corpus is divided among processes at multiples of this
+
+
+def saved_weights_digest(model: IsotropicGaussianModel) -> str | None:
+    """Return the digest of the weights in the folder that a model was loaded from, or that the Trainer saved it in.
+
+    None if there is no such folder on this machine, or if the model has other weights by now.
+    """
+    if not model.name_or_path:
+        return None
+    folder, own = Path(model.name_or_path), model.state_dict()
+    return weights_digest(folder) if _are_saved(own, sorted(folder.glob("*.safetensors"))) else None
+
+
+def _are_saved(weights: Mapping[str, Any], files: Sequence[Path]) -> bool:
+    """Return whether safetensors files hold exactly these weights."""
+    num_equal = 0
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys(), key=_is_of_encoder):  # the head differs first
+                own = weights.get(name)
+                # A sharded tensor would have to be gathered by all processes.
+                if own is None or hasattr(own, "full_tensor"):
+                    return False
+                saved, own = file.get_tensor(name), own.cpu()
+                if saved.dtype != own.dtype or not torch.equal(saved, own):
+                    return False
+                num_equal += 1
+    return num_equal == len(weights)
+
+
+def _is_of_encoder(name: str) -> bool:
+    return name.startswith("encoder.")
 
 
 @dataclass(frozen=True)

@@ -53,10 +53,10 @@ def write_training_card(folder: Path, repo_id: str | None) -> None:
     from ..publishing.card import write_card
     from ..publishing.card_sources import keep_sources, nothing_measured
 
-    record = read_json_object(folder / RECORD_FILE)
-    plot = folder / "learning_curves.png"
-    plot_learning_curves(record["log_history"], plot)
-    plots = {"Loss terms during training": plot.name} if plot.is_file() else {}
+    record, plots = read_json_object(folder / RECORD_FILE), {}
+    if any("loss" in entry for entry in record["log_history"]):  # a short run may end before its first log line
+        plots["Loss terms during training"] = "learning_curves.png"
+        plot_learning_curves(record["log_history"], folder / "learning_curves.png")
     name = (repo_id or folder.resolve().name).split("/")[-1]
     results = nothing_measured(name, read_json_object(folder / "config.json"))
     write_card(folder / "README.md", results=results, training_record=record, repo_id=repo_id, plots=plots)

@@ -351,9 +351,12 @@ class IsotropicGaussianTrainer(LossTrainer):
             super().save_model(output_dir, _internal_call)
             return
         weights = whole_weights(self.accelerator, self.model)
+        folder = Path(output_dir or str(self.args.output_dir))
         if self.is_world_process_zero():
-            save_run(self, Path(output_dir or str(self.args.output_dir)), self.record(), weights)
+            save_run(self, folder, self.record(), weights)
         self.accelerator.wait_for_everyone()
+        # The place of its weights, from which an evaluation tells what was measured.
+        self.accelerator.unwrap_model(self.model).name_or_path = str(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write the card, README.md, into `args.output_dir`, where the model must be saved.

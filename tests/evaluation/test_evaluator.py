@@ -320,6 +320,28 @@ def test_the_card_takes_a_report(evaluator, moved, tmp_path):
         assert f"{report['bm25_ndcg@10']:.4f}" in card
 
 
+def test_a_report_names_the_weights_only_while_the_model_has_those_of_its_folder(evaluator, moved, tmp_path):
+    from ragcun_hf.files import weights_digest
+
+    def digest(model):
+        return evaluator(model).results["model"]["weights_sha256"]
+
+    moved.save_pretrained(tmp_path / "model")
+    saved = weights_digest(tmp_path / "model")
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "model")
+    assert digest(loaded) == saved is not None
+    _move(loaded.projection, seed=2)
+    assert digest(loaded) is None
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "model")
+    loaded.reset_head(use_predictor=False)
+    assert digest(loaded) is None
+    assert digest(moved) is None  # of no folder
+    moved.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "parts")
+    assert digest(loaded) == weights_digest(tmp_path / "parts")
+
+
 def test_a_trained_encoder_is_compared_with_the_untrained_one(tiny_encoder_folder):
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), freeze_base=False)
     evaluator = RetrievalEvaluator(QUERIES, CORPUS, RELEVANT)

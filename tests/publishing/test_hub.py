@@ -423,6 +423,33 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
         trainer.push_to_hub(blocking=False)
 
 
+def test_a_card_made_in_python_of_an_evaluation_in_python_may_be_pushed(
+    tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch
+):
+    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments, RetrievalEvaluator
+
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
+    folder = tmp_path / "mine"
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), base_model_name="org/encoder")
+    options = {"output_dir": str(folder), "hub_model_id": REPO, "max_steps": 2, "use_cpu": True, "report_to": "none"}
+    args = IsotropicGaussianTrainingArguments(**options, save_strategy="no", disable_tqdm=True)
+    trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    check_before_upload(folder, REPO)
+    report = RetrievalEvaluator.from_pairs(tiny_pairs, show_progress_bar=False)(trainer.model)
+    report.save(tmp_path / "results.json")
+    flags = ["--model_path", str(folder), "--results", str(tmp_path / "results.json"), "--repo_id", REPO]
+    _script("render_card").main(flags)
+    assert f"{report['ndcg@10']:.4f}" in (folder / "README.md").read_text(encoding="utf-8")
+    check_before_upload(folder, REPO)
+    trainer.train()
+    trainer.save_model()
+    with pytest.raises(UserError, match="expected figures of the weights in"):
+        check_before_upload(folder, REPO)
+
+
 def test_a_bad_token_is_refused_before_training(hub, train, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(UserError, match="valid token for org/trained"):
