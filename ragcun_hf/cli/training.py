@@ -107,28 +107,28 @@ def train_from_command_line(
     )
     from transformers import set_seed
 
+    from ..objective.arguments import with_values
     from ..trainer.plan import check_run, find_facts, format_plan, plan_run
     from ..trainer.record import check_output_folder, open_checkpoint, remove_checkpoints
     from ..trainer.trainer import IsotropicGaussianTrainer
 
     quiet_libraries()
-    training, folder = parsed.training, str(parsed.training.output_dir)
+    # In Python, what is named when a model is made counts more than a recipe; here, flags and recipe are one.
+    training = with_values(parsed.training, model_fields=parsed.model.changed_fields())
+    folder = str(training.output_dir)
     check_output_folder(training, overwrite=parsed.run.overwrite)
     data = with_corpus(read_data(parsed), parsed)
     data = replace(data, facts={"script": script, **data.facts})
     checkpoint = open_checkpoint(Path(folder), training.resume_from_checkpoint)
-    if training.automatic and (parsed.model.projection_kind != "mlp" or parsed.model.projection_hidden_dim):
-        raise UserError(
-            "--automatic chooses kind and width of the projection itself: leave --projection_kind and "
-            "--projection_hidden_dim out"
-        )
     facts = find_facts(training, parsed.model, data, checkpoint=checkpoint)
     check_run(training, facts)
     if parsed.run.show_plan:
         say(format_plan(plan_run(training, facts)))
         return
     set_seed(training.seed)
-    trainer = IsotropicGaussianTrainer(parsed.model.build(), training, data)
+    model = parsed.model.build()
+    model.given_fields = {}
+    trainer = IsotropicGaussianTrainer(model, training, data)
     if trainer.is_world_process_zero() and not training.resume_from_checkpoint:
         remove_checkpoints(Path(folder))
     trainer.train()

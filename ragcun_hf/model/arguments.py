@@ -70,3 +70,8 @@ class ModelArguments:
 
         names = {field.name for field in fields(self)} & {field.name for field in fields(IsotropicGaussianConfig)}
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def changed_fields(self) -> dict[str, Any]:
+        """Return the fields of `IsotropicGaussianConfig` that these flags set to other values than the defaults."""
+        defaults = {each.name: each.default for each in fields(self)}
+        return {name: value for name, value in self.config_fields().items() if value != defaults[name]}

@@ -63,6 +63,9 @@ CANDIDATES = (
 )
 
 
+CHOSEN_FIELDS = tuple(Candidate(0.0, "linear", 0.0).model_settings)  # of the model's configuration
+
+
 @dataclass(frozen=True)
 class CandidateScore:
     """A candidate at one blend, and how well it retrieves."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.terms import resolve_weights
+from ..sweep.automatic import CHOSEN_FIELDS
 from ..sweep.settings import trainer_only_flags
 from .callbacks import check_stream_position
 
@@ -37,6 +38,7 @@ class RunFacts:
     is_automatic: bool = False
     has_documents: bool = False  # without labels, which give the head its start
     is_untrained: bool = True  # the model's head
+    given_fields: Collection[str] = ()  # of the model's configuration, named when it was made in Python
     without_checkpointing: str | None = None  # the encoder's class, if it cannot recompute its activations
     chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
 
@@ -48,10 +50,12 @@ def find_facts(
     *,
     checkpoint: Checkpoint | None = None,
     chosen: ChosenSettings | None = None,
-    is_untrained: bool = True,
-    without_checkpointing: str | None = None,
+    **of_model: Any,
 ) -> RunFacts:
-    """Find the facts that a plan depends on; reads the queries only if they are to be balanced."""
+    """Find the facts that a plan depends on; reads the queries only if they are to be balanced.
+
+    `of_model` are further fields of `RunFacts`, known once there is a model.
+    """
     train, pairs = data.train, None
     uses_features = model.freeze_base and args.feature_cache and train.num_rows is not None
     if args.balance_queries and train.num_rows is not None:
@@ -69,8 +73,7 @@ def find_facts(
         uses_features=uses_features,
         is_automatic=data.automatic is not None,
         has_documents=bool(data.documents),
-        is_untrained=is_untrained,
-        without_checkpointing=without_checkpointing,
+        **of_model,
     )
 
 
@@ -115,7 +118,18 @@ def plan_run(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> RunPl
         warnings.append(f"The {num_rows} rows of an epoch do not fill a batch of {rows_per_step}; it is kept smaller.")
     if facts.is_automatic and facts.chosen is None:
         warnings.append("Whitening, projection, epochs and blend are chosen after encoding, by pseudo-queries.")
+    if facts.has_documents and facts.is_untrained and (replaced := _replaced_by_documents(args)):
+        warnings.append(
+            f"If the documents without labels help, their head is the start, and {', '.join(replaced)} of this run do "
+            "not count."
+        )
     return RunPlan(with_values(args, **decided), facts, tuple(warnings))
+
+
+def _replaced_by_documents(args: IsotropicGaussianTrainingArguments) -> list[str]:
+    """Name the settings of a recipe, or of a command, that a head of documents without labels replaces."""
+    given = {name: args.model_fields.get(name) for name in CHOSEN_FIELDS} | {"whitening": args.whitening}
+    return [f"{name} {value}" for name, value in given.items() if value]
 
 
 def _validation_settings(training: IsotropicGaussianTrainingArguments, *, is_resumed: bool) -> dict[str, Any]:
@@ -234,6 +248,11 @@ def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFac
             "--automatic chooses initialization and blend of a projection itself: leave --projection_init, "
             "--use_predictor, --whitening and --blend out"
         )
+    if named := [name for name in CHOSEN_FIELDS if name in {*facts.given_fields, *training.model_fields}]:
+        raise UserError(
+            f"--automatic chooses kind and width of the projection itself, got --{named[0]}: leave --projection_kind "
+            "and --projection_hidden_dim out"
+        )
     if training.num_train_epochs != type(training).num_train_epochs or training.max_steps > 0:
         raise UserError("--automatic chooses the length of training: leave --epochs and --max_steps out")
     if refused := trainer_only_flags(training):
@@ -263,6 +282,11 @@ def _check_documents(facts: RunFacts) -> None:
     if model.projection_init != "identity" or model.use_predictor:
         raise UserError(
             "--documents beside pairs give a projection its start: leave --projection_init and --use_predictor out"
+        )
+    if named := [name for name in CHOSEN_FIELDS if facts.is_untrained and name in facts.given_fields]:
+        raise UserError(
+            f"--documents beside pairs choose kind and width of the projection, got a model made with --{named[0]}: "
+            "leave it out, or train on the pairs alone"
         )
     if facts.checkpoint is not None:
         raise UserError("a run that begins with --documents cannot be resumed, got a checkpoint: start it again")

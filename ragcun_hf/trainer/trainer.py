@@ -25,7 +25,7 @@ from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.head_weights import trainable_weights
 from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
-from ..sweep.automatic import ChosenSettings, choose_settings
+from ..sweep.automatic import CHOSEN_FIELDS, ChosenSettings, choose_settings
 from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
 from .data import TrainingData, read_held_out
 from .loss_trainer import Evaluator, LossTrainer, check_names
@@ -54,7 +54,8 @@ class IsotropicGaussianTrainer(LossTrainer):
     The encoder, if it is frozen, runs once per distinct text when the Trainer is made; its features are cached on disk
     and the head trains on them. The head starts as the arguments say, the best checkpoint is kept, and the trained
     head is blended with its start. A model of `from_encoder` gets a new head from the seed of the arguments, with the
-    fields that a recipe sets; any other model goes on from its weights.
+    fields that a recipe sets; any other model goes on from its weights. Where documents choose kind and width of the
+    projection, a model that was made with either is refused.
 
     Each loss term is logged unweighted under `loss/<term>`, beside measures that show a collapse (see `LossTrainer`).
 
@@ -150,7 +151,8 @@ class IsotropicGaussianTrainer(LossTrainer):
 
     def _planned(self, model: IsotropicGaussianModel, **facts: Any) -> RunPlan:
         encoder = None if model.supports_gradient_checkpointing else type(model.encoder).__name__
-        facts = {"is_untrained": model.is_untrained, "without_checkpointing": encoder, **facts}
+        facts = {"is_untrained": model.is_untrained, "given_fields": model.given_fields, **facts}
+        facts["without_checkpointing"] = encoder
         found = find_facts(self._given_args, model.config, self.data, **facts)
         check_run(self._given_args, found)
         return plan_run(self._given_args, found)
@@ -271,6 +273,8 @@ class IsotropicGaussianTrainer(LossTrainer):
         of_features = {each.name: getattr(args, each.name) for each in fields(FeatureArguments)}
         shared = {name: getattr(args, name) for name in ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16")}
         own = type(args).from_recipe("unlabelled", **of_features, **shared, report_to="none")
+        kept = {name: value for name, value in args.model_fields.items() if name not in CHOSEN_FIELDS}
+        own = with_values(own, model_fields=kept)
         documents = read_documents(list(self.data.documents), name="documents")
         return own, TrainingData.of_documents(documents, None, own, {"train": ["documents"]})
 

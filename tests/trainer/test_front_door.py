@@ -462,6 +462,33 @@ def test_documents_without_labels_give_the_head_its_start_and_are_searched(make_
     assert _same(starts[-1], _head(untrained)) == (trainer.record()["data"]["documents_chosen"]["blend"] == 0)
 
 
+def test_fields_of_the_head_that_were_named_are_never_replaced_by_chosen_ones(make_model, make_args, pairs):
+    named = {"projection_kind": "mlp"}, {"projection_hidden_dim": 12}
+    with_documents = {"pairs": pairs, "documents": _documents()}
+    for fields in named:
+        name = next(iter(fields))
+        for model, args in (
+            (make_model(**fields), make_args("unlabelled", max_steps=-1)),
+            (make_model(), make_args("unlabelled", max_steps=-1, **fields)),
+        ):
+            with pytest.raises(UserError, match=f"--automatic chooses kind and width .*, got --{name}: leave"):
+                IsotropicGaussianTrainer(model, args, train_dataset=_documents())
+        with pytest.raises(UserError, match=f"--documents beside pairs choose kind and width .* with --{name}: leave"):
+            IsotropicGaussianTrainer(make_model(**fields), make_args(), train_dataset=with_documents)
+
+
+def test_what_documents_may_replace_of_a_recipe_is_said_and_the_rest_is_kept(make_model, make_args, pairs):
+    args = make_args("adapt", output_dim=8, dropout=0.3)
+    data = {"pairs": pairs, "documents": _documents()}
+    trainer = IsotropicGaussianTrainer(make_model(), args, train_dataset=data)
+    (warning,) = [each for each in trainer.plan.warnings if "documents" in each]
+    assert "projection_hidden_dim 2048, whitening 0.2 of this run do not count" in warning
+    of_documents, _ = trainer._of_documents
+    assert of_documents.model_fields == {"output_dim": 8, "dropout": 0.3}
+    alone = IsotropicGaussianTrainer(make_model(), args, train_dataset=pairs)
+    assert not [each for each in alone.plan.warnings if "documents" in each]
+
+
 def test_a_head_that_does_not_help_falls_back_to_the_base(make_model, make_args, pairs):
     queries = [pair["query"] for pair in pairs]
     base = make_model(projection_kind="linear").encode(queries)
