@@ -70,7 +70,11 @@ def _disconnect_processes() -> None:
 
 
 def say(text: str) -> None:
-    """Print a line of a command's output, in the first process only. Library code logs instead."""
+    """Print a line, in the first process only: output of a command, or results of the Trainer.
+
+    The Trainer of transformers prints its figures, too, and a notebook shows no log below a warning. Other library
+    code logs instead.
+    """
     if os.environ.get("RANK", "0") == "0":
         print(text)  # noqa: T201
 
