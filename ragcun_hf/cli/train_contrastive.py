@@ -10,10 +10,13 @@ a BEIR folder, or a Hub dataset.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..command_line import argument
+from ..data.documents import is_beir_folder
 from ..errors import UserError
 from ..files import source_name
 from .training import train_from_command_line
@@ -50,6 +53,14 @@ def main(arguments: list[str] | None = None) -> None:
     train_from_command_line("train_contrastive", __doc__, PairDataArguments, read_data, arguments)
 
 
+def collection_of(sources: Sequence[str]) -> list[str]:
+    """Return all documents of the BEIR folders among the sources."""
+    from ..data.beir_folder import read_corpus
+
+    folders = [Path(source).expanduser() for source in sources if is_beir_folder(source)]
+    return [text for folder in folders for text in read_corpus(folder / "corpus.jsonl")[1] if text]
+
+
 def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read training and validation pairs."""
     from datasets import concatenate_datasets
@@ -72,6 +83,8 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
             raise UserError("--streaming trains from tokens, not from cached features: add --no_feature_cache")
         return TrainingData.of_stream(sources, parsed.held_out_pairs(), parsed.training, facts)
     read = TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)
+    if parsed.training.lexical:
+        read = replace(read, collection=collection_of(data.train_data))
     if not data.documents:
         return read
     return read.starting_from(document_texts(read_documents(data.documents)))

@@ -15,7 +15,8 @@ from ..data.beir_folder import BeirDataset
 from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..errors import UserError
-from ..features.feature_store import SAMPLE_ROWS, TEXTS_AT_ONCE
+from ..features.feature_store import SAMPLE_ROWS
+from ..features.text_vectors import TEXTS_AT_ONCE
 from ..files import DOCUMENTS_FILE, weights_digest
 from ..search.exact import SearchResult, exact_search
 from ..search.first_pass import row_blocks
@@ -108,19 +109,21 @@ class ModelSystems:
         model, base, folder = self.encoder.model, self.base or self.encoder, Path(self.folder)
         for encoder in dict.fromkeys([base, self.encoder] if self.heads else [base]):
             encoder.encode_documents(dataset.corpus_texts)
-        features = new_matrix(len(shard), model.config.feature_dim, folder)
+        features = new_matrix(len(shard), base.model.config.encoder_dim, folder)
         embeddings = new_matrix(len(shard) if self.heads else 0, model.config.output_dim, folder)
         for rows in row_blocks(len(shard), TEXTS_AT_ONCE):
             texts = dataset.corpus_texts[shard.start + rows.start : shard.start + rows.stop]
-            features[rows] = base.documents(texts)
+            of_base = base.documents(texts)
+            features[rows] = base.model.encoder_part(of_base)
             if self.heads:
-                own_features = features[rows] if self.encoder is base else self.encoder.documents(texts)
+                own_features = of_base if self.encoder is base else self.encoder.documents(texts)
                 embeddings[rows], _ = apply_head(model, own_features, num_predicted=0)
             release(features)
             release(embeddings)
         base_queries = base.queries(dataset)
         kept = self.base_rankings
-        systems = [VectorSystem(BASE_SYSTEM, base_queries, features, "cosine", self.search, shard, kept)]
+        of_encoder = base.model.encoder_part(base_queries)
+        systems = [VectorSystem(BASE_SYSTEM, of_encoder, features, "cosine", self.search, shard, kept)]
         if self.heads:
             own_queries = base_queries if self.encoder is base else self.encoder.queries(dataset)
             outputs = apply_head(model, own_queries)

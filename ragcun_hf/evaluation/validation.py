@@ -53,7 +53,8 @@ class RetrievalValidation:
         """Return `ndcg@10` of the frozen encoder alone, by cosine; nothing if it is not frozen."""
         if self._store is None or not model.config.freeze_base:
             return {}
-        queries, documents = (self._features_of(model, is_query=is_query) for is_query in (True, False))
+        features = (self._features_of(model, is_query=is_query) for is_query in (True, False))
+        queries, documents = map(model.encoder_part, features)
         return {MAIN_METRIC: self._figure(queries, documents, "cosine")}
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:

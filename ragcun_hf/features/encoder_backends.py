@@ -56,6 +56,16 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     return compute
 
 
+def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> ComputeFeatures:
+    """Return the function that computes a model's lexical half, before weighting: (rows, L)."""
+
+    @torch.inference_mode()
+    def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return lexical(input_ids.to(model.device), attention_mask.to(model.device)).cpu()
+
+    return compute
+
+
 def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> ComputeFeatures:
     if model.device.type != "cpu":
         raise UserError(f"--encoder_backend openvino runs on the CPU, got {model.device}: leave the flag out")

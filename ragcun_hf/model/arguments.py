@@ -47,6 +47,12 @@ class ModelArguments:
     similarity_fn_name: str = argument(
         "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity", swept="shape"
     )
+    lexical_dim: int = argument(
+        0, "Width of the lexical half, which --lexical fits. Default: the encoder's width if there is one."
+    )
+    lexical_weight: float | None = argument(
+        None, "Share of the lexical half in the similarity, in [0, 1). Default: chosen without labels."
+    )
     query_prompt: str | None = argument(None, "Text prepended to every query.")
     document_prompt: str | None = argument(None, "Text prepended to every document.")
     max_length: int | None = argument(None, "Maximum number of tokens per text.")

@@ -32,7 +32,7 @@ _FAMILIES_WITH_POSITION_OFFSET = (
 class IsotropicGaussianConfig(PreTrainedConfig):
     """Configuration of an [`IsotropicGaussianModel`]: a (frozen) encoder, a projection, an optional predictor.
 
-    Widths: H is the encoder's hidden size, D the width of the embedding.
+    Widths: H is the encoder's hidden size, L that of the lexical half (0 without one), D that of the embedding.
 
     Args:
         encoder_config: Configuration of the encoder, as an object or a dict with `model_type`; any encoder that
@@ -42,13 +42,18 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         pooling: How token states become one vector: `mean` of the attended tokens, `cls` (the first attended token) or
             `last` (the last attended token, for decoder-style encoders).
         normalize_features: Normalize pooled vectors to unit length, as most sentence encoders do.
+        lexical_dim: L, the width of the lexical half, which holds exact words; 0 for none. See
+            [`~IsotropicGaussianModel.fit_lexical`].
+        lexical_weight: Its share of the cosine similarity of two features, in [0, 1).
+        lexical_scale: The length of the lexical half before weighting: that of the encoder's features.
         feature_scale: Factor applied to the features before the projection. Default: sqrt(H) for unit-length features,
             which gives coordinates about unit variance, as N(0, I) has; 1 otherwise.
         output_dim: D, the width of the embedding. Default: H.
         projection_kind: `mlp` or `linear`.
         projection_init: `identity` starts at the encoder's own vectors: the linear part is the identity (orthonormal
-            directions if D differs from H), and the MLP is a residual branch whose last layer starts at zero. `random`
-            is a randomly initialized MLP (Linear, GELU, Dropout, Linear) or a single random linear layer.
+            directions if D differs from H) and ignores the lexical half, and the MLP is a residual branch whose last
+            layer starts at zero. `random` is a randomly initialized MLP (Linear, GELU, Dropout, Linear) or a single
+            random linear layer.
         projection_hidden_dim: Hidden width of the projection's MLP. Default: 2 * H.
         dropout: Dropout in the MLPs of the projection and the predictor, in [0, 1).
         use_predictor: Add a predictor D -> D that predicts the document's embedding from the query's.
@@ -67,7 +72,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     Example:
         >>> from ragcun_hf import IsotropicGaussianConfig
         >>> config = IsotropicGaussianConfig(output_dim=512, use_predictor=True)
-        >>> config.feature_dim, config.output_dim
+        >>> config.encoder_dim, config.output_dim
         (768, 512)
     """
 
@@ -79,6 +84,9 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     base_model_revision: str | None = None
     pooling: str = "mean"
     normalize_features: bool = True
+    lexical_dim: int = 0
+    lexical_weight: int | float = 0.3
+    lexical_scale: int | float = 1.0
     feature_scale: int | float | None = None
     output_dim: int | None = None
     projection_kind: str = "mlp"
@@ -100,20 +108,25 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         """Build the nested configuration, fill in the default widths, and check every value."""
         self.encoder_config = _as_config(self.encoder_config)
         if self.output_dim is None:
-            self.output_dim = self.feature_dim
+            self.output_dim = self.encoder_dim
         if self.projection_hidden_dim is None:
-            self.projection_hidden_dim = 2 * self.feature_dim
+            self.projection_hidden_dim = 2 * self.encoder_dim
         if self.predictor_hidden_dim is None:
             self.predictor_hidden_dim = 2 * self.output_dim
         if self.feature_scale is None:
-            self.feature_scale = math.sqrt(self.feature_dim) if self.normalize_features else 1.0
+            self.feature_scale = math.sqrt(self.encoder_dim) if self.normalize_features else 1.0
         super().__post_init__(**kwargs)
         self._check_values()
 
     @property
-    def feature_dim(self) -> int:
+    def encoder_dim(self) -> int:
         """H, the width of the encoder's output."""
         return self.encoder_config.get_text_config().hidden_size
+
+    @property
+    def feature_dim(self) -> int:
+        """H + L, the width of a feature, which is the projection's input."""
+        return self.encoder_dim + self.lexical_dim
 
     @property
     def hidden_size(self) -> int:
@@ -131,6 +144,11 @@ class IsotropicGaussianConfig(PreTrainedConfig):
                 raise ValueError(f"`{name}` must be at least 1, got {getattr(self, name)}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1), got {self.dropout}.")
+        if self.lexical_dim < 0 or not 0 <= self.lexical_weight < 1:
+            raise ValueError(
+                f"`lexical_dim` must be at least 0 and `lexical_weight` in [0, 1), got {self.lexical_dim} and "
+                f"{self.lexical_weight}."
+            )
         if not (self.feature_scale > 0 and math.isfinite(self.feature_scale)):
             raise ValueError(f"`feature_scale` must be a finite number above 0, got {self.feature_scale}.")
         self._check_lengths_and_layers()

@@ -2,17 +2,20 @@
 """A sentence encoder, a projection whose output is close to an isotropic Gaussian, and an optional predictor.
 
     tokens -> encoder -> pooling -> feature (H) -> projection -> embedding (D) -> predictor -> prediction (D)
+         `--> [lexical half (L)] ------^
 
 Queries and documents share all parts. From a query's embedding, the predictor predicts the embedding of the document
 that answers it. The model computes no loss: training and search use the same forward pass.
 
-Shape letters: B = texts, T = tokens per text, H = encoder width, D = embedding width.
+Shape letters: B = texts, T = tokens per text, H = encoder width, L = width of the lexical half (0 without one),
+D = embedding width.
 """
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from transformers.utils import ModelOutput
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
 from .encoding_isotropic_gaussian import EncodingMixin
+from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
 from .sentence_transformers_isotropic_gaussian import (
     adopt_settings,
     encoder_settings,
@@ -38,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
 _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+_TEXTS_AT_ONCE = 1_024  # tokenized together
 
 # Fields of the configuration that describe the head; an unset width follows the others.
 _HEAD_FIELDS = (
@@ -59,7 +65,8 @@ class IsotropicGaussianOutput(ModelOutput):
         embeddings: Shape (B, D), not normalized; coordinates have about unit variance.
         predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if the model
             was called with `num_predicted`; None without a predictor.
-        features: Shape (B, H), float32: the encoder's pooled output, of unit length if `config.normalize_features`.
+        features: Shape (B, H + L), float32: the encoder's pooled output, and the lexical half if there is one; of unit
+            length if `config.normalize_features`.
         hidden_states: With `output_hidden_states`: the encoder's token states, one (B, T, H) tensor for the token
             embeddings and one per layer; None for precomputed features.
         attentions: With `output_attentions`: the encoder's attention weights, one (B, heads, T, T) tensor per layer.
@@ -75,11 +82,18 @@ class IsotropicGaussianOutput(ModelOutput):
 
 
 class IdentityStartLinear(nn.Linear):
-    """A linear layer initialized to the identity, or to orthonormal directions if the widths differ."""
+    """A linear layer initialized to the identity, or to orthonormal directions if the widths differ.
+
+    The identity is that of the first `num_kept` inputs; the others, those of a lexical half, are ignored at first.
+    """
+
+    def __init__(self, in_features: int, out_features: int, num_kept: int | None = None) -> None:
+        self.num_kept = in_features if num_kept is None else num_kept
+        super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
         """Initialize; a wider output keeps all inner products, a narrower one approximates them."""
-        nn.init.eye_(self.weight) if self.in_features == self.out_features else nn.init.orthogonal_(self.weight)
+        nn.init.eye_(self.weight) if self.num_kept == self.out_features else nn.init.orthogonal_(self.weight)
         nn.init.zeros_(self.bias)
 
 
@@ -103,12 +117,24 @@ class Head(nn.Module):
     | linear | random   | L(x)                                                                  |
     """
 
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, *, kind: str, init: str, dropout: float) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        hidden_dim: int,
+        out_dim: int,
+        *,
+        kind: str,
+        init: str,
+        dropout: float,
+        num_kept: int | None = None,
+    ) -> None:
         super().__init__()
         is_identity = init == "identity"
         self.linear = None
-        if is_identity or kind == "linear":
-            self.linear = (IdentityStartLinear if is_identity else nn.Linear)(in_dim, out_dim)
+        if is_identity:
+            self.linear = IdentityStartLinear(in_dim, out_dim, num_kept)
+        elif kind == "linear":
+            self.linear = nn.Linear(in_dim, out_dim)
         self.mlp = None
         if kind == "mlp":
             last = ZeroStartLinear if is_identity else nn.Linear
@@ -152,7 +178,11 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         super().__init__(config)
         self.encoder = _without_pooler(AutoModel.from_config(config.encoder_config))
         start = {"kind": config.projection_kind, "init": config.projection_init, "dropout": config.dropout}
-        self.projection = Head(config.feature_dim, config.projection_hidden_dim, config.output_dim, **start)
+        self.lexical = None
+        if config.lexical_dim:
+            self.lexical = LexicalHalf(config.encoder_config.get_text_config().vocab_size, config.lexical_dim)
+        widths = (config.feature_dim, config.projection_hidden_dim, config.output_dim)
+        self.projection = Head(*widths, **start, num_kept=config.encoder_dim)
         self.predictor = None
         if config.use_predictor:
             self.predictor = Head(config.output_dim, config.predictor_hidden_dim, config.output_dim, **start)
@@ -204,6 +234,78 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         model.is_untrained, model.given_fields = True, config_fields
         model.apply_freezing()
         return model.eval()
+
+    def fit_lexical(
+        self,
+        texts: Sequence[str],
+        *,
+        dim: int | None = None,
+        weight: float | None = None,
+        num_start_texts: int = 2_048,
+    ) -> None:
+        """Give the model a lexical half, fitted to documents like those to search, and a new head over both halves.
+
+        The lexical half brings exact words into the vector. It needs no labels: its directions and the weights of
+        words come from the documents alone, within seconds for tens of thousands of them. The head starts at the
+        principal directions of both halves, so the width of the embedding stays.
+
+        Args:
+            texts: Documents, at least two with words. All are tokenized, in batches, up to `config.max_length`.
+            dim: L, the width of the lexical half. Default: `config.lexical_dim`, or the encoder's width if that is 0.
+            weight: Its share of the similarity, in [0, 1); 0 adds no lexical half. Default: chosen by how many of the
+                documents' words `dim` directions hold, see `lexical_weight` in lexical_isotropic_gaussian.py.
+            num_start_texts: How many documents to encode for the head's start. With 0 it stays at the encoder's own
+                vectors, which ignore the lexical half, until `start_from_features`.
+
+        Raises:
+            ValueError: If the head is trained, so that it has seen other features, or too few documents have words.
+
+        Example:
+            >>> model = IsotropicGaussianModel.from_encoder("embedded")  # doctest: +SKIP
+            >>> model.fit_lexical(documents)  # doctest: +SKIP
+            >>> model.save_pretrained("words-and-meaning")  # doctest: +SKIP
+        """
+        if not self.is_untrained:
+            raise ValueError(
+                "`fit_lexical` needs a model with an untrained head, got one that was trained on other features: make "
+                "a model with `from_encoder`, fit it, then train it."
+            )
+        dim = dim or self.config.lexical_dim or self.config.encoder_dim
+        lexical = LexicalHalf(self.config.encoder_config.get_text_config().vocab_size, dim)
+        share = lexical.fit(self._token_ids(texts), ignored=self._tokens_of_prompts())
+        weight = lexical_weight(share) if weight is None else weight
+        scale = 1.0 if self.config.normalize_features else self._mean_length(texts)
+        self.reset_head(lexical_dim=dim if weight else 0, lexical_weight=weight, lexical_scale=scale)
+        self.lexical = lexical.to(self.device) if weight else None
+        if num_start_texts and weight:
+            self.start_from_features(self._sample_features(texts, num_start_texts))
+
+    def _token_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
+        options = {"truncation": True, "max_length": self.config.max_length, "return_attention_mask": False}
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            batch = [self.config.document_prompt + text for text in texts[start : start + _TEXTS_AT_ONCE]]
+            yield from self.tokenizer(batch, **options)["input_ids"]
+
+    def _tokens_of_prompts(self) -> set[int]:
+        """Return special tokens and those of the prompts, which say nothing of a text."""
+        prompts = [prompt for prompt in (self.config.query_prompt, self.config.document_prompt) if prompt]
+        return {
+            *self.tokenizer.all_special_ids,
+            *(id_ for text in prompts for id_ in self.tokenizer(text)["input_ids"]),
+        }
+
+    @torch.no_grad()
+    def _sample_features(self, texts: Sequence[str], num_texts: int) -> Tensor:
+        """Return features of up to `num_texts` documents, evenly spread, on the CPU."""
+        chosen = texts[:: -(-len(texts) // num_texts)]
+        parts = []
+        for start in range(0, len(chosen), 32):
+            tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt).to(self.device)
+            parts.append(self(**tokens, return_dict=True).features.float().cpu())
+        return torch.cat(parts)
+
+    def _mean_length(self, texts: Sequence[str]) -> float:
+        return float(self._sample_features(texts, 256)[:, : self.config.encoder_dim].norm(dim=1).mean())
 
     def reset_head(self, **config_fields: Any) -> None:
         """Give the model a new head, initialized from torch's current seed.
@@ -319,7 +421,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         Args:
             input_ids: Shape (B, T). Give either these or `features`.
             attention_mask: Shape (B, T), 1 for tokens and 0 for padding. Default: all ones.
-            features: Shape (B, H), as returned by an earlier forward pass.
+            features: Shape (B, H + L), as returned by an earlier forward pass.
             num_predicted: Compute predictions for the first rows only (the queries). Default: for all rows.
             output_hidden_states: Return the encoder's token states too. Default: as the config says.
             output_attentions: Return the encoder's attention weights too. Default: as the config says.
@@ -337,7 +439,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         states = None  # of the encoder
         if features is None:
             wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
-            features, states = self._run_encoder(input_ids, attention_mask, **self._flags(wanted), **encoder_inputs)
+            pooled, states = self._run_encoder(input_ids, attention_mask, **self._flags(wanted), **encoder_inputs)
+            features = self.join_features(pooled, self.lexical_features(input_ids, attention_mask))
         weight = next(self.projection.parameters())
         embeddings = self.projection(features.to(weight.dtype) * self.config.feature_scale)
         predictions = None if self.predictor is None else self.predictor(embeddings[:num_predicted])
@@ -353,8 +456,34 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
     def compute_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
     ) -> Tensor:
-        """Encode and pool (B, T) tokens to (B, H) features: float32, unit length if `config.normalize_features`."""
+        """Encode and pool (B, T) tokens to the encoder's part of the features, without the lexical half.
+
+        Args:
+            input_ids: Shape (B, T).
+            attention_mask: Shape (B, T). Default: all ones.
+            **encoder_inputs: Passed to the encoder.
+
+        Returns:
+            Shape (B, H), float32, of unit length if `config.normalize_features`.
+        """
         return self._run_encoder(input_ids, attention_mask, **encoder_inputs)[0]
+
+    def lexical_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor | None:
+        """Return the lexical half of (B, T) tokens, before weighting: (B, L) float32; None if the model has none."""
+        if self.lexical is None:
+            return None
+        return self.lexical(input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask)
+
+    def join_features(self, pooled: Tensor, lexical: Tensor | None) -> Tensor:
+        """Join the encoder's part (B, H) and the lexical half (B, L): (B, H + L), weighted by `config.lexical_weight`.
+
+        The inner product of two features is then that of the encoder's parts, weighted by 1 - `lexical_weight`, plus
+        that of the lexical halves, weighted by `lexical_weight`.
+        """
+        if lexical is None:
+            return pooled
+        weight, scale = self.config.lexical_weight, self.config.lexical_scale
+        return torch.cat([math.sqrt(1 - weight) * pooled, math.sqrt(weight) * scale * lexical], dim=-1)
 
     def _run_encoder(
         self, input_ids: Tensor, attention_mask: Tensor | None, **encoder_inputs: Any
@@ -371,6 +500,12 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         """Return the flags that were given or that the config sets; other encoders' code may not know the rest."""
         flags = {name: getattr(self.config, name) if value is None else value for name, value in given.items()}
         return {name: value for name, value in flags.items() if value or given[name] is not None}
+
+    def encoder_part(self, features: Any) -> Any:
+        """Return the encoder's part (N, H) of features (N, H + L), an array or a tensor, as it was before joining."""
+        if self.lexical is None:
+            return features
+        return features[:, : self.config.encoder_dim] / math.sqrt(1 - self.config.lexical_weight)
 
     def get_text_features(
         self,
@@ -484,6 +619,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         return embeddings
 
     def _set_vocab_size(self, num_tokens: int) -> None:
+        if self.lexical is not None:
+            self.lexical.resize(num_tokens)
         for config in (self.config.encoder_config, self.encoder.config):
             config.get_text_config().vocab_size = num_tokens
 

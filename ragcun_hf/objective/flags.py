@@ -100,6 +100,12 @@ class ObjectiveArguments:
         "For documents without labels: draw pseudo-queries of each document as queries. Those of held-out documents "
         "choose initialization, head, length of training and blend, or keep the base if nothing helps.",
     )
+    lexical: bool = argument(
+        False,
+        "Give an untrained model a lexical half, which brings exact words into the vector. It is fitted to all "
+        "documents that the run knows: those of the pairs, --documents, --val_corpus, the corpus of a BEIR folder. "
+        "Its share is chosen without labels, unless --lexical_weight says it.",
+    )
     shuffle_buffer_size: int = argument(
         10_000, "For a stream: rows in memory, from which the next row is drawn; 1 keeps the order of the source."
     )

@@ -178,8 +178,11 @@ def try_candidates(
         error = float(np.sqrt(np.sum((weights * (differences - gain)) ** 2)))
         return CandidateScore(candidate, blend, float(weights @ scores), gain, error)
 
-    # Candidates have to beat the frozen base, even if it is not among them.
-    base_scores = validation.scores(with_head(base, make_trial(_BASE, *shared).model))
+    # Candidates have to beat the start that no training follows, even if it is not among them.
+    untrained = make_trial(_BASE, *shared)
+    template = with_head(base, untrained.model)
+    template.load_state_dict(rows.initial_weights(template, untrained), strict=False)
+    base_scores = validation.scores(template.eval())
     found = [score(Candidate(0.0, "linear", 0.0), 0.0, base_scores)]
     measured_starts = {0.0}
     with tqdm(

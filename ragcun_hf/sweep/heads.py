@@ -146,14 +146,15 @@ class HeadData:
 def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
     """Make a model with a new head around the encoder of another model."""
     of_encoder = ("encoder_config", "base_model_name", "pooling", "normalize_features", "max_length")
-    fields = {name: getattr(base.config, name) for name in (*of_encoder, "query_prompt", "document_prompt")}
+    of_texts = ("query_prompt", "document_prompt", "lexical_dim", "lexical_weight", "lexical_scale")
+    fields = {name: getattr(base.config, name) for name in (*of_encoder, *of_texts)}
     config = IsotropicGaussianConfig(**{**arguments.config_fields(), **fields})
     with torch.device("meta"):  # the encoder made here is not used
         model = IsotropicGaussianModel(config)
     for head in (model.projection, model.predictor):
         if head is not None:
             head.to_empty(device=base.device)
-    model.encoder = base.encoder
+    model.encoder, model.lexical = base.encoder, base.lexical
     model.tokenizer = base.tokenizer
     model.apply_freezing()
     _reset(model)

@@ -37,6 +37,7 @@ class TrainingData:
     validation: TrainingRows | None = None
     corpus: tuple[str, ...] = ()  # documents that validation searches besides its own
     documents: tuple[str, ...] = ()  # without labels, beside pairs: they give the head its start
+    collection: Sequence[str] = ()  # all documents of the pairs' collection, if they are known, for a lexical half
     facts: dict[str, Any] = field(default_factory=dict)  # what the record says of the data
     automatic: AutomaticData | None = None  # of a run that chooses its settings
 
@@ -150,6 +151,17 @@ class TrainingData:
         seen = tuple(text for text in texts if text not in held_out)
         data = replace(self, documents=seen, facts={**self.facts, "documents_without_labels": len(seen)})
         return data if self.validation is None else data.searching(texts)
+
+    def known_documents(self) -> Sequence[str]:
+        """Return all distinct documents that the run knows, those of training first; for a stream, those beside it."""
+        held_out = () if self.validation is None else self.validation.documents
+        known = dict.fromkeys([*self.train.documents, *held_out, *self.documents, *self.corpus])
+        if not known and not len(self.collection):
+            raise UserError(
+                "--lexical expects documents that are known before training, got a stream alone: name them with "
+                "--val_corpus (in Python: corpus=)"
+            )
+        return list(dict.fromkeys([*known, *self.collection])) if len(self.collection) else list(known)
 
     def searching(self, corpus: Iterable[str]) -> TrainingData:
         """Let validation search a whole corpus."""

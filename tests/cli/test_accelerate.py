@@ -415,11 +415,11 @@ from ragcun_hf.cli import eval_beir
 from ragcun_hf.command_line import run_script
 from ragcun_hf.data import beir_folder
 from ragcun_hf.evaluation import model_evaluation
-from ragcun_hf.features import feature_store
+from ragcun_hf.features import text_vectors
 from ragcun_hf.search import memory_maps
 model_evaluation._HEAD_ROWS = 3
-feature_store.TEXTS_AT_ONCE = 3
-feature_store.TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
+text_vectors.TEXTS_AT_ONCE = 3
+text_vectors.TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
 memory_maps._LARGEST_IN_MEMORY = beir_folder.LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """

@@ -15,7 +15,7 @@ import torch
 
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
-from ragcun_hf.features import encoder_loop, feature_cache, feature_store
+from ragcun_hf.features import encoder_loop, feature_cache, feature_store, text_vectors
 from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
 from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks_by_size, encode_in_batches
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
@@ -52,13 +52,13 @@ def _without_encoder(model):
 @pytest.fixture
 def encoded(monkeypatch):
     """A list of the texts that the encoder is asked for, in order; tests empty it as they go."""
-    texts_so_far, run = [], feature_store.encode_in_batches
+    texts_so_far, run = [], text_vectors.encode_in_batches
 
     def record(model, texts, **options):
         texts_so_far.extend(texts)
         return run(model, texts, **options)
 
-    monkeypatch.setattr(feature_store, "encode_in_batches", record)
+    monkeypatch.setattr(text_vectors, "encode_in_batches", record)
     return texts_so_far
 
 
@@ -168,7 +168,7 @@ def test_the_progress_bar_shows_texts_tokens_and_time_left(tiny_model, tmp_path,
 
 def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, encoded, monkeypatch, capsys):
     expected = _store(tiny_model, None).features(TEXTS)
-    monkeypatch.setattr(feature_store, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(text_vectors, "TEXTS_AT_ONCE", 2)
     store = _store(tiny_model, tmp_path, show_progress=True)
     store.encode(TEXTS)
     bars = capsys.readouterr().err
@@ -182,7 +182,7 @@ def test_many_texts_are_encoded_in_rounds_with_one_bar(tiny_model, tmp_path, enc
 
 
 def test_the_bar_ends_full_if_later_rounds_have_nothing_to_encode(tiny_model, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(feature_store, "TEXTS_PER_ROUND", 2)
+    monkeypatch.setattr(text_vectors, "TEXTS_PER_ROUND", 2)
     _store(tiny_model, tmp_path).encode(TEXTS[2:])
     _store(tiny_model, tmp_path, show_progress=True).encode(TEXTS)
     assert "2/2" in capsys.readouterr().err.split("\r")[-1]
@@ -754,11 +754,11 @@ def test_processes_share_texts_evenly_and_compute_the_features_of_one_process_to
 
 def test_hundreds_of_processes_share_a_round_evenly():
     # Lengths of a round like those of real passages; what the busiest has to do decides how long all take.
-    lengths = np.exp(np.random.default_rng(0).normal(5.7, 0.5, size=feature_store.TEXTS_PER_ROUND)).astype(int)
+    lengths = np.exp(np.random.default_rng(0).normal(5.7, 0.5, size=text_vectors.TEXTS_PER_ROUND)).astype(int)
     texts = ["x" * length for length in range(lengths.max() + 1)]
     sizes = []
-    for start in range(0, len(lengths), feature_store.TEXTS_AT_ONCE):
-        window = [texts[length] for length in lengths[start : start + feature_store.TEXTS_AT_ONCE]]
+    for start in range(0, len(lengths), text_vectors.TEXTS_AT_ONCE):
+        window = [texts[length] for length in lengths[start : start + text_vectors.TEXTS_AT_ONCE]]
         sizes += [size for _, size in blocks_by_size(window, [len(text) for text in window])]
     assert sum(sizes) == lengths.sum()
     for num_processes in (2, 5, 24, 48, 100, 200, 237, 250, 263, 275):

@@ -89,7 +89,8 @@ def measure_unshared_work(args: Arguments) -> dict[str, float]:
 
     from ragcun_hf.data.mapped_column import MappedColumn, take
     from ragcun_hf.features.encoder_loop import WorkShare, encode_in_batches
-    from ragcun_hf.features.feature_store import TEXTS_AT_ONCE, FeatureStore
+    from ragcun_hf.features.feature_store import FeatureStore
+    from ragcun_hf.features.text_vectors import TEXTS_AT_ONCE
 
     passages, _ = (texts[: args.num_texts] for texts in read_texts(args.pairs))
     model = build_model(args.encoder)

@@ -1,0 +1,168 @@
+"""Vectors of texts that a function computes from tokens: each distinct text is computed once, and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.documents import text_digest
+from ..data.mapped_column import take
+from ..distributed import broadcast_from_first, gather_objects, rank, world_size
+from ..errors import UserError
+from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
+from .feature_cache import FeatureCache
+
+if TYPE_CHECKING:
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+    from .encoder_backends import ComputeFeatures
+
+TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
+TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
+_MAX_READS = 3  # of vectors that another process keeps removing
+
+
+class TextVectors:
+    """Vectors (N, `dim`) of texts, computed from the tokens of a model's tokenizer, and cached under a key.
+
+    `make_compute` returns the function from tokens to vectors; it is called once, when the first text is computed.
+    `key_parts` returns, for a prompt, all that changes a vector. Without a `cache_folder`, nothing is kept. With
+    `is_shared`, all processes call `fill` with the same texts; each computes a part and reads what the others wrote.
+    """
+
+    def __init__(
+        self,
+        model: IsotropicGaussianModel,
+        make_compute: Callable[[], ComputeFeatures],
+        key_parts: Callable[[str], dict[str, Any]],
+        *,
+        dim: int,
+        dtype: str,
+        cache_folder: str | Path | None,
+        description: str | None = None,
+        is_shown: bool = True,
+        is_shared: bool = False,
+    ) -> None:
+        self._model, self._make_compute, self._key_parts = model, make_compute, key_parts
+        self._dim, self._dtype, self._cache_folder = dim, dtype, cache_folder
+        self._description, self._is_shown, self._is_shared = description, is_shown, is_shared
+        self._caches: dict[str, FeatureCache] = {}
+        self._compute: ComputeFeatures | None = None
+        self.num_asked = self.num_computed = 0
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Texts and bytes in the caches that were used."""
+        caches = self._caches.values()
+        return sum(len(cache) for cache in caches), sum(cache.num_bytes for cache in caches)
+
+    def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
+        """Fill the cache with the vectors of texts, without reading them. Without a cache, do nothing."""
+        if self._cache_folder is None:
+            return
+        with self._progress() as progress:
+            for start in range(0, len(texts), TEXTS_PER_ROUND):
+                self._encode_round(texts, range(start, min(start + TEXTS_PER_ROUND, len(texts))), prompt, progress)
+
+    def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
+        """Return the vectors of distinct texts, which may differ between processes; compute what the cache lacks."""
+        if self._cache_folder is not None:
+            return self._read_through(self._cache(prompt), texts, prompt)
+        self.num_asked += len(texts)
+        vectors = np.empty((len(texts), self._dim), dtype=np.float32)
+        with self._progress() as progress:
+            for batch, computed in self._batches(texts, prompt, progress):
+                vectors[batch] = computed
+        return vectors
+
+    def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
+        """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
+        cache = self._cache(prompt)
+        share = WorkShare(rank(), world_size()) if self._is_shared else WorkShare()
+        find_missing = partial(self._missing, texts, rows, cache)
+        # All processes use the answer of the first: a file written a moment later would change it.
+        num_distinct, missing = broadcast_from_first(find_missing) if self._is_shared else find_missing()
+        self.num_asked += num_distinct
+        num_later = len(texts) - rows.stop
+        names = cache.write_as_computed(self._encoded(texts, missing, prompt, progress, share, num_later))
+        if self._is_shared:
+            # Wait for the others, and open their files by name: a shared folder may list new files late.
+            cache.open_shards(name for written in gather_objects(names) for name in written)
+
+    def _missing(self, texts: Sequence[str], rows: range, cache: FeatureCache) -> tuple[int, list[int]]:
+        """Return the number of distinct texts in the rows, and the first row of each one that the cache lacks."""
+        digests: list[bytes] = []
+        for start in range(rows.start, rows.stop, TEXTS_AT_ONCE):
+            digests += [text_digest(text) for text in texts[start : min(start + TEXTS_AT_ONCE, rows.stop)]]
+        _, places = np.unique(np.frombuffer(b"".join(digests), dtype="S16"), return_index=True)
+        places.sort()
+        missing = places[cache.missing([digests[place] for place in places])]
+        return len(places), (rows.start + missing).tolist()
+
+    def _read_through(self, cache: FeatureCache, texts: list[str], prompt: str) -> np.ndarray:
+        digests = [text_digest(text) for text in texts]
+        for _ in range(_MAX_READS):
+            if missing := cache.missing(digests):  # pruned, or written by a machine whose files are not visible here
+                with self._progress() as progress:
+                    cache.write_as_computed(self._encoded(texts, missing, prompt, progress, WorkShare()))
+            try:
+                return cache.read(digests)
+            except KeyError:  # pruned by another process in this moment
+                continue
+        raise UserError(
+            f"expected the features to stay in {cache.folder}, but they were removed {_MAX_READS} times while they "
+            "were read: name another --feature_cache_dir"
+        )
+
+    def _encoded(
+        self,
+        texts: Sequence[str],
+        rows: list[int],
+        prompt: str,
+        progress: EncodingProgress,
+        share: WorkShare,
+        num_later: int = 0,
+    ) -> Iterator[tuple[list[bytes], np.ndarray]]:
+        """Encode rows; yield digests and features. Up to `num_later` texts follow in later rounds."""
+        for start in range(0, len(rows), TEXTS_AT_ONCE):
+            window = take(texts, rows[start : start + TEXTS_AT_ONCE])
+            progress.num_upcoming = (len(rows) - start - len(window) + num_later) // share.num_processes
+            for batch, features in self._batches(window, prompt, progress, share):
+                yield [text_digest(window[position]) for position in batch], features
+
+    def _batches(
+        self, texts: list[str], prompt: str, progress: EncodingProgress, share: WorkShare | None = None
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Encode texts in evaluation mode; yield positions and features."""
+        if not texts:
+            return
+        self.num_computed += len(texts)
+        if self._compute is None:
+            self._compute = self._make_compute()
+        was_training = self._model.training
+        self._model.eval()
+        try:
+            for batch, features in encode_in_batches(
+                self._model, texts, compute=self._compute, prompt=prompt, progress=progress, share=share
+            ):
+                yield batch, features.numpy()
+        finally:
+            self._model.train(was_training)
+
+    def _progress(self) -> EncodingProgress:
+        is_first = not self._is_shared or rank() == 0
+        return EncodingProgress(is_shown=self._is_shown and is_first)
+
+    def _cache(self, prompt: str) -> FeatureCache:
+        if prompt not in self._caches:
+            self._caches[prompt] = FeatureCache(
+                self._cache_folder or "",
+                self._key_parts(prompt),
+                feature_dim=self._dim,
+                dtype=self._dtype,
+                name=self._description,
+            )
+        return self._caches[prompt]
