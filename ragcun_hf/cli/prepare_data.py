@@ -213,7 +213,8 @@ def _splits(pairs: Dataset, read: InputArguments, write: OutputArguments) -> dic
         if not (write.test_fraction and fraction):
             continue
         try:
-            rest, splits[name] = split_by_document(rest, fraction / share, seed=write.seed)
+            salt = "" if name == "test" else name
+            rest, splits[name] = split_by_document(rest, fraction / share, seed=write.seed, salt=salt)
             share -= fraction
         except UserError as error:  # two documents are few, but no reason to write nothing
             say(f"no split {name}: {error}")

@@ -119,6 +119,7 @@ def test_a_beir_folder_of_pairs_has_three_splits_by_document_and_can_be_evaluate
     assert sum(map(len, judged.values())) == 100
     assert not (documents[0] & documents[1] or documents[0] & documents[2] or documents[1] & documents[2])
     assert 5 <= len(judged["test"]) <= 35
+    assert 3 <= len(judged["dev"]) <= 25
     assert len(folders["test"].corpus_ids) == 51  # those of the pairs, and one more
     flags = ["--base_model", str(tiny_encoder_folder), "--datasets", "mine", "--data_dir", "data"]
     eval_beir.main([*flags, "--feature_cache_dir", "cache"])
