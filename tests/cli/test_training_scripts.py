@@ -277,7 +277,7 @@ def test_held_out_pairs_are_kept_beside_the_model_and_evaluated_by_the_next_comm
     words = shlex.split(following)[2:]
     assert words == ["--model_path", "out", "--pairs", "out/held_out.jsonl", "--corpus", "all.json"]
     eval_beir.main([*words, "--feature_cache_dir", "cache"])
-    assert "The figures are far higher than in a real collection" in capsys.readouterr().out
+    assert "these figures are far higher than in a real collection" in capsys.readouterr().out
     results = json.loads((tmp_path / "results" / "out.json").read_text(encoding="utf-8"))
     figure = results["datasets"]["held_out"]["systems"]["projection"]["ndcg@10"]
     assert figure == pytest.approx(_record(folder)["validation_ndcg@10"]["saved"], abs=1e-6)
