@@ -65,6 +65,11 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     [
         (["train"], "ragcun: expected a command, got 'train': choose one of train-contrastive, "),
         (["--top_k"], "ragcun: expected a command, got '--top_k'"),
+        (["tabel"], "ragcun: expected a command, got 'tabel': did you mean table? choose one of train-contrastive, "),
+        (
+            ["table", "--result", "x"],
+            "ragcun table: expected flags of this command, got --result x: did you mean --re",
+        ),
         (["features", "--nonsense"], "ragcun features: expected flags of this command, got --nonsense"),
         (["accelerate-config", "gpus"], "ragcun accelerate-config: expected one of fsdp2_trainable_encoder, "),
     ],

@@ -16,6 +16,7 @@ from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..files import HELD_OUT_FILE, source_name
 from ..model.arguments import ModelArguments
+from ..model.base_models import check_base_name
 from ..objective.flags import ObjectiveArguments, ScheduleArguments
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def parse_training_arguments(
 
     parsed = parse_arguments([*first, IsotropicGaussianTrainingArguments, RunArguments], **options)
     data, *own = parsed[: len(classes)]
-    return *reversed(own), ParsedArguments(data, *parsed[len(classes) :])
+    arguments_of_all = ParsedArguments(data, *parsed[len(classes) :])
+    check_base_name(arguments_of_all.model.base_model)
+    return *reversed(own), arguments_of_all
 
 
 def train_from_command_line(
