@@ -126,6 +126,12 @@ def test_a_program_that_the_shell_would_not_find_is_named_by_its_path(monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.fspath(tmp_path / "nowhere"))
     assert command("eval_beir") == "bin/ragcun eval-beir"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert command("eval_beir") == "../bin/ragcun eval-beir"
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    monkeypatch.chdir("/usr/share")
+    assert command("eval_beir") == "~/bin/ragcun eval-beir"
     monkeypatch.setenv("PATH", os.fspath(tmp_path / "bin"))
     assert command("eval_beir") == "ragcun eval-beir"
 
