@@ -15,12 +15,12 @@ import os
 import sys
 import time
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from .commands import program_name, with_commands
-from .errors import UserError, name_flags
+from .errors import UserError, did_you_mean, name_flags
 
 _SECONDS_BEFORE_EXIT = 5.0
 _CONFIG_FLAGS = ("--config", "--recipe")
@@ -123,9 +123,8 @@ def parse_arguments(
     parser = _make_parser(dataclass_types, description=description, help_all=help_all)
     parser.set_defaults(**(defaults or {}))
     command_line = list(sys.argv[1:] if arguments is None else arguments)
-    config_path = _config_path(command_line, _config_flags(dataclass_types))
-    known = {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
-    from_file = _flags_from_yaml(config_path, known) if config_path else []
+    given = _given_config(command_line, _config_flags(dataclass_types))
+    from_file = _flags_from_yaml(*given, _known_flags(parser)) if given else []
     try:
         # Required flags may be in the file, so both are parsed together; the last value of a flag counts.
         *instances, _, unknown = parser.parse_args_into_dataclasses(
@@ -134,7 +133,8 @@ def parse_arguments(
     except ValueError as error:  # of the parser or of a dataclass
         raise UserError(str(error)) from error
     if unknown:
-        raise UserError(f"expected flags of this command, got {' '.join(unknown)}: --help lists them")
+        hint = did_you_mean(unknown[0].partition("=")[0], parser._option_string_actions)
+        raise UserError(f"expected flags of this command, got {' '.join(unknown)}: {hint}--help lists them")
     return tuple(instances)
 
 
@@ -159,13 +159,7 @@ def _make_parser(dataclass_types: Sequence[type], *, description: str, help_all:
         allow_abbrev=False,
         formatter_class=_HelpFormatter,
     )
-    shipped = ", ".join(path.stem for path in _shipped_recipes())
-    parser.add_argument(
-        *_config_flags(dataclass_types),
-        type=str,
-        default=None,
-        help=f"YAML file with any of these flags, or the name of a recipe ({shipped}). Flags override it.",
-    )
+    parser.add_argument(*_config_flags(dataclass_types), type=str, default=None)  # `_format_help` explains it
     if help_all:
         parser.add_argument("--help_all", action="help", help=f"Show {help_all} too, and exit.")
     return parser
@@ -189,6 +183,11 @@ def _argument_parser() -> Any:
 
 def _format_help(parser: Any, dataclass_types: Sequence[type]) -> str:
     """Return the text of `--help`: a group for each dataclass, under the first sentence of its docstring."""
+    recipes = ", ".join(_fitting_recipes(_known_flags(parser)))
+    or_recipe = f", or the name of a recipe ({recipes})" if recipes else ""
+    parser._option_string_actions[
+        "--config"
+    ].help = f"YAML file with any of these flags{or_recipe}. Flags override it."
     groups: dict[str, list[Any]] = {}
     owners: dict[str, str] = {}
     for each in dataclass_types:
@@ -267,6 +266,10 @@ class FlagValues:
         """Return the field that a flag sets."""
         return str(self._action(flag).dest)
 
+    def names(self) -> set[str]:
+        """Return the names of all flags."""
+        return set(_known_flags(self._parser))
+
     def takes_integers(self, flag: str) -> bool:
         """Return whether a flag takes integers only."""
         return self._action(flag).type is int
@@ -281,9 +284,8 @@ class FlagValues:
 def recipe_values(name_or_file: str, dataclass_types: Sequence[type], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return field -> value of a recipe, checked as flags are; overrides, named alike, are taken as given."""
     flags = FlagValues(dataclass_types)
-    path = _recipe_path(name_or_file)
     values: dict[str, Any] = {}
-    for key, value in _read_yaml(path).items():
+    for key, value in _read_config("from_recipe", name_or_file, flags.names()).items():
         items = [flags.convert(str(key), item) for item in (value if isinstance(value, list) else [value])]
         values[items[0][0]] = [item for _, item in items] if isinstance(value, list) else items[0][1]
     return values | {flags.field(name): value for name, value in overrides.items()}
@@ -291,7 +293,8 @@ def recipe_values(name_or_file: str, dataclass_types: Sequence[type], overrides:
 
 def config_file(arguments: Sequence[str] | None = None) -> str | None:
     """Return the path of the file given by `--config` or `--recipe`, or None."""
-    return _config_path(list(sys.argv[1:] if arguments is None else arguments), _CONFIG_FLAGS)
+    given = _given_config(list(sys.argv[1:] if arguments is None else arguments), _CONFIG_FLAGS)
+    return _recipe_path(given[1]) if given else None
 
 
 def shipped_file(folder: str, name: str) -> Path:
@@ -311,6 +314,24 @@ def _shipped_recipes() -> list[Path]:
     return sorted(path for folder in ("recipes", "sweeps") for path in (_SHIPPED / folder).glob("*.yaml"))
 
 
+def _fitting_recipes(known: Collection[str]) -> list[str]:
+    """Return the names of the recipes for a command with these flags; of the arguments in Python, all but sweeps."""
+    if "grid" in known:
+        return shipped_names("sweeps")
+    if "lambda_contrastive" not in known:  # it trains nothing
+        return []
+    names = shipped_names("recipes")
+    if not {"train_data", "documents"} & set(known):
+        return names
+    # One recipe chooses its settings: that is for documents without pairs, and the others are for pairs.
+    chooses = {name: "automatic" in _read_yaml(shipped_file("recipes", name)) for name in names}
+    return [name for name in names if chooses[name] != ("train_data" in known)]
+
+
+def _known_flags(parser: Any) -> dict[str, Any]:
+    return {option.lstrip("-"): action for option, action in parser._option_string_actions.items()}
+
+
 def default_output_folder(script_name: str, arguments: Sequence[str] | None = None) -> str:
     """Return a training command's default output folder, named after its recipe or after the command."""
     recipe = config_file(arguments)
@@ -323,7 +344,8 @@ def _config_flags(dataclass_types: Sequence[type]) -> tuple[str, ...]:
     return _CONFIG_FLAGS[:1] if has_recipe else _CONFIG_FLAGS
 
 
-def _config_path(command_line: list[str], flags: Sequence[str]) -> str | None:
+def _given_config(command_line: list[str], flags: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first of these flags on the command line, and its value."""
     for position, word in enumerate(command_line):
         flag, equals, value = word.partition("=")
         if flag not in flags:
@@ -332,7 +354,7 @@ def _config_path(command_line: list[str], flags: Sequence[str]) -> str | None:
             if position + 1 == len(command_line):
                 raise UserError(f"{flag} expects a YAML file or a recipe's name, got nothing: write it after the flag")
             value = command_line[position + 1]
-        return _recipe_path(value)
+        return flag, value
     return None
 
 
@@ -344,10 +366,11 @@ def _recipe_path(name: str) -> str:
     return shipped.get(path.stem, name) if is_name and not path.is_file() else name
 
 
-def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
-    """Convert the file to flags, so that one parser checks names, types and choices."""
+def _flags_from_yaml(flag: str, name: str, known: dict[str, Any]) -> list[str]:
+    """Convert the file that a flag names to flags, so that one parser checks names, types and choices."""
     flags: list[str] = []
-    for key, value in _read_yaml(path).items():
+    path = _recipe_path(name)
+    for key, value in _read_config(flag, name, known).items():
         if not isinstance(key, str) or key not in known or key == "config":
             raise UserError(f"{path}: unknown key {key!r}: use the names of the command's flags (--help lists them)")
         if value is None:
@@ -361,16 +384,25 @@ def _flags_from_yaml(path: str, known: dict[str, Any]) -> list[str]:
     return flags
 
 
-def _read_yaml(path: str) -> dict[Any, Any]:
+def _read_config(given_as: str, name: str, known: Collection[str]) -> dict[Any, Any]:
+    """Read a recipe or a YAML file; messages say how it was `given_as`, and list the recipes for the `known` flags."""
+    path = _recipe_path(name)
+    try:
+        return _read_yaml(path)
+    except OSError as error:
+        recipes = _fitting_recipes(known)
+        others = f", or name one of the recipes {', '.join(recipes)}" if recipes else ""
+        raise UserError(
+            f"{given_as} expects {'a recipe or ' if recipes else ''}a readable YAML file, got {path!r} "
+            f"({error.strerror}): {did_you_mean(name, recipes)}check the path{others}"
+        ) from error
+
+
+def _read_yaml(path: str | Path) -> dict[Any, Any]:
     import yaml
 
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(
-            f"--config expects a readable YAML file, got {path!r} ({error.strerror}): check the path, or name one of "
-            f"the recipes {', '.join(each.stem for each in _shipped_recipes())}"
-        ) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML ({error}): correct the file") from error
     if content is None:

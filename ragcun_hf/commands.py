@@ -92,7 +92,7 @@ _running: list[str] = []
 def _start(module: str) -> str:
     folder = _scripts_folder(module)
     if folder is not None:
-        return f"{_installed('python')} {shlex.quote(_shown(folder / f'{module}.py'))}"
+        return f"{_installed('python')} {_shown(folder / f'{module}.py')}"
     if Path(sys.argv[0]).absolute() == Path(__file__).parent / "cli" / "__main__.py":
         return f"{_installed('python')} -m ragcun_hf.cli {_NAMES[module]}"
     return f"{_installed(PROGRAM)} {_NAMES[module]}"
@@ -115,11 +115,15 @@ def _installed(program: str) -> str:
         Path(found).parent.resolve() == own.parent.resolve()
         or (program == PROGRAM and Path(found).resolve() == own.resolve())
     )
-    return program if is_own or not own.exists() else shlex.quote(_shown(own))
+    return program if is_own or not own.exists() else _shown(own)
 
 
 def _shown(path: Path) -> str:
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    """Return the shortest form of a path that a shell in the working folder understands."""
+    forms = [shlex.quote(os.path.relpath(path)), shlex.quote(str(path))]
+    if path.is_relative_to(Path.home()):
+        forms.append(f"~/{shlex.quote(str(path.relative_to(Path.home())))}")
+    return min(forms, key=len)
 
 
 def _portable_word(word: str) -> str:

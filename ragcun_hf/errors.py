@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _FLAG = re.compile(r"(?<![\w-])--(?!help\b)(no_)?([a-z]\w*)")
 # What a person types into a shell stays as it is, up to the next comma, colon or bracket.
@@ -38,6 +40,16 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError):
     """Vectors or similarities contain NaN or infinity: the model diverged, or its precision is too low."""
+
+
+def did_you_mean(word: str, names: Iterable[str]) -> str:
+    """Return a question with the name that a misspelled word resembles, and a space behind it, or "".
+
+    >>> did_you_mean("adpt", ["general", "adapt"]), did_you_mean("quick", ["general", "adapt"])
+    ('did you mean adapt? ', '')
+    """
+    found = difflib.get_close_matches(word, list(names), n=1, cutoff=0.75)
+    return f"did you mean {found[0]}? " if found else ""
 
 
 def name_flags() -> None:

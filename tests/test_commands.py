@@ -65,6 +65,11 @@ def test_the_version_is_that_of_the_package(monkeypatch, capsys):
     [
         (["train"], "ragcun: expected a command, got 'train': choose one of train-contrastive, "),
         (["--top_k"], "ragcun: expected a command, got '--top_k'"),
+        (["tabel"], "ragcun: expected a command, got 'tabel': did you mean table? choose one of train-contrastive, "),
+        (
+            ["table", "--result", "x"],
+            "ragcun table: expected flags of this command, got --result x: did you mean --re",
+        ),
         (["features", "--nonsense"], "ragcun features: expected flags of this command, got --nonsense"),
         (["accelerate-config", "gpus"], "ragcun accelerate-config: expected one of fsdp2_trainable_encoder, "),
     ],
@@ -121,6 +126,12 @@ def test_a_program_that_the_shell_would_not_find_is_named_by_its_path(monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", os.fspath(tmp_path / "nowhere"))
     assert command("eval_beir") == "bin/ragcun eval-beir"
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    assert command("eval_beir") == "../bin/ragcun eval-beir"
+    monkeypatch.setenv("HOME", os.fspath(tmp_path))
+    monkeypatch.chdir("/usr/share")
+    assert command("eval_beir") == "~/bin/ragcun eval-beir"
     monkeypatch.setenv("PATH", os.fspath(tmp_path / "bin"))
     assert command("eval_beir") == "ragcun eval-beir"
 

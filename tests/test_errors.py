@@ -46,5 +46,9 @@ def test_a_real_message_names_the_argument_that_a_python_user_gave(in_python, tm
 
     with pytest.raises(UserError, match="^num_settings must be at least 1, got 0"):
         random_settings({"dropout": [0.1]}, 0, seed=0)
-    with pytest.raises(UserError, match="^config expects a readable YAML file"):
+    with pytest.raises(UserError, match="^from_recipe expects a recipe or a readable YAML file"):
         IsotropicGaussianTrainingArguments.from_recipe(str(tmp_path / "missing.yaml"))
+    with pytest.raises(
+        UserError, match="got 'adpt' .*: did you mean adapt[?] check the path, or name one of .*unlabelled"
+    ):
+        IsotropicGaussianTrainingArguments.from_recipe("adpt")

@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "README.md").read_text(enco
 COMMANDS = [
     text
     for language, text in BLOCKS
-    if language == "bash" and not text.startswith(("make ", "python3 -m venv ", "python training/search_demo"))
+    if language == "bash" and not text.startswith(("make ", "python3 -m venv ", "ragcun search "))
 ]
 SNIPPETS = [text for language, text in BLOCKS if language == "python"]
 
@@ -64,6 +64,14 @@ def test_readme_names_the_two_commands_and_shows_blocks_of_both_kinds():
     assert [text for _, text in BLOCKS if text.startswith("make demo")]
     assert len(COMMANDS) >= 4
     assert SNIPPETS
+
+
+def test_commands_are_those_of_an_installed_package():
+    """A checkout has scripts, too: one line says so, and the published recipes keep their published lines."""
+    scripts = [line for text in COMMANDS for line in text.splitlines() if re.match(r"python training/\w+\.py", line)]
+    assert len(scripts) == 2
+    assert "--show_plan" in scripts[0]
+    assert "--recipe jepa_10k" in scripts[1]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from ..command_line import run_script, say
 from ..commands import COMMANDS, PROGRAM, set_running
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 
 _WITH_COMMANDS = {command.module: command for command in COMMANDS.values()}
 
@@ -39,7 +39,8 @@ def _answer(word: str) -> None:
 
         say(f"{PROGRAM} {version('ragcun_hf')}")
     else:
-        raise UserError(f"expected a command, got {word!r}: choose one of {', '.join(COMMANDS)}")
+        hint = did_you_mean(word, COMMANDS)
+        raise UserError(f"expected a command, got {word!r}: {hint}choose one of {', '.join(COMMANDS)}")
 
 
 def _overview() -> str:

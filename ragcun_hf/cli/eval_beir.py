@@ -34,6 +34,7 @@ from ..evaluation.results import (
 )
 from ..features.arguments import FeatureArguments
 from ..files import check_writable, disk_errors_explained, weights_digest
+from ..model.base_models import check_base_name, check_model_path
 
 if TYPE_CHECKING:
     from ..data.beir_folder import BeirDataset
@@ -128,6 +129,10 @@ def _check(args: EvaluationArguments) -> None:
     if not args.datasets:
         raise UserError("--datasets expects at least one BEIR data set, got none: name one, such as scifact")
     check_writable(Path(args.output_dir))
+    for path in filter(None, [args.model_path, *args.compare]):
+        check_model_path(path)
+    if args.base_model:
+        check_base_name(args.base_model)
 
 
 def _evaluate(

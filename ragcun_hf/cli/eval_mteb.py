@@ -20,6 +20,7 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import write_json
 from ..files import check_writable, disk_errors_explained
+from ..model.base_models import check_model_path
 
 
 @dataclass
@@ -74,6 +75,7 @@ def _check(args: MtebArguments) -> None:
 
     if not args.model_path:
         raise UserError("--model_path expects a folder or a Hub id, got none: name the model")
+    check_model_path(args.model_path)
     if not (args.beir_folders or args.tasks):
         raise UserError("expected something to evaluate on, got neither --beir_folders nor --tasks: give one of them")
     if args.batch_size < 1:

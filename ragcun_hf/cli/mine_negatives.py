@@ -21,7 +21,11 @@ class MiningArguments:
     """The pairs, the documents to search, and which of those found become negatives."""
 
     train_data: list[str] = argument([], "Pairs: one or more files, BEIR folders or Hub dataset ids.")
-    corpus: str | None = argument(None, "Documents to search beside those of the pairs: a file, folder or Hub id.")
+    corpus: str | None = argument(
+        None,
+        "Documents to search beside those of the pairs: a file, folder or Hub id. Default: the corpus of every BEIR "
+        "folder in --train_data.",
+    )
     output: str | None = argument(None, "File to write, ending in .json or .jsonl.")
     overwrite: bool = argument(False, "Replace an existing output.")
     split: str = argument("train", "Split of a Hub dataset, or of the judgements of a BEIR folder.")
@@ -46,14 +50,13 @@ def main(arguments: list[str] | None = None) -> None:
     from accelerate import PartialState
     from datasets import concatenate_datasets
 
-    from ..data.documents import document_texts, read_documents
     from ..data.pairs import drop_duplicate_rows, read_pairs
     from ..features.hard_negatives import mine_hard_negatives
     from ..model.base_models import load_base_model, load_trained_model
 
     sources = [read_pairs(source, split=args.split) for source in args.train_data]
     pairs, _ = drop_duplicate_rows(concatenate_datasets(sources))
-    corpus = [] if args.corpus is None else document_texts(read_documents(args.corpus))
+    corpus = _documents_to_search(args)
     model = load_trained_model(args.model_path) if args.model_path else load_base_model(args.base_model)
     model.to(PartialState().device)  # the features are cached for the device where training needs them
     store = features.store(model)
@@ -63,3 +66,16 @@ def main(arguments: list[str] | None = None) -> None:
     write_json_rows((dict(row) for row in mined), args.output)
     num_added = sum(map(len, mined["negative"])) - sum(map(len, pairs["negative"]))
     say(f"Added {num_added:,} negatives to {len(pairs):,} pairs: wrote {args.output}.")
+
+
+def _documents_to_search(args: MiningArguments) -> list[str]:
+    """Read the documents besides those of the pairs, and say what is searched."""
+    from ..data.documents import document_texts, is_beir_folder, read_documents
+
+    sources = [args.corpus] if args.corpus else [*filter(is_beir_folder, args.train_data)]
+    texts = [text for source in sources for text in document_texts(read_documents(source))]
+    if sources:
+        say(f"Searching the {len(texts):,} documents of {', '.join(sources)}, and those of the pairs.")
+    else:
+        say("Searching only the documents of the pairs: name all documents with --corpus.")
+    return texts

@@ -31,6 +31,7 @@ from ..data.word_spans import has_two_words
 from ..data.writing import refuse_existing, write_beir_folder, write_json_rows
 from ..errors import UserError
 from ..model.base_models import DEFAULT_BASE_MODEL
+from ..model.embedded_isotropic_gaussian import EMBEDDED, has_embedded_model
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -213,7 +214,8 @@ def _splits(pairs: Dataset, read: InputArguments, write: OutputArguments) -> dic
         if not (write.test_fraction and fraction):
             continue
         try:
-            rest, splits[name] = split_by_document(rest, fraction / share, seed=write.seed)
+            salt = "" if name == "test" else name
+            rest, splits[name] = split_by_document(rest, fraction / share, seed=write.seed, salt=salt)
             share -= fraction
         except UserError as error:  # two documents are few, but no reason to write nothing
             say(f"no split {name}: {error}")
@@ -273,13 +275,23 @@ def _say_next(written: str, read: InputArguments, output: str) -> None:
     path = Path(output)
     if written == "beir" and not read.python_docs and read.split != "train":  # judgements to evaluate with
         place = ("--datasets", path.name, "--data_dir", path.parent, "--split", read.split)
-        say(f"Next: {command('eval_beir', '--base_model', DEFAULT_BASE_MODEL, *place)}")
+        say(f"Next: {command('eval_beir', '--base_model', _base_model_at_hand(), *place)}")
         return
     words = {
         "documents": ("train_self_supervised", "--recipe", "unlabelled", "--documents"),
         "xy": ("train_xy_masked", "--use_predictor", "--input_xy_pairs"),
     }.get(written, ("train_contrastive", "--recipe", "adapt", "--train_data"))  # pairs, beir
-    say(f"Next: {command(*words, output)}")
+    base_model = _base_model_at_hand()
+    encoder = [] if base_model == DEFAULT_BASE_MODEL else ["--base_model", base_model]
+    say(f"Next: {command(*words, output, *encoder)}")
+
+
+def _base_model_at_hand() -> str:
+    """Return the default encoder, or the embedded one where only that needs no download."""
+    from huggingface_hub import try_to_load_from_cache
+
+    is_cached = isinstance(try_to_load_from_cache(DEFAULT_BASE_MODEL, "config.json"), str)
+    return DEFAULT_BASE_MODEL if is_cached or not has_embedded_model() else EMBEDDED
 
 
 _CONVERSIONS: dict[tuple[str, str], Callable[[InputArguments, OutputArguments], None]] = {

@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     say(store.summary())
     digests = {"training_texts": rows_digest(read.train), "held_out": rows_digest(read.validation)}  # type: ignore[arg-type]  # make_trials refuses a sweep without held-out rows
     spec = {
-        "data": {**read.facts, **digests},
+        "data": {**read.facts, **digests, **({"documents_searched": len(read.corpus)} if read.corpus else {})},
         "features": parsed.training.value_flags(),
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "training": recorded_arguments(parsed.training),

@@ -4,11 +4,13 @@
 
 Rows are models, columns are data sets. Models whose names differ only in a seed at the end (b_seed1, b_seed2) are one
 row: the mean and the standard deviation over the seeds. If the run files of eval_beir.py are beside the results, and
-the judgements in --data_dir, a figure is marked with the letters of the rows that are significantly worse.
+the judgements are found, a figure is marked with the letters of the rows that are significantly worse.
 """
 
 from __future__ import annotations
 
+import itertools
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +36,11 @@ class TableArguments:
         [], "Beginnings of names: models whose names start with one of them are seeds of one model."
     )
     systems: list[str] = argument([], "Systems to show, such as base, bm25 and projection. Default: all.")
-    data_dir: str = argument("data/beir", "Folder with the BEIR folders of the data sets, for their judgements.")
+    data_dir: str | None = argument(
+        None,
+        "Folder with the BEIR folders of the data sets, for their judgements. Default: the one that the evaluation "
+        "was given, if it is there, or data/beir.",
+    )
     level: float = argument(0.05, "Differences with a smaller p-value, corrected for the pairs, are significant.")
 
 
@@ -50,13 +56,13 @@ def main(arguments: list[str] | None = None) -> None:
     per_query: dict[Any, Any] = {}
     missing: list[str] = []
     for path, results in zip(paths, chosen, strict=True):
-        _add_per_query(per_query, missing, Path(path), results, Path(args.data_dir))
+        _add_per_query(per_query, missing, Path(path), results, args.data_dir)
     table = compare_rows(collect_rows(chosen, groups=args.group, per_query=per_query), args.metrics, level=args.level)
     say(format_table(table.text_rows(), num_names=1))
     if table.is_marked:
         say(f"\nLetters: significantly better than these rows (p < {args.level:g}, Holm's correction in each column).")
     if missing:
-        say(f"\nNot tested for significance, for want of {missing[0]}{' and others' if missing[1:] else ''}.")
+        say(f"\nNot tested for significance: {missing[0]}{f' ({len(missing) - 1} more)' if missing[1:] else ''}.")
     for output in args.output:
         path = Path(output)
         write_whole(path, getattr(table, _FORMATS[path.suffix])().rstrip("\n") + "\n")
@@ -97,30 +103,65 @@ def _chosen(results: dict[str, Any], systems: list[str]) -> dict[str, Any]:
 
 
 def _add_per_query(
-    per_query: dict[Any, Any], missing: list[str], path: Path, results: Mapping[str, Any], data_dir: Path
+    per_query: dict[Any, Any], missing: list[str], path: Path, results: Mapping[str, Any], data_dir: str | None
 ) -> None:
     """Score the runs beside a results file, for each data set whose judgements are there; note what is missing."""
     from ..data.beir_folder import read_qrels
-    from ..evaluation.metrics.retrieval.trec_scores import average_scores, score_queries
-    from ..evaluation.ranking import read_trec_run
 
     for name, entry in results["datasets"].items():
-        folder = data_dir.expanduser() / name
-        if not (folder / "qrels" / f"{entry['split']}.tsv").is_file():
-            missing.append(str(folder / "qrels" / f"{entry['split']}.tsv"))
+        folder, lacking = _folder_with_judgements(name, entry["split"], results["command"], data_dir)
+        if lacking:
+            missing.append(lacking)
             continue
         qrels = read_qrels(folder, entry["split"])
         for system, figures in entry["systems"].items():
             run_path = path.with_suffix("") / f"{name}.{system}.trec"
-            if not run_path.is_file():
-                missing.append(str(run_path))
-                continue
-            scores = score_queries(read_trec_run(run_path), qrels)
-            found = average_scores(scores)
-            wrong = [key for key, value in figures.items() if abs(found.get(key, value) - value) > _LARGEST_DEVIATION]
-            if wrong:
-                raise UserError(
-                    f"{run_path}: expected the run of {path}, with {wrong[0]} {figures[wrong[0]]:.6f}, got one with "
-                    f"{found[wrong[0]]:.6f} on the judgements in {folder}: evaluate the model again, or remove the run"
-                )
-            per_query[results["model"]["name"], name, system] = scores
+            if run_path.is_file():
+                per_query[results["model"]["name"], name, system] = _scores(run_path, path, figures, folder, qrels)
+            else:
+                missing.append(f"there is no {run_path}, which the evaluation writes beside its results")
+
+
+def _folder_with_judgements(name: str, split: str, evaluated_by: str, data_dir: str | None) -> tuple[Path, str]:
+    """Return the BEIR folder of a data set, and what is lacking, or ""; results keep the command that wrote them."""
+    recorded = _flag(evaluated_by, "--data_dir")
+    parents = [data_dir] if data_dir else [*filter(None, [recorded]), "data/beir"]
+    folders = [Path(parent).expanduser() / name for parent in parents]
+    for folder in folders:
+        if (folder / "qrels" / f"{split}.tsv").is_file():
+            return folder, ""
+    if _flag(evaluated_by, "--pairs"):
+        return folders[0], f"the queries of {name} are pairs without a BEIR folder"
+    return folders[0], (
+        f"there is no {folders[0] / 'qrels' / f'{split}.tsv'}: name the folder that holds the folder {name} with "
+        "--data_dir"
+    )
+
+
+def _flag(command_line: str, flag: str) -> str | None:
+    """Return the value of a flag in a recorded command, or None."""
+    try:
+        words = shlex.split(command_line)
+    except ValueError:  # of a report in Python
+        return None
+    joined = next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), None)
+    return joined or next((value for word, value in itertools.pairwise(words) if word == flag), None)
+
+
+def _scores(
+    run_path: Path, path: Path, figures: Mapping[str, float], folder: Path, qrels: dict[str, dict[str, int]]
+) -> Any:
+    """Score a run, and refuse it if it is not that of the results."""
+    from ..evaluation.metrics.retrieval.trec_scores import average_scores, score_queries
+    from ..evaluation.ranking import read_trec_run
+
+    scores = score_queries(read_trec_run(run_path), qrels)
+    found = average_scores(scores)
+    wrong = [key for key, value in figures.items() if abs(found.get(key, value) - value) > _LARGEST_DEVIATION]
+    if wrong:
+        raise UserError(
+            f"{run_path}: expected the run of {path}, with {wrong[0]} {figures[wrong[0]]:.6f}, got one with "
+            f"{found[wrong[0]]:.6f} on the judgements in {folder}: evaluate the model again, remove the run, or name "
+            "the folder of the judgements with --data_dir"
+        )
+    return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,14 @@ from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..files import HELD_OUT_FILE, source_name
 from ..model.arguments import ModelArguments
+from ..model.base_models import check_base_name
 from ..objective.flags import ObjectiveArguments, ScheduleArguments
 
 if TYPE_CHECKING:
     from ..objective.arguments import IsotropicGaussianTrainingArguments
     from ..trainer.data import TrainingData
+
+_MOST_SEARCHED = 20_000  # documents of a BEIR folder that validation searches by itself: encoding more takes long
 
 
 @dataclass
@@ -35,7 +39,9 @@ class ValidationArguments:
     val_corpus: str | None = argument(
         None,
         "Documents that held-out queries search besides their own: a file, a folder, a BEIR folder or a Hub dataset "
-        "id. With all documents of a collection, validation is as hard as the search will be.",
+        "id. With all documents of a collection, validation is as hard as the search will be. Default: the corpus of "
+        f"the BEIR folders that held-out pairs come from, {_MOST_SEARCHED:,} documents of each at most, if the "
+        "encoder is frozen and its features are kept; else none.",
     )
 
 
@@ -85,7 +91,9 @@ def parse_training_arguments(
 
     parsed = parse_arguments([*first, IsotropicGaussianTrainingArguments, RunArguments], **options)
     data, *own = parsed[: len(classes)]
-    return *reversed(own), ParsedArguments(data, *parsed[len(classes) :])
+    arguments_of_all = ParsedArguments(data, *parsed[len(classes) :])
+    check_base_name(arguments_of_all.model.base_model)
+    return *reversed(own), arguments_of_all
 
 
 def train_from_command_line(
@@ -167,12 +175,40 @@ def _split_to_evaluate(source: str, parsed: ParsedArguments) -> str | None:
 
 
 def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
-    """Let validation search the documents of `--val_corpus`."""
+    """Let validation search the documents of `--val_corpus`, or else those of the BEIR folders of held-out pairs."""
     from ..data.documents import document_texts, read_documents
 
-    if not parsed.validation.val_corpus:
-        return data
-    return data.searching(document_texts(read_documents(parsed.validation.val_corpus)))
+    if parsed.validation.val_corpus:
+        return data.searching(document_texts(read_documents(parsed.validation.val_corpus)))
+    for folder in _folders_to_search(data, parsed):
+        data = data.searching(_corpus_of(folder))
+    return data
+
+
+def _folders_to_search(data: TrainingData, parsed: ParsedArguments) -> list[str]:
+    """Return the BEIR folders whose corpus validation searches without being told so."""
+    # Where features are not kept, the whole corpus would be encoded at every evaluation.
+    is_cached = parsed.model.freeze_base and parsed.training.feature_cache and data.train.num_rows is not None
+    if data.validation is None or data.corpus or not is_cached:
+        return []
+    val_data = parsed.validation.val_data
+    return [*filter(is_beir_folder, [val_data] if val_data else getattr(parsed.data, "train_data", []))]
+
+
+def _corpus_of(folder: str) -> list[str]:
+    """Return the documents of a BEIR folder, or a sample if they are many, and say so."""
+    from ..data.beir_folder import read_corpus
+    from ..data.mapped_column import take
+
+    _, texts = read_corpus(Path(folder).expanduser() / "corpus.jsonl")
+    num_chosen = min(len(texts), _MOST_SEARCHED)
+    rows = sorted(random.Random(0).sample(range(len(texts)), num_chosen))
+    of_all = "" if num_chosen == len(texts) else f" of {len(texts):,}"
+    say(
+        f"Validation searches {num_chosen:,}{of_all} documents of {Path(folder, 'corpus.jsonl')}; "
+        "--val_corpus names others."
+    )
+    return [text for text in take(texts, rows) if text]
 
 
 def read_document_texts(data: Any) -> tuple[Any, dict[str, Any]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import UserError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Views = TypeVar("Views")
+
+_RARE, _VERY_RARE = 0.05, 0.001  # chances of a draw below which it is made anew; see `_positions`
 
 
 def hold_out_pairs(
@@ -33,12 +36,15 @@ def hold_out_pairs(
     return drop_validation_negatives(pairs, held_out), held_out
 
 
-def split_by_document(pairs: Dataset, fraction: float, seed: int = 0) -> tuple[Dataset, Dataset]:
+def split_by_document(pairs: Dataset, fraction: float, seed: int = 0, *, salt: str = "") -> tuple[Dataset, Dataset]:
     """Split pairs so that the two parts share no query text and no positive text.
 
     Rows that share a query or a positive, directly or through other rows, form a group. A hash of the seed and of a
     text of the group decides its part. So rows added later do not move other rows, and a larger fraction holds out
     what a smaller one does. A group larger than half the wanted share goes to training. Neither part is empty.
+
+    A split of what an earlier split with the same seed has left is drawn by other hashes, as all those of the rest lie
+    above the earlier fraction. Tell the splits apart by a `salt` where you know of both: few rows do not show it.
     """
     if not 0 < fraction < 1:
         raise UserError(f"expected a validation fraction between 0 and 1, got {fraction}: set it to e.g. 0.1")
@@ -48,7 +54,7 @@ def split_by_document(pairs: Dataset, fraction: float, seed: int = 0) -> tuple[D
             f"expected pairs of at least two unrelated documents, got {len(pairs)} rows that all share queries or "
             "documents: add data or do without validation"
         )
-    chosen = _draw_groups(groups, fraction, seed, len(pairs))
+    chosen = _draw_groups(groups, fraction, f"{seed}/{salt}/" if salt else f"{seed}/", len(pairs))
     held_out = sorted(row for key in chosen for row in groups[key])
     train = pairs.select(sorted(set(range(len(pairs))).difference(held_out)))
     # In NFCorpus, for example, almost all rows form one group: a larger part cannot be held out without a leak.
@@ -85,17 +91,32 @@ def _connected_rows(pairs: Dataset) -> dict[bytes, list[int]]:
     return {min(positives[index] for index in members): members for members in by_root.values()}
 
 
-def _draw_groups(groups: dict[bytes, list[int]], fraction: float, seed: int, num_rows: int) -> list[bytes]:
+def _draw_groups(groups: dict[bytes, list[int]], fraction: float, salt: str, num_rows: int) -> list[bytes]:
     """Choose the groups for validation by their hashes; at least one, and never all."""
-    position = {key: text_position(f"{seed}/{key.hex()}") for key in groups}
     largest = max(1.0, fraction * num_rows / 2)
-    chosen = [key for key, place in position.items() if place < fraction and len(groups[key]) <= largest]
+    small = {key for key, members in groups.items() if len(members) <= largest}
+    position = _positions(groups, small, fraction, salt)
+    chosen = [key for key, place in position.items() if place < fraction and key in small]
     if not chosen:
         smallest = min(len(members) for members in groups.values())
         chosen = [min((key for key in groups if len(groups[key]) == smallest), key=position.__getitem__)]
     if len(chosen) == len(groups):
         chosen.remove(max(chosen, key=position.__getitem__))
     return chosen
+
+
+def _positions(groups: Iterable[bytes], small: Collection[bytes], fraction: float, salt: str) -> dict[bytes, float]:
+    """Hash the groups to numbers in [0, 1); with another salt if an earlier split seems to have taken the lowest ones.
+
+    It seems so if the lowest number of the `small` groups is improbably high, or rather high and none is drawn.
+    """
+    for redraws in itertools.count():
+        again = f"{redraws}/" if redraws else ""
+        position = {key: text_position(f"{salt}{again}{key.hex()}") for key in groups}
+        lowest = min((position[key] for key in small), default=0.0)
+        if (1 - lowest) ** len(small) >= (_RARE if lowest >= fraction else _VERY_RARE):
+            break
+    return position
 
 
 def drop_validation_negatives(train: Dataset | IterableDataset, validation: Dataset) -> Dataset | IterableDataset:

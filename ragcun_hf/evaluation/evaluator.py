@@ -28,6 +28,7 @@ from .model_evaluation import (
     TextEncoder,
     evaluate_model,
     evaluation_settings,
+    load_seen_digests,
     measure_isotropy,
     sample_rows,
     saved_weights_digest,
@@ -66,7 +67,8 @@ class RetrievalEvaluator(BaseEvaluator):
       `similarity_fn_name` says how they are compared; the default is cosine.
 
     BM25, and the base of one encoder, search only once. If a model of this package is as it was loaded from a folder,
-    or as our Trainer saved it, the report names its weights, as a model card that is pushed needs it.
+    or as our Trainer saved it, the report names its weights, as a model card that is pushed needs it. If that folder
+    has the digests of the training documents, queries with seen and with unseen ones are also reported separately.
 
     Args:
         queries: Query id -> text.
@@ -222,17 +224,20 @@ class RetrievalEvaluator(BaseEvaluator):
         return {**self._options, "bm25": self._bm25 is not None}
 
     def _evaluate_own(self, model: IsotropicGaussianModel) -> tuple[ModelEvaluation, dict[str, Any]]:
-        was_training = model.training
+        was_training, weights = model.training, saved_weights_digest(model)
+        # With other weights, the model may have seen more documents by now.
+        seen = load_seen_digests(model.name_or_path) if weights and model.name_or_path else ()
+        options = {"bm25": self._bm25, "seen_document_digests": seen, **self._options}
         model.eval()
         try:
             systems = self._systems(model)
-            evaluation = evaluate_model(systems, [self._dataset], bm25=self._bm25, **self._options)
+            evaluation = evaluate_model(systems, [self._dataset], **options)
         finally:
             model.train(was_training)
         base = model.config.base_model_name or "encoder"
         name = Path(model.name_or_path or "").name or f"head-on-{base.rstrip('/').split('/')[-1]}"
         facts = {"path": name, "name": name, **model_settings(model.config)}
-        facts["weights_sha256"] = saved_weights_digest(model)
+        facts["weights_sha256"] = weights
         settings = evaluation_settings(systems, split=self._dataset.split, bm25=self._bm25, **self._options)
         return evaluation, {"model": facts, "settings": settings}
 

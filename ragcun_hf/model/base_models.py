@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder, has_embedded_model
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
 
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
 
+    check_base_name(name)
     _refuse_trained_model(name)
     try:
         return IsotropicGaussianModel.from_encoder(name, revision=revision, **config_fields)
@@ -40,6 +41,28 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     except (ValueError, StrictDataclassError) as error:
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
         raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
+
+
+def check_base_name(name: str) -> None:
+    """Refuse a misspelled `embedded`, before anything is looked for on the Hub."""
+    if name != EMBEDDED and not Path(name).exists() and did_you_mean(name.lower(), [EMBEDDED]):
+        raise UserError(
+            f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name!r}: did you mean {EMBEDDED}?"
+        )
+
+
+def check_model_path(path: str) -> None:
+    """Refuse what can only be a folder, and is none, before it is looked for on the Hub."""
+    folder = Path(path)
+    is_in_folder = folder.parent != Path() and folder.parent.is_dir()
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or is_in_folder
+    if folder.exists() or not looks_local:
+        return
+    beside = [str(each) for each in folder.parent.iterdir()] if is_in_folder else []
+    raise UserError(
+        f"--model_path expects a folder written by save_pretrained or a Hub id, got {path!r}, where nothing is: "
+        f"{did_you_mean(str(folder), beside)}check the path"
+    )
 
 
 def _refuse_trained_model(name: str) -> None:
@@ -69,6 +92,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
 
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
 
+    check_model_path(path)
     register_auto_classes()
     options = {"revision": revision} if revision else {}
     try:

@@ -1,5 +1,6 @@
 """Arguments and endings of every script: flags, YAML files, exit codes."""
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -173,6 +174,47 @@ def test_a_yaml_file_that_cannot_be_read_is_a_user_error(tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00broken")
     with pytest.raises(UserError, match="not valid YAML"):
         _parse("--config", str(tmp_path / "bytes.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("command", "word", "said"),
+    [
+        (
+            "train_contrastive",
+            "adpt",
+            "did you mean adapt? check the path, or name one of the recipes 512dim_10k, adapt, ",
+        ),
+        (
+            "train_self_supervised",
+            "unlabeled",
+            "did you mean unlabelled? check the path, or name one of the recipes unl",
+        ),
+        (
+            "sweep",
+            "quik",
+            "did you mean quick? check the path, or name one of the recipes published_comparison, quick",
+        ),
+    ],
+)
+def test_a_misspelled_recipe_is_answered_with_those_of_the_command(command, word, said, monkeypatch):
+    main = importlib.import_module(f"ragcun_hf.cli.{command}").main
+    for flags in (["--recipe", word], [f"--recipe={word}"], ["--config", word]):
+        with pytest.raises(UserError) as error:
+            main(flags)
+        flag = flags[0].partition("=")[0]
+        message = f"{flag} expects a recipe or a readable YAML file, got '{word}' (No such file or directory): {said}"
+        assert str(error.value).startswith(message)
+        assert ("quick" in str(error.value)) == (command == "sweep")
+        assert ("unlabelled" in str(error.value)) == (command == "train_self_supervised")
+
+
+def test_help_lists_the_recipes_of_the_command(capsys):
+    for command, recipe, other in (("train_contrastive", "general", "quick"), ("table", "with any", "adapt")):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"ragcun_hf.cli.{command}").main(["--help"])
+        section = capsys.readouterr().out.partition("--config")[2]
+        assert recipe in section
+        assert other not in section
 
 
 def test_help_shows_flags_aliases_defaults_and_the_description(capsys):

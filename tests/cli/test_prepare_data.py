@@ -52,7 +52,8 @@ def test_a_mistake_of_the_user_is_one_line_and_exit_code_2(tmp_path):
     assert "absent.json" in done.stderr
 
 
-def test_pairs_are_recognized_deduplicated_counted_and_written(prepare, pairs_csv, tmp_path, capsys):
+def test_pairs_are_recognized_deduplicated_counted_and_written(prepare, pairs_csv, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(prepare_data, "has_embedded_model", lambda: False)
     out = tmp_path / "new" / "train.json"
     prepare("--input", pairs_csv, *COLUMNS, "--output", out)
     assert json.loads(out.read_text()) == [
@@ -119,6 +120,7 @@ def test_a_beir_folder_of_pairs_has_three_splits_by_document_and_can_be_evaluate
     assert sum(map(len, judged.values())) == 100
     assert not (documents[0] & documents[1] or documents[0] & documents[2] or documents[1] & documents[2])
     assert 5 <= len(judged["test"]) <= 35
+    assert 3 <= len(judged["dev"]) <= 25
     assert len(folders["test"].corpus_ids) == 51  # those of the pairs, and one more
     flags = ["--base_model", str(tiny_encoder_folder), "--datasets", "mine", "--data_dir", "data"]
     eval_beir.main([*flags, "--feature_cache_dir", "cache"])
@@ -206,14 +208,22 @@ def test_a_yaml_file_sets_the_flags(prepare, pairs_csv, tmp_path):
     assert len(json.loads((tmp_path / "o.json").read_text())) == 3
 
 
-def test_judgements_to_evaluate_with_lead_to_an_evaluation_and_others_to_training(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("has_embedded", [False, True])
+def test_judgements_to_evaluate_with_lead_to_an_evaluation_and_others_to_training(
+    tmp_path, capsys, monkeypatch, has_embedded
+):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare_data, "has_embedded_model", lambda: has_embedded)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
     rows = [{"query": f"what is {name}", "positive": f"{name} is food"} for name in ("bread", "fish", "rice")]
     Path("held out.json").write_text(json.dumps(rows), encoding="utf-8")
-    base = "--base_model sentence-transformers/all-mpnet-base-v2"
+    base = f"--base_model {'embedded' if has_embedded else 'sentence-transformers/all-mpnet-base-v2'}"
     for split, expected in (
         ("test", f"eval-beir {base} --datasets test --data_dir data --split test"),
-        ("train", "train-contrastive --recipe adapt --train_data data/train"),
+        (
+            "train",
+            f"train-contrastive --recipe adapt --train_data data/train{' --base_model embedded' * has_embedded}",
+        ),
     ):
         prepare_data.main(
             ["--input", "held out.json", "--output_format", "beir", "--split", split, "--output", f"data/{split}"]

@@ -60,11 +60,34 @@ def test_the_table_has_seeds_and_marks_and_is_written_in_every_format(script, tm
     assert "toy ndcg@10,toy ndcg@10 sd" in (tmp_path / "tables" / "t.csv").read_text()
 
 
-def test_without_judgements_nothing_is_marked_and_the_output_says_why(script, capsys):
-    script([*RESULTS, "--data_dir", "elsewhere"])
-    shown = capsys.readouterr().out
-    assert "1.0000 b" not in shown
-    assert "Not tested for significance, for want of elsewhere/toy/qrels/test.tsv and others." in shown
+def test_without_judgements_nothing_is_marked_and_the_output_names_the_flag(script, capsys):
+    for flags, place in ((["--data_dir", "elsewhere"], "elsewhere"), ([], "data/beir")):
+        script([*RESULTS, *flags])
+        shown = capsys.readouterr().out
+        assert "1.0000 b" not in shown
+        said = f"Not tested for significance: there is no {place}/toy/qrels/test.tsv: name the folder that holds the "
+        assert f"{said}folder toy with --data_dir (2 more)." in shown
+
+
+@pytest.mark.parametrize("flag", ["--data_dir beir", "--data_dir=beir"])
+def test_the_folder_that_the_evaluation_was_given_is_looked_at(script, tmp_path, capsys, flag):
+    for path in (tmp_path / "results").glob("*.json"):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        results["command"] = f"ragcun eval-beir --model_path m --datasets toy {flag}"
+        path.write_text(json.dumps(results), encoding="utf-8")
+    script(RESULTS)
+    assert "significantly better than these rows" in capsys.readouterr().out
+
+
+def test_results_of_pairs_and_results_without_runs_say_so(script, tmp_path, capsys):
+    path = tmp_path / "results" / "good.json"
+    (tmp_path / "results" / "good" / "toy.model.trec").unlink()
+    script(["--results", "results/good.json", "--data_dir", "beir"])
+    assert "significance: there is no results/good/toy.model.trec, which the evaluation" in capsys.readouterr().out
+    results = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**results, "command": "ragcun eval-beir --pairs held_out.jsonl"}), encoding="utf-8")
+    script(["--results", "results/good.json"])
+    assert "significance: the queries of toy are pairs without a BEIR folder." in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_that_of_the_results_is_refused(script, tmp_path):

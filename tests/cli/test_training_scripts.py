@@ -277,7 +277,7 @@ def test_held_out_pairs_are_kept_beside_the_model_and_evaluated_by_the_next_comm
     words = shlex.split(following)[2:]
     assert words == ["--model_path", "out", "--pairs", "out/held_out.jsonl", "--corpus", "all.json"]
     eval_beir.main([*words, "--feature_cache_dir", "cache"])
-    assert "The figures are far higher than in a real collection" in capsys.readouterr().out
+    assert "these figures are far higher than in a real collection" in capsys.readouterr().out
     results = json.loads((tmp_path / "results" / "out.json").read_text(encoding="utf-8"))
     figure = results["datasets"]["held_out"]["systems"]["projection"]["ndcg@10"]
     assert figure == pytest.approx(_record(folder)["validation_ndcg@10"]["saved"], abs=1e-6)
@@ -793,6 +793,37 @@ def test_after_training_on_a_beir_folder_the_next_command_evaluates_on_it(run, c
 
     eval_beir.main(flags.split())
     assert (tmp_path / "results" / "out.json").is_file()
+
+
+def _distinct_queries(folder):
+    queries = [{"_id": f"q{number}", "text": f"where is {text}"} for number, text in enumerate(DOCUMENTS)]
+    (folder / "queries.jsonl").write_text("\n".join(map(json.dumps, queries)), encoding="utf-8")
+
+
+def test_held_out_pairs_of_a_beir_folder_search_its_corpus(run, capsys, tmp_path, monkeypatch, documents_file):
+    _distinct_queries(_beir_folder(tmp_path / "data" / "mine", ["train", "dev"]))
+    flags = ["--train_data", "data/mine", "--max_steps", "1", "--overwrite", "--feature_cache_dir", "cache"]
+    run("train_contrastive", *flags, "--val_fraction", "0.4")
+    shown = capsys.readouterr().out
+    assert "Validation searches 6 documents of data/mine/corpus.jsonl; --val_corpus names others." in shown
+    assert "searching 6 documents: frozen base" in shown
+    run("train_contrastive", *flags, "--val_data", "data/mine", "--val_split", "dev")
+    assert "searching 6 documents: frozen base" in capsys.readouterr().out
+    documents_file.write_text(json.dumps(["one more", "and one more"]), encoding="utf-8")
+    for more in (["--documents", "data/mine", "--show_plan"], ["--val_corpus", str(documents_file)]):
+        run("train_contrastive", *flags, "--val_fraction", "0.4", *more)
+        assert "Validation searches" not in capsys.readouterr().out
+    monkeypatch.setattr("ragcun_hf.cli.training._MOST_SEARCHED", 5)
+    run("train_contrastive", *flags, "--val_fraction", "0.4")
+    assert "Validation searches 5 of 6 documents of data/mine/corpus.jsonl" in capsys.readouterr().out
+    run("train_contrastive", *flags, "--val_fraction", "0.4", "--no_freeze_base")
+    assert "Validation searches" not in capsys.readouterr().out
+
+
+def test_a_sweep_on_a_beir_folder_searches_its_corpus(run, capsys, tmp_path):
+    _distinct_queries(_beir_folder(tmp_path / "mine", ["train"]))
+    run("sweep", "--train_data", "mine", "--val_fraction", "0.4", "--max_steps", "1", "--batch_size", "2")
+    assert "Validation searches 6 documents of mine/corpus.jsonl" in capsys.readouterr().out
 
 
 def test_validation_data_in_beir_s_layout_are_evaluated_before_training_data(run, capsys, tmp_path, pairs_file):

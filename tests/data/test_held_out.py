@@ -83,6 +83,28 @@ def test_the_same_seed_repeats_a_split_and_another_one_changes_it():
     assert first == again != other
 
 
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.4])
+def test_a_split_of_what_a_split_has_left_has_the_wanted_size_too(fraction):
+    rows = [(f"q{n}", f"d{n}") for n in range(2000)]
+    rest = pairs(rows)
+    for wanted in (0.2, fraction, fraction):
+        before = len(rest)
+        rest, validation = split_by_document(rest, wanted, 42)
+        assert len(validation) / before == pytest.approx(wanted, abs=0.05)
+
+
+def test_few_rows_are_split_a_second_time_too():
+    for seed in range(20):
+        rest, _ = split_by_document(pairs([(f"q{n}", f"d{n}") for n in range(40)]), 0.2, seed)
+        assert 2 <= len(split_by_document(rest, 0.2, seed)[1]) <= 14
+        assert 1 <= len(split_by_document(rest, 0.3, seed, salt="dev")[1]) <= 20
+
+
+def test_an_ordinary_split_is_the_one_that_earlier_versions_drew():
+    rows = pairs([(f"q{n}", f"d{n}") for n in range(30)])
+    assert split_by_document(rows, 0.2, 42)[1]["query"][:] == ["q10", "q12", "q17", "q26"]
+
+
 def test_a_giant_group_goes_to_training_and_the_log_says_so(caplog):
     rows = [(f"q{n}", "everything") for n in range(500)] + [(f"r{n}", f"d{n}") for n in range(20)]
     for seed in range(20):

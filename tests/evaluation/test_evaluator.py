@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from ragcun_hf import IsotropicGaussianModel, RetrievalEvaluator, UserError
+from ragcun_hf import (
+    IsotropicGaussianModel,
+    IsotropicGaussianTrainer,
+    IsotropicGaussianTrainingArguments,
+    RetrievalEvaluator,
+    UserError,
+)
+from ragcun_hf.data.documents import text_digest
 from ragcun_hf.evaluation.results import read_results
+from ragcun_hf.files import DOCUMENTS_FILE
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -146,8 +154,6 @@ def test_a_sentence_transformer_of_ours_is_evaluated_as_the_model_it_holds(evalu
 
 @pytest.mark.slow
 def test_an_evaluator_selects_the_checkpoint_of_our_trainer(moved, tiny_pairs, tmp_path):
-    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
-
     evaluator = RetrievalEvaluator(QUERIES, CORPUS, RELEVANT, name="mine", show_progress_bar=False)
     args = IsotropicGaussianTrainingArguments(
         output_dir=str(tmp_path / "out"),
@@ -168,8 +174,6 @@ def test_an_evaluator_selects_the_checkpoint_of_our_trainer(moved, tiny_pairs, t
 
 
 def test_our_trainer_refuses_figures_that_would_replace_others(evaluator, tiny_model, tiny_pairs, tmp_path):
-    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
-
     options = {"output_dir": str(tmp_path / "out"), "use_cpu": True, "report_to": "none", "disable_tqdm": True}
     args = IsotropicGaussianTrainingArguments(**options, per_device_train_batch_size=8)
     named = RetrievalEvaluator(QUERIES, CORPUS, RELEVANT, name="mine", show_progress_bar=False)
@@ -340,6 +344,34 @@ def test_a_report_names_the_weights_only_while_the_model_has_those_of_its_folder
     assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 1
     loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "parts")
     assert digest(loaded) == weights_digest(tmp_path / "parts")
+
+
+def test_seen_and_unseen_documents_are_reported_separately_if_the_folder_has_their_digests(evaluator, moved, tmp_path):
+    moved.save_pretrained(tmp_path)
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path)
+    assert "subsets" not in evaluator(loaded).results["datasets"]["data"]
+    (tmp_path / DOCUMENTS_FILE).write_text(f"{text_digest('bread is food').hex()}\n", encoding="utf-8")
+    report = evaluator(loaded)
+    subsets = report.results["datasets"]["data"]["subsets"]
+    assert {name: part["num_queries"] for name, part in subsets.items()} == {
+        "seen_documents": 1,
+        "unseen_documents": 2,
+    }
+    assert "seen documents (1)" in str(report)
+    assert "unseen documents (2)" in str(report)
+    with torch.no_grad():
+        next(loaded.projection.parameters()).add_(0.1)  # trained further: with more documents, perhaps
+    assert "subsets" not in evaluator(loaded).results["datasets"]["data"]
+
+
+def test_a_model_that_our_trainer_saved_knows_the_documents_it_has_seen(tiny_model, tmp_path):
+    rows = [{"query": f"what is {text}", "positive": text} for text in ("bread is food", "fish sleep in the water")]
+    options = {"output_dir": str(tmp_path), "max_steps": 1, "report_to": [], "use_cpu": True, "save_strategy": "no"}
+    trainer = IsotropicGaussianTrainer(tiny_model, IsotropicGaussianTrainingArguments(**options), train_dataset=rows)
+    trainer.train()
+    trainer.save_model()
+    report = RetrievalEvaluator(QUERIES, CORPUS, RELEVANT)(tiny_model)
+    assert "unseen documents (1)" in str(report)
 
 
 def test_a_trained_encoder_is_compared_with_the_untrained_one(tiny_encoder_folder):

@@ -7,6 +7,7 @@ import torch
 
 from ragcun_hf.cli import mine_negatives, train_contrastive
 from ragcun_hf.data.pairs import read_pairs
+from ragcun_hf.data.writing import write_beir_folder
 from ragcun_hf.errors import UserError
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.features.hard_negatives import mine_hard_negatives
@@ -100,3 +101,19 @@ def test_the_command_writes_a_file_for_training(pairs, tiny_encoder_folder, tmp_
         mine_negatives.main(flags)
     with pytest.raises(UserError, match="--train_data and --output"):
         mine_negatives.main(["--output", "other.jsonl"])
+
+
+def test_the_corpus_of_a_beir_folder_is_searched_without_being_named(
+    tiny_encoder_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    documents = {"d0": ("", "bread is food"), "d1": ("", "fish sleep"), "d2": ("food", "red bread is food")}
+    write_beir_folder("set", documents, {"q0": "bread is food"}, {"train": {"q0": {"d0": 1}}})
+    flags = ["--train_data", "set", "--base_model", str(tiny_encoder_folder), "--range_min", "0"]
+    flags += ["--relative_margin", "-1", "--num_negatives", "5", "--feature_cache_dir", "cache", "--overwrite"]
+    mine_negatives.main([*flags, "--output", "mined.jsonl"])
+    assert "Searching the 3 documents of set, and those of the pairs." in capsys.readouterr().out
+    (row,) = read_pairs("mined.jsonl")
+    assert sorted(row["negative"]) == ["fish sleep", "food red bread is food"]
+    mine_negatives.main([*flags, "--train_data", "mined.jsonl", "--output", "again.jsonl"])
+    assert "Searching only the documents of the pairs: name all documents with --corpus." in capsys.readouterr().out

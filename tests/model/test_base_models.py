@@ -2,8 +2,9 @@
 
 import pytest
 
+from ragcun_hf.cli import eval_beir, train_contrastive
 from ragcun_hf.errors import UserError
-from ragcun_hf.model.base_models import load_base_model, load_trained_model
+from ragcun_hf.model.base_models import check_base_name, check_model_path, load_base_model, load_trained_model
 
 
 @pytest.mark.parametrize("fields", [{"pooling": "max"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
@@ -17,6 +18,47 @@ def test_a_base_model_that_cannot_be_loaded_is_a_user_error_that_names_the_way_o
         load_base_model("no-such-owner/no-such-model")
     with pytest.raises(UserError, match="no model can be made with .*: Unrecognized model"):
         load_base_model(str(tmp_path))
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a look-up on the Hub")
+
+    for name in ("socket.socket.connect", "socket.getaddrinfo"):
+        monkeypatch.setattr(name, refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["embeded", "Embedded", "embeddded"])
+def test_a_misspelled_embedded_is_answered_at_once(name):
+    with pytest.raises(UserError, match=f"--base_model expects .*, got '{name}': did you mean embedded"):
+        load_base_model(name)
+    with pytest.raises(UserError, match="did you mean embedded"):
+        train_contrastive.main(["--base_model", name, "--train_data", "nobody/nothing", "--use_cpu"])
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize(
+    "path", ["checkpoints/mine", "./mine", "/nowhere/mine", "~/mine", "a/b/c", "checkpoints/mne/"]
+)
+def test_a_path_of_a_model_that_is_not_there_is_not_looked_for_on_the_hub(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints" / "mined").mkdir(parents=True)
+    for refused in (lambda: load_trained_model(path), lambda: eval_beir.main(["--model_path", path])):
+        with pytest.raises(
+            UserError, match="--model_path expects a folder .*, where nothing is: .*check the path"
+        ) as error:
+            refused()
+        assert ("did you mean checkpoints/mined?" in str(error.value)) == path.startswith("checkpoints")
+
+
+def test_what_may_be_a_hub_id_is_looked_for_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_model_path("your-name/mine")
+    check_base_name("bert-base-uncased")
+    (tmp_path / "Embedded").mkdir()
+    check_base_name("Embedded")
 
 
 def test_a_folder_with_another_type_of_model_is_a_user_error(tiny_encoder_folder, tmp_path):
