@@ -44,6 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train all heads and report."""
     sweep, parsed = parse(arguments)
     from ..data.training_rows import rows_digest
+    from ..objective.lexical import fit_lexical_half
     from ..sweep.heads import HeadData
     from ..sweep.records import SweepRecords, remove_sweep
     from ..sweep.run import run_rounds
@@ -53,6 +54,8 @@ def main(arguments: list[str] | None = None) -> None:
     settings, trials = make_trials(sweep, parsed)
     read = with_corpus(read_data(parsed), parsed)
     base = parsed.model.build()
+    if parsed.training.lexical:
+        fit_lexical_half(base, read.known_documents, weight=parsed.model.lexical_weight)
     base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     store = parsed.training.store(base)
     data = HeadData.of_rows(base, read.train, store, held_out=read.validation, corpus=read.corpus)

@@ -216,7 +216,7 @@ def _write_graph(graph: _GraphOfModel, path: Path) -> int:
         raise RuntimeError("torch.onnx.export returned no program")
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()  # they name the source files of this machine
-    num_bytes = sum(weight.numel() * weight.element_size() for weight in graph.parameters())
+    num_bytes = sum(weight.numel() * weight.element_size() for weight in graph.state_dict().values())
     program.save(path, external_data=num_bytes > LARGEST_FILE_BYTES)
     return program.model.opset_imports[""]
 

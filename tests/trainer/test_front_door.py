@@ -505,3 +505,73 @@ def test_a_head_that_does_not_help_falls_back_to_the_base(make_model, make_args,
         IsotropicGaussianTrainer(make_model(), make_args(fall_back=True), train_dataset=pairs)
     with pytest.raises(UserError, match="fall_back needs held-out pairs"):
         IsotropicGaussianTrainer(make_model(output_dim=8), make_args(fall_back=True), **options)
+
+
+def test_a_lexical_half_is_fitted_to_all_documents_and_trained_on(make_model, make_args, pairs, tmp_path):
+    args, model = make_args(lexical=True, val_fraction=0.3), make_model()
+    trainer = IsotropicGaussianTrainer(model, args, pairs, corpus=["another red bird"])
+    assert model.lexical.is_fitted and model.config.output_dim == model.config.encoder_dim
+    assert not torch.equal(model.projection.linear.weight, torch.eye(*model.projection.linear.weight.shape))
+    trainer.train()
+    trainer.save_model()
+    record = json.loads((tmp_path / "out" / "training_record.json").read_text())
+    texts = {*(pair["positive"] for pair in pairs), "another red bird"}
+    assert record["data"]["lexical_documents"] == len(texts)
+    assert record["data"]["lexical_weight"] == pytest.approx(model.config.lexical_weight, abs=1e-4)
+    loaded = IsotropicGaussianModel.from_pretrained(tmp_path / "out")
+    assert _same(_head(loaded), _head(model))
+    # The base is the encoder alone.
+    args = make_args(val_fraction=0.3, output_dir=str(tmp_path / "plain"))
+    plain = IsotropicGaussianTrainer(make_model(), args, pairs, corpus=["another red bird"])
+    plain.train()
+    bases = [each.record()["validation_ndcg@10"]["base"] for each in (trainer, plain)]
+    assert bases[0] == bases[1]
+
+
+def test_width_and_weight_of_the_lexical_half_can_be_named(make_model, make_args, pairs):
+    model = make_model(lexical_weight=0.4)
+    IsotropicGaussianTrainer(model, make_args("adapt", lexical=True, lexical_dim=3), pairs)
+    assert (model.config.lexical_dim, model.config.lexical_weight) == (3, 0.4)
+    assert model.lexical.table.shape[1] == 3
+    # A width alone asks for the half, too.
+    model = make_model(lexical_dim=3)
+    IsotropicGaussianTrainer(model, make_args(), pairs)
+    assert model.lexical is None or model.lexical.is_fitted
+
+
+def test_a_model_that_was_fitted_before_is_not_fitted_again(make_model, make_args, pairs):
+    model = make_model()
+    model.fit_lexical([pair["positive"] for pair in pairs], weight=0.2, num_start_texts=0)
+    table = model.lexical.table.clone()
+    trainer = IsotropicGaussianTrainer(model, make_args("adapt", lexical=True, lexical_weight=0.5, max_steps=2), pairs)
+    trainer.train()
+    assert torch.equal(model.lexical.table, table) and model.config.lexical_weight == 0.2
+
+
+def test_a_lexical_half_for_a_trained_head_is_refused(make_model, make_args, pairs, tmp_path):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), pairs)
+    trainer.train()
+    with pytest.raises(UserError, match="--lexical expects an untrained model"):
+        IsotropicGaussianTrainer(trainer.model, make_args(lexical=True), pairs)
+
+
+def test_a_lexical_half_needs_documents_before_a_stream_begins(make_model, make_args, pairs):
+    stream = datasets.Dataset.from_list(pairs).to_iterable_dataset()
+    args = make_args(lexical=True, feature_cache=False)
+    with pytest.raises(UserError, match="documents that are known before training"):
+        IsotropicGaussianTrainer(make_model(), args, stream)
+
+
+def test_the_command_with_a_lexical_half_gives_the_model_of_python(
+    tiny_encoder_folder, make_model, make_args, pairs, tmp_path
+):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    flags = ["--base_model", str(tiny_encoder_folder), "--train_data", str(path), "--lexical", "--max_steps", "2"]
+    flags += ["--batch_size", "4", "--output_dir", str(tmp_path / "command"), "--use_cpu", "--save_strategy", "no"]
+    train_contrastive.main([*flags, "--feature_cache_dir", str(tmp_path / "cache")])
+    args = make_args(lexical=True, max_steps=2, per_device_train_batch_size=4)
+    trainer = IsotropicGaussianTrainer(make_model(), args, pairs)
+    trainer.train()
+    command = IsotropicGaussianModel.from_pretrained(tmp_path / "command")
+    assert command.lexical is not None and _same(_head(command), _head(trainer.model))
