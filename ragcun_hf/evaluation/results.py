@@ -18,7 +18,7 @@ from ..files import write_whole
 SCHEMA_VERSION = 1
 _FEW_DOCUMENTS = 500  # a search among fewer finds almost everything, so its figures say little
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
-MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base")  # of its config
+MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base", "lexical_dim")
 BASE_SYSTEM, BM25_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "bm25", "projection", "predictor"
 MODEL_SYSTEM = "model"  # an encoder of another kind, which has no base
 REFERENCES = (BASE_SYSTEM, BM25_SYSTEM)  # the other systems are compared with the first of these that was measured

@@ -84,7 +84,8 @@ class IsotropicGaussianOutput(ModelOutput):
 class IdentityStartLinear(nn.Linear):
     """A linear layer initialized to the identity, or to orthonormal directions if the widths differ.
 
-    The identity is that of the first `num_kept` inputs; the others, those of a lexical half, are ignored at first.
+    The identity is that of all inputs or, if the output is as wide as `num_kept`, of the first ones: those of the
+    encoder, without a lexical half.
     """
 
     def __init__(self, in_features: int, out_features: int, num_kept: int | None = None) -> None:
@@ -93,7 +94,8 @@ class IdentityStartLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Initialize; a wider output keeps all inner products, a narrower one approximates them."""
-        nn.init.eye_(self.weight) if self.num_kept == self.out_features else nn.init.orthogonal_(self.weight)
+        is_identity = self.out_features in (self.in_features, self.num_kept)
+        nn.init.eye_(self.weight) if is_identity else nn.init.orthogonal_(self.weight)
         nn.init.zeros_(self.bias)
 
 

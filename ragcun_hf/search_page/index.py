@@ -93,7 +93,8 @@ class SearchIndex:
             self._base_encoder = _PromptedEncoder(base.to(model.device), features)
         texts = [document_text(*parts) for parts in zip(documents["title"], documents["text"], strict=True)]
         features_NH = self._encoder.documents(texts)
-        self._base_NH = features_NH if self._base_encoder is self._encoder else self._base_encoder.documents(texts)
+        of_base = features_NH if self._base_encoder is self._encoder else self._base_encoder.documents(texts)
+        self._base_NH = self._base_encoder.model.encoder_part(of_base)
         self._trained_ND, _ = apply_head(model, features_NH, num_predicted=0)
         if not np.isfinite(self._trained_ND).all():
             raise NotFiniteError("expected finite embeddings, got NaN or infinity: check how the model was trained")
@@ -131,7 +132,8 @@ class SearchIndex:
         with self._lock:
             feature_1H, is_cut = self._encoder.query(text)
             is_shared = self._base_encoder is self._encoder
-            base_1H = feature_1H if is_shared else self._base_encoder.query(text)[0]
+            of_base = feature_1H if is_shared else self._base_encoder.query(text)[0]
+            base_1H = self._base_encoder.model.encoder_part(of_base)
             embedding_1D, prediction_1D = apply_head(self.model, feature_1H)
         vector_1D = prediction_1D if use_predictor and prediction_1D is not None else embedding_1D
         base_scores_N = score_documents(base_1H, self._base_NH, "cosine")
@@ -157,20 +159,20 @@ class _PromptedEncoder:
     """An encoder with its prompts; features of documents are cached as the flags say, those of queries never."""
 
     def __init__(self, model: IsotropicGaussianModel, features: FeatureArguments) -> None:
-        self._model = model
+        self.model = model
         self._document_store = features.store(model)
         self._query_store = replace(features, feature_cache=False).store(model, show_progress=False)
         self.summary = self._document_store.summary
 
     def documents(self, texts: Sequence[str]) -> Array:
-        return self._document_store.features(texts, prompt=self._model.config.document_prompt).expanded()
+        return self._document_store.features(texts, prompt=self.model.config.document_prompt).expanded()
 
     def query(self, text: str) -> tuple[Array, bool]:
         """Return the feature (1, H), and whether the query is longer than the encoder's input."""
-        prompt = self._model.config.query_prompt
-        num_tokens = len(self._model.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
+        prompt = self.model.config.query_prompt
+        num_tokens = len(self.model.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
         feature_1H = self._query_store.features([text], prompt=prompt).vectors
-        return feature_1H, num_tokens > self._model.config.max_length
+        return feature_1H, num_tokens > self.model.config.max_length
 
 
 def clean_query(query: str) -> str:

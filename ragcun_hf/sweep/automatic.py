@@ -73,7 +73,7 @@ class CandidateScore:
     candidate: Candidate
     blend: float
     score: float  # NDCG@10 of pseudo-queries; all kinds have the same weight
-    gain: float  # above the frozen base
+    gain: float  # above the untrained start: the frozen base, with exact words if it has a lexical half
     standard_error: float  # of the gain, over pseudo-queries
 
     def as_row(self) -> dict[str, Any]:
@@ -139,12 +139,13 @@ def choose_settings(
     """Try all candidates and choose; return what was chosen, and what the record says of the choice."""
     scores = try_candidates(data, base, training, store)
     chosen = choose_candidate(scores)
+    start = "frozen base" if base.lexical is None else "frozen base with exact words"
     say(format_scores(scores, chosen))
     if chosen is scores[0]:
-        say("No candidate beats the frozen base by more than chance: the model will be the unchanged base.")
+        say(f"No candidate beats the {start} by more than chance: the model will be the unchanged {start}.")
     else:
         say(
-            f"Chosen (*): on pseudo-queries of held-out documents it gains {chosen.gain:+.4f} over the frozen base. "
+            f"Chosen (*): on pseudo-queries of held-out documents it gains {chosen.gain:+.4f} over the {start}. "
             "It is now trained on all documents."
         )
     candidate = chosen.candidate
@@ -164,7 +165,7 @@ def try_candidates(
 ) -> list[CandidateScore]:
     """Train every candidate on pseudo-queries, and measure it at every blend on those of held-out documents.
 
-    The first score is that of the frozen base, with gain 0. `base` is a model with the encoder of the store.
+    The first score is that of the untrained start, with gain 0. `base` is a model with the encoder of the store.
     """
     prompts = (base.config.query_prompt, base.config.document_prompt)
     validation = PseudoValidation(data.documents, data.held_out_queries, store, prompts)
@@ -204,7 +205,7 @@ def try_candidates(
 
 
 def choose_candidate(scores: Sequence[CandidateScore]) -> CandidateScore:
-    """Return the candidate with the highest score, or the frozen base, which is first, if the gain may be chance."""
+    """Return the candidate with the highest score, or the untrained start, the first, if the gain may be chance."""
     best = max(scores, key=lambda each: each.score)
     return best if best.gain > REQUIRED_Z * best.standard_error else scores[0]
 

@@ -178,6 +178,14 @@ def test_the_head_starts_at_the_principal_directions_of_both_halves(model):
     assert not np.allclose(vectors @ vectors.T, alone @ alone.T, atol=1e-2)
 
 
+def test_an_embedding_as_wide_as_both_halves_starts_as_both_halves(tiny_encoder_folder):
+    width = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).config.encoder_dim
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), output_dim=width + 5)
+    model.fit_lexical(DOCUMENTS, dim=5, weight=0.3)
+    features = model(**model.tokenize(DOCUMENTS)).features.detach().numpy()
+    assert np.allclose(model.encode(DOCUMENTS), features * model.config.feature_scale, atol=1e-5)
+
+
 def test_without_a_start_the_head_is_still_the_encoder(model):
     alone = model.encode(DOCUMENTS, normalize_embeddings=True)
     model.fit_lexical(DOCUMENTS, num_start_texts=0, weight=0.3)

@@ -12,10 +12,10 @@ import torch
 from ragcun_hf.errors import NotFiniteError
 from ragcun_hf.evaluation.results import MAIN_METRIC
 from ragcun_hf.model.arguments import ModelArguments
+from ragcun_hf.objective.head_weights import blend_weights
 from ragcun_hf.objective.terms import resolve_weights
 from ragcun_hf.sweep.heads import HeadBatch, HeadData, with_head
 from ragcun_hf.sweep.settings import make_trial
-from ragcun_hf.trainer.record import blend_weights
 
 if TYPE_CHECKING:
     from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
@@ -82,6 +82,14 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
         "2048 inside": {"projection_hidden_dim": 2048},
     },
 }
+WORDS: dict[str, dict[str, Any]] = {
+    "exact words": {},
+    "exact words, half the weight": {"times": 0.5},
+    "exact words, twice the weight": {"times": 2.0},
+    "exact words, 128 directions": {"dim": 128},
+    "exact words, 768 directions": {"dim": 768},
+}
+"""Lexical halves of the encoder: their width, and their share of the similarity in units of the one that is chosen."""
 
 
 @dataclass(frozen=True)

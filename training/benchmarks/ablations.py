@@ -34,7 +34,7 @@ class Arguments:
         [PYTHON_DOCS], "Pairs, as for train_contrastive.py, or python_docs; each source gets a block of columns."
     )
     base_model: str = argument("embedded", "The encoder.")
-    groups: list[str] = argument(["terms", "kinds", "starts", "widths"], "Which groups of changes.")
+    groups: list[str] = argument(["terms", "kinds", "starts", "widths", "words"], "Which groups of changes.")
     seeds: list[int] = argument(
         [1, 2, 3], "Each change is trained with each seed; seeds do not change the held-out part."
     )
@@ -49,15 +49,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure every change on every data set, then write table and plot."""
     args, features = parse_arguments([Arguments, FeatureArguments], description=__doc__ or "", arguments=arguments)
     quiet_libraries()
-    from ablation_changes import CHANGES
+    from ablation_changes import CHANGES, WORDS
 
     from ragcun_hf.evaluation.results import MAIN_METRIC
     from ragcun_hf.model.base_models import load_base_model
 
     started = time.perf_counter()
-    unknown = sorted(set(args.groups) - set(CHANGES))
-    if unknown or not args.groups:
-        raise UserError(f"--groups expects names among {', '.join(CHANGES)}, got {args.groups}: correct it")
+    known = [*CHANGES, "words"]
+    if not args.groups or not set(args.groups) <= set(known):
+        raise UserError(f"--groups expects names among {', '.join(known)}, got {args.groups}: correct it")
     if not args.seeds or not args.train_data:
         raise UserError("--seeds and --train_data expect at least one value each, got none: leave the flag out")
     names = [Path(source).stem for source in args.train_data]
@@ -66,20 +66,32 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(args.output_dir)
     base = load_base_model(args.base_model)
     store = features.store(base)
-    changes = {name: CHANGES[name] for name in args.groups}
+    changes = {name: CHANGES[name] for name in args.groups if name in CHANGES}
+    words = WORDS if "words" in args.groups else {}
     effects, bases = {}, {}
     for source, name in zip(args.train_data, names, strict=True):
-        data = _data(source, folder, base, store, args.val_fraction)
+        data, documents = _data(source, folder, base, store, args.val_fraction)
         bases[name] = data.base_figures()[MAIN_METRIC]
         effects[name] = _measured(args, data, changes, name)
+        for change, setting in words.items():
+            lexical = load_base_model(args.base_model)
+            _fit(lexical, documents, **setting)
+            data, _ = _data(source, folder, lexical, features.store(lexical), args.val_fraction)
+            effects[name] += _measured(args, data, {"words": {change: {}}}, change)
         # Written after each data set, so that a stopped run leaves the finished ones.
         table = _write(folder, effects, bases, portable_command(SCRIPT, arguments), asdict(args))
     minutes = (time.perf_counter() - started) / 60
     say(f"\n{table}\n\nIn {folder}: table.md, ablations.png, ablations.json. {minutes:.1f} minutes.")
 
 
-def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> Any:
-    """Hold documents out; their queries search all documents, also those of training."""
+def _fit(model: Any, documents: list[str], *, dim: int | None = None, times: float = 1.0) -> None:
+    """Give a model a lexical half with a multiple of the weight that is chosen."""
+    model.fit_lexical(documents, dim=dim, num_start_texts=0)
+    model.config.lexical_weight = min(0.9, times * model.config.lexical_weight)
+
+
+def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float) -> tuple[Any, list[str]]:
+    """Hold documents out; their queries search all documents, also those of training, which are returned too."""
     from ragcun_hf.data.documents import document_texts, is_beir_folder, read_documents
     from ragcun_hf.data.held_out import drop_validation_negatives, split_by_document
     from ragcun_hf.data.pairs import drop_duplicate_rows, read_pairs
@@ -97,7 +109,7 @@ def _data(source: str, folder: Path, base: Any, store: Any, val_fraction: float)
         others = document_texts(read_documents(source))
     validation = RetrievalValidation(held_out["query"], held_out["positive"], distractors=others, store=store)
     rows = TableRows(drop_validation_negatives(train, held_out))
-    return HeadData.of_rows(base, rows, store, validation=validation)
+    return HeadData.of_rows(base, rows, store, validation=validation), others
 
 
 def _measured(args: Arguments, data: Any, changes: dict[str, Any], name: str) -> list[Any]:
