@@ -37,7 +37,15 @@ from ..files import check_writable, disk_errors_explained, weights_digest
 from ..model.base_models import check_base_name, check_model_path
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ..data.beir_folder import BeirDataset
+
+_CALIBRATION_LINE = (
+    "{name}: the first document is relevant for {first_is_relevant:.3f} of {num_queries:,} queries, mean probability "
+    "{mean_probability:.3f}; expected calibration error {expected_calibration_error:.4f} ({by_chance:.4f} by chance "
+    "if all probabilities are true)."
+)
 
 
 @dataclass
@@ -71,6 +79,12 @@ class EvaluationArguments:
     bm25_language: str = argument(
         "english", "Language of the stems and stop words of BM25, such as german; none compares whole words."
     )
+    calibrate: str | None = argument(
+        None,
+        "Name of other judgements, such as dev. How probable it is that the first document is relevant is fitted to "
+        "them, and the calibration error is measured on those of --split.",
+    )
+    save_calibration: bool = argument(False, "With --calibrate: save what was fitted in the model folder.")
     faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
 
@@ -91,13 +105,14 @@ def main(arguments: list[str] | None = None) -> None:
         datasets = [_dataset_of_pairs(args.pairs, args.corpus)]
     else:
         datasets = [find_beir_dataset(name, args.data_dir, args.split) for name in dict.fromkeys(args.datasets)]
-    for dataset in datasets:  # before all the work, because run files could not hold such ids
+    fitted = [find_beir_dataset(dataset.name, args.data_dir, args.calibrate) for dataset in datasets if args.calibrate]
+    for dataset in [*datasets, *fitted]:  # before all the work, because run files could not hold such ids
         check_trec_ids(dataset.queries, f"query id of {dataset.name}")
         check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
     if args.compare:
         _compare(args, features, datasets, bm25, arguments)
         return
-    evaluation, facts = _evaluate(args, features, datasets, bm25, args.model_path, args.run_name)
+    evaluation, facts = _evaluate(args, features, datasets, bm25, args.model_path, args.run_name, fitted)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
             _write(args, evaluation, {**measurement_facts("eval_beir", arguments), **facts})
@@ -122,6 +137,7 @@ def _check(args: EvaluationArguments) -> None:
         raise UserError(
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
         )
+    _check_calibrate(args)
     if args.top_k < 100:
         raise UserError(f"--top_k must be at least 100 for MAP@100 and recall@100, got {args.top_k}: raise it")
     if args.use_predictor and args.base_model:
@@ -135,6 +151,21 @@ def _check(args: EvaluationArguments) -> None:
         check_base_name(args.base_model)
 
 
+def _check_calibrate(args: EvaluationArguments) -> None:
+    if args.save_calibration and not args.calibrate:
+        raise UserError("--save_calibration expects --calibrate, got none: name judgements to fit to, such as dev")
+    if args.calibrate and (not args.model_path or args.pairs or args.calibrate == args.split):
+        raise UserError(
+            "--calibrate expects --model_path, --datasets and other judgements than --split, got "
+            f"{args.calibrate!r} and other flags: change them"
+        )
+    if args.save_calibration and (not Path(args.model_path or "").is_dir() or len(set(args.datasets)) != 1):
+        raise UserError(
+            "--save_calibration expects a model folder and one data set, got others: name them with --model_path and "
+            "--datasets"
+        )
+
+
 def _evaluate(
     args: EvaluationArguments,
     features: FeatureArguments,
@@ -142,8 +173,12 @@ def _evaluate(
     bm25: Any,
     path: str | None,
     name: str | None,
+    fitted: Sequence[Any] = (),
 ) -> tuple[Any, dict[str, Any]]:
-    """Evaluate one model; return its evaluation, and the parts `model` and `settings` of the results."""
+    """Evaluate one model; return its evaluation, and the parts `model` and `settings` of the results.
+
+    Calibrations are fitted to the data sets in `fitted`, in the order of `datasets`.
+    """
     from ..evaluation.model_evaluation import evaluate_model, evaluation_settings, load_seen_digests
 
     systems = _load_systems(args, features, path)
@@ -163,8 +198,57 @@ def _evaluate(
         ),
         "search": args.search,
         **(_recall(args, systems.search) if args.search == "faiss" else {}),
+        **_calibrations(args, systems, datasets, fitted, evaluation.evaluations),
     }
     return evaluation, {"model": _model_facts(args, model, name), "settings": settings}
+
+
+def _calibrations(
+    args: EvaluationArguments, systems: Any, datasets: list[Any], fitted: Sequence[Any], evaluations: list[Any]
+) -> dict[str, Any]:
+    """Measure the model's calibration on every data set, or fit one for each, measure it, and save it if asked to."""
+    from ..evaluation.calibration import first_two, measure_calibration
+
+    measured: dict[str, Any] = {}
+    calibration = systems.encoder.model.config.relevance_calibration
+    for place, (dataset, evaluation) in enumerate(zip(datasets, evaluations, strict=True)):
+        if fitted:
+            calibration = _fit(args, systems, fitted[place])
+        scores, labels = first_two(evaluation.runs.get(PROJECTION_SYSTEM, {}), dataset.qrels)
+        if calibration is not None and len(labels):
+            found = measure_calibration(calibration, scores, labels)
+            measured[dataset.name] = {**found, "calibration": calibration}
+            say(_CALIBRATION_LINE.format(name=dataset.name, **found))
+    if args.save_calibration:
+        _save_calibration(Path(args.model_path or ""), calibration)
+    return {"calibrations": measured} if measured else {}
+
+
+def _fit(args: EvaluationArguments, systems: Any, dataset: BeirDataset) -> dict[str, float]:
+    from ..evaluation.calibration import first_two, fit_calibration
+    from ..evaluation.model_evaluation import evaluate_model
+
+    is_dropped = not args.keep_identical_ids
+    evaluation = evaluate_model(systems, [dataset], k=args.top_k, drop_identical_ids=is_dropped).evaluations[0]
+    scores, labels = first_two(evaluation.runs[PROJECTION_SYSTEM], dataset.qrels)
+    calibration = fit_calibration(scores, labels, num_documents=len(dataset.corpus_ids))
+    if calibration is None:
+        raise UserError(
+            f"--calibrate expects at least 100 queries, got {len(labels)} in {args.calibrate} of {dataset.name}: name "
+            "judgements of more"
+        )
+    return calibration
+
+
+def _save_calibration(folder: Path, calibration: Any) -> None:
+    from ..distributed import rank
+    from ..evaluation.results import read_json_object
+
+    if rank() == 0:
+        path = folder / "config.json"
+        with disk_errors_explained(folder):
+            write_json(path, {**read_json_object(path), "relevance_calibration": calibration})
+        say(f"Saved the calibration in {path}.")
 
 
 def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: str | None) -> Any:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..search.exact import Matrix, exact_search
+from .calibration import Array, first_two
 from .metrics.retrieval.trec_scores import average_scores, score_queries
-from .ranking import build_run
+from .ranking import Run, build_run
 from .results import MAIN_METRIC
 
 if TYPE_CHECKING:
@@ -59,18 +60,25 @@ class RetrievalValidation:
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
-        was_training = model.training
-        model.eval()
-        try:
-            queries, predictions = self._embed(model, is_query=True)
-            documents, _ = self._embed(model, is_query=False)
-        finally:
-            model.train(was_training)
+        queries, predictions, documents = self._vectors(model)
         similarity = model.config.similarity_fn_name
         figures = {MAIN_METRIC: self._figure(queries, documents, similarity)}
         if predictions is not None:
             figures[f"{MAIN_METRIC}_predictor"] = self._figure(predictions, documents, similarity)
         return figures
+
+    def first_two(self, model: IsotropicGaussianModel) -> tuple[Array, Array]:
+        """Return what a calibration is fitted to, as `calibration.first_two` does, of the projection's rankings."""
+        queries, _, documents = self._vectors(model)
+        return first_two(self._run(queries, documents, model.config.similarity_fn_name), self._qrels)
+
+    def _vectors(self, model: IsotropicGaussianModel) -> tuple[Matrix, Matrix | None, Matrix]:
+        was_training = model.training
+        model.eval()
+        try:
+            return *self._embed(model, is_query=True), self._embed(model, is_query=False)[0]
+        finally:
+            model.train(was_training)
 
     @torch.inference_mode()
     def _embed(self, model: IsotropicGaussianModel, *, is_query: bool) -> tuple[Matrix, Matrix | None]:
@@ -96,6 +104,8 @@ class RetrievalValidation:
         return self._features[key]
 
     def _figure(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
+        return average_scores(score_queries(self._run(queries, documents, similarity), self._qrels))[MAIN_METRIC]
+
+    def _run(self, queries: Matrix, documents: Matrix, similarity: str) -> Run:
         found = exact_search(queries, documents, k=10, similarity=similarity)
-        run = build_run(self._query_ids, self._document_ids, found, drop_identical_ids=False, k=10)
-        return average_scores(score_queries(run, self._qrels))[MAIN_METRIC]
+        return build_run(self._query_ids, self._document_ids, found, drop_identical_ids=False, k=10)

@@ -63,6 +63,9 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         document_prompt: Text prepended to every document.
         default_prompt_name: Which prompt `encode` adds if none is named: `query`, `document`, or None for no prompt.
         max_length: Maximum number of tokens per text, special tokens included.
+        relevance_calibration: How the probability that the best document is relevant follows from scores: the sigmoid
+            of `bias` + `score` * its score + `margin` * its distance from the second score. Also how it was fitted:
+            `num_queries`, `num_documents`. None if that is not known.
         freeze_base: Freeze the whole encoder: no gradient and no dropout, in training and after loading.
         freeze_layers: With `freeze_base=False`, freeze the embeddings and the first k layers.
 
@@ -100,6 +103,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     document_prompt: str = ""
     default_prompt_name: str | None = None
     max_length: int = 384
+    relevance_calibration: dict | None = None
     freeze_base: bool = True
     freeze_layers: int = 0
     initializer_range: int | float = 0.02
@@ -151,7 +155,18 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             )
         if not (self.feature_scale > 0 and math.isfinite(self.feature_scale)):
             raise ValueError(f"`feature_scale` must be a finite number above 0, got {self.feature_scale}.")
+        self._check_calibration()
         self._check_lengths_and_layers()
+
+    def _check_calibration(self) -> None:
+        found = self.relevance_calibration
+        if found is None:
+            return
+        are_numbers = all(type(value) in (int, float) and math.isfinite(value) for value in found.values())
+        if not are_numbers or not {"bias", "score", "margin"} <= found.keys():
+            raise ValueError(
+                f"`relevance_calibration` must have the finite numbers bias, score and margin, got {found!r}."
+            )
 
     def _check_lengths_and_layers(self) -> None:
         positions = num_positions(self.encoder_config)

@@ -1,5 +1,5 @@
 # Licensed under the Apache License, Version 2.0. This file travels with every published model.
-"""Turn texts into vectors and compare vectors: the methods `encode*` and `similarity*` of the model.
+"""Turn texts into vectors and compare vectors: the model's methods `encode*`, `similarity*`, `relevance_probability`.
 
 Shape letters: N, M = texts or vectors, D = embedding width, K = coordinates that are kept (D, or `truncate_dim`).
 """
@@ -73,6 +73,20 @@ def _check_calibration(precision: str, num_vectors: int) -> None:
             precision,
             num_vectors,
         )
+
+
+def relevance_probability(calibration: dict[str, float], scores: Vectors) -> Tensor:
+    """Return how probable it is that the best document is relevant, as `EncodingMixin.relevance_probability` does.
+
+    >>> calibration = {"bias": -2.0, "score": 2.0, "margin": 10.0}
+    >>> relevance_probability(calibration, np.array([[0.5, 0.4], [0.3, 0.6]])).tolist()  # of 0 and of 2.2
+    [0.5, 0.9002495408058167]
+    """
+    scores_QK = _float_tensor(scores)
+    if scores_QK.ndim not in (1, 2) or scores_QK.shape[-1] < 2:
+        raise ValueError(f"`scores` must be those of at least two documents, got shape {tuple(scores_QK.shape)}.")
+    best, second = scores_QK.topk(2, dim=-1).values.unbind(-1)
+    return torch.sigmoid(calibration["bias"] + calibration["score"] * best + calibration["margin"] * (best - second))
 
 
 @dataclass(frozen=True)
@@ -459,6 +473,35 @@ class EncodingMixin:
         if name == "cosine":
             a_NK, b_NK = nn.functional.normalize(a_NK, dim=-1), nn.functional.normalize(b_NK, dim=-1)
         return (a_NK * b_NK).sum(-1)
+
+    def relevance_probability(self, scores: Vectors) -> Tensor:
+        """Tell how probable it is that the best document is relevant, from its score and its margin over the second.
+
+        This was fitted to held-out queries (`config.relevance_calibration`), and holds for queries and documents like
+        those. A value below .5 means: probably nothing relevant.
+
+        Args:
+            scores: The similarities of a query to at least two documents, the best two among them, in any order: shape
+                (K,), or (Q, K) for several queries. They are those of `similarity` for whole vectors: neither
+                truncated, nor quantized, nor from the predictor.
+
+        Returns:
+            Probabilities, float32, shape (), or (Q,).
+
+        Raises:
+            ValueError: If the model has no calibration, or a query has fewer than two scores.
+
+        Example:
+            >>> scores = model.similarity(model.encode_query(["a question"]), documents)  # doctest: +SKIP
+            >>> model.relevance_probability(scores)  # doctest: +SKIP
+            tensor([0.8312])
+        """
+        if self.config.relevance_calibration is None:
+            raise ValueError(
+                "`relevance_probability` needs a model with a calibration, got one without: train with at least 100 "
+                "held-out queries."
+            )
+        return relevance_probability(self.config.relevance_calibration, scores)
 
     def _prompt(self, prompt: str | None, prompt_name: str | None, default_name: str | None) -> str:
         if prompt is not None:

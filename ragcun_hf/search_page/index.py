@@ -54,6 +54,7 @@ class BothRankings:
     base: list[Hit]
     trained: list[Hit]
     is_cut: bool  # the query is longer than the encoder's input
+    probability: float | None = None  # that the trained model's first document is relevant, if the model can tell
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,10 @@ class SearchIndex:
         vector_1D = prediction_1D if use_predictor and prediction_1D is not None else embedding_1D
         base_scores_N = score_documents(base_1H, self._base_NH, "cosine")
         trained_scores_N = score_documents(vector_1D, self._trained_ND, self.similarity)
+        probability = None
+        # It was fitted to scores of the projection.
+        if self.model.config.relevance_calibration is not None and not use_predictor and len(trained_scores_N) > 1:
+            probability = float(self.model.relevance_probability(trained_scores_N))
         base_ranks_N, trained_ranks_N = rank_all(base_scores_N), rank_all(trained_scores_N)
         if self.similarity == "euclidean":
             trained_scores_N = -trained_scores_N
@@ -145,6 +150,7 @@ class SearchIndex:
             base=self._hits(base_scores_N, base_ranks_N, trained_ranks_N, top_k),
             trained=self._hits(trained_scores_N, trained_ranks_N, base_ranks_N, top_k),
             is_cut=is_cut or len(query) > _LONGEST_QUERY,
+            probability=probability,
         )
 
     def _hits(self, scores_N: Array, ranks_N: Array, other_ranks_N: Array, top_k: int) -> list[Hit]:

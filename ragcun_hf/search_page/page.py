@@ -183,7 +183,12 @@ def answer_query(
         found = index.search(query, top_k=top_k, use_predictor=use_predictor)
     except UserError as error:
         return f'<p class="sp-note" role="status">{escape(str(error))}</p>'
-    note = f"Only the first {index.model.config.max_length} tokens of the query count." if found.is_cut else ""
+    note = f"Only the first {index.model.config.max_length} tokens of the query count. " if found.is_cut else ""
+    if found.probability is not None and found.probability < 0.5:
+        note += (
+            "Probably nothing relevant: the trained model's first document is relevant with probability "
+            f"{found.probability:.2f}."
+        )
     return render_rankings(found, headings=headings, similarity=index.similarity, note=note)
 
 

@@ -18,6 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from ..command_line import argument_facts, say
 from ..data.documents import text_digest
 from ..errors import UserError
+from ..evaluation.calibration import fit_calibration
 from ..evaluation.results import MAIN_METRIC, remark_on_few_documents
 from ..files import (
     DOCUMENTS_FILE,
@@ -33,6 +34,7 @@ from .sharding import save_whole, whole_tensor
 
 if TYPE_CHECKING:
     from ..evaluation.validation import RetrievalValidation
+    from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from ..objective.arguments import IsotropicGaussianTrainingArguments
     from .loss_trainer import LossTrainer
     from .trainer import IsotropicGaussianTrainer
@@ -154,6 +156,20 @@ def check_and_blend(
             *(best_before, figures["saved"]),
         )
     return figures
+
+
+def calibrate(model: IsotropicGaussianModel, validation: RetrievalValidation | None) -> None:
+    """Keep in the model's configuration how probable it is that a first document is relevant.
+
+    It is fitted to held-out queries, if there are enough of them. All processes must call this.
+    """
+    model.config.relevance_calibration = None
+    if validation is not None:
+        scores, labels = validation.first_two(model)
+        found = fit_calibration(scores, labels, num_documents=validation.num_documents)
+        model.config.relevance_calibration = found
+        if found is not None:
+            say(f"model.relevance_probability is fitted to {len(labels):,} held-out queries.")
 
 
 def check_finite(model: nn.Module) -> None:

@@ -33,6 +33,7 @@ from .loss_trainer import Evaluator, LossTrainer, check_names
 from .plan import RunPlan, check_run, find_facts, plan_run
 from .push import PlannedPush, plan_push, write_training_card
 from .record import (
+    calibrate,
     check_and_blend,
     check_model_flags,
     essential_arguments,
@@ -221,6 +222,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         )
         path = None if self.checkpoint is None else self.checkpoint.path
         model = self.accelerator.unwrap_model(self.model)
+        model.config.relevance_calibration = None  # of the weights before
         self.plan = self._planned(model, checkpoint=self.checkpoint, chosen=self._chosen)
         with measured_energy(self.args.measure_energy and self.args.process_index == 0) as energy:
             started = time.perf_counter()
@@ -243,6 +245,9 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._blend = self.args.blend
         if self.args.fall_back and self._validation_figures["saved"] <= self._validation_figures["base"]:
             self._fall_back(model)
+        rows = self.data.validation
+        # Pseudo-queries, which are drawn anew each epoch, are not calibrated as real queries are.
+        calibrate(model, None if rows is None or rows.known_pairs() is None else self._validation)
         return output
 
     def _fall_back(self, model: IsotropicGaussianModel) -> None:

@@ -529,3 +529,49 @@ def test_every_compared_model_reports_the_recall_of_its_own_searches(evaluate, t
 def test_a_comparison_accepts_no_other_model(evaluate, other):
     with pytest.raises(UserError, match="one of --model_path, --base_model and --compare"):
         evaluate("--compare", "a", "b", *other)
+
+
+# The probability that a first document is relevant
+
+
+@pytest.fixture
+def many(data_dir):
+    """A folder with 110 judged queries in dev, and the toy's in test; one document answers all of dev's."""
+    queries = {f"v{number}": f"what is {'bread ' * (number % 9 + 1)}" for number in range(110)}
+    _write_beir(data_dir / "many", queries={**QUERIES, **queries})
+    lines = [f"{query}\td0\t1" for query in queries]
+    (data_dir / "many" / "qrels" / "dev.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]))
+    return "many"
+
+
+def test_a_calibration_is_fitted_to_one_split_measured_on_another_and_saved_if_asked_for(
+    evaluate, trained, many, capsys
+):
+    folder = trained()
+    before = (folder / "config.json").read_text()
+    results = evaluate("--model_path", folder, "--calibrate", "dev", datasets=(many,))
+    figures = results["settings"]["calibrations"][many]
+    assert figures["num_queries"] == 5 and figures["calibration"]["num_queries"] == 110
+    assert figures["first_is_relevant"] * 5 == pytest.approx(round(figures["first_is_relevant"] * 5))
+    shown = capsys.readouterr().out
+    assert f"expected calibration error {figures['expected_calibration_error']:.4f}" in shown
+    assert (folder / "config.json").read_text() == before
+    evaluate("--model_path", folder, "--calibrate", "dev", "--save_calibration", datasets=(many,))
+    saved = json.loads((folder / "config.json").read_text())
+    assert saved.pop("relevance_calibration") == figures["calibration"]
+    assert saved == {name: value for name, value in json.loads(before).items() if name != "relevance_calibration"}
+    again = evaluate("--model_path", folder, datasets=(many,))  # measures what is saved
+    assert again["settings"]["calibrations"] == results["settings"]["calibrations"]
+
+
+def test_too_few_queries_and_flags_that_do_not_fit_are_refused(evaluate, trained, data_dir, many):
+    folder = trained()
+    with pytest.raises(UserError, match="--calibrate expects at least 100 queries, got 5 in test of many"):
+        evaluate("--model_path", folder, "--calibrate", "test", "--split", "dev", datasets=(many,))
+    for flags, message in (
+        (["--save_calibration"], "--save_calibration expects --calibrate"),
+        (["--calibrate", "test"], "other judgements than --split"),
+        (["--calibrate", "dev", "--save_calibration"], "expects a model folder and one data set"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate("--model_path", folder, *flags, datasets=(many, "toy"))

@@ -50,6 +50,11 @@ def _config(**fields):
         ("default_prompt_name", "passage"),
         ("encoder_config", {"model_type": "no_such_model"}),
         ("encoder_config", "bert"),
+        ("relevance_calibration", {}),
+        ("relevance_calibration", {"bias": 0.0, "score": 1.0}),
+        ("relevance_calibration", {"bias": 0.0, "score": 1.0, "margin": math.nan}),
+        ("relevance_calibration", {"bias": 0.0, "score": 1.0, "margin": "a little"}),
+        ("relevance_calibration", [0.0, 1.0, 2.0]),
     ],
 )
 def test_wrong_value_is_refused_at_construction_by_the_field_s_name(field, value):

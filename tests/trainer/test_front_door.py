@@ -575,3 +575,42 @@ def test_the_command_with_a_lexical_half_gives_the_model_of_python(
     trainer.train()
     command = IsotropicGaussianModel.from_pretrained(tmp_path / "command")
     assert command.lexical is not None and _same(_head(command), _head(trainer.model))
+
+
+# The probability that a first document is relevant
+
+
+def _held_out(number):
+    words = ["fish", "bread", "moon", "star", "water", "bird", "music", "stone", "tree", "sun", "river", "piano"]
+    texts = [f"{left} {right}" for left in words for right in words][:number]
+    return [{"query": f"what is {text}", "positive": f"the {text} does sleep"} for text in texts]
+
+
+@pytest.mark.parametrize(("number", "is_fitted"), [(99, False), (100, True)])
+def test_a_hundred_held_out_queries_are_needed_to_tell_relevance(make_model, make_args, pairs, number, is_fitted):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs, eval_dataset=_held_out(number))
+    trainer.train()
+    trainer.save_model()
+    saved = IsotropicGaussianModel.from_pretrained(trainer.args.output_dir)
+    found = saved.config.relevance_calibration
+    assert (found is not None) == is_fitted
+    if is_fitted:
+        assert (found["num_queries"], found["num_documents"]) == (100, 100)
+        queries, documents = ([row[name] for row in _held_out(number)] for name in ("query", "positive"))
+        scores = saved.similarity(saved.encode_query(queries), saved.encode_document(documents))
+        is_first = scores.argmax(1) == torch.arange(100)
+        assert float(saved.relevance_probability(scores).mean()) == pytest.approx(
+            float(is_first.float().mean()), abs=0.02
+        )
+        # Training again without held-out pairs leaves nothing that belongs to other weights.
+        again = IsotropicGaussianTrainer(saved, make_args(), train_dataset=pairs)
+        again.train()
+        assert again.model.config.relevance_calibration is None
+
+
+def test_pseudo_queries_of_documents_do_not_tell_relevance(make_model, make_args):
+    texts = [{"text": f"{row['positive']}. {row['query']}."} for row in _held_out(144)]
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(val_fraction=0.9), train_dataset=texts)
+    assert trainer.data.validation.num_rows >= 100
+    trainer.train()
+    assert trainer.model.config.relevance_calibration is None

@@ -249,6 +249,28 @@ def test_only_half_surrogates_and_spaces_at_both_ends_are_removed_from_a_query()
     assert len(clean_query("a" * 30_000)) == 20_000
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "euclidean"])
+def test_a_calibrated_model_says_that_probably_nothing_is_relevant(tiny_model, similarity):
+    rows, options = _documents(), {"headings": HEADINGS, "top_k": 3}
+    index = SearchIndex(_train(tiny_model, similarity), _table(rows), features=_features())
+    assert "Probably nothing" not in answer_query(index, QUERY, **options, use_predictor=False)
+    best, second = sorted(_plain_scores(tiny_model, rows, QUERY)[1])[:-3:-1]
+    for margin, is_shown in ((-1.0, True), (1.0, False)):
+        # Half a unit above or below .5, whatever the first score is.
+        calibration = {"bias": 0.5 * margin - best, "score": 1.0, "margin": margin}
+        index.model.config.relevance_calibration = calibration
+        shown = answer_query(index, QUERY, **options, use_predictor=False)
+        probability = 1 / (1 + np.exp(-margin * (0.5 + best - second)))
+        assert (
+            f"Probably nothing relevant: the trained model&#x27;s first document is relevant with probability "
+            f"{probability:.2f}." in shown
+        ) == is_shown
+        assert shown.count("<li") == 6
+        assert "Probably nothing" not in answer_query(index, QUERY, **options, use_predictor=True)
+    single = SearchIndex(index.model, _table(rows[:1]), features=_features())
+    assert single.search(QUERY, top_k=3).probability is None
+
+
 # Words and HTML
 
 
