@@ -178,14 +178,14 @@ def test_the_base_encodes_queries_with_the_model_s_prompt(evaluate, trained):
 
 
 def test_features_are_computed_once_for_all_runs(evaluate, trained, tmp_path, monkeypatch):
-    from ragcun_hf.features import feature_store
+    from ragcun_hf.features import text_vectors
 
     flags = ["--model_path", trained(), "--feature_cache_dir", tmp_path / "features"]
     first = evaluate(*flags, output="a")
     asked = []
-    real = feature_store.encode_in_batches
+    real = text_vectors.encode_in_batches
     monkeypatch.setattr(
-        feature_store,
+        text_vectors,
         "encode_in_batches",
         lambda model, texts, **options: asked.extend(texts) or real(model, texts, **options),
     )
@@ -202,7 +202,7 @@ def test_a_corpus_on_disk_has_the_same_results_as_one_in_memory(evaluate, traine
 
     from ragcun_hf.data import beir_folder
     from ragcun_hf.evaluation import model_evaluation
-    from ragcun_hf.features import feature_store
+    from ragcun_hf.features import text_vectors
     from ragcun_hf.search import memory_maps
 
     monkeypatch.setattr(model_evaluation, "HEAD_ROWS", 2)
@@ -211,7 +211,7 @@ def test_a_corpus_on_disk_has_the_same_results_as_one_in_memory(evaluate, traine
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(beir_folder, "LARGEST_IN_MEMORY", 0)
     monkeypatch.setattr(memory_maps, "LARGEST_IN_MEMORY", 0)
-    for module in (feature_store, model_evaluation):
+    for module in (text_vectors, model_evaluation):
         monkeypatch.setattr(module, "TEXTS_AT_ONCE", 4)
     large = evaluate(*flags, "--feature_cache_dir", tmp_path / "features", output="large")
     assert large["datasets"] == small["datasets"]
