@@ -60,6 +60,8 @@ def saved(request, tmp_path_factory):
         if name not in folders:
             encoder = request.getfixturevalue(f"tiny_{name}_folder")
             model = IsotropicGaussianModel.from_encoder(str(encoder), **MODELS[name])
+            if name == "encoder":
+                model.fit_lexical(TEXTS, weight=0.4, num_start_texts=0)
             torch.manual_seed(0)
             for head in (model.projection, model.predictor):
                 for weight in [] if head is None else head.parameters():
