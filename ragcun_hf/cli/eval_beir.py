@@ -1,4 +1,4 @@
-"""Evaluate a model on BEIR data sets, with the frozen base and BM25 beside it.
+"""Evaluate a model on BEIR data sets, with the frozen base, BM25 and their fusion beside it.
 
     python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
 
@@ -7,7 +7,7 @@ writes a results file, TREC run files and, for a trained model, plots.
 
     python training/eval_beir.py --compare checkpoints/a checkpoints/b --datasets scifact
 
-compares models with each other, with the frozen base and with BM25, query by query.
+compares models with each other and with these baselines, query by query.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ class EvaluationArguments:
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the package "
         "faiss-cpu): for millions of documents and thousands of queries.",
     )
-    bm25: bool = argument(True, "Also rank by shared words (BM25): no encoder, but 5 GiB per million abstracts.")
+    bm25: bool = argument(
+        True, "Also rank by shared words (BM25), and by these and the base together: 5 GiB per million abstracts."
+    )
     bm25_language: str = argument(
         "english", "Language of the stems and stop words of BM25, such as german; none compares whole words."
     )

@@ -124,7 +124,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
     folder = trained()
     results = evaluate("--model_path", folder, "--use_predictor")
     systems = results["datasets"]["toy"]["systems"]
-    assert list(systems) == ["base", "bm25", "projection", "predictor"]
+    assert list(systems) == ["base", "bm25", "fusion", "projection", "predictor"]
     base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))  # its head is the identity
     model = load_trained_model(str(folder))
     by_hand = {
@@ -137,7 +137,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
         assert systems[system]["ndcg@10"] == pytest.approx(figure, abs=1e-6)
     assert results["mean"]["projection"]["ndcg@10"] == systems["projection"]["ndcg@10"]
     assert results["datasets"]["toy"]["num_queries"] == 5  # the unjudged one is left out
-    assert results["datasets"]["toy"]["comparisons"].keys() == {"bm25", "projection", "predictor"}
+    assert results["datasets"]["toy"]["comparisons"].keys() == {"bm25", "fusion", "projection", "predictor"}
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_run_writes_all_files_and_a_second_run_writes_the_same(evaluate, train
     shown = capsys.readouterr().out
     second = evaluate("--model_path", folder, "--use_predictor", output="second")
     names = {path.name for path in (tmp_path / "first" / "trained").iterdir()}
-    runs = {f"toy.{system}.trec" for system in ("base", "bm25", "projection", "predictor")}
+    runs = {f"toy.{system}.trec" for system in ("base", "bm25", "fusion", "projection", "predictor")}
     assert names == runs | {"comparison.png", "isotropy.png"}
     for name in runs:
         written = (tmp_path / "first" / "trained" / name).read_bytes()
@@ -251,11 +251,11 @@ def test_faiss_reports_its_recall(evaluate, trained, capsys):
 def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_folder, tmp_path):
     alone = evaluate("--base_model", tiny_encoder_folder, output="alone")
     beside = evaluate("--model_path", trained(), output="beside")
-    assert list(alone["datasets"]["toy"]["systems"]) == ["base", "bm25"]
+    assert list(alone["datasets"]["toy"]["systems"]) == ["base", "bm25", "fusion"]
     assert alone["datasets"]["toy"]["systems"]["base"] == beside["datasets"]["toy"]["systems"]["base"]
     assert alone["model"]["name"] == "base-bert"
     written = sorted(path.name for path in (tmp_path / "alone" / "base-bert").iterdir())
-    assert written == ["toy.base.trec", "toy.bm25.trec"]
+    assert written == ["toy.base.trec", "toy.bm25.trec", "toy.fusion.trec"]
 
 
 def test_bm25_can_be_switched_off_and_changes_no_other_figure(evaluate, trained, tmp_path):
@@ -266,10 +266,14 @@ def test_bm25_can_be_switched_off_and_changes_no_other_figure(evaluate, trained,
     )
     found = with_it["datasets"]["toy"]["systems"]
     assert found.pop("bm25")["ndcg@10"] > 0
+    assert found.pop("fusion")["ndcg@10"] > 0
     assert without["datasets"]["toy"]["systems"] == found
-    assert "bm25" not in without["settings"]
+    assert not {"bm25", "fusion"} & without["settings"].keys()
     assert with_it["settings"]["bm25"] == "lucene, k1 1.5, b 0.75, english stems, without stop words"
-    assert not (tmp_path / "b" / "trained" / "toy.bm25.trec").exists()
+    assert not [
+        *(tmp_path / "b" / "trained").glob("toy.bm25.trec"),
+        *(tmp_path / "b" / "trained").glob("toy.fusion.trec"),
+    ]
 
 
 def test_the_message_names_only_files_that_were_written(evaluate, trained, tiny_encoder_folder, capsys):
@@ -489,7 +493,7 @@ def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trai
     )
     printed = capsys.readouterr().out
     assert (tmp_path / "compared" / "comparison.png").is_file()
-    assert comparison["systems"] == ["base", "bm25", "first", "first, predictor", "second"]
+    assert comparison["systems"] == ["base", "bm25", "fusion", "first", "first, predictor", "second"]
     assert "second" in printed
     alone = evaluate("--model_path", first, "--use_predictor", **options, output="alone")
     for name in ("toy", "other"):
@@ -497,12 +501,13 @@ def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trai
         for system, single in (
             ("base", "base"),
             ("bm25", "bm25"),
+            ("fusion", "fusion"),
             ("first", "projection"),
             ("first, predictor", "predictor"),
         ):
             assert systems[system] == pytest.approx(expected[single])
     assert set(comparison["datasets"]["toy"]["subsets"]) == {"seen_documents", "unseen_documents"}
-    assert len(comparison["overall"]["comparisons"]) == 10
+    assert len(comparison["overall"]["comparisons"]) == 15
 
 
 @pytest.mark.slow
