@@ -19,7 +19,7 @@ from ..search.exact import Matrix, SearchResult
 from ..search.first_pass import row_blocks
 from ..search.memory_maps import read_far_apart, release
 from ..search.shards import Shard, search_shards
-from ..search.similarity import normalize_rows, score_rows
+from ..search.similarity import score_rows, unit_rows
 from ..search.ties import IdOrder, Order, Rows, best_rows
 from .bm25 import Bm25Index, Bm25System
 from .results import FUSION_SYSTEM
@@ -91,16 +91,12 @@ def _scores_of(index: Bm25Index, texts: list[str]) -> Rows:
 
 def _cosines(queries: Rows, documents: Matrix) -> Rows:
     """Compute the cosine of every query with every document of this process in float64: (B, M)."""
-    queries_BD = _unit(queries)
+    queries_BD = unit_rows(queries)
     cosines_BM = np.empty((len(queries), len(documents)))
     for part in row_blocks(len(documents), _DOCUMENT_BLOCK):
-        cosines_BM[:, part] = queries_BD @ _unit(documents[part]).T
+        cosines_BM[:, part] = queries_BD @ unit_rows(documents[part]).T
         release(documents)
     return cosines_BM
-
-
-def _unit(vectors: Any) -> Rows:
-    return normalize_rows(torch.from_numpy(np.asarray(vectors, dtype=np.float64))).numpy()
 
 
 def _moments(scores_BM: Rows, num_documents: int) -> tuple[Rows, Rows]:

@@ -21,6 +21,7 @@ from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
 from .results import (
     BASE_SYSTEM,
     BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
     FUSION_SYSTEM,
     MAIN_METRIC,
     PREDICTOR_SYSTEM,
@@ -34,13 +35,15 @@ _SYSTEM_COLOURS = {
     BASE_SYSTEM: GREY,
     BM25_SYSTEM: GREEN,
     FUSION_SYSTEM: "#F0E442",
+    CLOSED_FORM_SYSTEM: "#56B4E9",
     PROJECTION_SYSTEM: BLUE,
     PREDICTOR_SYSTEM: ORANGE,
 }
-_OTHER_COLOURS = (PURPLE, "#E69F00", "#56B4E9")
+_OTHER_COLOURS = (PURPLE, "#E69F00")
 _HATCHES = {
     BM25_SYSTEM: "--",
     FUSION_SYSTEM: "xx",
+    CLOSED_FORM_SYSTEM: "||",
     PROJECTION_SYSTEM: "//",
     PREDICTOR_SYSTEM: "..",
 }  # so that bars differ in a grey print too

@@ -12,6 +12,7 @@ from ..evaluation.results import (
     BASE_SYSTEM,
     BASELINES,
     BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
     FUSION_SYSTEM,
     MAIN_METRIC,
     PREDICTOR_SYSTEM,
@@ -53,7 +54,12 @@ BEIR_ON_THE_HUB = {
     "webis-touche2020": ("mteb/touche2020", "Touche2020"),
 }
 
-_SYSTEM_NAMES = {BASE_SYSTEM: "frozen base", BM25_SYSTEM: "BM25", FUSION_SYSTEM: "fusion of both"}
+_SYSTEM_NAMES = {
+    BASE_SYSTEM: "frozen base",
+    BM25_SYSTEM: "BM25",
+    FUSION_SYSTEM: "fusion of both",
+    CLOSED_FORM_SYSTEM: "closed form",
+}
 _ISOTROPY_NAMES = {
     "effective_rank": "effective rank (number of directions in use)",
     "iso_score": "IsoScore (1 is isotropic)",
@@ -255,10 +261,10 @@ def _comparison_rows(comparison: Mapping[str, Any], name: str) -> Iterator[list[
     """Lay out the comparisons by the mean over data sets or, of a single data set, by its own figures.
 
     Frozen bases are left out, as the model's own is in the table of results, and so are other models' predictors.
-    BM25 and the fusion are kept.
+    The other baselines are kept.
     """
     own = {name, f"{name}, {PREDICTOR_SYSTEM}"}
-    kept = {*comparison["models"], BM25_SYSTEM, FUSION_SYSTEM}
+    kept = {*comparison["models"], *BASELINES} - {BASE_SYSTEM}
     entry = comparison["overall"] if len(comparison["datasets"]) > 1 else next(iter(comparison["datasets"].values()))
     for each in entry["comparisons"]:
         systems = (each["system"], each["reference"])

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..evaluation.results import BASE_SYSTEM, BASELINES, BM25_SYSTEM, FUSION_SYSTEM, MAIN_METRIC, compared_systems
+from ..evaluation.results import (
+    BASE_SYSTEM,
+    BASELINES,
+    BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    FUSION_SYSTEM,
+    MAIN_METRIC,
+    compared_systems,
+)
 
 NOT_MEASURED = "not measured"
 _BASELINES_IN_WORDS = {
     BM25_SYSTEM: "BM25, which needs no encoder,",
     FUSION_SYSTEM: "the fusion of frozen base and BM25, which needs no training,",
+    CLOSED_FORM_SYSTEM: "the closed form, which moves known documents to their training queries,",
 }
 
 _OUTCOMES = {
@@ -58,6 +67,8 @@ def format_setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{format_setting(key)} {format_setting(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(format_setting(item) for item in value) or "none"
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -109,7 +120,7 @@ def describe(outcomes: Sequence[Outcome], *, queries: str = "") -> list[str]:
             found = [outcome.words for outcome in outcomes if (outcome.kind, outcome.system) == (kind, system)]
             if found:
                 places = " and ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
-                name = "BM25" if system == BM25_SYSTEM else f"the {system}"
+                name = "BM25" if system == BM25_SYSTEM else f"the {system.replace('_', ' ')}"
                 sentences.append(f"{queries}NDCG@10 of {name} {words} {places}.")
     return sentences
 

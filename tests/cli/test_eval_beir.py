@@ -315,6 +315,51 @@ def test_queries_with_documents_seen_in_training_have_figures_of_their_own(evalu
     assert sum(parts) / 5 == pytest.approx(whole)
 
 
+def test_the_closed_form_stands_beside_a_head_and_says_if_the_head_is_behind(
+    evaluate, trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("ragcun_hf.evaluation.closed_form.GAMMAS", (1_000.0,))  # a document is where its query is
+    known = {"d0": "q0", "d1": "q1", "d2": "q2"}
+    rows = [{"query": QUERIES[query], "positive": CORPUS[key]} for key, query in known.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    folder = trained(documents=[CORPUS["d0"], CORPUS["d1"], CORPUS["d3"]])
+    results = evaluate("--model_path", folder, "--closed_form", tmp_path / "pairs.jsonl", "--no_bm25")
+    entry = results["datasets"]["toy"]
+    assert list(entry["systems"]) == ["base", "closed_form", "projection"]
+    assert results["settings"]["closed_form_gamma"] == {"toy": 1_000.0}
+    # d0 answers q0, d1 q1, d2 q2 and q3, d3 q3: these were seen by one of them, and two queries by both.
+    assert entry["subsets"]["seen_documents"]["num_queries"] == 4
+    runs = {
+        system: (tmp_path / "results" / "trained" / f"toy.{system}.trec").read_text().splitlines()
+        for system in ("closed_form", "projection")
+    }
+    means = {system: sum(_ndcg_of_run(lines, query) for query in ("q0", "q1")) / 2 for system, lines in runs.items()}
+    line = (
+        "toy: the head is behind the closed form on documents it has seen (NDCG@10 "
+        f"{means['projection']:.4f} against {means['closed_form']:.4f}, 2 queries)."
+    )
+    assert (line in capsys.readouterr().out) is (means["projection"] < means["closed_form"])
+    assert means["closed_form"] > 0.9
+
+
+def _ndcg_of_run(lines, query):
+    ranking = [line.split()[2] for line in lines if line.split()[0] == query][:10]
+    gained = sum(QRELS[query].get(key, 0) / math.log2(place + 2) for place, key in enumerate(ranking))
+    best = sorted(QRELS[query].values(), reverse=True)
+    return gained / sum(gain / math.log2(place + 2) for place, gain in enumerate(best))
+
+
+def test_pairs_of_another_data_set_are_an_error_before_the_model_is_loaded(evaluate, tmp_path, monkeypatch):
+    from ragcun_hf.model import base_models
+
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "who", "positive": "of another corpus"}))
+    with pytest.raises(
+        UserError, match="toy: expected documents of the corpus in the pairs of --closed_form, got none"
+    ):
+        evaluate("--model_path", "anything", "--closed_form", tmp_path / "pairs.jsonl")
+
+
 def test_there_are_no_subsets_if_no_document_was_seen(evaluate, trained):
     assert "subsets" not in evaluate("--model_path", trained(), output="a")["datasets"]["toy"]
     others = trained("others", documents=["of another corpus"])
