@@ -89,7 +89,7 @@ def test_the_commands_have_written_what_the_readme_says(folder):
     for name in ("mine", "unlabelled", "by_hand", "masked", "jepa_10k"):
         assert (folder / "checkpoints" / name / "model.safetensors").is_file()
     results = json.loads((folder / "results" / "mine.json").read_text(encoding="utf-8"))
-    assert set(results["datasets"]["my_set"]["systems"]) == {"base", "bm25", "projection"}
+    assert set(results["datasets"]["my_set"]["systems"]) == {"base", "bm25", "fusion", "projection"}
     assert "mine |" in (folder / "results" / "table.md").read_text(encoding="utf-8")
     assert list((folder / "results" / "mine").glob("*.trec"))
     card = (folder / "checkpoints" / "mine" / "README.md").read_text(encoding="utf-8")

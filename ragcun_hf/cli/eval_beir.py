@@ -1,4 +1,4 @@
-"""Evaluate a model on BEIR data sets, with the frozen base and BM25 beside it.
+"""Evaluate a model on BEIR data sets, with the frozen base, BM25 and their fusion beside it.
 
     python training/eval_beir.py --model_path checkpoints/jepa_10k --use_predictor --datasets scifact nfcorpus arguana
 
@@ -7,7 +7,7 @@ writes a results file, TREC run files and, for a trained model, plots.
 
     python training/eval_beir.py --compare checkpoints/a checkpoints/b --datasets scifact
 
-compares models with each other, with the frozen base and with BM25, query by query.
+compares models with each other and with these baselines, query by query.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    MAIN_METRIC,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
@@ -75,7 +77,9 @@ class EvaluationArguments:
         "exact compares every pair; faiss searches only some lists, and reports how much it missed (needs the package "
         "faiss-cpu): for millions of documents and thousands of queries.",
     )
-    bm25: bool = argument(True, "Also rank by shared words (BM25): no encoder, but 5 GiB per million abstracts.")
+    bm25: bool = argument(
+        True, "Also rank by shared words (BM25), and by these and the base together: 5 GiB per million abstracts."
+    )
     bm25_language: str = argument(
         "english", "Language of the stems and stop words of BM25, such as german; none compares whole words."
     )
@@ -85,6 +89,11 @@ class EvaluationArguments:
         "them, and the calibration error is measured on those of --split.",
     )
     save_calibration: bool = argument(False, "With --calibrate: save what was fitted in the model folder.")
+    closed_form: str | None = argument(
+        None,
+        "Training pairs of the data set (a file, or a BEIR folder with the split train): also rank with the base "
+        "after their documents have moved towards their queries. These documents count as seen.",
+    )
     faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
 
@@ -98,9 +107,11 @@ def main(arguments: list[str] | None = None) -> None:
     from ..data.beir_folder import find_beir_dataset
     from ..distributed import rank
     from ..evaluation.bm25 import Bm25System
+    from ..evaluation.closed_form import ClosedForm
     from ..evaluation.ranking import check_trec_ids
 
     bm25 = Bm25System(args.bm25_language) if args.bm25 else None
+    closed_form = ClosedForm.read(args.closed_form, evaluated_split=args.split) if args.closed_form else None
     if args.pairs:
         datasets = [_dataset_of_pairs(args.pairs, args.corpus)]
     else:
@@ -109,10 +120,13 @@ def main(arguments: list[str] | None = None) -> None:
     for dataset in [*datasets, *fitted]:  # before all the work, because run files could not hold such ids
         check_trec_ids(dataset.queries, f"query id of {dataset.name}")
         check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
+        if closed_form is not None:
+            closed_form.check(dataset)
+    baselines = {"bm25": bm25, "closed_form": closed_form}
     if args.compare:
-        _compare(args, features, datasets, bm25, arguments)
+        _compare(args, features, datasets, baselines, arguments)
         return
-    evaluation, facts = _evaluate(args, features, datasets, bm25, args.model_path, args.run_name, fitted)
+    evaluation, facts = _evaluate(args, features, datasets, baselines, args.model_path, args.run_name, fitted)
     if rank() == 0:
         with disk_errors_explained(Path(args.output_dir)):
             _write(args, evaluation, {**measurement_facts("eval_beir", arguments), **facts})
@@ -170,7 +184,7 @@ def _evaluate(
     args: EvaluationArguments,
     features: FeatureArguments,
     datasets: list[Any],
-    bm25: Any,
+    baselines: dict[str, Any],
     path: str | None,
     name: str | None,
     fitted: Sequence[Any] = (),
@@ -181,22 +195,30 @@ def _evaluate(
     """
     from ..evaluation.model_evaluation import evaluate_model, evaluation_settings, load_seen_digests
 
-    systems = _load_systems(args, features, path)
+    systems, closed_form = _load_systems(args, features, path), baselines["closed_form"]
+    of_head = load_seen_digests(path) if path else set()
     evaluation = evaluate_model(
         systems,
         datasets,
         k=args.top_k,
         drop_identical_ids=not args.keep_identical_ids,
-        seen_document_digests=load_seen_digests(path) if path else (),
-        bm25=bm25,
+        seen_document_digests=of_head | (closed_form.document_digests() if closed_form else set()),
+        **baselines,
     )
     model, store = systems.encoder.model, systems.encoder.store
     say(store.summary())
+    if closed_form and of_head:
+        _remark_on_head(datasets, evaluation, of_head & closed_form.document_digests())
     settings = {
         **evaluation_settings(
-            systems, split=args.split, k=args.top_k, drop_identical_ids=not args.keep_identical_ids, bm25=bm25
+            systems,
+            split=args.split,
+            k=args.top_k,
+            drop_identical_ids=not args.keep_identical_ids,
+            bm25=baselines["bm25"],
         ),
         "search": args.search,
+        **({"closed_form_gamma": closed_form.gammas} if closed_form else {}),
         **(_recall(args, systems.search) if args.search == "faiss" else {}),
         **_calibrations(args, systems, datasets, fitted, evaluation.evaluations),
     }
@@ -249,6 +271,25 @@ def _save_calibration(folder: Path, calibration: Any) -> None:
         with disk_errors_explained(folder):
             write_json(path, {**read_json_object(path), "relevance_calibration": calibration})
         say(f"Saved the calibration in {path}.")
+
+
+def _remark_on_head(datasets: list[Any], evaluation: Any, digests: set[str]) -> None:
+    """Say so if the head is behind the closed form on the queries of documents that both have seen."""
+    from ..evaluation.metrics.retrieval.trec_scores import average_scores
+    from ..evaluation.model_evaluation import seen_document_ids
+    from ..evaluation.retrieval import select_queries, split_queries_by_seen_documents
+
+    for dataset, found in zip(datasets, evaluation.evaluations, strict=True):
+        judged = {query: dataset.qrels[query] for query in found.per_query[BASE_SYSTEM]}
+        queries = split_queries_by_seen_documents(judged, seen_document_ids(dataset, digests))["seen_documents"]
+        per_query = select_queries(found.per_query, queries) if queries else {}
+        figures = {system: average_scores(values)[MAIN_METRIC] for system, values in per_query.items()}
+        heads = [figures[system] for system in (PROJECTION_SYSTEM, PREDICTOR_SYSTEM) if system in figures]
+        if heads and max(heads) < figures[CLOSED_FORM_SYSTEM]:
+            say(
+                f"{dataset.name}: the head is behind the closed form on documents it has seen ({MAIN_METRIC.upper()} "
+                f"{max(heads):.4f} against {figures[CLOSED_FORM_SYSTEM]:.4f}, {len(queries)} queries)."
+            )
 
 
 def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: str | None) -> Any:
@@ -336,7 +377,7 @@ def _compare(
     args: EvaluationArguments,
     features: FeatureArguments,
     datasets: list[Any],
-    bm25: Any,
+    baselines: dict[str, Any],
     arguments: list[str] | None,
 ) -> None:
     """Evaluate every model, compare all pairs of systems, write the file and the plot, and print the table."""
@@ -347,8 +388,10 @@ def _compare(
     evaluations, models = {}, {}
     for name, path in zip(model_comparison.system_names(args.compare), args.compare, strict=True):
         say(f"Evaluating {name}")
-        evaluations[name], models[name] = _evaluate(args, features, datasets, bm25, path, name)
+        evaluations[name], models[name] = _evaluate(args, features, datasets, baselines, path, name)
+    closed_form = baselines["closed_form"]
     seen = set().union(*(load_seen_digests(path) for path in args.compare))
+    seen |= closed_form.document_digests() if closed_form else set()
     comparison = model_comparison.compare_models(model_comparison.gather_systems(datasets, evaluations, seen))
     if rank() != 0:
         return

@@ -35,7 +35,7 @@ class TableArguments:
     group: list[str] = argument(
         [], "Beginnings of names: models whose names start with one of them are seeds of one model."
     )
-    systems: list[str] = argument([], "Systems to show, such as base, bm25 and projection. Default: all.")
+    systems: list[str] = argument([], "Systems to show, such as base, bm25, fusion and projection. Default: all.")
     data_dir: str | None = argument(
         None,
         "Folder with the BEIR folders of the data sets, for their judgements. Default: the one that the evaluation "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ..data.mapped_column import take
 from ..distributed import broadcast_from_first
 from ..errors import UserError
 from ..search.exact import SearchResult
-from ..search.ties import IdOrder, Order, Rows, tie_numbers
+from ..search.ties import IdOrder, Order, Rows, best_rows
 from .results import BM25_SYSTEM
 
 if TYPE_CHECKING:
@@ -99,22 +99,25 @@ class Bm25Index:
         num_results = min(k, self._num_documents)
         scores = np.zeros((len(queries), num_results), dtype=np.float32)
         indices = np.full((len(queries), num_results), -1, dtype=np.int64)
+        for row, scores_N in self._scored(queries):
+            rows = np.flatnonzero(scores_N > 0)
+            found = best_rows(scores_N[rows], rows, num_results, ties)
+            scores[row, : len(found[0])], indices[row, : len(found[1])] = found
+        return SearchResult(scores, indices)
+
+    def scores(self, queries: Sequence[str]) -> Rows:
+        """Score every document for every query: (Q, N) float32, 0 for documents without a word of the query."""
+        scores = np.zeros((len(queries), self._num_documents), dtype=np.float32)
+        for row, scores_N in self._scored(queries):
+            scores[row] = scores_N
+        return scores
+
+    def _scored(self, queries: Sequence[str]) -> Iterator[tuple[int, Rows]]:
+        """Yield the number of each query with a known word, and the scores (N,) of all documents."""
         for row, words in enumerate(self._words(list(queries), return_ids=False) if self._index else ()):
             known = self._index.get_tokens_ids(words)
             if known:
-                found = self._best(self._index.get_scores_from_ids(known), num_results, ties)
-                scores[row, : len(found[0])], indices[row, : len(found[1])] = found
-        return SearchResult(scores, indices)
-
-    @staticmethod
-    def _best(scores_N: Rows, k: int, ties: Order | None) -> tuple[Rows, Rows]:
-        rows = np.flatnonzero(scores_N > 0)
-        if len(rows) > k:  # all that tie with the last one stay, so that `ties` decides
-            rows = rows[scores_N[rows] >= np.partition(scores_N[rows], -k)[-k]]
-        scores = scores_N[rows]
-        numbers = rows if ties is None else tie_numbers(np.zeros_like(rows), scores, rows, ties)
-        order = np.lexsort((numbers, -scores))[:k]
-        return scores[order], rows[order]
+                yield row, self._index.get_scores_from_ids(known)
 
 
 class Bm25System:
@@ -135,6 +138,7 @@ class Bm25System:
         self.language = language
         self._is_shared = is_shared
         self._found: dict[int, tuple[Any, int, SearchResult]] = {}  # a kept data set's id cannot be another's
+        self._last: tuple[Any, Bm25Index | None] = (None, None)  # the data set indexed last, and its index
 
     def settings(self) -> str:
         """Say in a line how documents are ranked, for the results file."""
@@ -149,9 +153,14 @@ class Bm25System:
             queries = take(list(dataset.queries.values()), rows.tolist())
 
             def search() -> SearchResult:
-                index = Bm25Index(dataset.corpus_texts, language=self.language)
-                return index.search(queries, k=k, ties=IdOrder(dataset.corpus_ids))
+                self._last = (dataset, Bm25Index(dataset.corpus_texts, language=self.language))
+                return self._last[1].search(queries, k=k, ties=IdOrder(dataset.corpus_ids))
 
             found = broadcast_from_first(search) if self._is_shared else search()
             self._found[id(dataset)] = (dataset, k, found)
         return found
+
+    def take_index(self, dataset: BeirDataset) -> Bm25Index:
+        """Return the index of a data set, and forget it, so that the caller decides how long it is in memory."""
+        (known, index), self._last = self._last, (None, None)
+        return index if known is dataset and index else Bm25Index(dataset.corpus_texts, language=self.language)

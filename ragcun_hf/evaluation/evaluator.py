@@ -59,16 +59,17 @@ class RetrievalEvaluator(BaseEvaluator):
     is not the only one, and of `IsotropicGaussianTrainer`, where it always needs one: without it, its `ndcg@10` would
     be logged as `eval_ndcg@10`, which is that of the held-out pairs. The model is one of these:
 
-    - an `IsotropicGaussianModel`: the systems `base` (its frozen encoder), `bm25`, `projection` and, if it has a
-      predictor, `predictor`, each compared with `base`. The encoder's features come from the feature cache.
+    - an `IsotropicGaussianModel`: the systems `base` (its frozen encoder), `bm25`, `fusion` (of both), `projection`
+      and, if it has a predictor, `predictor`, each compared with `base`. The encoder's features come from the cache.
     - a `SentenceTransformer`. One that holds such a model is evaluated as that model, unless several processes train
       it; any other is the system `model`, compared with `bm25`.
     - any object with `encode_query` and `encode_document`, which take a list of texts and return vectors (N, D).
       `similarity_fn_name` says how they are compared; the default is cosine.
 
-    BM25, and the base of one encoder, search only once. If a model of this package is as it was loaded from a folder,
-    or as our Trainer saved it, the report names its weights, as a model card that is pushed needs it. If that folder
-    has the digests of the training documents, queries with seen and with unseen ones are also reported separately.
+    BM25, the base of one encoder and their fusion search only once. If a model of this package is as it was loaded
+    from a folder, or as our Trainer saved it, the report names its weights, as a model card that is pushed needs it.
+    If that folder has the digests of the training documents, queries with seen and with unseen ones are also reported
+    separately.
 
     Args:
         queries: Query id -> text.
@@ -78,7 +79,7 @@ class RetrievalEvaluator(BaseEvaluator):
         name: Prefix of the figures' names, and name of the data in tables.
         split: Name of the judgements in tables.
         k: Documents kept per query, at least 100 for the official figures.
-        bm25: Whether BM25 is measured, too.
+        bm25: Whether BM25 and its fusion with the base are measured, too.
         drop_identical_ids: Whether a document with the query's own id is never found, as in BEIR.
         batch_size: Texts that a model of another kind encodes at once; this package's models choose their own.
         language: Language of BM25's stems and stop words, or "none" (see `Bm25Index`).
@@ -123,7 +124,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self._batch_size, self._show_progress_bar = batch_size, show_progress_bar
         # Every process searches for itself: some trainers evaluate in the first process only.
         self._bm25 = Bm25System(language, is_shared=False) if bm25 else None
-        self._base_rankings: dict[str, dict[str, SearchResult]] = {}  # by what changes the base's features
+        self._base_rankings: dict[str, dict[tuple[str, str], SearchResult]] = {}  # by what changes its features
         self._untrained: dict[str, Any] = {}
         self._made = f"{_PYTHON_NAME}(queries, corpus, relevant_docs)"
         if drop_identical_ids:

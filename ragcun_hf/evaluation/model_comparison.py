@@ -17,7 +17,7 @@ from ..errors import UserError
 from .metrics.retrieval.trec_scores import average_scores
 from .model_evaluation import ModelEvaluation, seen_document_ids
 from .plots import BLUE, GREY, ORANGE, label_axes, make_panels, save_figure, whisker
-from .results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM, mean_over_datasets, shorten
+from .results import BASE_SYSTEM, BASELINES, BM25_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM, mean_over_datasets, shorten
 from .retrieval import PerQuery, select_queries, split_queries_by_seen_documents
 from .significance import compare_over_datasets, compare_systems
 
@@ -53,7 +53,7 @@ def system_names(paths: Sequence[str]) -> list[str]:
     parts = [Path(path).resolve().parts if Path(path).is_dir() else tuple(path.split("/")) for path in paths]
     for count in (1, 2, 3):
         names = ["/".join(each[-count:]) for each in parts]
-        if len(set(names)) == len(names) and not {BASE_SYSTEM, BM25_SYSTEM} & {*names}:
+        if len(set(names)) == len(names) and not {*BASELINES} & {*names}:
             return names
     raise UserError(f"--compare expects different models, got {', '.join(paths)}: leave one out")
 
@@ -63,8 +63,9 @@ def gather_systems(
 ) -> list[ComparedDataset]:
     """Collect the systems of several models, by name, data set by data set.
 
-    The first model's frozen base comes first, then BM25, if it was measured, and then every model's systems, with its
-    own base if that differs. Digests are those of the documents that any of the models was trained on.
+    The first model's frozen base comes first, then BM25 and the fusion, if they were measured, and then every model's
+    systems, with its own base and fusion if they differ. Digests are those of the documents that any of the models was
+    trained on.
     """
     first, *others = ([each.per_query[BASE_SYSTEM] for each in found.evaluations] for found in evaluations.values())
     has_own_base = dict(zip(evaluations, [False, *(base != first for base in others)], strict=True))
@@ -77,10 +78,10 @@ def gather_systems(
                     per_query[name] = values
                 elif system == BM25_SYSTEM:
                     per_query[system] = values  # the same for every model
-                elif system != BASE_SYSTEM:
+                elif system in BASELINES:
+                    per_query[f"{system} of {name}" if has_own_base[name] else system] = values
+                else:
                     per_query[f"{name}, {system}"] = values
-                elif has_own_base[name]:
-                    per_query[f"{BASE_SYSTEM} of {name}"] = values
         judged = {query: dataset.qrels[query] for query in first[place]}
         known = seen_document_ids(dataset, seen_digests)
         subsets = split_queries_by_seen_documents(judged, known) if known else {}

@@ -23,6 +23,8 @@ from ..search.first_pass import row_blocks
 from ..search.memory_maps import new_matrix, read_far_apart, release
 from ..search.shards import Shard, gather_rows_by_number, own_shard
 from .bm25 import Bm25System
+from .closed_form import ClosedForm
+from .fusion import FUSION_SETTINGS, FusionSystem
 from .metrics.isotropy.measures import isotropy_report, sigreg
 from .results import BASE_SYSTEM, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, mean_over_datasets
 from .retrieval import DatasetEvaluation, Search, System, VectorSystem, check_identical_ids, evaluate_retrieval
@@ -96,7 +98,7 @@ class ModelSystems:
     heads: tuple[str, ...] = (PROJECTION_SYSTEM,)  # the predictor's output is another query vector
     search: Search = exact_search
     folder: str | Path = "."  # for temporary files with the vectors of a large corpus
-    base_rankings: dict[str, SearchResult] | None = None  # by data set, kept to search with the base only once
+    base_rankings: dict[tuple[str, str], SearchResult] | None = None  # kept to search with the base only once
 
     def __post_init__(self) -> None:
         if PREDICTOR_SYSTEM in self.heads and self.encoder.model.predictor is None:
@@ -154,11 +156,13 @@ def evaluate_model(
     drop_identical_ids: bool = True,
     seen_document_digests: Collection[str] = (),
     bm25: Bm25System | None = None,
+    closed_form: ClosedForm | None = None,
 ) -> ModelEvaluation:
     """Evaluate a model's systems on every data set, and measure the isotropy of their document vectors.
 
     With hexadecimal digests of training documents, queries with and without a relevant document among them are also
-    reported separately. With `bm25`, its figures stand beside those of the model.
+    reported separately. With `bm25`, its figures and those of its fusion with the base stand beside the model's, and
+    with `closed_form` those of the base whose known documents were moved to their training queries.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
@@ -171,7 +175,9 @@ def evaluate_model(
             if system.name != PREDICTOR_SYSTEM:  # which searches the projection's documents
                 sample.add(system.name, system.documents)
         seen = seen_document_ids(dataset, seen_document_digests) or None
-        every: list[System] = [*own] if bm25 is None else [*own, bm25]
+        every: list[System] = [*own] if bm25 is None else [*own, bm25, FusionSystem(own[0], bm25)]
+        if closed_form is not None:
+            every.append(closed_form.system(dataset, own[0], systems.base or systems.encoder, systems.folder))
         return evaluate_retrieval(dataset, every, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
 
     evaluations = [evaluate(dataset, shard) for dataset, shard in zip(datasets, shards, strict=True)]
@@ -202,7 +208,7 @@ def evaluation_settings(
         "top_k": k,
         **systems.encoder.store.settings(),
         "base_similarity": "cosine",
-        **({} if bm25 is None else {"bm25": bm25.settings()}),
+        **({} if bm25 is None else {"bm25": bm25.settings(), "fusion": FUSION_SETTINGS}),
     }
 
 

@@ -18,14 +18,32 @@ from matplotlib.figure import Figure
 
 from ..files import replaced_file
 from .metrics.isotropy.measures import Vectors, covariance_eigenvalues
-from .results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, reference_system
+from .results import (
+    BASE_SYSTEM,
+    BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    FUSION_SYSTEM,
+    MAIN_METRIC,
+    PREDICTOR_SYSTEM,
+    PROJECTION_SYSTEM,
+    reference_system,
+)
 
 # Okabe and Ito (2008): distinguishable with every common form of colour blindness.
 BLUE, ORANGE, GREEN, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#CC79A7"
-_SYSTEM_COLOURS = {BASE_SYSTEM: GREY, BM25_SYSTEM: GREEN, PROJECTION_SYSTEM: BLUE, PREDICTOR_SYSTEM: ORANGE}
-_OTHER_COLOURS = (PURPLE, "#E69F00", "#56B4E9")
+_SYSTEM_COLOURS = {
+    BASE_SYSTEM: GREY,
+    BM25_SYSTEM: GREEN,
+    FUSION_SYSTEM: "#F0E442",
+    CLOSED_FORM_SYSTEM: "#56B4E9",
+    PROJECTION_SYSTEM: BLUE,
+    PREDICTOR_SYSTEM: ORANGE,
+}
+_OTHER_COLOURS = (PURPLE, "#E69F00")
 _HATCHES = {
     BM25_SYSTEM: "--",
+    FUSION_SYSTEM: "xx",
+    CLOSED_FORM_SYSTEM: "||",
     PROJECTION_SYSTEM: "//",
     PREDICTOR_SYSTEM: "..",
 }  # so that bars differ in a grey print too

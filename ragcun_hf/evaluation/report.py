@@ -11,8 +11,7 @@ from typing import Any
 
 from .ranking import Run, write_trec_run
 from .results import (
-    BASE_SYSTEM,
-    BM25_SYSTEM,
+    BASELINES,
     PREDICTOR_SYSTEM,
     format_results_table,
     results_rows,
@@ -20,7 +19,7 @@ from .results import (
 )
 from .tables import markdown_table
 
-_WITH_PREFIX = (BASE_SYSTEM, BM25_SYSTEM, PREDICTOR_SYSTEM)  # in the names of figures
+_WITH_PREFIX = (*BASELINES, PREDICTOR_SYSTEM)  # in the names of figures
 
 
 class RetrievalReport(dict[str, float]):

@@ -19,9 +19,11 @@ SCHEMA_VERSION = 1
 _FEW_DOCUMENTS = 500  # a search among fewer finds almost everything, so its figures say little
 MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses checkpoints
 MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base", "lexical_dim")
-BASE_SYSTEM, BM25_SYSTEM, PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "base", "bm25", "projection", "predictor"
+BASE_SYSTEM, BM25_SYSTEM, FUSION_SYSTEM, CLOSED_FORM_SYSTEM = "base", "bm25", "fusion", "closed_form"
+PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "projection", "predictor"
 MODEL_SYSTEM = "model"  # an encoder of another kind, which has no base
 REFERENCES = (BASE_SYSTEM, BM25_SYSTEM)  # the other systems are compared with the first of these that was measured
+BASELINES = (*REFERENCES, FUSION_SYSTEM, CLOSED_FORM_SYSTEM)  # without a head, in the order of tables
 
 
 def remark_on_few_documents(num_documents: int, flag: str) -> str | None:
@@ -193,8 +195,8 @@ def reference_system(systems: Collection[str]) -> str | None:
 
 
 def system_order(name: str) -> int:
-    """Return where a system stands in a table: the base first, then BM25, then all others."""
-    return REFERENCES.index(name) if name in REFERENCES else len(REFERENCES)
+    """Return where a system stands in a table: the base first, then the other baselines, then all others."""
+    return BASELINES.index(name) if name in BASELINES else len(BASELINES)
 
 
 def format_results_table(results: Mapping[str, Any]) -> str:

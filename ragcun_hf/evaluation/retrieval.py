@@ -48,7 +48,7 @@ class VectorSystem:
     similarity: str
     search: Search = exact_search
     shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
-    kept: dict[str, SearchResult] | None = None  # name of a data set -> ranking, to search it only once
+    kept: dict[tuple[str, str], SearchResult] | None = None  # (system, data set) -> ranking, to search only once
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
@@ -59,14 +59,15 @@ class VectorSystem:
                 f"{num_documents} documents, got {len(self.queries)} and {len(self.documents)}: encode this data set "
                 "again"
             )
-        if self.kept is not None and dataset.name in self.kept:
-            return self.kept[dataset.name]
+        key = (self.name, dataset.name)
+        if self.kept is not None and key in self.kept:
+            return self.kept[key]
         search = self.search if self.shard is None else search_shards(self.search, self.shard)
         queries = self.queries if len(rows) == len(self.queries) else self.queries[rows]
         ties = IdOrder(dataset.corpus_ids)
         found = search(queries, self.documents, k=k, similarity=self.similarity, ties=ties)
         if self.kept is not None:
-            self.kept[dataset.name] = found
+            self.kept[key] = found
         return found
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UserError
-from .results import BASE_SYSTEM, BM25_SYSTEM, MODEL_SYSTEM, PROJECTION_SYSTEM
+from .results import BASELINES, MODEL_SYSTEM, PROJECTION_SYSTEM
 from .significance import PairedComparison, PerQuery, compare_over_datasets, compare_systems
 
 Key = tuple[str, str, str]  # model, data set and system of a run
@@ -131,10 +131,10 @@ def collect_rows(
     groups: Sequence[str] = (),
     per_query: Mapping[Key, PerQuery] | None = None,
 ) -> list[TableRow]:
-    """Make a row for every system of every model: the frozen bases first, then BM25, then the models.
+    """Make a row for every system of every model: the frozen bases first, then the other baselines, then the models.
 
     Models whose names differ only in a seed at the end (`mine_seed1`, `mine-seed-2`) are seeds of one model, and so
-    are those whose names start with one of `groups`. A base or BM25 with the same figures in all files has one row.
+    are those whose names start with one of `groups`. A baseline with the same figures in all files has one row.
 
     Args:
         results: Contents of results files, of models with different names.
@@ -160,10 +160,10 @@ def collect_rows(
             figures = {data: entry["systems"][system] for data, entry in entries if system in entry["systems"]}
             found.setdefault((_group(name, groups), system), []).append((name, figures))
     rows = []
-    for system in (BASE_SYSTEM, BM25_SYSTEM):
+    for system in BASELINES:
         rows += _shared_rows(system, {group: seeds for (group, of), seeds in found.items() if of == system}, per_query)
     for (group, system), seeds in found.items():
-        if system not in (BASE_SYSTEM, BM25_SYSTEM):
+        if system not in BASELINES:
             label = group if system in (PROJECTION_SYSTEM, MODEL_SYSTEM) else f"{group}, {system}"
             rows.append(_row(label, system, seeds, per_query))
     return rows

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from ..commands import command
 from ..errors import UserError
-from ..evaluation.results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, PREDICTOR_SYSTEM, compared_systems
+from ..evaluation.results import (
+    BASE_SYSTEM,
+    BASELINES,
+    BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    FUSION_SYSTEM,
+    MAIN_METRIC,
+    PREDICTOR_SYSTEM,
+    compared_systems,
+)
 from .card_findings import (
     NOT_MEASURED,
     compare_with_base,
     describe,
-    describe_bm25,
+    describe_baselines,
     describe_memory,
     format_difference,
     format_figure,
@@ -45,7 +54,12 @@ BEIR_ON_THE_HUB = {
     "webis-touche2020": ("mteb/touche2020", "Touche2020"),
 }
 
-_SYSTEM_NAMES = {BASE_SYSTEM: "frozen base", BM25_SYSTEM: "BM25"}
+_SYSTEM_NAMES = {
+    BASE_SYSTEM: "frozen base",
+    BM25_SYSTEM: "BM25",
+    FUSION_SYSTEM: "fusion of both",
+    CLOSED_FORM_SYSTEM: "closed form",
+}
 _ISOTROPY_NAMES = {
     "effective_rank": "effective rank (number of directions in use)",
     "iso_score": "IsoScore (1 is isotropic)",
@@ -90,7 +104,7 @@ def _evaluation_results(datasets: Mapping[str, Any]) -> Iterator[EvalResult]:
 
     for name, entry in datasets.items():
         for system, metrics in entry["systems"].items():
-            if system in (BASE_SYSTEM, BM25_SYSTEM):  # not figures of this model
+            if system in BASELINES:  # not figures of this model
                 continue
             for metric in (metric for metric in METRIC_NAMES if metric in metrics):
                 yield EvalResult(
@@ -132,7 +146,7 @@ def card_sections(
         "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
         "isotropy_rows": _isotropy_rows(results["isotropy"]),
         "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
-        "findings": [*describe(outcomes), *describe_bm25(datasets), *describe_memory(datasets)],
+        "findings": [*describe(outcomes), *describe_baselines(datasets), *describe_memory(datasets)],
         "about_bm25": _about_bm25(results["settings"]),
         "comparison": compared,
         "has_record": training_record is not None,
@@ -159,7 +173,8 @@ def _rows(place: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:
 def _about_bm25(settings: Mapping[str, Any]) -> str:
     if "bm25" not in settings:
         return ""
-    return f"BM25 ranks by the words that document and query share ({settings['bm25']})."
+    about = f"BM25 ranks by the words that document and query share ({settings['bm25']})."
+    return about + (f" The fusion ranks by both ({settings['fusion']})." if "fusion" in settings else "")
 
 
 def _interval(tested: Mapping[str, Any]) -> str:
@@ -246,13 +261,14 @@ def _comparison_rows(comparison: Mapping[str, Any], name: str) -> Iterator[list[
     """Lay out the comparisons by the mean over data sets or, of a single data set, by its own figures.
 
     Frozen bases are left out, as the model's own is in the table of results, and so are other models' predictors.
-    BM25 is kept.
+    The other baselines are kept.
     """
     own = {name, f"{name}, {PREDICTOR_SYSTEM}"}
+    kept = {*comparison["models"], *BASELINES} - {BASE_SYSTEM}
     entry = comparison["overall"] if len(comparison["datasets"]) > 1 else next(iter(comparison["datasets"].values()))
     for each in entry["comparisons"]:
         systems = (each["system"], each["reference"])
-        if own & {*systems} and {*systems} <= own | comparison["models"].keys() | {BM25_SYSTEM}:
+        if own & {*systems} and {*systems} <= own | kept:
             yield [
                 *systems,
                 *(format_figure(entry["systems"][system][MAIN_METRIC]) for system in systems),

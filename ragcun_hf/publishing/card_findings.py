@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..evaluation.results import BASE_SYSTEM, BM25_SYSTEM, MAIN_METRIC, REFERENCES, compared_systems
+from ..evaluation.results import (
+    BASE_SYSTEM,
+    BASELINES,
+    BM25_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    FUSION_SYSTEM,
+    MAIN_METRIC,
+    compared_systems,
+)
 
 NOT_MEASURED = "not measured"
+_BASELINES_IN_WORDS = {
+    BM25_SYSTEM: "BM25, which needs no encoder,",
+    FUSION_SYSTEM: "the fusion of frozen base and BM25, which needs no training,",
+    CLOSED_FORM_SYSTEM: "the closed form, which moves known documents to their training queries,",
+}
 
 _OUTCOMES = {
     "below": "is below the frozen base on",
@@ -54,6 +67,8 @@ def format_setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int | float):
         return f"{value:,}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{format_setting(key)} {format_setting(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(format_setting(item) for item in value) or "none"
     return " ".join(str(value).split()).replace("|", "\\|")
@@ -86,7 +101,7 @@ def compare_with_base(places: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Say in one sentence whether the model or its frozen base is better, as far as the figures show it."""
-    kinds = frozenset(outcome.kind for outcome in outcomes if outcome.system != BM25_SYSTEM)
+    kinds = frozenset(outcome.kind for outcome in outcomes if outcome.system not in BASELINES)
     if kinds >= {"below", "above"}:
         return (
             "Compared with its frozen base, this model wins in some of the measurements made here and loses in others."
@@ -105,25 +120,26 @@ def describe(outcomes: Sequence[Outcome], *, queries: str = "") -> list[str]:
             found = [outcome.words for outcome in outcomes if (outcome.kind, outcome.system) == (kind, system)]
             if found:
                 places = " and ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
-                name = "BM25" if system == BM25_SYSTEM else f"the {system}"
+                name = "BM25" if system == BM25_SYSTEM else f"the {system.replace('_', ' ')}"
                 sentences.append(f"{queries}NDCG@10 of {name} {words} {places}.")
     return sentences
 
 
-def describe_bm25(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Name the data sets on which BM25, which needs no encoder, is above a system of the model."""
-    found: dict[str, list[str]] = {}
-    for place, entry in datasets.items():
-        values = {system: metrics.get(MAIN_METRIC) for system, metrics in entry["systems"].items()}
-        of_bm25 = values.get(BM25_SYSTEM)
-        for system, value in values.items():
-            if system not in REFERENCES and None not in (value, of_bm25) and of_bm25 > value:
-                figures = f"{format_figure(of_bm25)} against {format_figure(value)}"
-                found.setdefault(system, []).append(f"{place} ({figures})")
+def describe_baselines(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Name the data sets on which a baseline other than the base is above a system of the model."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for baseline in _BASELINES_IN_WORDS:
+        for place, entry in datasets.items():
+            values = {system: metrics.get(MAIN_METRIC) for system, metrics in entry["systems"].items()}
+            reached = values.get(baseline)
+            for system, value in values.items():
+                if system not in BASELINES and None not in (value, reached) and reached > value:
+                    figures = f"{format_figure(reached)} against {format_figure(value)}"
+                    found.setdefault((baseline, system), []).append(f"{place} ({figures})")
     return [
-        f"NDCG@10 of BM25, which needs no encoder, is above that of the {system} (not tested for significance) on "
+        f"NDCG@10 of {_BASELINES_IN_WORDS[baseline]} is above that of the {system} (not tested for significance) on "
         f"{', '.join(places)}."
-        for system, places in found.items()
+        for (baseline, system), places in found.items()
     ]
 
 

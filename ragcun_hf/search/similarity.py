@@ -8,6 +8,9 @@ D = vector width.
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +26,11 @@ def normalize_rows(x_BD: Tensor) -> Tensor:
         x_BD = x_BD / torch.where(largest_B1 > 0, largest_B1, 1.0)
         norm_B1 = torch.linalg.vector_norm(x_BD, dim=1, keepdim=True)
     return x_BD / torch.where(norm_B1 > 0, norm_B1, 1.0)
+
+
+def unit_rows(vectors: Any) -> np.ndarray[Any, Any]:
+    """Scale the rows of any real array to unit length in float64; zero rows stay zero."""
+    return normalize_rows(torch.from_numpy(np.array(vectors, dtype=np.float64))).numpy()
 
 
 def score_rows(queries_PD: Tensor, documents_PD: Tensor, similarity: str, *, in_place: bool = False) -> Tensor:

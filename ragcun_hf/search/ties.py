@@ -45,3 +45,15 @@ def tie_numbers(queries: Rows, scores: np.ndarray[Any, Any], rows: Rows, order: 
     if is_tied.any():
         numbers[is_tied] = order(rows[is_tied])
     return numbers
+
+
+def best_rows(
+    scores: np.ndarray[Any, Any], rows: Rows, k: int, ties: Order | None
+) -> tuple[np.ndarray[Any, Any], Rows]:
+    """Return scores and rows of the k best of some documents, given by two arrays (P,); all if there are fewer."""
+    if len(rows) > k:  # all that tie with the last one stay, so that `ties` decides
+        is_best = scores >= np.partition(scores, -k)[-k]
+        scores, rows = scores[is_best], rows[is_best]
+    numbers = rows if ties is None else tie_numbers(np.zeros_like(rows), scores, rows, ties)
+    order = np.lexsort((numbers, -scores))[:k]
+    return scores[order], rows[order]

@@ -417,10 +417,10 @@ from ragcun_hf.data import beir_folder
 from ragcun_hf.evaluation import model_evaluation
 from ragcun_hf.features import text_vectors
 from ragcun_hf.search import memory_maps
-model_evaluation._HEAD_ROWS = 3
+model_evaluation.HEAD_ROWS = 6
 text_vectors.TEXTS_AT_ONCE = 3
 text_vectors.TEXTS_PER_ROUND = model_evaluation.TEXTS_AT_ONCE = 6  # the corpus in two rounds
-memory_maps._LARGEST_IN_MEMORY = beir_folder.LARGEST_IN_MEMORY = 0  # and on the disk
+memory_maps.LARGEST_IN_MEMORY = beir_folder.LARGEST_IN_MEMORY = 0  # and on the disk
 run_script(eval_beir.main, shares_work=True)
 """
 
@@ -436,15 +436,22 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
     model.save_pretrained(folder / "model")
     words = "bread is food and music on the river of stone".split()
     (folder / "beir" / "toy" / "qrels").mkdir(parents=True)
+    written_texts = {}
     for name, count, shift in (("corpus", 11, 0), ("queries", 5, 3)):
         texts = [" ".join(words[(row + shift) % 7 : (row + shift) % 7 + 1 + row % 4]) for row in range(count)]
+        written_texts[name] = texts
         lines = [json.dumps({"_id": f"{name[0]}{row}", "title": "", "text": text}) for row, text in enumerate(texts)]
         (folder / "beir" / "toy" / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     judgements = "\n".join(f"q{row}\tc{2 * row}\t1" for row in range(5))
     (folder / "beir" / "toy" / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judgements}")
+    pairs = [
+        {"query": written_texts["queries"][row % 5], "positive": written_texts["corpus"][row]} for row in range(10)
+    ]
+    (folder / "known.json").write_text(json.dumps(pairs), encoding="utf-8")
     script = folder / "evaluating.py"
     script.write_text(EVALUATING.format(training=str(TRAINING)), encoding="utf-8")
     recipe = {"model_path": "model", "datasets": ["toy"], "data_dir": "beir", "use_predictor": True}
+    recipe["closed_form"] = "known.json"
     (folder / "evaluation.yaml").write_text(json.dumps(recipe), encoding="utf-8")
     flags = ["--config", "evaluation.yaml"]
     written = {}
@@ -457,9 +464,11 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
         assert "15 texts encoded" in done.stdout  # one is there twice
         results = json.loads((output / "model.json").read_text(encoding="utf-8"))
         runs = {path.name: path.read_bytes() for path in sorted((output / "model").glob("*.trec"))}
-        written[processes] = (runs, results["datasets"], results["isotropy"])
+        gamma = results["settings"]["closed_form_gamma"]
+        written[processes] = (runs, results["datasets"], results["isotropy"], gamma)
         assert len(list((folder / f"features_{processes}").rglob("*.arrow"))) > processes  # each its own shards
-    assert len(written[1][0]) == 4
+    assert len(written[1][0]) == 6
+    assert written[1][3] != {"toy": 0.0}
     assert written[3] == written[1]
 
 

@@ -124,7 +124,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
     folder = trained()
     results = evaluate("--model_path", folder, "--use_predictor")
     systems = results["datasets"]["toy"]["systems"]
-    assert list(systems) == ["base", "bm25", "projection", "predictor"]
+    assert list(systems) == ["base", "bm25", "fusion", "projection", "predictor"]
     base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))  # its head is the identity
     model = load_trained_model(str(folder))
     by_hand = {
@@ -137,7 +137,7 @@ def test_every_system_has_the_figure_worked_out_by_hand(evaluate, trained, tiny_
         assert systems[system]["ndcg@10"] == pytest.approx(figure, abs=1e-6)
     assert results["mean"]["projection"]["ndcg@10"] == systems["projection"]["ndcg@10"]
     assert results["datasets"]["toy"]["num_queries"] == 5  # the unjudged one is left out
-    assert results["datasets"]["toy"]["comparisons"].keys() == {"bm25", "projection", "predictor"}
+    assert results["datasets"]["toy"]["comparisons"].keys() == {"bm25", "fusion", "projection", "predictor"}
 
 
 @pytest.mark.slow
@@ -147,7 +147,7 @@ def test_a_run_writes_all_files_and_a_second_run_writes_the_same(evaluate, train
     shown = capsys.readouterr().out
     second = evaluate("--model_path", folder, "--use_predictor", output="second")
     names = {path.name for path in (tmp_path / "first" / "trained").iterdir()}
-    runs = {f"toy.{system}.trec" for system in ("base", "bm25", "projection", "predictor")}
+    runs = {f"toy.{system}.trec" for system in ("base", "bm25", "fusion", "projection", "predictor")}
     assert names == runs | {"comparison.png", "isotropy.png"}
     for name in runs:
         written = (tmp_path / "first" / "trained" / name).read_bytes()
@@ -251,11 +251,11 @@ def test_faiss_reports_its_recall(evaluate, trained, capsys):
 def test_the_encoder_alone_can_be_evaluated(evaluate, trained, tiny_encoder_folder, tmp_path):
     alone = evaluate("--base_model", tiny_encoder_folder, output="alone")
     beside = evaluate("--model_path", trained(), output="beside")
-    assert list(alone["datasets"]["toy"]["systems"]) == ["base", "bm25"]
+    assert list(alone["datasets"]["toy"]["systems"]) == ["base", "bm25", "fusion"]
     assert alone["datasets"]["toy"]["systems"]["base"] == beside["datasets"]["toy"]["systems"]["base"]
     assert alone["model"]["name"] == "base-bert"
     written = sorted(path.name for path in (tmp_path / "alone" / "base-bert").iterdir())
-    assert written == ["toy.base.trec", "toy.bm25.trec"]
+    assert written == ["toy.base.trec", "toy.bm25.trec", "toy.fusion.trec"]
 
 
 def test_bm25_can_be_switched_off_and_changes_no_other_figure(evaluate, trained, tmp_path):
@@ -266,10 +266,14 @@ def test_bm25_can_be_switched_off_and_changes_no_other_figure(evaluate, trained,
     )
     found = with_it["datasets"]["toy"]["systems"]
     assert found.pop("bm25")["ndcg@10"] > 0
+    assert found.pop("fusion")["ndcg@10"] > 0
     assert without["datasets"]["toy"]["systems"] == found
-    assert "bm25" not in without["settings"]
+    assert not {"bm25", "fusion"} & without["settings"].keys()
     assert with_it["settings"]["bm25"] == "lucene, k1 1.5, b 0.75, english stems, without stop words"
-    assert not (tmp_path / "b" / "trained" / "toy.bm25.trec").exists()
+    assert not [
+        *(tmp_path / "b" / "trained").glob("toy.bm25.trec"),
+        *(tmp_path / "b" / "trained").glob("toy.fusion.trec"),
+    ]
 
 
 def test_the_message_names_only_files_that_were_written(evaluate, trained, tiny_encoder_folder, capsys):
@@ -309,6 +313,51 @@ def test_queries_with_documents_seen_in_training_have_figures_of_their_own(evalu
     whole = seen["datasets"]["toy"]["systems"]["projection"]["ndcg@10"]
     parts = [part["num_queries"] * part["systems"]["projection"]["ndcg@10"] for part in subsets.values()]
     assert sum(parts) / 5 == pytest.approx(whole)
+
+
+def test_the_closed_form_stands_beside_a_head_and_says_if_the_head_is_behind(
+    evaluate, trained, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("ragcun_hf.evaluation.closed_form.GAMMAS", (1_000.0,))  # a document is where its query is
+    known = {"d0": "q0", "d1": "q1", "d2": "q2"}
+    rows = [{"query": QUERIES[query], "positive": CORPUS[key]} for key, query in known.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    folder = trained(documents=[CORPUS["d0"], CORPUS["d1"], CORPUS["d3"]])
+    results = evaluate("--model_path", folder, "--closed_form", tmp_path / "pairs.jsonl", "--no_bm25")
+    entry = results["datasets"]["toy"]
+    assert list(entry["systems"]) == ["base", "closed_form", "projection"]
+    assert results["settings"]["closed_form_gamma"] == {"toy": 1_000.0}
+    # d0 answers q0, d1 q1, d2 q2 and q3, d3 q3: these were seen by one of them, and two queries by both.
+    assert entry["subsets"]["seen_documents"]["num_queries"] == 4
+    runs = {
+        system: (tmp_path / "results" / "trained" / f"toy.{system}.trec").read_text().splitlines()
+        for system in ("closed_form", "projection")
+    }
+    means = {system: sum(_ndcg_of_run(lines, query) for query in ("q0", "q1")) / 2 for system, lines in runs.items()}
+    line = (
+        "toy: the head is behind the closed form on documents it has seen (NDCG@10 "
+        f"{means['projection']:.4f} against {means['closed_form']:.4f}, 2 queries)."
+    )
+    assert (line in capsys.readouterr().out) is (means["projection"] < means["closed_form"])
+    assert means["closed_form"] > 0.9
+
+
+def _ndcg_of_run(lines, query):
+    ranking = [line.split()[2] for line in lines if line.split()[0] == query][:10]
+    gained = sum(QRELS[query].get(key, 0) / math.log2(place + 2) for place, key in enumerate(ranking))
+    best = sorted(QRELS[query].values(), reverse=True)
+    return gained / sum(gain / math.log2(place + 2) for place, gain in enumerate(best))
+
+
+def test_pairs_of_another_data_set_are_an_error_before_the_model_is_loaded(evaluate, tmp_path, monkeypatch):
+    from ragcun_hf.model import base_models
+
+    monkeypatch.setattr(base_models, "load_trained_model", lambda *args, **kwargs: 1 / 0)
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"query": "who", "positive": "of another corpus"}))
+    with pytest.raises(
+        UserError, match="toy: expected documents of the corpus in the pairs of --closed_form, got none"
+    ):
+        evaluate("--model_path", "anything", "--closed_form", tmp_path / "pairs.jsonl")
 
 
 def test_there_are_no_subsets_if_no_document_was_seen(evaluate, trained):
@@ -489,7 +538,7 @@ def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trai
     )
     printed = capsys.readouterr().out
     assert (tmp_path / "compared" / "comparison.png").is_file()
-    assert comparison["systems"] == ["base", "bm25", "first", "first, predictor", "second"]
+    assert comparison["systems"] == ["base", "bm25", "fusion", "first", "first, predictor", "second"]
     assert "second" in printed
     alone = evaluate("--model_path", first, "--use_predictor", **options, output="alone")
     for name in ("toy", "other"):
@@ -497,12 +546,13 @@ def test_compared_models_have_the_figures_of_their_own_evaluation(evaluate, trai
         for system, single in (
             ("base", "base"),
             ("bm25", "bm25"),
+            ("fusion", "fusion"),
             ("first", "projection"),
             ("first, predictor", "predictor"),
         ):
             assert systems[system] == pytest.approx(expected[single])
     assert set(comparison["datasets"]["toy"]["subsets"]) == {"seen_documents", "unseen_documents"}
-    assert len(comparison["overall"]["comparisons"]) == 10
+    assert len(comparison["overall"]["comparisons"]) == 15
 
 
 @pytest.mark.slow

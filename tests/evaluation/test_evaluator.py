@@ -94,6 +94,7 @@ def test_the_figures_are_those_of_eval_beir_to_the_last_digit(moved, tmp_path, m
     assert report["ndcg@10"] == systems["projection"]["ndcg@10"] != report["base_ndcg@10"]
     assert report["base_recall@100"] == systems["base"]["recall@100"]
     assert report["bm25_mrr@10"] == systems["bm25"]["mrr@10"]
+    assert report["fusion_mrr@10"] == systems["fusion"]["mrr@10"]
     assert report["predictor_ndcg@10"] == systems["predictor"]["ndcg@10"]
     report.save("saved/model.json")
     assert read_results("saved/model.json") == report.results

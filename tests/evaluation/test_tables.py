@@ -37,6 +37,13 @@ def test_baselines_with_equal_figures_have_one_row_and_stand_first():
     assert _labels(other) == ["base of a", "base of b", "bm25", "a", "b"]
 
 
+def test_the_fusion_stands_behind_bm25_and_is_of_no_model():
+    results = [_results("a", one=(0.4, 0.5)), _results("b", one=(0.4, 0.6))]
+    for each in results:
+        each["datasets"]["one"]["systems"]["fusion"] = {"ndcg@10": 0.45}
+    assert _labels(collect_rows(results)) == ["base", "bm25", "fusion", "a", "b"]
+
+
 @pytest.mark.parametrize("names", [("mine_seed1", "mine_seed2", "mine-seed-10"), ("mine.seed1", "mineseed2", "mine")])
 def test_seeds_of_one_model_are_one_row_with_mean_and_sample_deviation(names):
     results = [_results(name, one=(0.4, value)) for name, value in zip(names, (0.5, 0.6, 0.7), strict=True)]

@@ -262,14 +262,20 @@ def test_bm25_stands_beside_the_model_and_decides_no_verdict(results, record):
         base = entry["systems"]["base"]["ndcg@10"]
         entry["systems"]["bm25"] = {"ndcg@10": value, "recall@100": 0.8999}
         entry["comparisons"]["bm25"] = _comparison(value - base)
-    results["settings"]["bm25"] = "lucene, english stems"
+        entry["systems"]["fusion"] = {"ndcg@10": value + 0.005}
+        entry["comparisons"]["fusion"] = _comparison(value + 0.005 - base)
+    results["settings"] |= {"bm25": "lucene, english stems", "fusion": "0.7 and 0.3"}
     card = render_card(results=results, training_record=record)
     assert verdict(compare_with_base(results["datasets"])) == without
     assert "BM25 ranks by the words that document and query share (lucene, english stems)." in card
+    assert "The fusion ranks by both (0.7 and 0.3)." in card
     assert "| scifact test (1,406 queries) | BM25 | 0.6900 |" in card
+    assert "| scifact test (1,406 queries) | fusion of both | 0.6950 |" in card
+    assert "which needs no training, is above that of the projection" in card
     assert "above that of the projection (not tested for significance) on scifact (0.6900 against 0.6201)." in card
     assert "above that of the predictor" not in card
-    assert not [each for each in ModelCard(card).data.eval_results if "bm25" in each.metric_name]
+    named = [each.metric_name for each in ModelCard(card).data.eval_results]
+    assert not [name for name in named if "bm25" in name or "fusion" in name]
 
 
 def test_a_comparison_shows_the_model_against_bm25(results, comparison):
