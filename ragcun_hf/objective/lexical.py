@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from ..errors import UserError
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+
+logger = logging.getLogger(__name__)
 
 
 def fit_lexical_half(
@@ -24,10 +27,8 @@ def fit_lexical_half(
     if model.lexical is not None and model.lexical.is_fitted:
         return {}
     if not model.is_untrained:
-        raise UserError(
-            "--lexical expects an untrained model, got one whose head was trained without a lexical half: leave it "
-            "out, or start from the encoder"
-        )
+        logger.warning("The model's head was trained without a lexical half, and goes on without one.")
+        return {}
     texts = documents()
     try:
         model.fit_lexical(texts, weight=weight, num_start_texts=0)
