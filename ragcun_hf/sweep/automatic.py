@@ -64,6 +64,12 @@ CANDIDATES = (
 
 
 CHOSEN_FIELDS = tuple(Candidate(0.0, "linear", 0.0).model_settings)  # of the model's configuration
+# Exact words do what whitening does, and more: on top of them it loses, but pseudo-queries always ask for it.
+WITH_EXACT_WORDS = (
+    Candidate(0.0, "linear", 3.0),
+    Candidate(0.0, "mlp", 3.0),
+    Candidate(0.0, "mlp", 8.0, projection_hidden_dim=2048),
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +177,8 @@ def try_candidates(
     validation = PseudoValidation(data.documents, data.held_out_queries, store, prompts)
     rows = HeadData.of_rows(base, data.trial_rows, store)
     shared = (training.seed, ModelArguments.of_config(base.config), training)
-    trials = [make_trial(each.as_setting(), *shared) for each in CANDIDATES]
+    candidates = CANDIDATES if base.lexical is None else WITH_EXACT_WORDS
+    trials = [make_trial(each.as_setting(), *shared) for each in candidates]
 
     def score(candidate: Candidate, blend: float, scores: np.ndarray) -> CandidateScore:
         weights, differences = validation.weights, scores - base_scores
@@ -189,7 +196,7 @@ def try_candidates(
     with tqdm(
         total=sum(rows.num_steps(each.training) for each in trials), desc="Trying candidates", unit="step"
     ) as bar:
-        for candidate, trial in zip(CANDIDATES, trials, strict=True):
+        for candidate, trial in zip(candidates, trials, strict=True):
             template = with_head(base, trial.model)
             start = rows.initial_weights(template, trial)
             heads = HeadBatch(template, [start], [trial])

@@ -154,17 +154,21 @@ def _run(script, folder, *flags, output="out"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_self_supervised", "train_xy_masked"])
-def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_folder, script, capsys):
-    record = _run(script, tiny_encoder_folder)
+@pytest.mark.parametrize(
+    ("script", "lexical", "counts"),
+    [("train_self_supervised", "false", (1, 2, 3, 3, 2, 2)), ("train_xy_masked", "true", (1, 2, 2, 2))],
+)
+def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_folder, script, lexical, counts, capsys):
+    record = _run(script, tiny_encoder_folder, "--lexical", lexical)
     chosen, tried = record["data"]["chosen"], record["data"]["tried"]
     assert chosen in tried
     assert tried[0]["gain"] == 0
     assert record["blend"] == chosen["blend"]
-    assert len(tried) == 1 + 2 + 3 + 3 + 2 + 2
+    assert len(tried) == sum(counts)
     assert "pseudo-NDCG@10" in capsys.readouterr().out
     model = load_trained_model("out")
     assert model.config.projection_kind == chosen["projection_kind"]
+    assert (model.lexical is not None) == (lexical == "true")
     seen = Path("out/training_documents.txt").read_text(encoding="utf-8").split()
     assert len(seen) == 300  # the held-out documents too: the final head is made from all
 
@@ -172,14 +176,30 @@ def test_the_choice_is_recorded_and_its_model_is_saved(corpus, tiny_encoder_fold
 @pytest.mark.slow
 def test_if_nothing_helps_the_model_is_the_unchanged_base(corpus, tiny_encoder_folder, monkeypatch, capsys):
     monkeypatch.setattr(automatic, "REQUIRED_Z", math.inf)
-    record = _run("train_self_supervised", tiny_encoder_folder)
-    assert "No candidate beats the frozen base" in capsys.readouterr().out
+    record = _run("train_self_supervised", tiny_encoder_folder, "--lexical", "false")
+    assert "No candidate beats the frozen base by more" in capsys.readouterr().out
     assert record["steps"] == 0
     texts = ["the sun is red", "bread and water"]
     model = load_trained_model("out")
     with torch.no_grad():
         output = model(**model.tokenize(texts))
     torch.testing.assert_close(output.embeddings, output.features * model.config.feature_scale, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_if_nothing_helps_exact_words_stay(corpus, tiny_encoder_folder, monkeypatch, capsys):
+    monkeypatch.setattr(automatic, "REQUIRED_Z", math.inf)
+    record = _run("train_self_supervised", tiny_encoder_folder)
+    assert "No candidate beats the frozen base with exact words by more" in capsys.readouterr().out
+    assert record["steps"] == 0
+    model, texts = load_trained_model("out"), json.loads(Path("documents.json").read_text(encoding="utf-8"))
+    with torch.no_grad():
+        output = model(**model.tokenize(texts))
+    # The principal directions keep what they can of the similarities of both halves.
+    ours, exact = (torch.nn.functional.normalize(each) for each in (output.embeddings, output.features))
+    ours, exact = ours @ ours.T, exact @ exact.T
+    base = torch.nn.functional.normalize(model.encoder_part(output.features))
+    assert (ours - exact).square().mean() < 0.2 * (base @ base.T - exact).square().mean()
 
 
 @pytest.mark.slow
