@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Train all heads and report."""
     sweep, parsed = parse(arguments)
     from ..data.training_rows import rows_digest
-    from ..objective.lexical import fit_lexical_half
+    from ..objective.lexical import prepare_lexical_half
     from ..sweep.heads import HeadData
     from ..sweep.records import SweepRecords, remove_sweep
     from ..sweep.run import run_rounds
@@ -54,15 +54,20 @@ def main(arguments: list[str] | None = None) -> None:
     settings, trials = make_trials(sweep, parsed)
     read = with_corpus(read_data(parsed), parsed)
     base = parsed.model.build()
-    if parsed.training.lexical:
-        fit_lexical_half(base, read.known_documents, weight=parsed.model.lexical_weight)
+    fields, is_wanted = parsed.model.config_fields(), parsed.training.lexical
+    lexical = prepare_lexical_half(base, read.known_documents, is_wanted=is_wanted, fields=fields)
     base.to(parsed.training.device)  # type: ignore[arg-type]  # transformers wraps Module.to without its types
     store = parsed.training.store(base)
     data = HeadData.of_rows(base, read.train, store, held_out=read.validation, corpus=read.corpus)
     say(store.summary())
     digests = {"training_texts": rows_digest(read.train), "held_out": rows_digest(read.validation)}  # type: ignore[arg-type]  # make_trials refuses a sweep without held-out rows
     spec = {
-        "data": {**read.facts, **digests, **({"documents_searched": len(read.corpus)} if read.corpus else {})},
+        "data": {
+            **read.facts,
+            **lexical,
+            **digests,
+            **({"documents_searched": len(read.corpus)} if read.corpus else {}),
+        },
         "features": parsed.training.value_flags(),
         "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
         "training": recorded_arguments(parsed.training),

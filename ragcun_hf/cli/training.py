@@ -179,7 +179,7 @@ def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
     from ..data.documents import document_texts, read_documents
 
     if parsed.validation.val_corpus:
-        return data.searching(document_texts(read_documents(parsed.validation.val_corpus)))
+        return data.with_corpus(document_texts(read_documents(parsed.validation.val_corpus)), parsed.training)
     for folder in _folders_to_search(data, parsed):
         data = data.searching(_corpus_of(folder))
     return data

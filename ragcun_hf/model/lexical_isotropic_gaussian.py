@@ -54,13 +54,15 @@ class LexicalHalf(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Return (B, L) float32 for (B, T) tokens; a text without a known token gets the zero vector."""
-        present = attention_mask.to(torch.float32)
-        counts_BV = present.new_zeros(input_ids.shape[0], self.table.shape[0])
-        counts_BT = counts_BV.scatter_add(1, input_ids, present).gather(1, input_ids)
+        present_BT = attention_mask.bool()
+        is_same_BTT = input_ids.unsqueeze(1) == input_ids.unsqueeze(2)  # smaller than counts of a whole vocabulary
+        counts_BT = (is_same_BTT & present_BT.unsqueeze(1)).sum(dim=2)
         # Every occurrence gets an equal part of the token's saturated count.
-        weights_BT = present * (1 + _K1) / (counts_BT + _K1)
+        weights_BT = present_BT * (1 + _K1) / (counts_BT + _K1)
         vectors_BTL = nn.functional.embedding(input_ids, self.table).float()
-        return nn.functional.normalize((weights_BT.unsqueeze(1) @ vectors_BTL).squeeze(1), dim=-1)
+        # Autocast would round the product, so that training sees other vectors than `encode`.
+        with torch.autocast(input_ids.device.type, enabled=False):
+            return nn.functional.normalize((weights_BT.unsqueeze(1) @ vectors_BTL).squeeze(1), dim=-1)
 
     def resize(self, vocab_size: int) -> None:
         """Change the number of tokens; new ones are unknown."""
@@ -121,6 +123,11 @@ class _Corpus:
         random = np.random.default_rng(0)
         for ids in documents:
             tokens, counts = np.unique(np.asarray(ids, dtype=np.int32), return_counts=True)
+            if len(tokens) and tokens[-1] >= vocab_size:
+                raise ValueError(
+                    f"The tokenizer has a token {tokens[-1]}, but the encoder only {vocab_size} tokens: call "
+                    "`resize_token_embeddings` first."
+                )
             self.frequencies_V[tokens] += 1
             place = self.num_documents
             if place >= _MAX_FITTED:
@@ -128,20 +135,21 @@ class _Corpus:
             if place < _MAX_FITTED:
                 sample[place : place + 1] = [(tokens, counts.astype(np.float32))]
             self.num_documents += 1
-        if sum(len(tokens) > 0 for tokens, _ in sample) < 2:
-            raise ValueError(
-                f"The lexical half is fitted to at least two documents with words, got {self.num_documents} "
-                "documents: give more of the texts to search."
-            )
         self.num_rows = len(sample)
         self._ends = np.cumsum([0, *(len(tokens) for tokens, _ in sample)])
-        self._tokens, self._counts = (np.concatenate(parts) for parts in zip(*sample, strict=True))
+        self._tokens = np.concatenate([tokens for tokens, _ in sample] or [np.zeros(0, np.int32)])
+        self._counts = np.concatenate([counts for _, counts in sample] or [np.zeros(0, np.float32)])
 
     def weighted(self, idf_V: np.ndarray) -> Tensor:
         """Return the sample as rows (N, V) of unit length, sparse."""
         values = self._counts * (1 + _K1) / (self._counts + _K1) * idf_V[self._tokens]
         numbers = np.repeat(np.arange(self.num_rows), np.diff(self._ends))
         lengths_N = np.sqrt(np.bincount(numbers, weights=values.astype(np.float64) ** 2, minlength=self.num_rows))
+        if (lengths_N > 0).sum() < 2:
+            raise ValueError(
+                f"The lexical half is fitted to at least two documents with words, got {self.num_documents} "
+                "documents: give more of the texts to search."
+            )
         values = (values / np.maximum(lengths_N, 1e-9)[numbers]).astype(np.float32)
         ends, tokens = torch.from_numpy(self._ends), torch.from_numpy(self._tokens.astype(np.int64))
         size = (self.num_rows, len(idf_V))

@@ -66,7 +66,7 @@ class IsotropicGaussianOutput(ModelOutput):
         predictions: Predicted embeddings of the matching documents, shape (B, D), or (num_predicted, D) if the model
             was called with `num_predicted`; None without a predictor.
         features: Shape (B, H + L), float32: the encoder's pooled output, and the lexical half if there is one; of unit
-            length if `config.normalize_features`.
+            length if `config.normalize_features`, but shorter for a text without a word that the half knows.
         hidden_states: With `output_hidden_states`: the encoder's token states, one (B, T, H) tensor for the token
             embeddings and one per layer; None for precomputed features.
         attentions: With `output_attentions`: the encoder's attention weights, one (B, heads, T, T) tensor per layer.
@@ -256,8 +256,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             dim: L, the width of the lexical half. Default: `config.lexical_dim`, or the encoder's width if that is 0.
             weight: Its share of the similarity, in [0, 1); 0 adds no lexical half. Default: chosen by how many of the
                 documents' words `dim` directions hold, see `lexical_weight` in lexical_isotropic_gaussian.py.
-            num_start_texts: How many documents to encode for the head's start. With 0 it stays at the encoder's own
-                vectors, which ignore the lexical half, until `start_from_features`.
+            num_start_texts: How many documents to encode for the head's start. With 0, a head as wide as the encoder
+                stays at the encoder's own vectors, which ignore the lexical half, until `start_from_features`.
 
         Raises:
             ValueError: If the head is trained, so that it has seen other features, or too few documents have words.
@@ -307,7 +307,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         return torch.cat(parts)
 
     def _mean_length(self, texts: Sequence[str]) -> float:
-        return float(self._sample_features(texts, 256)[:, : self.config.encoder_dim].norm(dim=1).mean())
+        return float(self.encoder_part(self._sample_features(texts, 256)).norm(dim=1).mean())
 
     def reset_head(self, **config_fields: Any) -> None:
         """Give the model a new head, initialized from torch's current seed.
@@ -324,6 +324,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         config = self.config_class(**fields)
         # Made whole, so that a seed gives the head that `from_encoder` gives.
         other = type(self)(config)
+        if config.lexical_dim != self.config.lexical_dim:
+            self.lexical = other.lexical  # not fitted
         self.config, self.projection, self.predictor = config, other.projection, other.predictor
         self.to(self.device)
         self.apply_freezing()

@@ -102,6 +102,8 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         accelerator_config.dispatch_batches = accelerator_config.split_batches = False
         # If one process had no last batch, the others would wait for its rows forever.
         accelerator_config.even_batches = True
+        # No buffer changes in training, and a lexical half is too large to send at every step.
+        self.ddp_broadcast_buffers = bool(self.ddp_broadcast_buffers)
         # Without an accelerator, pinned memory only causes a warning in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 

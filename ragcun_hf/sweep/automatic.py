@@ -61,15 +61,14 @@ CANDIDATES = (
     Candidate(0.3, "mlp", 3.0),
     Candidate(0.3, "mlp", 8.0, projection_hidden_dim=2048),
 )
-
-
-CHOSEN_FIELDS = tuple(Candidate(0.0, "linear", 0.0).model_settings)  # of the model's configuration
 # Exact words do what whitening does, and more: on top of them it loses, but pseudo-queries always ask for it.
 WITH_EXACT_WORDS = (
     Candidate(0.0, "linear", 3.0),
     Candidate(0.0, "mlp", 3.0),
     Candidate(0.0, "mlp", 8.0, projection_hidden_dim=2048),
 )
+
+CHOSEN_FIELDS = tuple(Candidate(0.0, "linear", 0.0).model_settings)  # of the model's configuration
 
 
 @dataclass(frozen=True)

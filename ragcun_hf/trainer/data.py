@@ -72,7 +72,7 @@ class TrainingData:
         else:
             pairs = [read_pairs(source, name=name) for name, source in of_pairs.items()]
             data = cls.of_pairs(_joined(pairs), held_out, args, facts).starting_from(_texts(without_labels))
-        return data if corpus is None else data.searching(_texts(_sources(corpus, "corpus")))
+        return data if corpus is None else data.with_corpus(_texts(_sources(corpus, "corpus")), args)
 
     @classmethod
     def of_pairs(
@@ -162,6 +162,12 @@ class TrainingData:
                 "--val_corpus (in Python: corpus=)"
             )
         return list(dict.fromkeys([*known, *self.collection])) if len(self.collection) else list(known)
+
+    def with_corpus(self, corpus: Sequence[str], args: IsotropicGaussianTrainingArguments) -> TrainingData:
+        """Let validation search a corpus; without validation, it may serve a lexical half alone."""
+        if self.validation is None and args.lexical:
+            return replace(self, collection=[*self.collection, *corpus])
+        return self.searching(corpus)
 
     def searching(self, corpus: Iterable[str]) -> TrainingData:
         """Let validation search a whole corpus."""

@@ -25,7 +25,7 @@ from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.head_weights import trainable_weights
 from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
-from ..objective.lexical import fit_lexical_half
+from ..objective.lexical import prepare_lexical_half
 from ..sweep.automatic import CHOSEN_FIELDS, ChosenSettings, choose_settings
 from .callbacks import StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
 from .data import TrainingData, read_held_out
@@ -119,7 +119,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         self._validation_figures: dict[str, float] = {}
         self._chosen: ChosenSettings | None = None
         self._blend = 1.0  # of the weights that the model has
-        self._fit_lexical(model)
+        self._prepare_lexical(model)
         set_seed(args.seed)
         if model.is_untrained:
             model.reset_head(**_recipe_fields(model, args))
@@ -152,15 +152,18 @@ class IsotropicGaussianTrainer(LossTrainer):
         if not args.disable_tqdm and self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TermsProgressCallback)
 
-    def _fit_lexical(self, model: IsotropicGaussianModel) -> None:
-        """Fit the lexical half that the arguments, or an untrained model's configuration, ask for."""
-        is_empty = model.lexical is not None and not model.lexical.is_fitted
-        if self._given_args.lexical or (is_empty and model.is_untrained):
-            fields = {**self._given_args.model_fields, **model.given_fields}
-            if model.lexical is None and fields.get("lexical_dim"):
-                model.config.lexical_dim = fields["lexical_dim"]
-            facts = fit_lexical_half(model, self.data.known_documents, weight=fields.get("lexical_weight"))
-            self.data = replace(self.data, facts={**self.data.facts, **facts})
+    def _prepare_lexical(self, model: IsotropicGaussianModel) -> None:
+        """Give the model the lexical half that the arguments, or its configuration, ask for."""
+        args = self._given_args
+        checkpoint = open_checkpoint(Path(str(args.output_dir)), args.resume_from_checkpoint)
+        facts = prepare_lexical_half(
+            model,
+            self.data.known_documents,
+            is_wanted=args.lexical,
+            fields={**args.model_fields, **model.given_fields},
+            checkpoint=None if checkpoint is None else checkpoint.path,
+        )
+        self.data = replace(self.data, facts={**self.data.facts, **facts})
 
     def _planned(self, model: IsotropicGaussianModel, **facts: Any) -> RunPlan:
         encoder = None if model.supports_gradient_checkpointing else type(model.encoder).__name__
@@ -288,9 +291,9 @@ class IsotropicGaussianTrainer(LossTrainer):
         """Return arguments and data of the run on documents without labels that comes first."""
         args = self.plan.arguments
         of_features = {each.name: getattr(args, each.name) for each in fields(FeatureArguments)}
-        names = ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16", "lexical")
-        shared = {name: getattr(args, name) for name in names}
-        own = type(args).from_recipe("unlabelled", **of_features, **shared, report_to="none")
+        shared = {name: getattr(args, name) for name in ("output_dir", "seed", "use_cpu", "disable_tqdm", "bf16")}
+        # The model has the lexical half of the whole run, or none.
+        own = type(args).from_recipe("unlabelled", **of_features, **shared, lexical=False, report_to="none")
         kept = {name: value for name, value in args.model_fields.items() if name not in CHOSEN_FIELDS}
         own = with_values(own, model_fields=kept)
         documents = read_documents(list(self.data.documents), name="documents")

@@ -165,6 +165,33 @@ def test_a_lexical_half_is_as_long_as_features_that_have_no_unit_length(tiny_enc
     parts = model(**model.tokenize(DOCUMENTS)).features.split([model.config.encoder_dim, 4], dim=1)
     encoder, lexical = (part.norm(dim=1).mean().item() for part in parts)
     assert lexical == pytest.approx(encoder, rel=1e-3)
+    scale = model.config.lexical_scale
+    model.fit_lexical(DOCUMENTS, dim=4, weight=0.5)
+    assert model.config.lexical_scale == pytest.approx(scale, rel=1e-5)
+
+
+def test_autocast_changes_nothing(model):
+    model.fit_lexical(DOCUMENTS, dim=4, weight=0.5)
+    tokens = model.tokenize(DOCUMENTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = model.lexical_features(**tokens)
+    assert torch.equal(rounded, model.lexical_features(**tokens))
+
+
+def test_a_new_head_for_another_width_has_an_empty_half(model):
+    model.reset_head(lexical_dim=8)
+    assert model.lexical.table.shape[1] == 8 and not model.lexical.is_fitted
+    assert model.encode(["red fish"]).shape == (1, model.config.output_dim)
+
+
+def test_a_token_that_the_encoder_lacks_is_named():
+    with pytest.raises(ValueError, match="a token 7, but the encoder only 5 tokens"):
+        LexicalHalf(vocab_size=5, dim=2).fit([[1, 2], [3, 7]])
+
+
+def test_blank_documents_are_refused(model):
+    with pytest.raises(ValueError, match="two documents with words, got 3"):
+        model.fit_lexical(["", " ", ""])
 
 
 def test_the_head_starts_at_the_principal_directions_of_both_halves(model):

@@ -614,3 +614,64 @@ def test_pseudo_queries_of_documents_do_not_tell_relevance(make_model, make_args
     assert trainer.data.validation.num_rows >= 100
     trainer.train()
     assert trainer.model.config.relevance_calibration is None
+
+
+def test_a_resumed_run_has_the_lexical_half_of_its_checkpoint(make_model, make_args, pairs, monkeypatch):
+    fields = {"lexical": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    whole = IsotropicGaussianTrainer(make_model(), make_args(**fields), pairs)
+    whole.train()
+    monkeypatch.setattr(IsotropicGaussianModel, "fit_lexical", None)  # must not be fitted again
+    model = make_model()
+    resumed = IsotropicGaussianTrainer(model, make_args(**fields, resume_from_checkpoint="last"), pairs)
+    assert torch.equal(model.lexical.table, whole.model.lexical.table)
+    resumed.train()
+    assert _same(_head(model), _head(whole.model))
+
+
+def test_documents_beside_pairs_start_from_the_lexical_half_of_the_run(make_model, make_args, pairs, monkeypatch):
+    from ragcun_hf.sweep import automatic
+
+    monkeypatch.setattr(automatic, "LEAST_HELD_OUT", 1)
+    documents = [{"text": f"{pair['positive']} {pair['query']}. {pair['positive']}"} for pair in pairs]
+    for weight in (0.0, 0.3):
+        model, args = make_model(lexical_weight=weight), make_args("adapt", lexical=True, max_steps=1)
+        trainer = IsotropicGaussianTrainer(model, args, {"pairs": pairs, "documents": documents})
+        trainer.train()
+        assert (model.lexical is None) == (weight == 0.0)
+        assert model.config.feature_dim == model.projection.linear.in_features
+
+
+def test_a_trained_head_keeps_its_configuration_where_a_lexical_half_is_asked_for(
+    make_model, make_args, pairs, tmp_path
+):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(), pairs)
+    trainer.train()
+    args = make_args("adapt", lexical=True, lexical_dim=3, max_steps=1, output_dir=str(tmp_path / "again"))
+    again = IsotropicGaussianTrainer(trainer.model, args, pairs)
+    again.train()
+    again.save_model()
+    assert IsotropicGaussianModel.from_pretrained(tmp_path / "again").lexical is None
+
+
+def test_a_corpus_serves_the_lexical_half_without_held_out_pairs(make_model, make_args, pairs):
+    model = make_model()
+    trainer = IsotropicGaussianTrainer(model, make_args(lexical=True), pairs, corpus=["another red bird"])
+    assert trainer.data.facts["lexical_documents"] == len({pair["positive"] for pair in pairs}) + 1
+
+
+def test_falling_back_with_exact_words_is_the_base(make_model, make_args, pairs, tmp_path):
+    args = make_args(lexical=True, val_fraction=0.3, fall_back=True, learning_rate=10.0)
+    model = make_model()
+    plain = make_model().encode(["red fish", "a star"], normalize_embeddings=True)
+    trainer = IsotropicGaussianTrainer(model, args, pairs)
+    trainer.train()
+    if trainer.record()["validation_ndcg@10"].get("trained") is not None:  # the head was no better
+        assert torch.allclose(
+            torch.tensor(model.encode(["red fish", "a star"], normalize_embeddings=True)),
+            torch.tensor(plain),
+            atol=1e-5,
+        )
+    width = model.config.encoder_dim + 3
+    with pytest.raises(UserError, match="as wide as the encoder"):
+        wide = make_args(lexical=True, val_fraction=0.3, fall_back=True)
+        IsotropicGaussianTrainer(make_model(output_dim=width, lexical_dim=3), wide, pairs)
