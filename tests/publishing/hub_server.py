@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 OWNER_TOKEN, READER_TOKEN = "hf_owner", "hf_reader"
-LFS_SIZE = 10_000
+LFS_SIZE = 20_000  # bytes; a model card is smaller, weights are larger
 
 
 @dataclass

@@ -91,7 +91,8 @@ def _contenders(model: Any, folder: Path, onnx_dir: str | None, threads: int) ->
 
         @torch.inference_mode()
         def embed(ids: Any, mask: Any) -> Any:
-            return model(features=compute(ids, mask), num_predicted=0).embeddings
+            features = model.join_features(compute(ids, mask), model.lexical_features(ids, mask))
+            return model(features=features, num_predicted=0).embeddings
 
         return embed
 
