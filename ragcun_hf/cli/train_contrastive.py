@@ -10,9 +10,7 @@ a BEIR folder, or a Hub dataset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..command_line import argument
@@ -53,14 +51,6 @@ def main(arguments: list[str] | None = None) -> None:
     train_from_command_line("train_contrastive", __doc__, PairDataArguments, read_data, arguments)
 
 
-def collection_of(sources: Sequence[str]) -> list[str]:
-    """Return all documents of the BEIR folders among the sources."""
-    from ..data.beir_folder import read_corpus
-
-    folders = [Path(source).expanduser() for source in sources if is_beir_folder(source)]
-    return [text for folder in folders for text in read_corpus(folder / "corpus.jsonl")[1] if text]
-
-
 def read_data(parsed: ParsedArguments) -> TrainingData:
     """Read training and validation pairs."""
     from datasets import concatenate_datasets
@@ -84,7 +74,9 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
         return TrainingData.of_stream(sources, parsed.held_out_pairs(), parsed.training, facts)
     read = TrainingData.of_pairs(concatenate_datasets(sources), parsed.held_out_pairs(), parsed.training, facts)
     if parsed.training.lexical:
-        read = replace(read, collection=collection_of(data.train_data))
+        folders = filter(is_beir_folder, data.train_data)
+        collection = [text for folder in folders for text in document_texts(read_documents(folder))]
+        read = replace(read, collection=collection)
     if not data.documents:
         return read
     return read.starting_from(document_texts(read_documents(data.documents)))

@@ -187,7 +187,7 @@ def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
 
 def _folders_to_search(data: TrainingData, parsed: ParsedArguments) -> list[str]:
     """Return the BEIR folders whose corpus validation searches without being told so."""
-    # Where features are not kept, the whole corpus would be encoded at every evaluation.
+    # Without kept features, every evaluation would encode the whole corpus.
     is_cached = parsed.model.freeze_base and parsed.training.feature_cache and data.train.num_rows is not None
     if data.validation is None or data.corpus or not is_cached:
         return []

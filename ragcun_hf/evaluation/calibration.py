@@ -1,4 +1,4 @@
-"""How probable it is that the first document of a ranking is relevant: fitted to held-out queries, and measured.
+"""Fit the probability that the first document of a ranking is relevant to held-out queries, and measure it.
 
 Shape letters used in this file: Q = queries.
 """

@@ -76,7 +76,7 @@ class TextEncoder:
     store: FeatureStore
 
     def queries(self, dataset: BeirDataset) -> np.ndarray:
-        """Return the features of all queries, shape (Q, H)."""
+        """Return the features of all queries, shape (Q, H + L)."""
         texts = list(dataset.queries.values())
         return self.store.features(texts, prompt=self.model.config.query_prompt).expanded()
 
@@ -85,7 +85,7 @@ class TextEncoder:
         self.store.encode(texts, prompt=self.model.config.document_prompt)
 
     def documents(self, texts: Sequence[str]) -> np.ndarray:
-        """Return the features of some documents, shape (N, H)."""
+        """Return the features of some documents, shape (N, H + L)."""
         return self.store.read(texts, prompt=self.model.config.document_prompt).expanded()
 
 
@@ -216,7 +216,7 @@ def evaluation_settings(
 def apply_head(
     model: IsotropicGaussianModel, features: np.ndarray, *, num_predicted: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Apply the head to features (N, H): embeddings (N, D) and, with a predictor, predictions (N, D), float32.
+    """Apply the head to features (N, H + L): embeddings (N, D) and, with a predictor, predictions (N, D), float32.
 
     Pass `num_predicted=0` for documents, which need no prediction.
     """

@@ -37,7 +37,7 @@ class FeatureTable:
     rows: np.ndarray  # (N,), int64: the row of each text; equal texts have equal rows
 
     def expanded(self) -> np.ndarray:
-        """Return one row per text, shape (N, H); `vectors` itself if all texts are distinct."""
+        """Return one row per text, shape (N, H + L); `vectors` itself if all texts are distinct."""
         return self.vectors if len(self.rows) == len(self.vectors) else self.vectors[self.rows]
 
 

@@ -391,7 +391,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         of the features. A projection with random initialization is left unchanged.
 
         Args:
-            features: Shape (N, H), of texts like those to embed; a few thousand rows are enough.
+            features: Shape (N, H + L), of texts like those to embed; a few thousand rows are enough.
             whitening: In [0, 0.5]: 0 changes nothing, 0.5 makes the variances nearly equal; 0.1 to 0.3 can help.
             is_ordered: Rotate a projection of the same width, too, to the principal directions, leading ones first, so
                 that embeddings can be cut.

@@ -67,8 +67,8 @@ class TextPairCollator:
 class FeaturePairs:
     """Features of N training rows; equal texts share one. The Trainer's dataset is then a range of row numbers.
 
-    `query_vectors` (U, H) and `document_vectors` (V, H) hold the features of distinct texts. `query_rows` (N,),
-    `positive_rows` (N,) and `negative_rows` (an array per row) are the places of each row's texts in them.
+    `query_vectors` (U, H + L) and `document_vectors` (V, H + L) hold the features of distinct texts. `query_rows`
+    (N,), `positive_rows` (N,) and `negative_rows` (an array per row) are the places of each row's texts in them.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class FeaturePairs:
         return PairIds(torch.from_numpy(self.query_rows[rows]), torch.from_numpy(self.positive_rows[rows]))
 
     def sample(self, num_rows: int) -> np.ndarray:
-        """Return features (S, H) of distinct texts of the first rows: up to 4,096 queries, then as many documents."""
+        """Return features (S, H + L) of distinct texts of the first rows: at most 4,096 queries, then documents."""
         parts = []
         for vectors, rows in ((self.query_vectors, self.query_rows), (self.document_vectors, self.positive_rows)):
             distinct = np.unique(rows[:num_rows])
@@ -133,7 +133,7 @@ class TrainerInputs:
     train_rows: Any
     validation_rows: Any
     collator: Callable[[Any], dict[str, Tensor]]
-    sample: Callable[[], Tensor]  # features (S, H) of some training texts, to initialize a projection from
+    sample: Callable[[], Tensor]  # features (S, H + L) of some training texts, to initialize a projection from
     pair_ids: PairIds | None
     eval_pair_ids: PairIds | None
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from ..command_line import say
-from ..distributed import broadcast_from_first
+from ..distributed import broadcast_from_first, world_size
 from ..errors import UserError
 from ..model.lexical_isotropic_gaussian import LexicalHalf
 
@@ -63,6 +63,8 @@ def prepare_lexical_half(
 
 def _make_equal(model: IsotropicGaussianModel) -> None:
     """Take the lexical half of the first process: sums differ in their last digits, and the cache's key has them."""
+    if world_size() == 1:
+        return
     config, table = model.config, None if model.lexical is None else model.lexical.table.cpu()
     own = (table, {name: getattr(config, name) for name in _FIELDS})
     table, values = broadcast_from_first(lambda: own)

@@ -136,7 +136,7 @@ class TermsProgressCallback(ProgressCallback):
 
 
 class TrackedPlots(TrainerCallback):
-    """Sends two plots to the trackers of `--report_to` when training ends; `sample` returns features (N, H)."""
+    """Sends two plots to the trackers of `--report_to` when training ends; `sample` returns features (N, H + L)."""
 
     def __init__(self, sample: Callable[[], Tensor]) -> None:
         self._sample = sample

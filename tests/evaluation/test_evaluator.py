@@ -181,7 +181,7 @@ def test_our_trainer_refuses_figures_that_would_replace_others(evaluator, tiny_m
     for given in (evaluator, [named, evaluator], [named, named]):
         with pytest.raises(UserError, match="expected one figure of each name, got (mine_)?ndcg@10 twice: name"):
             IsotropicGaussianTrainer(tiny_model, args, tiny_pairs, tiny_pairs, evaluator=given)
-    # What a function returns is only seen when it is called.
+    # Only a call shows what a function returns.
     trainer = IsotropicGaussianTrainer(
         tiny_model, args, tiny_pairs, tiny_pairs, evaluator=[named, lambda model: {"ndcg@10": 1.0}]
     )
