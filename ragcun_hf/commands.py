@@ -37,7 +37,7 @@ COMMANDS = {
     "search": Command("search_demo"),
     "card": Command("render_card"),
     "push": Command("push_to_hub"),
-    "export": Command("export_onnx"),
+    "export": Command("export"),
     "prepare-data": Command("prepare_data"),
     "mine-negatives": Command("mine_negatives"),
     "convert": Command("convert_checkpoint"),

@@ -4,8 +4,17 @@
 import math
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+try:
+    from huggingface_hub.dataclasses import strict
+    from transformers import AutoConfig, PreTrainedConfig
+except ImportError as error:
+    import transformers
+
+    raise ImportError(
+        "This model needs transformers 5.20 or newer (and, for SentenceTransformer, sentence-transformers 6), got "
+        f"transformers {transformers.__version__}: run pip install -U transformers sentence-transformers, or ask for "
+        "the model as a plain sentence-transformers folder (ragcun export --format sentence-transformers)."
+    ) from error
 
 _CHOICES = {
     "pooling": ("mean", "cls", "last"),
@@ -58,7 +67,9 @@ class IsotropicGaussianConfig(PreTrainedConfig):
         dropout: Dropout in the MLPs of the projection and the predictor, in [0, 1).
         use_predictor: Add a predictor D -> D that predicts the document's embedding from the query's.
         predictor_hidden_dim: Hidden width of the predictor's MLP. Default: 2 * D.
-        similarity_fn_name: How embeddings are compared in search: `cosine`, `dot` or `euclidean`.
+        similarity_fn_name: How embeddings are compared in search: `cosine`, `dot` or `euclidean`. With `cosine`, the
+            vectors of `encode*`, sentence-transformers and exports have unit length, so that every metric of a vector
+            store ranks alike; those of `forward` never do.
         query_prompt: Text prepended to every query.
         document_prompt: Text prepended to every document.
         default_prompt_name: Which prompt `encode` adds if none is named: `query`, `document`, or None for no prompt.
@@ -131,6 +142,11 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     def feature_dim(self) -> int:
         """H + L, the width of a feature, which is the projection's input."""
         return self.encoder_dim + self.lexical_dim
+
+    @property
+    def has_unit_vectors(self) -> bool:
+        """Whether vectors leave the model for search with unit length."""
+        return self.similarity_fn_name == "cosine"
 
     @property
     def hidden_size(self) -> int:

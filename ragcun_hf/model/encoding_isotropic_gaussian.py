@@ -146,7 +146,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -163,7 +163,7 @@ class EncodingMixin:
         prompt_name: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -179,7 +179,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -195,7 +195,8 @@ class EncodingMixin:
             batch_size: Texts per forward pass.
             show_progress_bar: Show a progress bar.
             convert_to_tensor: Return a tensor on the CPU instead of an array.
-            normalize_embeddings: Scale vectors to unit length, after truncation.
+            normalize_embeddings: Scale vectors to unit length, after truncation; False leaves them as training sees
+                them. Default: if the model's similarity is cosine.
             device: Move the model there first, as sentence-transformers does; it stays there. Default: do not move it.
             precision: `float32`, or `int8`, `uint8`, `binary` or `ubinary`, which need 4 or 32 times less memory; see
                 the function `quantize` in this file.
@@ -221,7 +222,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            normalize_embeddings,
+            self._is_normalized(normalize_embeddings),
             device,
             precision,
             truncate_dim,
@@ -240,7 +241,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -258,7 +259,7 @@ class EncodingMixin:
         prompt_name: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -275,7 +276,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -291,7 +292,7 @@ class EncodingMixin:
             batch_size: See `encode`, as for all options below.
             show_progress_bar: Show a progress bar.
             convert_to_tensor: Return a tensor on the CPU instead of an array.
-            normalize_embeddings: Scale vectors to unit length, after truncation.
+            normalize_embeddings: Scale vectors to unit length, after truncation, or not.
             device: Move the model there first; it stays there.
             precision: `float32`, `int8`, `uint8`, `binary` or `ubinary`.
             truncate_dim: Keep the first coordinates only.
@@ -315,7 +316,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            normalize_embeddings,
+            self._is_normalized(normalize_embeddings),
             device,
             precision,
             truncate_dim,
@@ -333,7 +334,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -350,7 +351,7 @@ class EncodingMixin:
         prompt_name: str | None = None,
         batch_size: int = 32,
         show_progress_bar: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -366,7 +367,7 @@ class EncodingMixin:
         batch_size: int = 32,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
-        normalize_embeddings: bool = False,
+        normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "float32",
         truncate_dim: int | None = None,
@@ -381,7 +382,7 @@ class EncodingMixin:
             batch_size: See `encode`, as for all options below.
             show_progress_bar: Show a progress bar.
             convert_to_tensor: Return a tensor on the CPU instead of an array.
-            normalize_embeddings: Scale vectors to unit length, after truncation.
+            normalize_embeddings: Scale vectors to unit length, after truncation, or not.
             device: Move the model there first; it stays there.
             precision: `float32`, `int8`, `uint8`, `binary` or `ubinary`.
             truncate_dim: Keep the first coordinates only.
@@ -401,7 +402,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            normalize_embeddings,
+            self._is_normalized(normalize_embeddings),
             device,
             precision,
             truncate_dim,
@@ -502,6 +503,9 @@ class EncodingMixin:
                 "held-out queries."
             )
         return relevance_probability(self.config.relevance_calibration, scores)
+
+    def _is_normalized(self, asked: bool | None) -> bool:
+        return self.config.has_unit_vectors if asked is None else asked
 
     def _prompt(self, prompt: str | None, prompt_name: str | None, default_name: str | None) -> str:
         if prompt is not None:

@@ -518,12 +518,21 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         return_dict: bool | None = None,
         **encoder_inputs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
-        """Embed tokens for sentence-transformers, which calls this method; `pooler_output` has shape (B, D)."""
+        """Embed tokens for sentence-transformers, which calls this method; `pooler_output` has shape (B, D).
+
+        Unlike the embeddings of `forward`, it has unit length if `config.has_unit_vectors`.
+        """
         output = self.forward(input_ids, attention_mask, return_dict=True, **encoder_inputs)
         text = BaseModelOutputWithPooling(
-            pooler_output=output.embeddings, hidden_states=output.hidden_states, attentions=output.attentions
+            pooler_output=self.search_vectors(output.embeddings),
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )
         return text if (self.config.return_dict if return_dict is None else return_dict) else text.to_tuple()
+
+    def search_vectors(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings or predictions (B, D) as they leave the model: of unit length, or unchanged."""
+        return nn.functional.normalize(embeddings, dim=-1) if self.config.has_unit_vectors else embeddings
 
     @property
     def tokenizer(self) -> Any:

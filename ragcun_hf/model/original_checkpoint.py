@@ -143,10 +143,17 @@ def difference_to_original(model: IsotropicGaussianModel, state: Mapping[str, Te
     with torch.no_grad():
         unit = nn.functional.normalize(model.compute_features(**tokens), dim=-1)
         embeddings = _original_head(unit, state, "projection")
-        pairs: list[tuple[Tensor, Any]] = [(embeddings, model.encode_document(texts, convert_to_tensor=True))]
+        pairs: list[tuple[Tensor, Any]] = [
+            (embeddings, model.encode_document(texts, convert_to_tensor=True, normalize_embeddings=False))
+        ]
         if model.predictor is not None:
             predictions = _original_head(embeddings, state, "predictor")
-            pairs.append((predictions, model.encode_query(texts, use_predictor=True, convert_to_tensor=True)))
+            pairs.append(
+                (
+                    predictions,
+                    model.encode_query(texts, use_predictor=True, convert_to_tensor=True, normalize_embeddings=False),
+                )
+            )
     return max(float((ours - theirs).abs().max() / theirs.std().clamp_min(1e-12)) for theirs, ours in pairs)
 
 

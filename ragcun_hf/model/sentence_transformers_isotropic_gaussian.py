@@ -56,11 +56,14 @@ def adopt_settings(config: IsotropicGaussianConfig, settings: dict[str, Any]) ->
     prompts = settings.get("prompts") or {}
     config.query_prompt, config.document_prompt = prompts.get("query") or "", prompts.get("document") or ""
     similarity, default = settings.get("similarity_fn_name"), settings.get("default_prompt_name")
-    if similarity in ("cosine", "dot", "euclidean"):
+    # Vectors of unit length stay so, and cosine is the dot product of those.
+    if similarity == "cosine" or (similarity in ("dot", "euclidean") and not config.has_unit_vectors):
         config.similarity_fn_name = similarity
     config.default_prompt_name = default if default in ("query", "document") else None
     names = ("similarity_fn_name", "default_prompt_name", "truncate_dim")
     asked = {name: settings[name] for name in names if settings.get(name) is not None}
+    if config.has_unit_vectors and similarity == "dot":
+        del asked["similarity_fn_name"]
     unknown = [f"{name} = {value}" for name, value in asked.items() if value != getattr(config, name, None)]
     if unknown:
         logger.warning("Only sentence-transformers will know these settings of the model: %s.", ", ".join(unknown))

@@ -42,7 +42,7 @@ _NOTES = {
     "prompts": "Put prompts[role] before every text; neither the tokenizer nor the graph does.",
     "tokenizer": "tokenizer.json, read by the tokenizers library, truncates to max_length and pads.",
     "empty_text": "A text without any token is one padding token whose attention_mask is 1.",
-    "embeddings": "Not of unit length; compare them by similarity_fn_name.",
+    "embeddings": "Of unit length if unit_length is true; compare them by similarity_fn_name.",
     "int8": "Scales are computed for each batch, so a vector depends slightly on the other texts in its batch.",
 }
 
@@ -69,7 +69,7 @@ class OnnxEncoder:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        what, remedy = f"an export with {CONFIG_FILE}", f"run {command('export_onnx')} first"
+        what, remedy = f"an export with {CONFIG_FILE}", f"run {command('export')} first"
         self.config = read_json_object(folder / CONFIG_FILE, what, remedy)
         if precision not in self.config["files"]:
             present = " and ".join(self.config["files"])
@@ -150,6 +150,7 @@ def write_onnx(
         "output_dim": settings.output_dim,
         "max_length": settings.max_length,
         "similarity_fn_name": settings.similarity_fn_name,
+        "unit_length": settings.has_unit_vectors,
         "prompts": {"query": settings.query_prompt, "document": settings.document_prompt},
         "padding": {"side": tokenizer.padding_side, "id": tokenizer.pad_token_id},
         "notes": _NOTES,
@@ -190,7 +191,7 @@ class _GraphOfModel(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         output = self.model(input_ids, attention_mask)
-        return tuple(output[name] for name in self.outputs)
+        return tuple(self.model.search_vectors(output[name]) for name in self.outputs)
 
 
 def _write_graph(graph: _GraphOfModel, path: Path) -> int:
@@ -281,7 +282,7 @@ def compare_with_model(
     batches = list(_check_batches(texts, model.config.max_length))
     tokens = [model.tokenize(batch) for batch in batches]
     with torch.inference_mode():
-        outputs = [model(**inputs) for inputs in tokens]
+        outputs = [_search_vectors(model, inputs) for inputs in tokens]
     found = {}
     for precision in precisions:
         encoder = OnnxEncoder(folder, precision=precision, threads=torch.get_num_threads())
@@ -297,6 +298,11 @@ def compare_with_model(
         ours = np.stack([np.concatenate([run[name] for run in runs]) for name in runs[0]])
         found[precision] = _largest_difference(exact, ours) if precision == "float32" else _cosines(exact, ours)
     return found
+
+
+def _search_vectors(model: IsotropicGaussianModel, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    output = model(**tokens)
+    return {name: model.search_vectors(output[name]) for name in _OUTPUTS if output.get(name) is not None}
 
 
 def _largest_difference(exact: np.ndarray, ours: np.ndarray) -> dict[str, float]:

@@ -283,13 +283,33 @@ def test_prompts_are_put_before_queries_and_documents(tiny_encoder_folder):
     assert np.abs(model.encode_query("the sun") - plain.encode_query("the sun")).max() > 0.01
 
 
-def test_encoding_gives_torch_and_unit_length_when_asked(tiny_model):
-    vectors = tiny_model.encode_query(TEXTS, convert_to_tensor=True)
+def test_encoding_gives_torch_and_raw_vectors_when_asked(tiny_model):
+    vectors = tiny_model.encode_query(TEXTS, convert_to_tensor=True, normalize_embeddings=False)
     assert isinstance(vectors, torch.Tensor)
     assert (vectors.dtype, vectors.device.type, vectors.requires_grad) == (torch.float32, "cpu", False)
     unit = tiny_model.encode_query(TEXTS, convert_to_tensor=True, normalize_embeddings=True)
     assert torch.allclose(unit, vectors / vectors.norm(dim=1, keepdim=True), atol=1e-6)
     assert (vectors.norm(dim=1) - 1).abs().min() > 0.1
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_vectors_leave_a_cosine_model_with_unit_length_and_others_unchanged(tiny_encoder_folder, similarity):
+    model = _start(tiny_encoder_folder, similarity_fn_name=similarity, use_predictor=True)
+    tokens = model.tokenize(TEXTS)
+    with torch.no_grad():
+        raw = model(**tokens)
+        found = {
+            "query": (model.encode_query(TEXTS), raw.embeddings),
+            "document": (model.encode_document(TEXTS), raw.embeddings),
+            "predicted": (model.encode_query(TEXTS, use_predictor=True), raw.predictions),
+            "sentence-transformers": (model.get_text_features(**tokens).pooler_output.numpy(), raw.embeddings),
+        }
+    for name, (vectors, expected) in found.items():
+        lengths = np.linalg.norm(vectors, axis=1)
+        if similarity == "cosine":
+            expected = expected / expected.norm(dim=1, keepdim=True)
+            np.testing.assert_allclose(lengths, 1, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5, err_msg=name)
 
 
 def test_vectors_can_be_trained_on(tiny_model):
@@ -300,8 +320,9 @@ def test_vectors_can_be_trained_on(tiny_model):
 
 def test_use_predictor_returns_the_predictor_s_output(tiny_model):
     _perturb(tiny_model.predictor)
-    embeddings = tiny_model.encode_query(TEXTS, convert_to_tensor=True)
-    predictions = tiny_model.encode_query(TEXTS, convert_to_tensor=True, use_predictor=True)
+    raw = {"convert_to_tensor": True, "normalize_embeddings": False}
+    embeddings = tiny_model.encode_query(TEXTS, **raw)
+    predictions = tiny_model.encode_query(TEXTS, use_predictor=True, **raw)
     assert torch.allclose(predictions, tiny_model.predictor(embeddings), rtol=1e-4, atol=1e-4)
     assert (predictions - embeddings).abs().max() > 0.1
 

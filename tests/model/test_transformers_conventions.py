@@ -101,9 +101,10 @@ def test_an_attention_implementation_without_weights_gives_none(tiny_model):
 def test_the_method_for_sentence_transformers_passes_the_same_options(model, tokens):
     output = model(**tokens, output_hidden_states=True)
     text = model.get_text_features(**tokens, output_hidden_states=True)
-    assert torch.equal(text.pooler_output, output.embeddings)
+    expected = torch.nn.functional.normalize(output.embeddings, dim=1)
+    assert torch.equal(text.pooler_output, expected)
     assert len(text.hidden_states) == 3
-    assert torch.equal(model.get_text_features(**tokens, return_dict=False)[0], output.embeddings)
+    assert torch.equal(model.get_text_features(**tokens, return_dict=False)[0], expected)
 
 
 # Evaluation mode, copies, precision

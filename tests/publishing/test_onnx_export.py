@@ -86,7 +86,7 @@ def exported(saved, script, check_texts):
         if name not in done:
             precision = ["float32", "int8"] if name == "encoder" else ["float32"]
             flags = ["--model_path", str(folder), "--check_texts", check_texts, "--precision", *precision]
-            script("export_onnx").main(flags)
+            script("export").main(flags)
             done.add(name)
         return folder
 
@@ -214,7 +214,7 @@ def test_large_weights_get_a_file_and_a_second_run_leaves_nothing_of_the_first(
     flags = ["--model_path", str(saved("encoder")), "--check_texts", check_texts, "--output_dir", str(tmp_path / "o")]
     capsys.readouterr()  # what the fixture wrote
     monkeypatch.setattr(onnx_export, "LARGEST_FILE_BYTES", 0)
-    script("export_onnx").main(flags)
+    script("export").main(flags)
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     graphs = {"model.onnx", "model.onnx.data", "model_int8.onnx", "model_int8.onnx.data"}
     assert _files(tmp_path / "o") == {*graphs, *tokenizer, "onnx_config.json"}
@@ -226,7 +226,7 @@ def test_large_weights_get_a_file_and_a_second_run_leaves_nothing_of_the_first(
     moved.rename(tmp_path / "o")
     (tmp_path / "o" / "notes.txt").write_text("mine")
     monkeypatch.undo()
-    script("export_onnx").main([*flags, "--precision", "int8"])
+    script("export").main([*flags, "--precision", "int8"])
     assert _files(tmp_path / "o") == {"model_int8.onnx", *tokenizer, "onnx_config.json", "notes.txt"}
     assert OnnxEncoder(tmp_path / "o", precision="int8").config["files"] == {"int8": "model_int8.onnx"}
     with pytest.raises(UserError, match="expected a float32 graph .* got int8"):
@@ -271,7 +271,7 @@ def test_after_an_error_everything_is_as_before(saved, script, check_texts, tmp_
         (folder / "onnx_config.json").write_text("{}")
     flags = ["--model_path", str(saved("encoder")), "--output_dir", str(folder), "--check_texts", check_texts]
     with pytest.raises(KeyboardInterrupt):
-        script("export_onnx").main(flags)
+        script("export").main(flags)
     if existing:
         assert _files(folder) == {"model.onnx", "onnx_config.json"}
         assert (folder / "model.onnx").read_text() == "earlier"
@@ -296,7 +296,7 @@ def test_a_missing_package_is_reported_with_the_command_to_install_it(saved, scr
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     with pytest.raises(UserError, match=f"{package}, found none: run pip install {package}"):
-        script("export_onnx").main(["--model_path", str(saved("encoder")), "--output_dir", str(tmp_path / "o")])
+        script("export").main(["--model_path", str(saved("encoder")), "--output_dir", str(tmp_path / "o")])
     assert _files(tmp_path) == set()
 
 
@@ -325,7 +325,7 @@ def test_impossible_exports_are_refused_before_anything_is_written(
     before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
     model = str(saved("encoder"))
     with pytest.raises(UserError, match=message):
-        script("export_onnx").main([model if flag == "MODEL" else flag for flag in flags])
+        script("export").main([model if flag == "MODEL" else flag for flag in flags])
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
 
 
