@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from .files import path_below
+
 PROGRAM = "ragcun"
 _SCRIPT = re.compile(r"(?:python )?training/(\w+)\.py")
 
@@ -76,7 +78,7 @@ def set_running(module: str) -> None:
 def portable_command(module_or_script: str, arguments: Sequence[str] | None = None) -> str:
     """Return a command line to record, of a module of `cli/` or a script of a checkout.
 
-    Of a path outside the working folder, only the last two parts are kept.
+    Of a path outside the working folder, only the last part is kept: the folder above it may be a user's name.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     start = ["python", module_or_script]
@@ -131,5 +133,4 @@ def _portable_word(word: str) -> str:
     if equals and flag.startswith("--"):
         return f"{flag}={_portable_word(value)}"
     path = Path(word)
-    is_outside = path.is_absolute() or word.startswith("..")
-    return "/".join(part for part in path.parts[-2:] if part not in ("..", path.anchor)) if is_outside else word
+    return path_below(path).as_posix() if path.is_absolute() or word.startswith("..") else word

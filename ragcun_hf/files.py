@@ -156,9 +156,23 @@ def weights_digest(folder: Path) -> str | None:
 
 
 def source_name(source: str) -> str:
-    """Return the last two parts of a path, without the folders of this machine; a Hub id is returned unchanged."""
+    """Return how a record names a source: an existing path by its last parts, a Hub id unchanged.
+
+    These are two of a path in the working folder, and one of another: the folder above may be a user's name.
+    """
     path = Path(source)
-    return "/".join(path.absolute().parts[-2:]) if path.exists() else source
+    return "/".join(path_below(path).parts[-2:]) or "." if path.exists() else source
+
+
+def encoder_name(source: str) -> str:
+    """Return how a record names an encoder: a folder by its last part, as two look like a Hub id; an id unchanged."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+def path_below(path: Path) -> Path:
+    """Return a path as seen from the working folder; of one outside it, only the last part."""
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()  # noqa: PTH100 (resolve would follow links)
+    return absolute.relative_to(here) if absolute.is_relative_to(here) else Path(absolute.name)
 
 
 def check_writable(folder: Path) -> None:

@@ -138,9 +138,9 @@ def test_a_program_that_the_shell_would_not_find_is_named_by_its_path(monkeypatc
 
 def test_recorded_commands_hold_the_form_but_no_folder_of_the_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", [str(ROOT / "training" / "demo.py")])
-    assert portable_command("eval_beir", ["--data_dir", "/a/b/c"]) == "python training/eval_beir.py --data_dir b/c"
+    assert portable_command("eval_beir", ["--data_dir", "/a/b/c"]) == "python training/eval_beir.py --data_dir c"
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/ragcun"])
-    assert portable_command("eval_beir", ["--data_dir", "/a/b/c"]) == "ragcun eval-beir --data_dir b/c"
+    assert portable_command("eval_beir", ["--data_dir", "/a/b/c"]) == "ragcun eval-beir --data_dir c"
     assert portable_command("training/benchmarks/x.py", []) == "python training/benchmarks/x.py"
 
 

@@ -18,7 +18,7 @@ from ..commands import command
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import MAIN_METRIC, write_json
-from ..files import check_writable, disk_errors_explained, source_name, write_whole
+from ..files import check_writable, disk_errors_explained, encoder_name, write_whole
 from .train_contrastive import PairDataArguments, read_data
 from .training import parse_training_arguments, with_corpus
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
             **({"documents_searched": len(read.corpus)} if read.corpus else {}),
         },
         "features": parsed.training.value_flags(),
-        "model": {**asdict(parsed.model), "base_model": source_name(parsed.model.base_model)},
+        "model": {**asdict(parsed.model), "base_model": encoder_name(parsed.model.base_model)},
         "training": recorded_arguments(parsed.training),
         "settings": settings,
         "seeds": sweep.seeds,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import argument
-from ..files import source_name
+from ..files import encoder_name
 from .base_models import DEFAULT_BASE_MODEL, load_base_model
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class ModelArguments:
         chosen = self.config_fields()
         if self.freeze_base and Path(self.base_model).is_dir():
             # A frozen base is never loaded again, so a name without the folders of this machine is enough.
-            chosen["base_model_name"] = source_name(self.base_model)
+            chosen["base_model_name"] = encoder_name(self.base_model)
         return load_base_model(self.base_model, revision=self.base_revision, **chosen)
 
     def config_fields(self) -> dict[str, Any]:

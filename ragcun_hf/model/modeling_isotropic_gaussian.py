@@ -227,7 +227,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             name_or_path, trust_remote_code=trust_remote_code, dtype=torch.float32, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
-        fields = {"base_model_name": name_or_path, "base_model_revision": revision, **fields}
+        # The whole path of a folder: `folder/encoder` would look like a Hub id.
+        source = str(Path(name_or_path).absolute()) if Path(name_or_path).is_dir() else name_or_path
+        fields = {"base_model_name": source, "base_model_revision": revision, **fields}
         fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))

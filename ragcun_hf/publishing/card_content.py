@@ -28,6 +28,7 @@ from .card_findings import (
     format_figure,
     format_setting,
     verdict,
+    without_folders,
 )
 
 if TYPE_CHECKING:
@@ -85,18 +86,22 @@ def card_metadata(results: Mapping[str, Any], *, name: str, dataset_ids: Sequenc
     """Make the metadata block, with every figure of the model as a `model-index`."""
     from huggingface_hub import ModelCardData
 
-    base_model = results["model"]["base_model"] or ""
     tags = ["isotropic-gaussian", "sentence-transformers", "feature-extraction", "retrieval"]
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="sentence-similarity",
         license="apache-2.0",
-        base_model=base_model if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) else None,
+        base_model=hub_id(results["model"]["base_model"]),
         datasets=list(dataset_ids) or None,
         tags=[*tags, "jepa"] if results["model"]["use_predictor"] else tags,
         model_name=name,
         eval_results=list(_evaluation_results(results["datasets"])) or None,
     )
+
+
+def hub_id(base_model: str | None) -> str | None:
+    """Return the name of a base if it has the form of a Hub id; that of a local folder has one part, or a root."""
+    return base_model if base_model and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base_model) else None
 
 
 def _evaluation_results(datasets: Mapping[str, Any]) -> Iterator[EvalResult]:
@@ -138,7 +143,7 @@ def card_sections(
         for subset, part in entry.get("subsets", {}).items()
     }
     return {
-        "model": results["model"],
+        "model": {**results["model"], "base_model": without_folders(results["model"]["base_model"] or "")},
         "settings": results["settings"],
         "verdict": verdict(outcomes),
         "metric_names": list(METRIC_NAMES.values()),

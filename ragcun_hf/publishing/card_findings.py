@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,8 @@ _BASELINES_IN_WORDS = {
     FUSION_SYSTEM: "the fusion of frozen base and BM25, which needs no training,",
     CLOSED_FORM_SYSTEM: "the closed form, which moves known documents to their training queries,",
 }
+
+_PATH = re.compile(r"(?:~|[A-Za-z]:)?[\\/].*[\\/](?=[^\\/])", re.DOTALL)
 
 _OUTCOMES = {
     "below": "is below the frozen base on",
@@ -71,7 +74,19 @@ def format_setting(value: Any) -> str:
         return ", ".join(f"{format_setting(key)} {format_setting(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(format_setting(item) for item in value) or "none"
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return " ".join(without_folders(str(value)).split()).replace("|", "\\|")
+
+
+def without_folders(text: str) -> str:
+    """Return the last part of a path that starts at a root or at home, and any other text unchanged.
+
+    A file of an earlier version, or a setting in Python, may hold a path with the name of a user.
+
+    >>> without_folders("/home/jane/docs.jsonl"), without_folders("beir/scifact")
+    ('docs.jsonl', 'beir/scifact')
+    """
+    found = _PATH.match(text)
+    return text[found.end() :].rstrip("\\/") if found else text
 
 
 class Outcome(NamedTuple):

@@ -19,7 +19,7 @@ from ..data.training_rows import TableRows, TrainingRows
 from ..errors import UserError
 from ..evaluation.validation import RetrievalValidation
 from ..features.arguments import FeatureArguments
-from ..files import disk_errors_explained, source_name
+from ..files import disk_errors_explained, encoder_name
 from ..model.arguments import ModelArguments
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
@@ -433,7 +433,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         """Return what a reader of the model wants to know of its training, without the log."""
         args, model = self.args, self.accelerator.unwrap_model(self.model)
         training_seconds = (self.state.log_history or [{}])[-1].get("train_runtime", 0.0)
-        base = {"base_model": source_name(model.config.base_model_name or "")}
+        base = {"base_model": encoder_name(model.config.base_model_name or "")}
         resolved = {f"lambda_{term}": weight for term, weight in self.weights.items()}
         measured = [each for each in self._energy if each]
         energy = {"kwh": sum(each["kwh"] for each in measured), "by": measured[0]["by"]} if measured else None

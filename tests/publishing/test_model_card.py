@@ -5,6 +5,7 @@ import importlib
 import itertools
 import json
 import re
+import shutil
 from pathlib import Path
 
 import jinja2
@@ -12,6 +13,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import mean_over_datasets, read_json_object, read_results, write_results
 from ragcun_hf.publishing.card import BEGIN_WORDS, CARD_TEMPLATE, END_WORDS, check_card, render_card, write_card
@@ -32,6 +34,10 @@ from ragcun_hf.publishing.card_sources import (
 
 CARDS = Path(__file__).resolve().parents[2] / "model_cards"
 RECIPES = ("512dim_10k", "jepa_10k", "jepa_iso15_pred12", "pure_isotropy")
+
+
+def _script(name):
+    return importlib.import_module(f"ragcun_hf.cli.{name}")
 
 
 def _comparison(difference, half_width=0.01):
@@ -373,11 +379,69 @@ def test_metadata_round_trips(card):
     assert found["my-docs", "ndcg_at_10", "NDCG@10 (predictor)"] == 0.333
 
 
-def test_what_is_no_hub_id_is_not_claimed(results):
-    results["model"]["base_model"] = "/somewhere/on/a/disk"
-    data = ModelCard(render_card(results=results, dataset_ids=["org/pairs"])).data
+@pytest.mark.parametrize(
+    "path", ["/home/jane/disk", "~/jane/disk", "C:\\Users\\jane\\disk", "/jane/disk/", "disk", "./disk"]
+)
+def test_what_is_no_hub_id_is_not_claimed(results, path):
+    results["model"]["base_model"] = path
+    text = render_card(results=results, dataset_ids=["org/pairs"])
+    data = ModelCard(text).data
     assert data.base_model is None
     assert data.datasets == ["org/pairs"]
+    assert "disk`" in text
+    assert "jane" not in text
+
+
+def test_no_path_of_a_setting_is_in_the_card(results, record):
+    path = "/home/jane/place"
+    results["settings"] |= {"document_text": path, "cache": [path, {"in": path}]}
+    record["data"] |= {"train": [path], "documents": path}
+    record["training_arguments"] |= {"resume_from_checkpoint": path, "deepspeed": path}
+    text = render_card(results=results, training_record=record)
+    assert text.count("place") > 6
+    assert "jane" not in text
+
+
+@pytest.mark.parametrize("start", ["absolute", "relative"])
+def test_a_local_base_is_no_id_in_the_card_of_its_model(tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch, start):
+    """`models/encoder` has the form of a Hub id, and the folder above it may have a user's name."""
+    base = tmp_path / "jane" / "encoder"
+    shutil.copytree(tiny_encoder_folder, base)
+    monkeypatch.chdir(tmp_path)
+    pairs = tmp_path / "jane" / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in tiny_pairs), encoding="utf-8")
+    monkeypatch.chdir(tmp_path if start == "relative" else "/")
+    model = IsotropicGaussianModel.from_encoder("jane/encoder" if start == "relative" else str(base))
+    options = {"output_dir": str(tmp_path / "mine"), "max_steps": 2, "use_cpu": True, "report_to": "none"}
+    args = IsotropicGaussianTrainingArguments(**options, save_strategy="no", disable_tqdm=True)
+    trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    text = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.base_model is None
+    assert "`encoder`" in text
+    assert "jane" not in text
+
+
+def test_a_local_base_and_local_pairs_are_no_paths_in_the_card_of_a_command(
+    tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch
+):
+    shutil.copytree(tiny_encoder_folder, tmp_path / "jane" / "encoder")
+    pairs = tmp_path / "jane" / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in tiny_pairs), encoding="utf-8")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    flags = ["--base_model", "../jane/encoder", "--train_data", str(pairs), "--max_steps", "2", "--use_cpu"]
+    _script("train_contrastive").main([*flags, "--output_dir", "mine", "--report_to", "none"])
+    flags = ["--model_path", "mine", "--pairs", "../jane/pairs.jsonl", "--run_name", "mine"]
+    _script("eval_beir").main(flags)
+    _script("render_card").main(["--model_path", "mine", "--results", "results/mine.json"])
+    text = Path("mine/README.md").read_text(encoding="utf-8")
+    assert ModelCard(text).data.base_model is None
+    assert "encoder" in text
+    assert "pairs.jsonl" in text
+    assert "jane" not in text
 
 
 def test_repo_id_and_plots_are_used(results):
@@ -728,7 +792,7 @@ def test_committed_cards_are_what_their_sources_are_rendered_to():
 
 @pytest.fixture
 def script():
-    return importlib.import_module("ragcun_hf.cli.render_card")
+    return _script("render_card")
 
 
 @pytest.fixture
