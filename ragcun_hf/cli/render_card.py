@@ -41,6 +41,10 @@ class CardArguments:
     repo_id: str | None = argument(None, "Id on the Hub, such as organisation/name, for the card's examples.")
     recipe: str | None = argument(None, "Recipe the model was trained with; the card shows its published figures.")
     dataset_ids: list[str] = argument([], "Hub ids of the training data, for the card's metadata.")
+    license: str | None = argument(
+        None, "License, as an id of the Hub such as mit. Default: that of the base if it is known, else none."
+    )
+    language: list[str] = argument([], "Languages that the model is for, as codes such as en, for the metadata.")
     training_record: str | None = argument(
         None, "Record of the training. Default: that in the model's folder, if any."
     )
@@ -63,6 +67,8 @@ def main(arguments: list[str] | None = None) -> None:
         "repo_id": args.repo_id,
         "plots": _place_plots(_found_plots(args), output),
         "dataset_ids": args.dataset_ids,
+        "license_id": args.license,
+        "languages": args.language,
     }
     write_card(
         output,

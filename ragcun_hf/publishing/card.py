@@ -16,7 +16,8 @@ from typing import Any
 
 from ..errors import UserError
 from ..files import write_whole
-from .card_content import card_metadata, card_sections
+from .card_content import card_metadata, card_sections, hub_id
+from .card_labels import card_license, check_languages
 from .card_sources import join_results
 
 CARD_TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -38,20 +39,30 @@ def render_card(
     repo_id: str | None = None,
     plots: Mapping[str, str] | None = None,
     dataset_ids: Sequence[str] = (),
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
     own_words: str = "",
 ) -> str:
     """Render the text of a model card, metadata first, in which every number comes from the given sources.
 
     `results` come from `read_results`, `join_results` or `nothing_measured`, `published` from `read_published`, and
     `comparison` from a file of `eval_beir.py --compare`; `plots` maps descriptions to addresses relative to the card,
-    and `dataset_ids` are Hub ids of the training data.
+    and `dataset_ids` are Hub ids of the training data. Without a `license_id`, the license is that of a known base, or
+    not stated; `languages` are codes such as `en`.
     """
     from huggingface_hub import ModelCard
     from jinja2 import TemplateError
 
     results = results if "measurements" in results else join_results([results])
     name = repo_id.split("/")[-1] if repo_id else results["model"]["name"]
-    metadata = card_metadata(results, name=name, dataset_ids=dataset_ids)
+    license_of_model = card_license(license_id, hub_id(results["model"]["base_model"]))
+    metadata = card_metadata(
+        results,
+        name=name,
+        dataset_ids=dataset_ids,
+        license_id=license_of_model[0],
+        languages=check_languages(languages),
+    )
     sections = card_sections(results, training_record, published, comparison)
     try:
         card = ModelCard.from_template(
@@ -60,6 +71,7 @@ def render_card(
             name=name,
             model_id=repo_id or f"path/to/{name}",
             plots=plots or {},
+            license=license_of_model,
             **sections,
         )
     except UserError:

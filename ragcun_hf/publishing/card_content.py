@@ -30,6 +30,7 @@ from .card_findings import (
     verdict,
     without_folders,
 )
+from .card_package import PACKAGE, package_facts
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCardData
@@ -82,15 +83,24 @@ _VALIDATED = {"start": "before training", "saved": "as saved"}
 _HOUSEKEEPING = re.compile(r"(logging|save|eval|report|push|hub|dataloader|disable|load_best|run_name|use_cpu)\w*")
 
 
-def card_metadata(results: Mapping[str, Any], *, name: str, dataset_ids: Sequence[str] = ()) -> ModelCardData:
+def card_metadata(
+    results: Mapping[str, Any],
+    *,
+    name: str,
+    dataset_ids: Sequence[str] = (),
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
+) -> ModelCardData:
     """Make the metadata block, with every figure of the model as a `model-index`."""
     from huggingface_hub import ModelCardData
 
-    tags = ["isotropic-gaussian", "sentence-transformers", "feature-extraction", "retrieval"]
+    tags = ["isotropic-gaussian", "sentence-transformers", "transformers", "feature-extraction", "retrieval"]
     return ModelCardData(
-        library_name="transformers",
+        # The Hub's snippet for this library embeds texts; that for transformers ends with a loaded model.
+        library_name="sentence-transformers",
         pipeline_tag="sentence-similarity",
-        license="apache-2.0",
+        license=license_id,
+        language=list(languages) or None,
         base_model=hub_id(results["model"]["base_model"]),
         datasets=list(dataset_ids) or None,
         tags=[*tags, "jepa"] if results["model"]["use_predictor"] else tags,
@@ -145,6 +155,7 @@ def card_sections(
     return {
         "model": {**results["model"], "base_model": without_folders(results["model"]["base_model"] or "")},
         "settings": results["settings"],
+        "package": package_facts(_version_of_package(results["measurements"])),
         "verdict": verdict(outcomes),
         "metric_names": list(METRIC_NAMES.values()),
         "result_rows": [row for place, entry in places.items() for row in _rows(place, entry)],
@@ -160,6 +171,10 @@ def card_sections(
         "published": published,
         "published_rows": [(figure["label"], format_figure(figure["value"])) for figure in figures],
     }
+
+
+def _version_of_package(measurements: Sequence[Mapping[str, Any]]) -> str | None:
+    return measurements[0]["versions"].get(PACKAGE) if measurements else None
 
 
 def _rows(place: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:

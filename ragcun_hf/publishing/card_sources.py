@@ -27,6 +27,7 @@ _RESULTS_FOLDER = "results"
 _EVAL_RESULTS_FOLDER = ".eval_results"
 _MEASUREMENT_KEYS = ("created", "command", "commit", "versions", "machine", "settings")
 _MANIFEST_KEYS = {"results", "training_record", "comparison", "published", "repo_id", "plots", "dataset_ids"}
+_MANIFEST_KEYS |= {"license_id", "languages"}
 
 
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -81,6 +82,8 @@ def keep_sources(
     repo_id: str | None = None,
     plots: Mapping[str, str] | None = None,
     dataset_ids: Sequence[str] = (),
+    license_id: str | None = None,
+    languages: Sequence[str] = (),
 ) -> None:
     """Keep in a model's folder what its card was rendered from, and write the Hub's `.eval_results`.
 
@@ -103,6 +106,8 @@ def keep_sources(
         "repo_id": repo_id,
         "plots": dict(plots or {}),
         "dataset_ids": list(dataset_ids),
+        "license_id": license_id,
+        "languages": list(languages),
     }
     write_json(folder / SOURCES_FILE, manifest)
     for stale in (folder / _EVAL_RESULTS_FOLDER).glob("*.yaml"):

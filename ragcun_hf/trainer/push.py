@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..command_line import say
 from ..commands import command
@@ -46,7 +47,9 @@ class PlannedPush:
         return commit
 
 
-def write_training_card(folder: Path, repo_id: str | None) -> None:
+def write_training_card(
+    folder: Path, repo_id: str | None, *, license_id: str | None = None, language: str | Sequence[str] | None = None
+) -> None:
     """Write the card of a model that is saved in a folder; it says that nothing was evaluated yet."""
     from ..evaluation.plots import plot_learning_curves
     from ..evaluation.results import read_json_object
@@ -59,8 +62,10 @@ def write_training_card(folder: Path, repo_id: str | None) -> None:
         plot_learning_curves(record["log_history"], folder / "learning_curves.png")
     name = (repo_id or folder.resolve().name).split("/")[-1]
     results = nothing_measured(name, read_json_object(folder / "config.json"))
-    write_card(folder / "README.md", results=results, training_record=record, repo_id=repo_id, plots=plots)
-    keep_sources(folder, training_record=folder / RECORD_FILE, repo_id=repo_id, plots=plots)
+    languages = [language] if isinstance(language, str) else list(language or ())
+    sources: dict[str, Any] = {"repo_id": repo_id, "plots": plots, "license_id": license_id, "languages": languages}
+    write_card(folder / "README.md", results=results, training_record=record, **sources)
+    keep_sources(folder, training_record=folder / RECORD_FILE, **sources)
 
 
 def plan_push(

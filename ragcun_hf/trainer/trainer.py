@@ -383,15 +383,20 @@ class IsotropicGaussianTrainer(LossTrainer):
         # The place of its weights, from which an evaluation tells what was measured.
         self.accelerator.unwrap_model(self.model).name_or_path = str(folder)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+    def create_model_card(
+        self, language: str | Sequence[str] | None = None, license: str | None = None, *args: Any, **kwargs: Any
+    ) -> None:
         """Write the card, README.md, into `args.output_dir`, where the model must be saved.
 
         Args:
-            *args: Ignored, as the card is written from the training record.
+            language: Codes of the languages that the model is for, such as `en`.
+            license: An id of the Hub such as `mit`; default: that of the base if it is known, else none.
+            *args: Ignored, as the rest of the card is written from the training record.
             **kwargs: Ignored.
         """
         if self.is_world_process_zero():
-            write_training_card(Path(str(self.args.output_dir)), self.args.hub_model_id)
+            folder = Path(str(self.args.output_dir))
+            write_training_card(folder, self.args.hub_model_id, license_id=license, language=language)
 
     def push_to_hub(
         self,
@@ -400,6 +405,8 @@ class IsotropicGaussianTrainer(LossTrainer):
         token: str | None = None,
         revision: str | None = None,
         private: bool | None = None,
+        language: str | Sequence[str] | None = None,
+        license: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Save the model, write its card and send both to the Hub, in one commit.
@@ -410,6 +417,8 @@ class IsotropicGaussianTrainer(LossTrainer):
             token: Default: `args.hub_token`, or the one saved by `hf auth login`.
             revision: Branch; default: `args.hub_revision`.
             private: Whether a new repository is private; default: `args.hub_private_repo`.
+            language: As in `create_model_card`.
+            license: As in `create_model_card`.
             **kwargs: Must be empty.
 
         Returns:
@@ -426,7 +435,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         if self._push is None or token or revision or private is not None:
             self._push = plan_push(self._given_args, token=token, revision=revision, private=private)
         folder = Path(str(self.args.output_dir))
-        write_training_card(folder, self._push.repo_id)
+        write_training_card(folder, self._push.repo_id, license_id=license, language=language)
         return self._push.send(folder, commit_message)
 
     def record(self) -> dict[str, Any]:

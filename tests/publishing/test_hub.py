@@ -409,7 +409,7 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
     trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs[:6], eval_dataset=tiny_pairs[6:])
     trainer.train()
     assert not hub.repositories  # nothing is sent before it is asked for
-    commit = trainer.push_to_hub("My first head", private=True)
+    commit = trainer.push_to_hub("My first head", private=True, license="mit", language="en")
     repository = hub.repositories["org/mine"]
     (oid,) = repository.history
     assert commit.oid == oid
@@ -418,7 +418,9 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
     assert {"model.safetensors", "README.md", "training_record.json"} <= set(sent)
     assert "held_out.jsonl" not in sent
     assert (tmp_path / "mine" / "held_out.jsonl").is_file()
-    assert "Retrieval: not measured" in sent["README.md"].decode()
+    card = huggingface_hub.ModelCard(sent["README.md"].decode())
+    assert "Retrieval: not measured" in card.text
+    assert (card.data.license, card.data.language) == ("mit", ["en"])
     with pytest.raises(TypeError, match="one commit"):
         trainer.push_to_hub(blocking=False)
 
@@ -436,8 +438,12 @@ def test_a_card_made_in_python_of_an_evaluation_in_python_may_be_pushed(
     trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs)
     trainer.train()
     trainer.save_model()
-    trainer.create_model_card()
+    trainer.create_model_card(language=["en", "de"], license="mit")
     check_before_upload(folder, REPO)
+    data = huggingface_hub.ModelCard((folder / "README.md").read_text(encoding="utf-8")).data
+    assert (data.license, data.language) == ("mit", ["en", "de"])
+    trainer.create_model_card()
+    assert huggingface_hub.ModelCard((folder / "README.md").read_text(encoding="utf-8")).data.license is None
     report = RetrievalEvaluator.from_pairs(tiny_pairs, show_progress_bar=False)(trainer.model)
     report.save(tmp_path / "results.json")
     flags = ["--model_path", str(folder), "--results", str(tmp_path / "results.json"), "--repo_id", REPO]

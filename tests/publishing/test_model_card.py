@@ -1,5 +1,6 @@
 """Model cards: rendered from files, with no figure invented, moved or left out; checked by rendering them again."""
 
+import configparser
 import copy
 import importlib
 import itertools
@@ -16,6 +17,8 @@ from huggingface_hub import ModelCard
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation.results import mean_over_datasets, read_json_object, read_results, write_results
+from ragcun_hf.model.base_models import DEFAULT_BASE_MODEL
+from ragcun_hf.model.embedded_isotropic_gaussian import EMBEDDED_NAME
 from ragcun_hf.publishing.card import BEGIN_WORDS, CARD_TEMPLATE, END_WORDS, check_card, render_card, write_card
 from ragcun_hf.publishing.card_content import card_sections
 from ragcun_hf.publishing.card_findings import (
@@ -25,14 +28,18 @@ from ragcun_hf.publishing.card_findings import (
     format_setting,
     verdict,
 )
+from ragcun_hf.publishing.card_labels import LICENSES_OF_BASES
+from ragcun_hf.publishing.card_package import requirement
 from ragcun_hf.publishing.card_sources import (
     PUBLISHED_FIGURES,
     join_results,
+    nothing_measured,
     read_published,
     read_sources,
 )
 
-CARDS = Path(__file__).resolve().parents[2] / "model_cards"
+ROOT = Path(__file__).resolve().parents[2]
+CARDS = ROOT / "model_cards"
 RECIPES = ("512dim_10k", "jepa_10k", "jepa_iso15_pred12", "pure_isotropy")
 
 
@@ -129,6 +136,8 @@ def sources(results, record, published, comparison):
         "repo_id": "org/small",
         "plots": {"A plot": "plot.png"},
         "dataset_ids": ["org/pairs"],
+        "license_id": "apache-2.0",
+        "languages": ["en"],
     }
 
 
@@ -365,11 +374,12 @@ def test_a_card_without_any_result_says_so(results):
 
 def test_metadata_round_trips(card):
     data = ModelCard(card).data
-    assert data.library_name == "transformers"
+    assert data.library_name == "sentence-transformers"  # whose snippet on the Hub embeds texts
     assert data.pipeline_tag == "sentence-similarity"
     assert data.license == "apache-2.0"
     assert data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
-    assert {"isotropic-gaussian", "sentence-transformers", "feature-extraction", "retrieval", "jepa"} == set(data.tags)
+    libraries = {"sentence-transformers", "transformers"}
+    assert {*libraries, "isotropic-gaussian", "feature-extraction", "retrieval", "jepa"} == set(data.tags)
     found = {
         (result.dataset_type, result.metric_type, result.metric_name): result.metric_value
         for result in data.eval_results
@@ -444,6 +454,86 @@ def test_a_local_base_and_local_pairs_are_no_paths_in_the_card_of_a_command(
     assert "jane" not in text
 
 
+def test_a_card_names_no_license_that_nobody_named(results):
+    results["model"]["base_model"] = "org/encoder"
+    text = render_card(results=results)
+    assert ModelCard(text).data.license is None
+    assert "- The model: not stated; ask whoever published it." in text
+    text = render_card(results=results, license_id="cc-by-nc-4.0")
+    assert ModelCard(text).data.license == "cc-by-nc-4.0"
+    assert "- The model: `cc-by-nc-4.0`, named by whoever published it." in text
+
+
+def test_the_license_of_a_known_base_is_that_of_the_model_unless_another_is_named(results):
+    for base, license_of_base in LICENSES_OF_BASES.items():
+        results["model"]["base_model"] = base
+        text = render_card(results=results)
+        assert ModelCard(text).data.license == license_of_base
+        assert f"- The model: `{license_of_base}`, that of its base." in text
+    assert {DEFAULT_BASE_MODEL, EMBEDDED_NAME} <= set(LICENSES_OF_BASES)
+    assert ModelCard(render_card(results=results, license_id="other")).data.license == "other"
+
+
+@pytest.mark.parametrize("license_id", ["MIT", "Apache 2.0", "", "mit\ntags: [best]", "no license"])
+def test_a_license_that_the_hub_would_refuse_is_refused(results, license_id):
+    with pytest.raises(UserError, match="--license expects an id of the Hub such as apache-2.0 or mit, got"):
+        render_card(results=results, license_id=license_id)
+
+
+def test_languages_are_in_the_metadata_as_they_were_named(results):
+    assert ModelCard(render_card(results=results)).data.language is None
+    languages = ["no", "zh-Hant", "multilingual"]  # plain, `no` would be a YAML false
+    assert ModelCard(render_card(results=results, languages=languages)).data.language == languages
+    for wrong in ("English", "e", "en de", ""):
+        with pytest.raises(UserError, match="--language expects codes such as en, de or multilingual, got"):
+            render_card(results=results, languages=["en", wrong])
+
+
+def test_a_card_names_the_versions_that_the_package_requires(card):
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    required = setup["options"]["install_requires"].split()
+    (transformers,) = (line for line in required if line.startswith("transformers>"))
+    (torch,) = (line for line in required if line.startswith("torch>"))
+    (others,) = (line for line in setup["options.extras_require"]["mteb"].split() if line.startswith("sentence"))
+    assert f'pip install "{torch}" "{transformers}"' in card
+    assert f"`AutoModel` needs `{transformers}`; `SentenceTransformer` also needs `{others}`." in card
+    assert setup["options.extras_require"]["faiss"].strip() in card
+
+
+def test_without_an_installed_package_a_card_says_what_to_do(results, monkeypatch):
+    monkeypatch.setattr("ragcun_hf.publishing.card_package.PACKAGE", "no-such-package")
+    with pytest.raises(UserError, match=r"expected the installed package .* run pip install -e"):
+        render_card(results=results)
+    with pytest.raises(UserError, match="to require no-such-package, got no such requirement"):
+        monkeypatch.undo()
+        requirement("no-such-package")
+
+
+def test_a_card_cites_library_and_paper_by_the_facts_of_the_checkout(card):
+    block = card[card.index("```bibtex") : card.index("## Reproduce")]
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    metadata, (paper,) = setup["metadata"], cff["references"]
+    assert cff["authors"] == [{"name": metadata["author"]}]
+    assert (cff["version"], cff["license"]) == (metadata["version"], metadata["license_expression"])
+    software, article = block.split("@misc")
+    for fact in (cff["title"], metadata["description"], cff["authors"][0]["name"]):
+        assert f"{fact}".replace("_", r"\_") in software
+    assert "version = {0.1}" in software  # of the package that measured the figures
+    names = " and ".join(f"{each['family-names']}, {each['given-names']}" for each in paper["authors"])
+    facts = (paper["title"], names, str(paper["year"]), paper["identifiers"][0]["value"].removeprefix("arXiv:"))
+    for fact in facts:
+        assert f"= {{{fact}}}" in article.replace("{{LeJEPA}", "{LeJEPA")
+    assert "http" not in block
+
+
+def test_a_card_without_figures_cites_no_version(results):
+    empty = nothing_measured("small", {"base_model_name": "org/encoder"})
+    assert "version = " not in render_card(results=empty)
+
+
 def test_repo_id_and_plots_are_used(results):
     card = render_card(results=results, repo_id="org/name", plots={"A plot": "plot.png"})
     assert 'AutoModel.from_pretrained("org/name", trust_remote_code=True)' in card
@@ -463,7 +553,7 @@ def test_the_template_names_only_what_the_renderer_gives(results, record, publis
     joined = join_results([results])
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
-    context = {"card_data": "", "name": "n", "model_id": "n", "plots": {}}
+    context = {"card_data": "", "name": "n", "model_id": "n", "plots": {}, "license": (None, "")}
     template.render(**context, **card_sections(joined, record, published, comparison))
 
 
@@ -531,6 +621,8 @@ def test_parts_of_a_card_cannot_be_swapped(written, sources, one, other):
         ("value: 0.6201", "value: 0.7201"),
         ("- jepa\n", "- jepa\n- best\n"),
         ("license: apache-2.0\n", ""),
+        ("license: apache-2.0\n", "license: mit\n"),
+        ("language:\n- en\n", "language:\n- de\n"),
     ],
 )
 def test_no_part_of_a_card_can_be_changed(written, sources, old, new):
@@ -835,7 +927,9 @@ def test_script_writes_the_card_into_the_model_folder(script, model_folder, caps
     assert "Next: ragcun push --model_path " in said
 
 
-@pytest.mark.parametrize("more", [[], ["--comparison", "--dataset_ids", "--training_record"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--comparison", "--dataset_ids", "--training_record", "--license", "--language"]]
+)
 def test_the_kept_sources_are_rendered_to_the_same_card_again(script, model_folder, comparison, record, more):
     file, other_record = model_folder.parent / "results" / "beside.json", model_folder.parent / "other.json"
     for entry in comparison["datasets"].values():
@@ -843,12 +937,15 @@ def test_the_kept_sources_are_rendered_to_the_same_card_again(script, model_fold
     file.write_text(json.dumps(comparison), encoding="utf-8")
     other_record.write_text(json.dumps({**record, "steps": 7}), encoding="utf-8")
     values = {"--comparison": str(file), "--dataset_ids": "org/pairs", "--training_record": str(other_record)}
+    values |= {"--license": "mit", "--language": "en"}
     flags = [word for flag in more for word in (flag, values[flag])]
     script.main(_flags(model_folder, "--recipe", "jepa_10k", "--repo_id", "org/small", *flags))
     sources = read_sources(model_folder)
     assert "stays at home" not in json.dumps(sources)
     text = (model_folder / "README.md").read_text(encoding="utf-8")
     assert ("| optimizer steps | 7 |" in text) is bool(more)
+    data = ModelCard(text).data
+    assert (data.license, data.language) == (("mit", ["en"]) if more else ("apache-2.0", None))
     assert render_card(**sources) == text
     check_card(model_folder / "README.md", sources)
 
@@ -901,6 +998,8 @@ def test_script_links_plots_that_lie_below_the_card(script, model_folder):
     [
         (["--recipe", "no_such"], "--recipe expects"),
         (["--repo_id", "name"], "--repo_id expects"),
+        (["--license", "MIT"], "--license expects"),
+        (["--language", "German"], "--language expects"),
         (["--template", "no/such/file"], "expected a card template"),
         (["--results", "no/such/file"], "expected a results file"),
         (["--model_path", "no/such/folder"], "--model_path expects"),
