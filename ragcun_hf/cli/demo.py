@@ -20,7 +20,6 @@ from pathlib import Path
 from ..command_line import argument, parse_arguments, quiet_libraries, say, shipped_file
 from ..commands import command
 from ..evaluation.results import BASE_SYSTEM, MAIN_METRIC, PROJECTION_SYSTEM
-from ..files import RECORD_FILE
 from . import eval_beir, render_card, train_contrastive
 
 QUERIES = (
@@ -107,11 +106,7 @@ def _reload_and_search(model: Path, corpus: Path) -> None:
 
 
 def _write_card(model: Path, folder: Path) -> None:
-    from ..evaluation.plots import plot_learning_curves
-
     _headline(5, "Model card and plots")
-    record = json.loads((model / RECORD_FILE).read_text(encoding="utf-8"))
-    plot_learning_curves(record["log_history"], folder / "results" / "demo" / "learning_curves.png")
     render_card.main(["--model_path", str(model), "--results", str(folder / "results" / "demo.json")])
 
 

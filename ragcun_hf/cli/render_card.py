@@ -3,13 +3,13 @@
     python training/render_card.py --model_path checkpoints/jepa_10k --results results/jepa_10k.json
 
 Every number of the card comes from the results, from the training record in the model's folder, or from the figures
-published for a recipe (--recipe). What no file holds is "not measured". The card shows the plots of the evaluation.
+published for a recipe (--recipe). What no file holds is "not measured". The card shows the plots of the evaluation,
+and the loss terms in the log of the training record.
 Write your own words between the two marker lines of the card; rendering it again keeps them.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,13 @@ from ..command_line import argument, parse_arguments, say
 from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object, read_results
-from ..files import RECORD_FILE, replaced_file
+from ..files import RECORD_FILE
 from ..publishing.card import CARD_TEMPLATE, write_card
 from ..publishing.card_sources import PUBLISHED_FIGURES, join_results, keep_sources, read_published
 
 _PLOTS = {
     "comparison.png": "Difference to the frozen base on each data set",
     "isotropy.png": "How evenly the vectors of base and projection spread in all directions",
-    "learning_curves.png": "Loss terms during training",
 }
 _COMPARISON_PLOT = "Differences between the compared models"
 
@@ -55,17 +54,20 @@ class CardArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Parse the arguments, render and write the card, keep its sources, and print what was written."""
     (args,) = parse_arguments([CardArguments], description=__doc__ or "", arguments=arguments)
+    from ..publishing.card_plots import draw_learning_curves, place_plots
+
     folder = _model_folder(args)
     output = Path(args.output) if args.output else folder / "README.md"
     results = join_results([read_results(path) for path in args.results])
     _check_model(results, folder)
     own = folder / RECORD_FILE
-    record = Path(args.training_record) if args.training_record else own if own.is_file() else None
+    record_file = Path(args.training_record) if args.training_record else own if own.is_file() else None
+    record = read_json_object(record_file) if record_file else None
     sources = {
         "published": _published(args),
         "comparison": read_json_object(Path(args.comparison)) if args.comparison else None,
         "repo_id": args.repo_id,
-        "plots": _place_plots(_found_plots(args), output),
+        "plots": {**place_plots(_found_plots(args), output), **draw_learning_curves(record or {}, output)},
         "dataset_ids": args.dataset_ids,
         "license_id": args.license,
         "languages": args.language,
@@ -74,12 +76,12 @@ def main(arguments: list[str] | None = None) -> None:
         output,
         template=Path(args.template) if args.template else CARD_TEMPLATE,
         results=results,
-        training_record=read_json_object(record) if record else None,
+        training_record=record,
         **sources,
     )
     say(f"Wrote {output}: every number in it comes from a file ({', '.join(args.results)}, ...).")
     if output.resolve() == (folder / "README.md").resolve():
-        keep_sources(folder, results=list(map(Path, args.results)), training_record=record, **sources)
+        keep_sources(folder, results=list(map(Path, args.results)), training_record=record_file, **sources)
         repo_id = args.repo_id or "organisation/name"
         say(f"Next: {command('push_to_hub', '--model_path', folder, '--repo_id', repo_id)}")
 
@@ -117,30 +119,14 @@ def _published(args: CardArguments) -> dict[str, Any] | None:
     return published
 
 
-def _found_plots(args: CardArguments) -> dict[str, Path]:
-    """Return description -> file of the plots that the evaluation drew, from the first results file with each."""
+def _found_plots(args: CardArguments) -> dict[str, tuple[Path, str]]:
+    """Return description -> file of the plots of the evaluation, the first of each, with their names beside a card."""
     folders = [Path(path).resolve().with_suffix("") for path in args.results]
-    found: dict[str, Path] = {}
+    found: dict[str, tuple[Path, str]] = {}
     for name, description in _PLOTS.items():
         files = [folder / name for folder in folders if (folder / name).is_file()]
-        found |= {description: files[0]} if files else {}
+        found |= {description: (files[0], name)} if files else {}
     of_comparison = Path(args.comparison).resolve().with_suffix(".png") if args.comparison else None
     if of_comparison is not None and of_comparison.is_file():
-        found[_COMPARISON_PLOT] = of_comparison
+        found[_COMPARISON_PLOT] = (of_comparison, "models.png")
     return found
-
-
-def _place_plots(found: dict[str, Path], output: Path) -> dict[str, str]:
-    """Return description -> address relative to the card; plots outside the card's folder are copied into it."""
-    plots: dict[str, str] = {}
-    card_folder = output.resolve().parent
-    for description, plot in found.items():
-        if not plot.is_relative_to(card_folder):
-            name = "models.png" if description == _COMPARISON_PLOT else plot.name
-            target = card_folder / (name if output.name == "README.md" else f"{output.stem}-{name}")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with replaced_file(target) as temporary:
-                shutil.copyfile(plot, temporary)
-            plot = target
-        plots[description] = plot.relative_to(card_folder).as_posix()
-    return plots

@@ -97,7 +97,10 @@ def _draw_term(axes: Axes, log_history: Sequence[Mapping[str, Any]], key: str, l
     steps, values = _points(log_history, key)
     held_out_steps, held_out = _points(log_history, f"eval_{key}")
     is_noisy = len(values) > 40
-    axes.plot(steps, values, color=BLUE, alpha=0.35 if is_noisy else 1.0, linewidth=1 if is_noisy else 2)
+    marker = "o" if len(values) < 5 else ""  # a line of one point would not be seen
+    axes.plot(
+        steps, values, color=BLUE, alpha=0.35 if is_noisy else 1.0, linewidth=1 if is_noisy else 2, marker=marker
+    )
     if is_noisy:
         window = max(3, len(values) // 20)
         smooth = np.convolve(values, np.ones(window) / window, mode="valid")

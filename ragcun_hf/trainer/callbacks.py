@@ -123,6 +123,16 @@ _LABELS = {
 }
 
 
+class ShortRunLog(TrainerCallback):
+    """Logs about ten times in a run with fewer steps than lie between two log lines, so that it has a curve."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for a log line."""
+        is_short = args.logging_strategy == "steps" and state.max_steps < state.logging_steps
+        if is_short and state.global_step % -(-state.max_steps // 10) == 0:
+            control.should_log = True
+
+
 class TermsProgressCallback(ProgressCallback):
     """Show loss terms and collapse measures above the progress bar; the training record holds the whole log."""
 

@@ -51,15 +51,13 @@ def write_training_card(
     folder: Path, repo_id: str | None, *, license_id: str | None = None, language: str | Sequence[str] | None = None
 ) -> None:
     """Write the card of a model that is saved in a folder; it says that nothing was evaluated yet."""
-    from ..evaluation.plots import plot_learning_curves
     from ..evaluation.results import read_json_object
     from ..publishing.card import write_card
+    from ..publishing.card_plots import draw_learning_curves
     from ..publishing.card_sources import keep_sources, nothing_measured
 
-    record, plots = read_json_object(folder / RECORD_FILE), {}
-    if any("loss" in entry for entry in record["log_history"]):  # a short run may end before its first log line
-        plots["Loss terms during training"] = "learning_curves.png"
-        plot_learning_curves(record["log_history"], folder / "learning_curves.png")
+    record = read_json_object(folder / RECORD_FILE)
+    plots = draw_learning_curves(record, folder / "README.md")
     name = (repo_id or folder.resolve().name).split("/")[-1]
     results = nothing_measured(name, read_json_object(folder / "config.json"))
     languages = [language] if isinstance(language, str) else list(language or ())

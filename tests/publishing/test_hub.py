@@ -415,7 +415,7 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
     assert commit.oid == oid
     assert repository.private
     sent = repository.commits[oid]
-    assert {"model.safetensors", "README.md", "training_record.json"} <= set(sent)
+    assert {"model.safetensors", "README.md", "training_record.json", "learning_curves.png"} <= set(sent)
     assert "held_out.jsonl" not in sent
     assert (tmp_path / "mine" / "held_out.jsonl").is_file()
     card = huggingface_hub.ModelCard(sent["README.md"].decode())

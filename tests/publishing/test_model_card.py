@@ -429,6 +429,8 @@ def test_a_local_base_is_no_id_in_the_card_of_its_model(tiny_encoder_folder, tin
     trainer.save_model()
     trainer.create_model_card()
     text = (tmp_path / "mine" / "README.md").read_text(encoding="utf-8")
+    assert "![Loss terms during training](learning_curves.png)" in text  # of two steps, without validation
+    assert (tmp_path / "mine" / "learning_curves.png").is_file()
     assert ModelCard(text).data.base_model is None
     assert "`encoder`" in text
     assert "jane" not in text
@@ -452,6 +454,8 @@ def test_a_local_base_and_local_pairs_are_no_paths_in_the_card_of_a_command(
     assert "encoder" in text
     assert "pairs.jsonl" in text
     assert "jane" not in text
+    assert "![Loss terms during training](learning_curves.png)" in text
+    assert Path("mine/learning_curves.png").is_file()
 
 
 def test_a_card_names_no_license_that_nobody_named(results):
@@ -984,6 +988,18 @@ def test_script_shows_the_comparison_and_its_plot(script, model_folder, comparis
     assert (model_folder / "models.png").read_bytes() == b"a plot"
     with pytest.raises(UserError, match="could not read"):
         script.main(_flags(model_folder, "--comparison", "no/such/file"))
+
+
+def test_script_draws_the_log_of_the_training_record(script, model_folder, record):
+    card = model_folder.parent / "cards" / "small.md"
+    script.main(_flags(model_folder, "--output", str(card)))
+    assert "Loss terms" not in card.read_text(encoding="utf-8")  # the record's log has no step
+    record["log_history"] = [{"loss": 1.5, "step": 1}, {"loss": 1.25, "step": 2}]
+    (model_folder / "training_record.json").write_text(json.dumps(record), encoding="utf-8")
+    script.main(_flags(model_folder, "--output", str(card)))
+    assert "![Loss terms during training](small-learning_curves.png)" in card.read_text(encoding="utf-8")
+    assert (card.parent / "small-learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "1.25" not in card.read_text(encoding="utf-8")
 
 
 def test_script_links_plots_that_lie_below_the_card(script, model_folder):

@@ -675,3 +675,20 @@ def test_falling_back_with_exact_words_is_the_base(make_model, make_args, pairs,
     with pytest.raises(UserError, match="as wide as the encoder"):
         wide = make_args(lexical=True, val_fraction=0.3, fall_back=True)
         IsotropicGaussianTrainer(make_model(output_dim=width, lexical_dim=3), wide, pairs)
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "logging", "num_logged"),
+    [
+        (3, {"logging_steps": 10}, 3),
+        (24, {"logging_steps": 100}, 8),
+        (4, {"logging_steps": 2}, 2),
+        (3, {"logging_strategy": "no"}, 0),
+    ],
+)
+def test_a_run_that_ends_before_its_first_log_line_has_a_curve(
+    make_model, make_args, pairs, max_steps, logging, num_logged
+):
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(max_steps=max_steps, **logging), train_dataset=pairs)
+    trainer.train()
+    assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == num_logged
