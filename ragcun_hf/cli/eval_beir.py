@@ -94,6 +94,11 @@ class EvaluationArguments:
         "Training pairs of the data set (a file, or a BEIR folder with the split train): also rank with the base "
         "after their documents have moved towards their queries. These documents count as seen.",
     )
+    examples: int = argument(
+        0,
+        "Test queries to keep in the results file, with the best document that the model finds. They are chosen at "
+        "random. Their texts (200 characters at most) are public with a model card that is rendered from this file.",
+    )
     faiss_probes: int = argument(32, "With --search faiss: lists that each query searches; more lists find more.")
 
 
@@ -152,6 +157,10 @@ def _check(args: EvaluationArguments) -> None:
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
         )
     _check_calibrate(args)
+    if args.examples < 0 or (args.examples and not args.model_path):
+        raise UserError(
+            f"--examples expects a count of at least 0 and --model_path, got {args.examples}: name a trained model"
+        )
     if args.top_k < 100:
         raise UserError(f"--top_k must be at least 100 for MAP@100 and recall@100, got {args.top_k}: raise it")
     if args.use_predictor and args.base_model:
@@ -203,6 +212,7 @@ def _evaluate(
         k=args.top_k,
         drop_identical_ids=not args.keep_identical_ids,
         seen_document_digests=of_head | (closed_form.document_digests() if closed_form else set()),
+        num_examples=args.examples,
         **baselines,
     )
     model, store = systems.encoder.model, systems.encoder.store

@@ -80,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
         **sources,
     )
     say(f"Wrote {output}: every number in it comes from a file ({', '.join(args.results)}, ...).")
+    if any(entry.get("examples") for entry in results["datasets"].values()):
+        say("It shows texts of queries and documents, because the evaluation had --examples.")
     if output.resolve() == (folder / "README.md").resolve():
         keep_sources(folder, results=list(map(Path, args.results)), training_record=record_file, **sources)
         repo_id = args.repo_id or "organisation/name"

@@ -83,6 +83,8 @@ class RetrievalEvaluator(BaseEvaluator):
         drop_identical_ids: Whether a document with the query's own id is never found, as in BEIR.
         batch_size: Texts that a model of another kind encodes at once; this package's models choose their own.
         language: Language of BM25's stems and stop words, or "none" (see `Bm25Index`).
+        examples: Queries to keep with the best document that a model of this package finds. Their texts are in the
+            results file, and public with a card that is rendered from it.
         show_progress_bar: Whether encoding shows its progress.
 
     Raises:
@@ -111,6 +113,7 @@ class RetrievalEvaluator(BaseEvaluator):
         drop_identical_ids: bool = False,
         batch_size: int = 32,
         language: str = "english",
+        examples: int = 0,
         show_progress_bar: bool = True,
     ) -> None:
         super().__init__()
@@ -122,6 +125,7 @@ class RetrievalEvaluator(BaseEvaluator):
         self.greater_is_better = True
         self._options: dict[str, Any] = {"k": k, "drop_identical_ids": drop_identical_ids}
         self._batch_size, self._show_progress_bar = batch_size, show_progress_bar
+        self._num_examples = examples
         # Every process searches for itself: some trainers evaluate in the first process only.
         self._bm25 = Bm25System(language, is_shared=False) if bm25 else None
         self._base_rankings: dict[str, dict[tuple[str, str], SearchResult]] = {}  # by what changes its features
@@ -232,7 +236,7 @@ class RetrievalEvaluator(BaseEvaluator):
         model.eval()
         try:
             systems = self._systems(model)
-            evaluation = evaluate_model(systems, [self._dataset], **options)
+            evaluation = evaluate_model(systems, [self._dataset], num_examples=self._num_examples, **options)
         finally:
             model.train(was_training)
         base = model.config.base_model_name or "encoder"

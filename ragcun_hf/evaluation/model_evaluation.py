@@ -24,6 +24,7 @@ from ..search.memory_maps import new_matrix, read_far_apart, release
 from ..search.shards import Shard, gather_rows_by_number, own_shard
 from .bm25 import Bm25System
 from .closed_form import ClosedForm
+from .examples import example_rankings
 from .fusion import FUSION_SETTINGS, FusionSystem
 from .metrics.isotropy.measures import isotropy_report, sigreg
 from .results import BASE_SYSTEM, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, mean_over_datasets
@@ -157,12 +158,14 @@ def evaluate_model(
     seen_document_digests: Collection[str] = (),
     bm25: Bm25System | None = None,
     closed_form: ClosedForm | None = None,
+    num_examples: int = 0,
 ) -> ModelEvaluation:
     """Evaluate a model's systems on every data set, and measure the isotropy of their document vectors.
 
     With hexadecimal digests of training documents, queries with and without a relevant document among them are also
     reported separately. With `bm25`, its figures and those of its fusion with the base stand beside the model's, and
-    with `closed_form` those of the base whose known documents were moved to their training queries.
+    with `closed_form` those of the base whose known documents were moved to their training queries. `num_examples`
+    queries of each data set are kept with the best document of the projection, and with their texts.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
@@ -174,11 +177,16 @@ def evaluate_model(
         for system in own:
             if system.name != PREDICTOR_SYSTEM:  # which searches the projection's documents
                 sample.add(system.name, system.documents)
-        seen = seen_document_ids(dataset, seen_document_digests) or None
+        # No digest is not the same as none of these documents: it means that nothing was recorded.
+        seen = seen_document_ids(dataset, seen_document_digests) if seen_document_digests else None
         every: list[System] = [*own] if bm25 is None else [*own, bm25, FusionSystem(own[0], bm25)]
         if closed_form is not None:
             every.append(closed_form.system(dataset, own[0], systems.base or systems.encoder, systems.folder))
-        return evaluate_retrieval(dataset, every, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
+        found = evaluate_retrieval(dataset, every, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
+        if num_examples and PROJECTION_SYSTEM in found.runs:
+            run = found.runs[PROJECTION_SYSTEM]
+            found.entry["examples"] = example_rankings(dataset, run, num_examples, seen_document_ids=seen or ())
+        return found
 
     evaluations = [evaluate(dataset, shard) for dataset, shard in zip(datasets, shards, strict=True)]
     entries = {evaluation.name: evaluation.entry for evaluation in evaluations}

@@ -67,6 +67,14 @@ _DATASET = {
     "num_judgements": int,
     "systems": _SYSTEMS,
     "comparisons": _COMPARISONS,
+    "?num_seen_queries": int,  # with a relevant document that was seen in training; missing if that is not known
+    "?examples": {
+        _EACH: {
+            **dict.fromkeys(("query", "document_id", "document"), str),
+            "score": _NUMBER,
+            "is_relevant": bool,
+        }
+    },
     "?subsets": {_EACH: {"num_queries": int, "systems": _SYSTEMS, "?comparisons": _COMPARISONS}},
 }
 _SCHEMA = {

@@ -96,8 +96,9 @@ def evaluate_retrieval(
     Queries without judgements are not searched. Judged documents that are not in the corpus count as never found, as
     in BEIR (ArguAna has five); BEIR also drops the document with the query's own id from its ranking.
 
-    With `seen_document_ids` of training documents, queries with a relevant document among them and all others are also
-    reported separately: a head can memorize documents, and only the second group shows what it gains on new ones.
+    With `seen_document_ids` of training documents, queries with a relevant document among them are counted. If there
+    are any, they and all others are also reported separately: a head can memorize documents, and only the second group
+    shows what it gains on new ones.
     """
     names = [system.name for system in systems]
     if not names or len(set(names)) < len(names):
@@ -130,6 +131,8 @@ def evaluate_retrieval(
     }
     if seen_document_ids is not None:
         groups = split_queries_by_seen_documents(judged, seen_document_ids)
+        entry["num_seen_queries"] = len(groups["seen_documents"])
+    if seen_document_ids is not None and groups["seen_documents"]:
         entry["subsets"] = {
             group: {"num_queries": len(queries), **_figures(select_queries(per_query, queries))}
             for group, queries in groups.items()

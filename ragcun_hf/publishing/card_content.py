@@ -24,9 +24,11 @@ from .card_findings import (
     describe,
     describe_baselines,
     describe_memory,
+    describe_unseen,
     format_difference,
     format_figure,
     format_setting,
+    format_text,
     verdict,
     without_folders,
 )
@@ -160,6 +162,8 @@ def card_sections(
         "metric_names": list(METRIC_NAMES.values()),
         "result_rows": [row for place, entry in places.items() for row in _rows(place, entry)],
         "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
+        "unseen": describe_unseen(datasets),
+        "example_rows": [row for name, entry in datasets.items() for row in _example_rows(name, entry)],
         "isotropy_rows": _isotropy_rows(results["isotropy"]),
         "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],
         "findings": [*describe(outcomes), *describe_baselines(datasets), *describe_memory(datasets)],
@@ -188,6 +192,13 @@ def _rows(place: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:
             compared = [format_difference(difference), _interval(tested), format_figure(tested["p_value"])]
         metrics = [format_figure(entry["systems"][system].get(metric)) for metric in METRIC_NAMES]
         yield [place, _SYSTEM_NAMES.get(system, system), *metrics, *compared]
+
+
+def _example_rows(name: str, entry: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Make a row for each example: data set, query, best document, score, and whether it is judged relevant."""
+    for each in entry.get("examples", {}).values():
+        texts = (format_text(each["query"]), format_text(each["document"]))
+        yield [name, *texts, format_figure(each["score"]), "yes" if each["is_relevant"] else "no"]
 
 
 def _about_bm25(settings: Mapping[str, Any]) -> str:

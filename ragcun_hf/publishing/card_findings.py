@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ _BASELINES_IN_WORDS = {
     CLOSED_FORM_SYSTEM: "the closed form, which moves known documents to their training queries,",
 }
 
+# Entities, not backslashes, which would show up inside code and in front of letters.
+_ESCAPED = {each: f"&#{ord(each)};" for each in "\\`*_[]|~$"}
 _PATH = re.compile(r"(?:~|[A-Za-z]:)?[\\/].*[\\/](?=[^\\/])", re.DOTALL)
 
 _OUTCOMES = {
@@ -75,6 +78,15 @@ def format_setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(format_setting(item) for item in value) or "none"
     return " ".join(without_folders(str(value)).split()).replace("|", "\\|")
+
+
+def format_text(text: str) -> str:
+    """Write a text of a corpus so that a card shows it as it is, in one cell: it brings no Markdown or HTML.
+
+    >>> format_text("a | *b* <c> [d](e)")
+    'a &#124; &#42;b&#42; &lt;c&gt; &#91;d&#93;(e)'
+    """
+    return "".join(_ESCAPED.get(each, each) for each in html.escape(" ".join(text.split()), quote=False))
 
 
 def without_folders(text: str) -> str:
@@ -156,6 +168,17 @@ def describe_baselines(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
         f"{', '.join(places)}."
         for (baseline, system), places in found.items()
     ]
+
+
+def describe_unseen(datasets: Mapping[str, Mapping[str, Any]]) -> str:
+    """Say on which data sets no relevant document was a training document, where that is recorded; else ""."""
+    places = [name for name, entry in datasets.items() if entry.get("num_seen_queries") == 0]
+    if not places:
+        return ""
+    return (
+        f"No test query's document was trained on: none of the documents that answer the queries of "
+        f"{', '.join(places)} is, word for word, among the training documents."
+    )
 
 
 def describe_memory(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:

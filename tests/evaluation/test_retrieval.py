@@ -131,8 +131,16 @@ def test_subsets_average_to_the_whole(dataset, systems):
 
 
 def test_an_empty_subset_is_omitted_and_without_seen_documents_there_are_no_subsets(dataset, systems):
-    assert set(evaluate_retrieval(dataset, systems, seen_document_ids=set()).entry["subsets"]) == {"unseen_documents"}
-    assert "subsets" not in evaluate_retrieval(dataset, systems).entry
+    entry = evaluate_retrieval(dataset, systems, seen_document_ids={"d0", "d1", "d2", "d3", "d4"}).entry
+    assert set(entry["subsets"]) == {"seen_documents"}
+    assert entry["num_seen_queries"] == entry["num_queries"]
+    assert "subsets" not in evaluate_retrieval(dataset, systems, seen_document_ids=set()).entry
+
+
+def test_that_no_document_was_seen_is_not_that_nothing_is_known(dataset, systems):
+    assert evaluate_retrieval(dataset, systems, seen_document_ids={"d1", "d3"}).entry["num_seen_queries"] == 1
+    assert evaluate_retrieval(dataset, systems, seen_document_ids=set()).entry["num_seen_queries"] == 0
+    assert "num_seen_queries" not in evaluate_retrieval(dataset, systems).entry
 
 
 def test_a_judgement_of_zero_does_not_make_a_document_seen():

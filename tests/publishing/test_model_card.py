@@ -2,6 +2,7 @@
 
 import configparser
 import copy
+import html
 import importlib
 import itertools
 import json
@@ -210,6 +211,113 @@ def test_energy_and_held_out_figures_are_shown_or_said_to_be_missing(results, re
     text = render_card(results=results, training_record={**record, **measured})
     assert "| energy for encoding and training, in kWh, estimated by codecarbon 3.3.2 | 0.000321 |" in text
     assert "| NDCG@10 on held-out pairs, as saved | 0.7125 |" in text
+
+
+# Documents seen in training
+
+
+def test_the_card_says_that_no_test_document_was_trained_on_only_where_that_is_recorded(results):
+    sentence = "No test query's document was trained on"
+    assert sentence not in render_card(results=results)
+    results["datasets"]["my-docs"]["num_seen_queries"] = 0
+    results["datasets"]["scifact"]["num_seen_queries"] = 365
+    text = render_card(results=results)
+    assert f"{sentence}: none of the documents that answer the queries of my-docs is, word for word," in text
+    assert "scifact, unseen documents (1,041 queries)" in text
+    del results["datasets"]["scifact"]
+    text = render_card(results=results)
+    assert sentence in text
+    assert "Results for seen and unseen documents: not measured" not in text
+    results["datasets"]["my-docs"]["num_seen_queries"] = 1
+    assert sentence not in render_card(results=results)
+
+
+def test_an_evaluation_tells_whether_the_documents_of_its_queries_were_trained_on(
+    tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name, pairs in (("train", tiny_pairs[:5]), ("test", tiny_pairs[5:]), ("both", tiny_pairs[4:])):
+        rows = [{"query": pair["query"], "positive": pair["positive"]} for pair in pairs]
+        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    flags = ["--train_data", "train.jsonl", "--base_model", str(tiny_encoder_folder), "--max_steps", "2", "--use_cpu"]
+    _script("train_contrastive").main([*flags, "--output_dir", "mine", "--report_to", "none"])
+    sentence = "No test query's document was trained on"
+    for name, is_said in (("test", True), ("both", False)):
+        flags = ["--model_path", "mine", "--pairs", f"{name}.jsonl", "--run_name", name]
+        _script("eval_beir").main(flags)
+        _script("render_card").main(["--model_path", "mine", "--results", f"results/{name}.json"])
+        assert (sentence in Path("mine/README.md").read_text(encoding="utf-8")) is is_said
+
+
+# Examples
+
+
+def _example(**changed):
+    example = {"query": "what is bread", "document_id": "d7", "document": "Flour.", "score": 0.71239}
+    return {**example, "is_relevant": True, **changed}
+
+
+def test_the_card_shows_the_examples_of_its_results_and_no_others(results, sources, tmp_path):
+    assert "### Examples" not in render_card(results=results)
+    wrong = _example(query="what is rye", document="A river.", score=0.5, is_relevant=False)
+    results["datasets"]["my-docs"]["examples"] = {"q1": _example(), "q2": wrong}
+    write_card(tmp_path / "README.md", **sources)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "document that the projection ranks first and its `cosine` score" in text
+    assert "| my-docs | what is bread | Flour. | 0.7124 | yes |" in text
+    assert "| my-docs | what is rye | A river. | 0.5000 | no |" in text
+    check_card(tmp_path / "README.md", sources)
+    _refused(tmp_path / "README.md", sources, text.replace("| 0.7124 | yes |", "| 0.9124 | yes |"))
+    write_results(tmp_path / "results.json", results)
+    assert read_results(tmp_path / "results.json") == results
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a | b",
+        "![x](weights.bin)",
+        "[a](b)",
+        "<script>",
+        BEGIN_WORDS,
+        "`code`",
+        "**bold**",
+        "two\n\n## lines",
+        "{{ x }}",
+    ],
+)
+def test_a_text_of_the_corpus_stays_text(results, sources, tmp_path, text):
+    results["datasets"]["my-docs"]["examples"] = {"q1": _example(document=text)}
+    write_card(tmp_path / "README.md", **sources)
+    check_card(tmp_path / "README.md", sources)
+    (row,) = [line for line in (tmp_path / "README.md").read_text().splitlines() if "what is bread" in line]
+    cells = row.strip("| ").split(" | ")
+    assert len(cells) == 5
+    assert html.unescape(cells[2]) == " ".join(text.split())
+    assert not re.search(r"[<>`*\[\]|]", cells[2])
+
+
+def test_a_command_keeps_examples_for_the_card_only_if_asked_to(
+    tiny_encoder_folder, tiny_pairs, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).save_pretrained("mine")
+    rows = [{"query": pair["query"], "positive": pair["positive"]} for pair in tiny_pairs]
+    Path("test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for count in (0, 3):
+        flags = ["--model_path", "mine", "--pairs", "test.jsonl", "--examples", str(count)]
+        _script("eval_beir").main(flags)
+        capsys.readouterr()
+        _script("render_card").main(["--model_path", "mine", "--results", "results/mine.json"])
+        text, said = Path("mine/README.md").read_text(encoding="utf-8"), capsys.readouterr().out
+        assert sum(row["query"] in text for row in rows) == count
+        assert ("It shows texts of queries and documents" in said) is bool(count)
+    for flags in (
+        ["--base_model", str(tiny_encoder_folder), "--examples", "2"],
+        ["--model_path", "mine", "--examples", "-1"],
+    ):
+        with pytest.raises(UserError, match="--examples expects"):
+            _script("eval_beir").main([*flags, "--pairs", "test.jsonl"])
 
 
 # Comparison with other models
