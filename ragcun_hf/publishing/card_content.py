@@ -162,7 +162,7 @@ def card_sections(
         "metric_names": list(METRIC_NAMES.values()),
         "result_rows": [row for place, entry in places.items() for row in _rows(place, entry)],
         "subset_rows": [row for place, entry in subsets.items() for row in _rows(place, entry)],
-        "unseen": describe_unseen(datasets),
+        "unseen": describe_unseen(datasets, has_lexical=bool(results["model"].get("lexical_dim"))),
         "example_rows": [row for name, entry in datasets.items() for row in _example_rows(name, entry)],
         "isotropy_rows": _isotropy_rows(results["isotropy"]),
         "isotropy_systems": [_SYSTEM_NAMES.get(system, system) for system in results["isotropy"]],

@@ -170,15 +170,18 @@ def describe_baselines(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def describe_unseen(datasets: Mapping[str, Mapping[str, Any]]) -> str:
+def describe_unseen(datasets: Mapping[str, Mapping[str, Any]], *, has_lexical: bool = False) -> str:
     """Say on which data sets no relevant document was a training document, where that is recorded; else ""."""
     places = [name for name, entry in datasets.items() if entry.get("num_seen_queries") == 0]
     if not places:
         return ""
-    return (
+    sentence = (
         f"No test query's document was trained on: none of the documents that answer the queries of "
         f"{', '.join(places)} is, word for word, among the training documents."
     )
+    # It is fitted to the documents to search, without their queries: that is known, and no training.
+    fitted = " The lexical half, which needs no queries, was fitted to a corpus that may contain them."
+    return sentence + fitted * has_lexical
 
 
 def describe_memory(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -227,6 +227,9 @@ def test_the_card_says_that_no_test_document_was_trained_on_only_where_that_is_r
     del results["datasets"]["scifact"]
     text = render_card(results=results)
     assert sentence in text
+    assert "was fitted to a corpus that may contain them" not in text
+    results["model"]["lexical_dim"] = 384
+    assert "was fitted to a corpus that may contain them" in render_card(results=results)
     assert "Results for seen and unseen documents: not measured" not in text
     results["datasets"]["my-docs"]["num_seen_queries"] = 1
     assert sentence not in render_card(results=results)
