@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ("ragcun_hf", "tests", "training", "model_cards")
-FILES = ("CONTRIBUTING.md", "EXPERIMENTS.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "constraints.txt",
-         "pyproject.toml", "setup.cfg")  # fmt: skip
+FILES = ("CITATION.cff", "CONTRIBUTING.md", "EXPERIMENTS.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md",
+         "constraints.txt", "pyproject.toml", "setup.cfg")  # fmt: skip
 # setuptools replaces sys.argv.
 BUILD = "from setuptools import build_meta as b; import sys; to = sys.argv[1]; b.build_wheel(to); b.build_sdist(to)"
 

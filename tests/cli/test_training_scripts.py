@@ -126,7 +126,7 @@ def test_the_published_contrastive_command_runs(run, pairs_file, tiny_pairs, cap
     record = _record(folder)
     counts = {"rows": 8, "distinct_queries": 8, "distinct_positives": 8, "negatives": 1, "validation_rows": 0}
     assert counts.items() <= record["data"].items()
-    assert record["data"]["train"] == [f"{pairs_file.parent.name}/train.json"]
+    assert record["data"]["train"] == ["train.json"]  # the folder above it may have the name of a user
     assert record["steps"] == 6
     assert record["training_arguments"]["lambda_isotropy"] == 1.5
     assert record["training_arguments"]["num_train_epochs"] == 3
