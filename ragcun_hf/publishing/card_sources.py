@@ -26,8 +26,8 @@ PUBLISHED_FIGURES = Path(__file__).with_name("published.json")
 _RESULTS_FOLDER = "results"
 _EVAL_RESULTS_FOLDER = ".eval_results"
 _MEASUREMENT_KEYS = ("created", "command", "commit", "versions", "machine", "settings")
-_MANIFEST_KEYS = {"results", "training_record", "comparison", "published", "repo_id", "plots", "dataset_ids"}
-_MANIFEST_KEYS |= {"license_id", "languages"}
+_CARD_KEYS = {"published", "repo_id", "plots", "dataset_ids", "license_id", "languages"}
+_MANIFEST_KEYS = {"results", "training_record", "comparison", *_CARD_KEYS}
 
 
 def join_results(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
