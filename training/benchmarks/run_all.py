@@ -2,7 +2,7 @@
 
     python training/benchmarks/run_all.py --data_dir data/beir
 
-Without SciFact in --data_dir, end_to_end.py is skipped.
+Without SciFact in --data_dir, end_to_end.py and quantized_search.py are skipped.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ ALL = (
     "exact_search",
     "corpus_memory",
     "end_to_end",
+    "quantized_search",
 )
-_WITH_DATA = ("encoding", "end_to_end")
+_WITH_DATA = ("encoding", "end_to_end", "quantized_search")
+_ONLY_WITH_DATA = {"end_to_end": [], "quantized_search": ["--datasets", "scifact"]}  # and their flags
 
 
 @dataclass
@@ -50,9 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     if unknown:
         raise UserError(f"--only expects names of {', '.join(ALL)}, got {unknown[0]!r}: use one of these names")
     has_data = (Path(args.data_dir) / "scifact").is_dir()
-    names = [name for name in args.only if has_data or name != "end_to_end"]
+    names = [name for name in args.only if has_data or name not in _ONLY_WITH_DATA]
     for name in names:
         flags = ["--data_dir", args.data_dir] if name in _WITH_DATA else []
+        flags += _ONLY_WITH_DATA.get(name, [])
         command = [sys.executable, str(HERE / f"{name}.py"), "--output_dir", args.output_dir, *flags]
         subprocess.run(command, check=True)
     lines = table(Path(args.output_dir), names)
