@@ -8,13 +8,13 @@ disk and embeds only the query. No data leaves this machine.
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+from example_arguments import StoreArguments, check_arguments, facts_of, load_model_and_documents, store_folder
+
+from ragcun_hf.command_line import parse_arguments, run_script, say
 from ragcun_hf.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,42 +27,19 @@ _COLLECTION = "documents"
 _GRAPH = {"max_neighbors": 48, "ef_construction": 400, "ef_search": 400}
 
 
-@dataclass
-class ExampleArguments:
-    """The model, the documents, and the query."""
-
-    model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
-    corpus: str | None = argument(
-        None, "Documents: a file of rows with a text, a .txt file with one per line, or a BEIR folder."
-    )
-    query: str | None = argument(None, "The query.")
-    use_predictor: bool = argument(False, "Search with the predictor's output as the query vector.")
-    top_k: int = argument(5, "Documents shown.")
-    output_dir: str | None = argument(None, "Folder of the store. Default: results/chroma/<model>-<corpus>.")
-    overwrite: bool = argument(False, "Fill the store again.")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Fill or reopen the store, search, and print the best documents."""
-    (args,) = parse_arguments([ExampleArguments], description=__doc__ or "", arguments=arguments)
-    folder = _checked_folder(args)
-    quiet_libraries()
-    from ragcun_hf.data.documents import document_texts, read_documents
-    from ragcun_hf.model.base_models import load_trained_model
-
-    # Without ragcun_hf: AutoModel.from_pretrained(model_path, trust_remote_code=True)
-    model = load_trained_model(args.model_path)
-    if args.use_predictor and model.predictor is None:
-        raise UserError("--use_predictor expects a model with a predictor, got one without: leave the flag out")
-    rows = read_documents(args.corpus)
-    ids, texts = list(rows["id"]), document_texts(rows)
-    similarity = model.config.similarity_fn_name
-    facts = _facts(args.model_path, similarity, ids, texts)
+    (args,) = parse_arguments([StoreArguments], description=__doc__ or "", arguments=arguments)
+    check_arguments(args, "chromadb", "chromadb")
+    folder = store_folder(args, "chroma")
+    model, ids, texts = load_model_and_documents(args)
+    graph = " ".join(f"{name} {number}" for name, number in _GRAPH.items())
+    facts = {**facts_of(args, model, ids, texts), "graph": graph}
     embed = embedding_function(model, use_predictor=args.use_predictor)
     collection = open_collection(folder, embed, facts, ids, texts, overwrite=args.overwrite)
     answer = collection.query(query_texts=[args.query], n_results=min(args.top_k, len(ids)))
     for name, text, distance in zip(answer["ids"][0], answer["documents"][0], answer["distances"][0], strict=True):
-        say(f"{score_of(distance, similarity):9.4f}  {name}  {' '.join(text.split())[:80]}")
+        say(f"{score_of(distance, facts['similarity']):9.4f}  {name}  {' '.join(text.split())[:80]}")
 
 
 def embedding_function(model: Any, *, use_predictor: bool = False) -> Any:
@@ -153,38 +130,6 @@ def score_of(distance: float, similarity: str) -> float:
     """Turn Chroma's distance into the model's score, larger is better."""
     # Chroma's distance is 1 - cosine, 1 - dot product, or the squared L2 distance.
     return -math.sqrt(max(distance, 0.0)) if similarity == "euclidean" else 1.0 - distance
-
-
-def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -> dict[str, str]:
-    """Identify the model and the documents."""
-    from ragcun_hf.data.documents import text_digest
-    from ragcun_hf.files import weights_digest
-
-    weights = weights_digest(Path(model_path)) or model_path
-    graph = " ".join(f"{name} {number}" for name, number in _GRAPH.items())
-    return {
-        "weights": weights,
-        "similarity": similarity,
-        "documents": text_digest(*ids, *texts).hex(),
-        "graph": graph,
-    }
-
-
-def _checked_folder(args: ExampleArguments) -> Path:
-    """Check the flags and return the folder of the store."""
-    from ragcun_hf.files import check_writable
-
-    for name in ("model_path", "corpus", "query"):
-        if not (getattr(args, name) or "").strip():
-            raise UserError(f"--{name} expects a value, got none: give one")
-    if args.top_k < 1:
-        raise UserError(f"--top_k must be at least 1, got {args.top_k}: raise it")
-    if importlib.util.find_spec("chromadb") is None:
-        raise UserError("expected chromadb to be installed, found none: run pip install chromadb")
-    name = f"{Path(str(args.model_path)).absolute().name}-{Path(str(args.corpus)).absolute().stem}"
-    folder = Path(args.output_dir or f"results/chroma/{name}")
-    check_writable(folder)
-    return folder
 
 
 if __name__ == "__main__":

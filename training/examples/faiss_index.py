@@ -2,68 +2,36 @@
 
     python training/examples/faiss_index.py --model_path checkpoints/mine --corpus your_documents.jsonl --query "sort"
 
-The model's `config.similarity_fn_name` decides the metric: inner product for dot, inner product of vectors of unit
-length for cosine, L2 for euclidean. A second run finds the index on disk and embeds only the query.
+The model's `config.similarity_fn_name` decides the metric: L2 for euclidean, else the inner product, which is the
+cosine for the vectors of a cosine model. A second run finds the index on disk and embeds only the query.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from example_arguments import StoreArguments, check_arguments, facts_of, load_model_and_documents, store_folder
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
+from ragcun_hf.command_line import parse_arguments, run_script, say
 from ragcun_hf.errors import UserError
-
-_METRICS = {
-    "cosine": "IndexFlatIP, vectors of unit length",
-    "dot": "IndexFlatIP",
-    "euclidean": "IndexFlatL2",
-}
-
-
-@dataclass
-class ExampleArguments:
-    """The model, the documents, and the query."""
-
-    model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
-    corpus: str | None = argument(
-        None, "Documents: a file of rows with a text, a .txt file with one per line, or a BEIR folder."
-    )
-    query: str | None = argument(None, "The query.")
-    use_predictor: bool = argument(False, "Search with the predictor's output as the query vector.")
-    top_k: int = argument(5, "Documents shown.")
-    output_dir: str | None = argument(None, "Folder of the index. Default: results/faiss/<model>-<corpus>.")
-    overwrite: bool = argument(False, "Build the index again.")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Build or reload the index, search, and print the best documents."""
-    (args,) = parse_arguments([ExampleArguments], description=__doc__ or "", arguments=arguments)
-    folder = _checked_folder(args)
-    quiet_libraries()
-    from ragcun_hf.data.documents import document_texts, read_documents
-    from ragcun_hf.files import disk_errors_explained
-    from ragcun_hf.model.base_models import load_trained_model
-
-    # Without ragcun_hf: AutoModel.from_pretrained(model_path, trust_remote_code=True)
-    model = load_trained_model(args.model_path)
-    if args.use_predictor and model.predictor is None:
-        raise UserError("--use_predictor expects a model with a predictor, got one without: leave the flag out")
-    rows = read_documents(args.corpus)
-    ids, texts = list(rows["id"]), document_texts(rows)
-    similarity = model.config.similarity_fn_name
-    facts = _facts(args.model_path, similarity, ids, texts)
+    (args,) = parse_arguments([StoreArguments], description=__doc__ or "", arguments=arguments)
+    check_arguments(args, "faiss", "faiss-cpu")
+    folder = store_folder(args, "faiss")
+    model, ids, texts = load_model_and_documents(args)
+    facts = facts_of(args, model, ids, texts)
+    similarity = facts["similarity"]
     index = None if args.overwrite else read_index(folder, facts)
     if index is None:
-        say(f"Embedding {len(texts)} documents for {_METRICS[similarity]}.")
+        say(f"Embedding {len(texts)} documents.")
         index = build_index(model.encode_document(texts, show_progress_bar=True), similarity)
-        with disk_errors_explained(folder):
-            write_index(index, folder, facts)
+        write_index(index, folder, facts)
     query = model.encode_query([args.query], use_predictor=args.use_predictor)
     scores, found = search(index, query, similarity, args.top_k)
     for score, row in zip(scores[0], found[0], strict=True):
@@ -75,24 +43,15 @@ def build_index(vectors: np.ndarray, similarity: str) -> Any:
     import faiss
 
     index = (faiss.IndexFlatL2 if similarity == "euclidean" else faiss.IndexFlatIP)(vectors.shape[1])
-    index.add(_prepared(vectors, similarity))
+    index.add(vectors)
     return index
 
 
 def search(index: Any, queries: np.ndarray, similarity: str, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the model's scores, larger is better, and the rows of the documents, each (Q, k)."""
-    scores, rows = index.search(_prepared(queries, similarity), min(k, index.ntotal))
+    scores, rows = index.search(queries, min(k, index.ntotal))
     # IndexFlatL2 returns squared distances, smallest first.
     return (-np.sqrt(np.maximum(scores, 0)) if similarity == "euclidean" else scores), rows
-
-
-def _prepared(vectors: np.ndarray, similarity: str) -> np.ndarray:
-    vectors = np.array(vectors, dtype=np.float32, order="C")  # a copy, because faiss normalises in place
-    if similarity == "cosine":
-        import faiss
-
-        faiss.normalize_L2(vectors)
-    return vectors
 
 
 def read_index(folder: Path, facts: dict[str, str]) -> Any:
@@ -121,39 +80,14 @@ def write_index(index: Any, folder: Path, facts: dict[str, str]) -> None:
     """Write an index; its facts are removed first and written last, so that they never describe another one."""
     import faiss
 
-    from ragcun_hf.files import replaced_file, write_whole
+    from ragcun_hf.files import disk_errors_explained, replaced_file, write_whole
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "facts.json").unlink(missing_ok=True)
-    with replaced_file(folder / "vectors.faiss") as temporary:
-        faiss.write_index(index, str(temporary))
-    write_whole(folder / "facts.json", json.dumps(facts, indent=2) + "\n")
-
-
-def _facts(model_path: str, similarity: str, ids: list[str], texts: list[str]) -> dict[str, str]:
-    """Identify the model and the documents."""
-    from ragcun_hf.data.documents import text_digest
-    from ragcun_hf.files import weights_digest
-
-    weights = weights_digest(Path(model_path)) or model_path
-    return {"weights": weights, "similarity": similarity, "documents": text_digest(*ids, *texts).hex()}
-
-
-def _checked_folder(args: ExampleArguments) -> Path:
-    """Check the flags and return the folder of the index."""
-    from ragcun_hf.files import check_writable
-
-    for name in ("model_path", "corpus", "query"):
-        if not (getattr(args, name) or "").strip():
-            raise UserError(f"--{name} expects a value, got none: give one")
-    if args.top_k < 1:
-        raise UserError(f"--top_k must be at least 1, got {args.top_k}: raise it")
-    if importlib.util.find_spec("faiss") is None:
-        raise UserError("expected faiss to be installed, found none: run pip install faiss-cpu")
-    name = f"{Path(str(args.model_path)).absolute().name}-{Path(str(args.corpus)).absolute().stem}"
-    folder = Path(args.output_dir or f"results/faiss/{name}")
-    check_writable(folder)
-    return folder
+    with disk_errors_explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "facts.json").unlink(missing_ok=True)
+        with replaced_file(folder / "vectors.faiss") as temporary:
+            faiss.write_index(index, str(temporary))
+        write_whole(folder / "facts.json", json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":
