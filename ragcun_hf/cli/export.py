@@ -112,10 +112,10 @@ def _export_plain(args: ExportArguments, folder: Path) -> None:
 def _load(args: ExportArguments) -> tuple[IsotropicGaussianModel, list[str]]:
     from ..model.base_models import load_trained_model
 
-    return load_trained_model(str(args.model_path)), _check_texts(args.check_texts)
+    return load_trained_model(str(args.model_path)), check_texts(args.check_texts)
 
 
-def _check_texts(source: str | None) -> list[str]:
+def check_texts(source: str | None) -> list[str]:
     """Read texts of all lengths, the shortest and the longest among them."""
     if source is None:
         from ..data.python_docs import build_python_docs

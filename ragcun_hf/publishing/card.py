@@ -41,13 +41,15 @@ def render_card(
     dataset_ids: Sequence[str] = (),
     license_id: str | None = None,
     languages: Sequence[str] = (),
+    is_plain: bool = False,
     own_words: str = "",
 ) -> str:
     """Render the text of a model card, metadata first, in which every number comes from the given sources.
 
     `results` come from `read_results`, `join_results` or `nothing_measured`, `published` from `read_published`, and
     `comparison` from a file of `eval_beir.py --compare`; `plots` maps descriptions to addresses relative to the card,
-    and `dataset_ids` are Hub ids of the training data. Without a `license_id`, the license is that of a known base, or
+    and `dataset_ids` are Hub ids of the training data. With `is_plain`, it is the card of a plain folder of
+    sentence-transformers, of the same model. Without a `license_id`, the license is that of a known base, or
     not stated; `languages` are codes such as `en`.
     """
     from huggingface_hub import ModelCard
@@ -72,6 +74,7 @@ def render_card(
             model_id=repo_id or f"path/to/{name}",
             plots=plots or {},
             license=license_of_model,
+            is_plain=is_plain,
             **sections,
         )
     except UserError:

@@ -12,6 +12,7 @@ from typing import Any
 from ..errors import UserError
 
 PACKAGE = "ragcun_hf"
+PLAIN_NEEDS = "sentence-transformers>=3"  # of a plain folder; tests load one in the oldest and in the newest version
 
 # What the code in a model folder imports; the rest comes with transformers.
 _NEEDED = ("torch", "transformers")
@@ -40,6 +41,7 @@ def package_facts(version: str | None) -> dict[str, Any]:
         "license": metadata["License-Expression"],
         "needs": needs,
         "install": " ".join(f'"{needs[name]}"' for name in _NEEDED),
+        "plain_needs": PLAIN_NEEDS,
         "citations": [_citation(metadata, version), _PAPER],
     }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object
-from ..files import HELD_OUT_FILE
-from .card import check_card
+from ..files import HELD_OUT_FILE, write_whole
+from .card import check_card, read_own_words, render_card
 from .card_sources import read_manifest, read_sources
 
 if TYPE_CHECKING:
@@ -61,9 +62,7 @@ def plan_upload(folder: Path) -> UploadPlan:
             raise UserError(f"expected a model with {what} in {folder}, found no {name}: {remedy}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"expected weights in {folder}, found no *.safetensors: train the model again")
-    manifest = read_manifest(folder)
-    wanted = {*manifest["results"], manifest["training_record"], manifest["comparison"]}
-    wanted |= set(_IMAGE.findall((folder / _CARD).read_text(encoding="utf-8")))
+    wanted = _files_of_card(folder)
     plan = UploadPlan({}, {})
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -73,6 +72,36 @@ def plan_upload(folder: Path) -> UploadPlan:
         else:
             plan.files[name] = path
     return plan
+
+
+def _files_of_card(folder: Path) -> set[str]:
+    """Return the results, records and plots that the card in a folder shows, by their names in it."""
+    manifest = read_manifest(folder)
+    shown = {*manifest["results"], manifest["training_record"], manifest["comparison"]} - {None}
+    return shown | set(_IMAGE.findall((folder / _CARD).read_text(encoding="utf-8")))
+
+
+def plan_plain_upload(folder: Path, target: Path, repo_id: str, texts: Sequence[str]) -> UploadPlan:
+    """Write the plain folder of a model, with its card and what that shows, and list its files.
+
+    `target` exists and is empty. A `UserError` says if the model's own card differs from its sources, or what
+    `write_plain` refuses.
+    """
+    from ..model.base_models import load_trained_model
+    from .plain_export import write_plain
+
+    plan_upload(folder)  # refuses what is no model with a card
+    sources, card = read_sources(folder), folder / _CARD
+    check_card(card, sources)
+    write_plain(load_trained_model(str(folder)), target, texts)
+    words = read_own_words(card.read_text(encoding="utf-8"), card) or ""
+    text = render_card(**{**sources, "repo_id": repo_id}, is_plain=True, own_words=words)
+    write_whole(target / _CARD, text)
+    for name in _files_of_card(folder):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, target / name)
+    files = sorted(path for path in target.rglob("*") if path.is_file())
+    return UploadPlan({path.relative_to(target).as_posix(): path for path in files}, {})
 
 
 def describe_plan(plan: UploadPlan, repo_id: str, *, revision: str | None = None) -> str:
@@ -128,18 +157,33 @@ if vectors.shape != (2, 2, model.config.output_dim):
 if not np.isfinite(vectors).all() or np.allclose(vectors[:, 0], vectors[:, 1]):
     sys.exit("expected finite vectors that differ between texts, got others")
 """
+_PLAIN_LOAD_SCRIPT = """
+import sys
+sys.modules["ragcun_hf"] = None
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer(sys.argv[1], device="cpu")
+texts = ["how do vaccines work?", "Vaccines train the immune system to recognise a germ."]
+vectors = np.stack([model.encode(texts, prompt_name=name) for name in ("query", "document")])
+if not np.isfinite(vectors).all() or np.allclose(vectors[:, 0], vectors[:, 1]):
+    sys.exit("expected finite vectors that differ between texts, got others")
+"""
 _SECONDS = 600
 
 
-def check_clean_load(folder: Path) -> None:
-    """Load a model folder without this package, the network or any cache, and embed two texts; quote what fails."""
+def check_clean_load(folder: Path, *, is_plain: bool = False) -> None:
+    """Load a model folder without this package, the network or any cache, and embed two texts; quote what fails.
+
+    A plain folder is loaded by sentence-transformers, without the right to run its code.
+    """
     with tempfile.TemporaryDirectory() as empty:
         caches = {name: empty for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
         left_out = ("HUGGINGFACE_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
         kept = {name: value for name, value in os.environ.items() if name not in left_out}
         try:
             done = subprocess.run(
-                [sys.executable, "-c", _LOAD_SCRIPT, str(folder.resolve())],
+                [sys.executable, "-c", _PLAIN_LOAD_SCRIPT if is_plain else _LOAD_SCRIPT, str(folder.resolve())],
                 env={**kept, **caches, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
                 cwd=empty,
                 capture_output=True,
@@ -153,8 +197,8 @@ def check_clean_load(folder: Path) -> None:
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"expected {folder} to load with AutoModel in a clean process, got {reason!r}: train or save it again, so "
-            "that it contains code, tokenizer and weights"
+            f"expected {folder} to load with {'SentenceTransformer' if is_plain else 'AutoModel'} in a clean process, "
+            f"got {reason!r}: train or save it again, so that it contains code, tokenizer and weights"
         )
 
 

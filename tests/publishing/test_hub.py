@@ -530,3 +530,50 @@ def test_the_python_snippets_of_a_card_run_and_their_index_ranks_like_the_model(
     }[similarity]
     assert names["rows"].tolist() == [[int(np.argmax(scores))]]
     assert names["scores"].shape == (1, 2)
+
+
+PLAIN_LOAD_SCRIPT = """
+import json, sys
+sys.modules["ragcun_hf"] = None
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu")
+print(json.dumps([model.encode(json.load(sys.stdin), prompt_name="query").tolist(), model.prompts]))
+"""
+
+
+@pytest.mark.slow
+def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, folder, tmp_path, capsys):
+    flags = ["--model_path", str(folder), "--repo_id", "org/tiny-plain", "--plain"]
+    _script("push_to_hub").main([*flags, "--dry_run"])
+    assert "Nothing was sent" in capsys.readouterr().out
+    assert not hub.requests
+    _script("push_to_hub").main(flags)
+    assert 'SentenceTransformer("org/tiny-plain", revision=' in capsys.readouterr().out
+    repository = hub.repositories["org/tiny-plain"]
+    (commit,) = repository.history
+    files = set(repository.commits[commit])
+    assert not any(name.endswith((".py", ".bin")) for name in files)
+    assert {"modules.json", "1_Pooling/config.json", "results/tiny.json", "README.md"} <= files
+    loaded = subprocess.run(
+        [sys.executable, "-c", PLAIN_LOAD_SCRIPT, "org/tiny-plain"],
+        input=json.dumps(TEXTS),
+        env=_environment(hub, tmp_path / "user", OWNER_TOKEN),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    vectors, _ = json.loads(loaded.stdout.splitlines()[-1])
+    expected = IsotropicGaussianModel.from_pretrained(folder).encode_query(TEXTS)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+    card = huggingface_hub.hf_hub_download("org/tiny-plain", "README.md", cache_dir=tmp_path / "cache")
+    text = Path(card).read_text(encoding="utf-8")
+    assert 'SentenceTransformer("org/tiny-plain")' in text
+    assert "trust_remote_code" not in text
+
+
+def test_a_plain_push_of_a_card_that_was_changed_is_refused(hub, folder):
+    _invent_a_figure(folder)
+    with pytest.raises(UserError, match="as rendered from the sources"):
+        _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/plain", "--plain", "--dry_run"])
+    assert not hub.requests
