@@ -228,14 +228,19 @@ def apply_head(
 
     Pass `num_predicted=0` for documents, which need no prediction.
     """
-    outputs = [
-        model(
-            features=torch.from_numpy(features[start : start + HEAD_ROWS]).to(model.device),
-            num_predicted=num_predicted,
-        )
-        # Zero features still need one call, for an empty result of the right width.
-        for start in range(0, max(1, len(features)), HEAD_ROWS)
-    ]
+    was_training = model.training
+    model.eval()  # a Trainer leaves dropout on
+    try:
+        outputs = [
+            model(
+                features=torch.from_numpy(features[start : start + HEAD_ROWS]).to(model.device),
+                num_predicted=num_predicted,
+            )
+            # Zero features still need one call, for an empty result of the right width.
+            for start in range(0, max(1, len(features)), HEAD_ROWS)
+        ]
+    finally:
+        model.train(was_training)
     embeddings = torch.cat([output.embeddings.float().cpu() for output in outputs]).numpy()
     if model.predictor is None:
         return embeddings, None

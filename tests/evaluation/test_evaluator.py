@@ -384,3 +384,13 @@ def test_a_trained_encoder_is_compared_with_the_untrained_one(tiny_encoder_folde
     after = evaluator(model)
     assert after["base_ndcg@10"] == before["base_ndcg@10"]
     assert after.results["isotropy"]["projection"] != before.results["isotropy"]["projection"]
+
+
+def test_a_model_that_a_trainer_left_in_training_mode_is_measured_without_dropout(tiny_model):
+    from ragcun_hf.evaluation.model_evaluation import apply_head
+
+    torch.nn.init.normal_(tiny_model.projection.mlp[-1].weight)
+    features = np.random.default_rng(0).standard_normal((5, 16)).astype(np.float32)
+    expected = apply_head(tiny_model.eval(), features)[0]
+    assert np.array_equal(apply_head(tiny_model.train(), features)[0], expected)
+    assert tiny_model.training

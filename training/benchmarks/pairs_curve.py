@@ -68,18 +68,18 @@ def curve(args: CurveArguments, folder: Path) -> Any:
                     model = IsotropicGaussianModel.from_encoder(args.base_model)
                 else:
                     model = IsotropicGaussianModel.from_pretrained("build/pairs_curve_start")
-                train(model, "adapt", order[:count], seed)
+                train(model, "adapt", order[:count], seed, corpus=corpus)
                 yield {"start": start, "pairs": count, "seed": seed, **figures(model, test, order[:count])}
 
 
-def train(model: Any, recipe: str, dataset: Any, seed: int) -> None:
-    """Train a head by a recipe, and save nothing."""
+def train(model: Any, recipe: str, dataset: Any, seed: int, corpus: list[str] | None = None) -> None:
+    """Train a head by a recipe, its exact words fitted to the corpus, and save nothing."""
     from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 
     options = {"output_dir": "build/pairs_curve", "seed": seed, "disable_tqdm": True, "report_to": "none"}
     options |= {"logging_strategy": "no"}
     args = IsotropicGaussianTrainingArguments.from_recipe(recipe, **options)
-    IsotropicGaussianTrainer(model, args, train_dataset=dataset).train()
+    IsotropicGaussianTrainer(model, args, train_dataset=dataset, corpus=corpus).train()
 
 
 def figures(model: Any, test: Any, pairs: list[Any]) -> dict[str, float]:
