@@ -116,7 +116,14 @@ def test_there_is_no_import_cycle():
 @pytest.mark.parametrize("module", SHIPPED)
 def test_shipped_files_need_only_what_everybody_has_who_loads_a_model(module):
     others = {name.split(".")[0] for name in _imports(MODULES[module])} - {"ragcun_hf"}
-    assert others - set(sys.stdlib_module_names) <= {"huggingface_hub", "numpy", "torch", "tqdm", "transformers"}
+    assert others - set(sys.stdlib_module_names) <= {
+        "huggingface_hub",
+        "numpy",
+        "safetensors",
+        "torch",
+        "tqdm",
+        "transformers",
+    }
 
 
 @pytest.mark.parametrize("module", SHIPPED)

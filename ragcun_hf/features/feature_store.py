@@ -148,7 +148,12 @@ class FeatureStore:
 def encoder_parts(model: IsotropicGaussianModel) -> dict[str, Any]:
     """Describe everything in the model that changes a feature, with checksums of the weights and the tokenizer."""
     config = model.config
+    # Only where there are such layers, so that the keys of other encoders stay.
+    layers = {} if model.pooled_layers is None else {"layers": config.pooled_layers}
+    if model.pooled_layers is not None:
+        layers["weights_of_layers"] = _checksum(model.pooled_layers.state_dict())
     return {
+        **layers,
         "layout": 2,
         "encoder": config.encoder_config.model_type,
         "weights": _weights_checksum(model.encoder),

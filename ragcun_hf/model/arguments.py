@@ -42,7 +42,9 @@ class ModelArguments:
         None, "Hidden width of the predictor. Default: twice the embedding's width.", swept="shape"
     )
     dropout: float = argument(0.1, "Dropout in the projection and the predictor, in [0, 1).", swept="shape")
-    pooling: str | None = argument(None, "How token states become one vector: mean, cls or last.")
+    pooling: str | None = argument(
+        None, "How token states become one vector: mean, cls, last, max, mean_sqrt or weighted_mean."
+    )
     normalize_features: bool | None = argument(None, "Normalize pooled vectors to unit length, true or false.")
     similarity_fn_name: str = argument(
         "cosine", "How embeddings are compared: cosine, dot or euclidean.", "--similarity", swept="shape"

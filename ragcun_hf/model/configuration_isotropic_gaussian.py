@@ -16,8 +16,10 @@ except ImportError as error:
         "the model as a plain sentence-transformers folder (ragcun export --format sentence-transformers)."
     ) from error
 
+from .pooling_isotropic_gaussian import ACTIVATIONS, POOLINGS, pooled_width
+
 _CHOICES = {
-    "pooling": ("mean", "cls", "last"),
+    "pooling": POOLINGS,
     "projection_kind": ("mlp", "linear"),
     "projection_init": ("identity", "random"),
     "similarity_fn_name": ("cosine", "dot", "euclidean"),
@@ -41,16 +43,20 @@ _FAMILIES_WITH_POSITION_OFFSET = (
 class IsotropicGaussianConfig(PreTrainedConfig):
     """Configuration of an [`IsotropicGaussianModel`]: a (frozen) encoder, a projection, an optional predictor.
 
-    Widths: H is the encoder's hidden size, L that of the lexical half (0 without one), D that of the embedding.
+    Widths: H is that of the encoder's vectors, L that of the lexical half (0 without one), D that of the embedding.
 
     Args:
         encoder_config: Configuration of the encoder, as an object or a dict with `model_type`; any encoder that
             `AutoModel` supports. Default: MPNet base.
         base_model_name: Where the encoder's weights came from. Documentation only: nothing is loaded from it.
         base_model_revision: Its branch, tag or commit on the Hub, if one was given.
-        pooling: How token states become one vector: `mean` of the attended tokens, `cls` (the first attended token) or
-            `last` (the last attended token, for decoder-style encoders).
-        normalize_features: Normalize pooled vectors to unit length, as most sentence encoders do.
+        pooling: How token states become one vector: `mean` of the attended tokens, `cls` (the first attended token),
+            `last` (the last attended token, for decoder-style encoders), `max`, `mean_sqrt` (the sum divided by the
+            square root of their number) or `weighted_mean` (later tokens weigh more).
+        pooled_layers: Dense layers that the encoder's makers put behind the pooling, in order. Each is a dictionary of
+            `out_dim`, `bias`, `activation` (`identity`, `tanh`, `gelu` or `relu`) and `normalize_input` (to unit
+            length). They belong to the encoder: frozen with it, and part of its features.
+        normalize_features: Normalize the encoder's vectors to unit length, as most sentence encoders do.
         lexical_dim: L, the width of the lexical half, which holds exact words; 0 for none. See
             [`~IsotropicGaussianModel.fit_lexical`].
         lexical_weight: Its share of the cosine similarity of two features, in [0, 1).
@@ -97,6 +103,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     base_model_name: str | None = None
     base_model_revision: str | None = None
     pooling: str = "mean"
+    pooled_layers: list | None = None
     normalize_features: bool = True
     lexical_dim: int = 0
     lexical_weight: int | float = 0.3
@@ -122,6 +129,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         """Build the nested configuration, fill in the default widths, and check every value."""
         self.encoder_config = _as_config(self.encoder_config)
+        self._check_pooled_layers()
         if self.output_dim is None:
             self.output_dim = self.encoder_dim
         if self.projection_hidden_dim is None:
@@ -135,8 +143,8 @@ class IsotropicGaussianConfig(PreTrainedConfig):
 
     @property
     def encoder_dim(self) -> int:
-        """H, the width of the encoder's output."""
-        return self.encoder_config.get_text_config().hidden_size
+        """H, the width of the encoder's vectors."""
+        return pooled_width(self.encoder_config.get_text_config().hidden_size, self.pooled_layers)
 
     @property
     def feature_dim(self) -> int:
@@ -173,6 +181,15 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             raise ValueError(f"`feature_scale` must be a finite number above 0, got {self.feature_scale}.")
         self._check_calibration()
         self._check_lengths_and_layers()
+
+    def _check_pooled_layers(self) -> None:
+        for layer in self.pooled_layers or ():
+            is_whole = isinstance(layer, dict) and layer.keys() == {"out_dim", "bias", "activation", "normalize_input"}
+            if not is_whole or layer["activation"] not in ACTIVATIONS:
+                raise ValueError(
+                    "`pooled_layers` must be dictionaries of out_dim, bias, activation (one of "
+                    f"{', '.join(ACTIVATIONS)}) and normalize_input, got {layer!r}."
+                )
 
     def _check_calibration(self) -> None:
         found = self.relevance_calibration

@@ -4,6 +4,8 @@
     tokens -> encoder -> pooling -> feature (H) -> projection -> embedding (D) -> predictor -> prediction (D)
          `--> [lexical half (L)] ------^
 
+Dense layers that the encoder's makers put behind the pooling belong to the encoder.
+
 Queries and documents share all parts. From a query's embedding, the predictor predicts the embedding of the document
 that answers it. The model computes no loss: training and search use the same forward pass.
 
@@ -30,11 +32,14 @@ from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
 from .encoding_isotropic_gaussian import EncodingMixin
 from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
+from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
     adopt_settings,
     encoder_settings,
+    load_pooled_layers,
     saved_max_length,
     sentence_transformers_files,
+    transformer_options,
     written_settings,
 )
 
@@ -179,6 +184,10 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
     def __init__(self, config: IsotropicGaussianConfig) -> None:
         super().__init__(config)
         self.encoder = _without_pooler(AutoModel.from_config(config.encoder_config))
+        self.pooled_layers = None
+        if config.pooled_layers:
+            width = config.encoder_config.get_text_config().hidden_size
+            self.pooled_layers = PooledLayers(width, config.pooled_layers)
         start = {"kind": config.projection_kind, "init": config.projection_init, "dropout": config.dropout}
         self.lexical = None
         if config.lexical_dim:
@@ -223,10 +232,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             fields.setdefault("base_model_name", EMBEDDED_NAME)
         options = {"revision": revision} if revision else {}
         # Always float32: the head is trained in float32, and a saved model has one dtype.
-        encoder = AutoModel.from_pretrained(
-            name_or_path, trust_remote_code=trust_remote_code, dtype=torch.float32, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=trust_remote_code, **options)
+        of_encoder = {"trust_remote_code": trust_remote_code, **transformer_options(name_or_path, options)}
+        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_encoder)
         # The whole path of a folder: `folder/encoder` would look like a Hub id.
         source = str(Path(name_or_path).absolute()) if Path(name_or_path).is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
@@ -234,6 +242,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)
+        if model.pooled_layers is not None:
+            load_pooled_layers(model.pooled_layers, name_or_path, options)
         model._tokenizer = tokenizer
         model.is_untrained, model.given_fields = True, config_fields
         model.apply_freezing()
@@ -376,7 +386,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     def _frozen_modules(self) -> list[nn.Module]:
         if self.config.freeze_base:
-            return [self.encoder]
+            return [self.encoder] if self.pooled_layers is None else [self.encoder, self.pooled_layers]
         if self.config.freeze_layers == 0:
             return []
         # BERT-like encoders have positions, norm and dropout next to the token embeddings: freeze all of them.
@@ -499,7 +509,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         needs_gradient = torch.is_grad_enabled() and not self.config.freeze_base
         with torch.set_grad_enabled(needs_gradient):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
-            pooled = _pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
+            pooled = pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
+            if self.pooled_layers is not None:
+                pooled = self.pooled_layers(pooled).float()
             return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled, states
 
     def _flags(self, given: dict[str, bool | None]) -> dict[str, bool]:
@@ -666,19 +678,6 @@ def _partial_whitening(rows_NH: Tensor, strength: float) -> Tensor:
     scales_H = (variances_H.clamp_min(0) / variances_H.mean() + 0.05) ** -strength
     map_HH = (vectors_HH * scales_H) @ vectors_HH.T
     return map_HH * (rows_NH.norm(dim=1).mean() / (rows_NH @ map_HH).norm(dim=1).mean())
-
-
-def _pool(states: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
-    """Reduce (B, T, H) token states to (B, H), with padding on either side."""
-    if pooling == "mean":
-        weights = attention_mask.unsqueeze(-1).to(states.dtype)
-        return (states * weights).sum(1) / weights.sum(1).clamp(min=1e-9)
-    positions = torch.arange(states.shape[1], device=states.device)
-    if pooling == "cls":
-        chosen = attention_mask.long().argmax(1)  # the first 1
-    else:
-        chosen = (attention_mask.long() * positions).argmax(1)  # the last 1
-    return states[torch.arange(states.shape[0], device=states.device), chosen]
 
 
 def _open_weights_to_readers(folder: Path) -> None:

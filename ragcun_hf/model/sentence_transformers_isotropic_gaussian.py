@@ -3,16 +3,25 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import load_file
 from transformers.utils import cached_file
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_positions
+from .pooling_isotropic_gaussian import ACTIVATIONS, PooledLayers
 
 logger = logging.getLogger(__name__)
 
 _SETTINGS = "config_sentence_transformers.json"
+# The first one is today's; sentence-transformers still reads the others.
+_LENGTH_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 
 
 def sentence_transformers_files(
@@ -109,28 +118,106 @@ def encoder_settings(
     modules = read("modules.json")
     if modules is None:
         return settings
-    kinds = [module["type"].rsplit(".", 1)[-1] for module in modules]
-    dropped = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize", "Dropout")]
-    if dropped:
-        logger.warning(
-            "%s has the further layers %s, which are left out: only its encoder and its pooling are used.",
-            name_or_path,
-            " and ".join(dropped),
-        )
-    settings["normalize_features"] = "Normalize" in kinds
-    length = (read("sentence_bert_config.json") or {}).get("max_seq_length")
+    kinds = [_kind(module) for module in modules]
+    _refuse_unknown_modules(name_or_path, kinds)
+    settings["normalize_features"] = kinds[-1] == "Normalize"
+    layers = [_layer(name_or_path, layer, config) for layer, config in _dense_modules(modules, read)]
+    if layers and "pooled_layers" not in given:
+        settings["pooled_layers"] = layers
+    folder = f"{subfolder}/" if (subfolder := _transformer_path(modules)) else ""
+    found: dict[str, Any] = next(filter(None, (read(folder + name) for name in _LENGTH_FILES)), {})
+    if found.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
+        raise ValueError(f"{name_or_path} lowercases texts before its tokenizer does, which is not supported.")
+    length = found.get("max_seq_length")
     if length is not None:
         settings["max_length"] = min(length, positions)
-    for module in modules:
-        if module["type"].endswith("Pooling") and "pooling" not in given:
-            settings["pooling"] = _pooling_name(name_or_path, read(f"{module['path']}/config.json") or {})
     prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
     settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
+    for module in modules:
+        if _kind(module) == "Pooling":
+            pooling = read(f"{module['path']}/config.json") or {}
+            has_prompt = any(prompts.values()) or given.get("query_prompt") or given.get("document_prompt")
+            chosen = given.get("pooling")
+            settings["pooling"] = chosen or _pooling_name(name_or_path, pooling, has_prompt=bool(has_prompt))
     return settings
 
 
-def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
+def _kind(module: dict[str, Any]) -> str:
+    return module["type"].rsplit(".", 1)[-1]
+
+
+def _refuse_unknown_modules(name_or_path: str, kinds: list[str]) -> None:
+    unknown = [kind for kind in kinds if kind not in ("Transformer", "Pooling", "Normalize", "Dropout", "Dense")]
+    if unknown:
+        raise ValueError(
+            f"{name_or_path} has a module {unknown[0]}, which is not supported: only Transformer, Pooling, Dense, "
+            "Normalize and Dropout are. Take another encoder, or its plain transformer alone."
+        )
+
+
+def transformer_options(name_or_path: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that load an encoder and its tokenizer, which in old folders lie in one of their own."""
+    subfolder = _transformer_path(_read(name_or_path, "modules.json", options) or [])
+    return {**options, **({"subfolder": subfolder} if subfolder else {})}
+
+
+def _transformer_path(modules: list[dict[str, Any]]) -> str:
+    return next((module["path"] for module in modules if _kind(module) == "Transformer"), "")
+
+
+def _dense_modules(modules: list[dict[str, Any]], read: Any) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield `(module, its config.json)` of the Dense modules; `normalized` says if a Normalize stands before one."""
+    is_normalized = False
+    for module in modules:
+        kind = _kind(module)
+        if kind == "Dense":
+            yield {**module, "normalized": is_normalized}, read(f"{module['path']}/config.json") or {}
+        if kind != "Dropout":
+            is_normalized = kind == "Normalize"
+
+
+def _layer(name_or_path: str, module: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry of `config.pooled_layers`."""
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1].lower()
+    is_whole = config.get("module_input_name", "sentence_embedding") == "sentence_embedding"
+    if activation not in ACTIVATIONS or config.get("use_residual") or not is_whole or "out_features" not in config:
+        raise ValueError(
+            f"{name_or_path} has a Dense module in {module['path']} that is not supported ({config}): the activations "
+            f"{', '.join(ACTIVATIONS)} are, without a residual connection."
+        )
+    return {
+        "out_dim": config["out_features"],
+        "bias": bool(config.get("bias", True)),
+        "activation": activation,
+        "normalize_input": module["normalized"],
+    }
+
+
+def load_pooled_layers(layers: PooledLayers, name_or_path: str, options: dict[str, Any]) -> None:
+    """Copy the weights of an encoder's Dense modules."""
+    modules = _read(name_or_path, "modules.json", options) or []
+    paths = [module["path"] for module in modules if _kind(module) == "Dense"]
+    for layer, path in zip(layers, paths, strict=True):
+        file: Any = cached_file(
+            name_or_path, f"{path}/model.safetensors", _raise_exceptions_for_missing_entries=False, **options
+        )
+        if file is None:
+            file = cached_file(name_or_path, f"{path}/pytorch_model.bin", **options)
+            weights = torch.load(file, map_location="cpu", weights_only=True)
+        else:
+            weights = load_file(file)
+        with torch.no_grad():
+            layer.load_state_dict({name: weight.float() for name, weight in weights.items()})
+
+
+def _pooling_name(name_or_path: str, pooling: dict[str, Any], *, has_prompt: bool) -> str:
+    if pooling.get("include_prompt") is False and has_prompt:
+        raise ValueError(
+            f"{name_or_path} has prompts and leaves them out of its pooling (include_prompt), which is not supported."
+        )
     names = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls", "lasttoken": "last"}
+    names |= {"max": "max", "max_tokens": "max", "mean_sqrt_len_tokens": "mean_sqrt"}
+    names |= {"weightedmean": "weighted_mean", "weightedmean_tokens": "weighted_mean"}
     # One name or several; older folders have one boolean per mode instead.
     modes = pooling.get("pooling_mode")
     if modes is None:
@@ -138,7 +225,7 @@ def _pooling_name(name_or_path: str, pooling: dict[str, Any]) -> str:
     chosen = [mode.removeprefix("pooling_mode_") for mode in ([modes] if isinstance(modes, str) else modes)]
     if len(chosen) != 1 or chosen[0] not in names:
         raise ValueError(
-            f"{name_or_path} uses the pooling {' and '.join(chosen) or 'of no known name'}; mean, cls and last are "
-            "supported: pass one as `pooling`."
+            f"{name_or_path} uses the pooling {' and '.join(chosen) or 'of no known name'}; one of mean, cls, "
+            f"last, max, mean_sqrt and weighted_mean is supported: pass it as `pooling`."
         )
     return names[chosen[0]]

@@ -11,7 +11,7 @@ Shape letters: B = texts, H = encoder width, M = hidden width of the MLP, D = em
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,20 +30,24 @@ MODULES_FILE = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"
 _TYPES = "sentence_transformers.models"  # later versions have other names, and still know these
 _TOLERANCE = 1e-5  # of the vectors, whose length is about 1: float32 sums are taken in another order
-_ACTIVATIONS = {
-    "torch.nn.modules.linear.Identity": nn.Identity,
-    "torch.nn.modules.activation.GELU": nn.GELU,
+_IDENTITY, _GELU = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.GELU"
+_ACTIVATIONS = {_IDENTITY: nn.Identity, _GELU: nn.GELU}
+_POOLINGS = {
+    "mean": "mean_tokens",
+    "cls": "cls_token",
+    "last": "lasttoken",
+    "max": "max_tokens",
+    "mean_sqrt": "mean_sqrt_len_tokens",
+    "weighted_mean": "weightedmean_tokens",
 }
-_IDENTITY, _GELU = _ACTIVATIONS
-_POOLINGS = {"mean": "mean_tokens", "cls": "cls_token", "last": "lasttoken"}
 _ALL_POOLINGS = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
 
 
 class DenseLayer(NamedTuple):
-    """One Dense module: the activation of `weight` (out, in) times the input plus `bias` (out,)."""
+    """One Dense module: the activation of `weight` (out, in) times the input plus `bias` (out,), if there is one."""
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     activation: str
 
 
@@ -80,8 +84,18 @@ def dense_layers(model: IsotropicGaussianModel) -> list[DenseLayer]:
     ]
 
 
-def _layer(weight: Tensor, bias: Tensor, activation: str) -> DenseLayer:
-    return DenseLayer(weight.detach().float().cpu(), bias.detach().float().cpu(), activation)
+def _layer(weight: Tensor, bias: Tensor | None, activation: str) -> DenseLayer:
+    return DenseLayer(weight.detach().float().cpu(), None if bias is None else bias.detach().float().cpu(), activation)
+
+
+def _layers_of_encoder(model: IsotropicGaussianModel) -> Iterator[DenseLayer | None]:
+    """Yield the layers that the encoder's makers put behind its pooling; None stands for Normalize."""
+    layers: Any = model.pooled_layers
+    for layer in layers or ():
+        if layer.normalize_input:
+            yield None
+        kind = type(layer.activation)
+        yield _layer(layer.linear.weight, layer.linear.bias, f"{kind.__module__}.{kind.__name__}")
 
 
 def write_plain(model: IsotropicGaussianModel, folder: Path, texts: Sequence[str]) -> list[DenseLayer]:
@@ -95,18 +109,22 @@ def write_plain(model: IsotropicGaussianModel, folder: Path, texts: Sequence[str
     config = model.config
     _write_encoder(model, folder)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    if config.normalize_features:
-        modules.append((f"{len(modules)}_Normalize", "Normalize"))
-    for layer in layers:
-        modules.append((f"{len(modules)}_Dense", "Dense"))
-        _write_dense(layer, folder / modules[-1][0])
-    if config.has_unit_vectors:
-        modules.append((f"{len(modules)}_Normalize", "Normalize"))
+    behind: list[DenseLayer | None] = [*_layers_of_encoder(model)]  # None: Normalize
+    behind += [*([None] if config.normalize_features else []), *layers, *([None] if config.has_unit_vectors else [])]
+    for layer in behind:
+        kind = "Normalize" if layer is None else "Dense"
+        modules.append((f"{len(modules)}_{kind}", kind))
+        if layer is not None:
+            _write_dense(layer, folder / modules[-1][0])
     pooling = {f"pooling_mode_{name}": name == _POOLINGS[config.pooling] for name in _ALL_POOLINGS}
     (folder / "1_Pooling").mkdir()
     write_json(
         folder / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": config.encoder_dim, **pooling, "include_prompt": True},
+        {
+            "word_embedding_dimension": config.encoder_config.get_text_config().hidden_size,
+            **pooling,
+            "include_prompt": True,
+        },
     )
     write_json(folder / "sentence_bert_config.json", {"max_seq_length": config.max_length, "do_lower_case": False})
     write_json(folder / _SETTINGS, _settings(model))
@@ -167,9 +185,11 @@ def _make_readable_to_transformers_4(path: Path) -> None:
 def _write_dense(layer: DenseLayer, folder: Path) -> None:
     folder.mkdir()
     width_out, width_in = layer.weight.shape
-    description = {"in_features": width_in, "out_features": width_out, "bias": True}
+    description = {"in_features": width_in, "out_features": width_out, "bias": layer.bias is not None}
     write_json(folder / "config.json", {**description, "activation_function": layer.activation})
-    weights = {"linear.weight": layer.weight.contiguous(), "linear.bias": layer.bias.contiguous()}
+    weights = {"linear.weight": layer.weight.contiguous()}
+    if layer.bias is not None:
+        weights["linear.bias"] = layer.bias.contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -188,7 +208,8 @@ def _check(model: IsotropicGaussianModel, layers: Sequence[DenseLayer], texts: S
     vectors = model.compute_features(**tokens)
     expected = model.search_vectors(model(features=vectors).embeddings)
     for layer in layers:
-        vectors = _ACTIVATIONS[layer.activation]()(vectors @ layer.weight.to(vectors).T + layer.bias.to(vectors))
+        bias = None if layer.bias is None else layer.bias.to(vectors)
+        vectors = _ACTIVATIONS[layer.activation]()(nn.functional.linear(vectors, layer.weight.to(vectors), bias))
     length = float(expected.norm(dim=1).mean())
     difference = float((model.search_vectors(vectors) - expected).abs().max()) / max(length, 1e-12)
     if not difference < _TOLERANCE:  # also refuses NaN

@@ -154,7 +154,7 @@ def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> Isotro
     for head in (model.projection, model.predictor):
         if head is not None:
             head.to_empty(device=base.device)
-    model.encoder, model.lexical = base.encoder, base.lexical
+    model.encoder, model.pooled_layers, model.lexical = base.encoder, base.pooled_layers, base.lexical
     model.tokenizer = base.tokenizer
     model.apply_freezing()
     _reset(model)

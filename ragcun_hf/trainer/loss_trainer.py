@@ -134,7 +134,8 @@ class LossTrainer(Trainer):
         if self.optimizer is None:
             super().create_optimizer(model)
             unwrapped = self.accelerator.unwrap_model(self.model if model is None else model)
-            encoder_parameters = set(unwrapped.encoder.parameters())
+            layers = unwrapped.pooled_layers
+            encoder_parameters = {*unwrapped.encoder.parameters(), *(() if layers is None else layers.parameters())}
             for group in list(self.optimizer.param_groups):
                 of_encoder = [parameter for parameter in group["params"] if parameter in encoder_parameters]
                 if of_encoder:

@@ -7,7 +7,7 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.model.base_models import check_base_name, check_model_path, load_base_model, load_trained_model
 
 
-@pytest.mark.parametrize("fields", [{"pooling": "max"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
+@pytest.mark.parametrize("fields", [{"pooling": "median"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
 def test_a_model_flag_that_does_not_fit_is_a_user_error_that_names_it(tiny_encoder_folder, fields):
     with pytest.raises(UserError, match=next(iter(fields))):
         load_base_model(str(tiny_encoder_folder), **fields)

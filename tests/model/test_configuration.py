@@ -20,7 +20,7 @@ def _config(**fields):
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("pooling", "max"),
+        ("pooling", "median"),
         ("pooling", 3),
         ("projection_kind", "conv"),
         ("projection_init", "zeros"),
@@ -193,6 +193,6 @@ def test_the_given_dictionary_is_left_as_it_was():
 def test_a_wrong_value_in_a_saved_file_is_refused_when_loaded(tmp_path):
     _config().save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**stored, "pooling": "max"}))
+    (tmp_path / "config.json").write_text(json.dumps({**stored, "pooling": "median"}))
     with pytest.raises((ValueError, StrictDataclassError), match="pooling"):
         IsotropicGaussianConfig.from_pretrained(tmp_path)

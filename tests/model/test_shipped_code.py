@@ -17,7 +17,7 @@ from ragcun_hf import IsotropicGaussianModel
 PACKAGE = Path(ragcun_hf.__file__).parent / "model"
 SHIPPED = sorted(path.stem for path in PACKAGE.glob("*_isotropic_gaussian.py"))
 REGISTERED = ["configuration_isotropic_gaussian", "modeling_isotropic_gaussian"]
-ALLOWED = {"torch", "transformers", "huggingface_hub", "numpy", "tqdm"}
+ALLOWED = {"torch", "transformers", "huggingface_hub", "numpy", "tqdm", "safetensors"}
 TEXTS = ["sort an array", "the sun is red", "why do fish sleep in the water of the river", "moon"]
 
 

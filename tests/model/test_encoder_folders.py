@@ -1,0 +1,189 @@
+"""Encoders as their makers publish them: a sentence-transformers folder gives the vectors that its library gives."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.model.pooling_isotropic_gaussian import pool
+from ragcun_hf.publishing.plain_export import write_plain
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_garbage_collection")]
+
+TEXTS = ["bread", "the sun is red", "how to sort a list and an array in the tree of light", "fish " * 60]
+DENSE = {"wide": (16, 24, "GELU", True), "tanh": (24, 10, "Tanh", True), "bare": (16, 12, "Identity", False)}
+# Name -> encoder, pooling, and the modules behind it.
+FOLDERS = {
+    "mean": ("encoder", "mean", ["Normalize"]),
+    "cls": ("mpnet", "cls", []),
+    "max": ("encoder", "max", ["Normalize"]),
+    "mean_sqrt": ("mpnet", "mean_sqrt_len_tokens", []),
+    "weighted mean": ("encoder", "weightedmean", ["Normalize"]),
+    "weighted mean, left padding": ("decoder", "weightedmean", []),
+    "last": ("decoder", "lasttoken", ["Normalize"]),
+    "one layer": ("encoder", "mean", ["wide"]),
+    "one layer without bias": ("encoder", "cls", ["bare", "Normalize"]),
+    "two layers": ("mpnet", "mean", ["wide", "tanh", "Normalize"]),
+    "normalized before": ("encoder", "mean", ["Normalize", "wide", "Normalize"]),
+    "normalized between, dropout": ("encoder", "mean", ["Dropout", "wide", "Normalize", "tanh"]),
+}
+
+
+def _there(request, name):
+    """Make an encoder in sentence-transformers."""
+    package = pytest.importorskip("sentence_transformers")
+    modules = package.sentence_transformer.modules
+    encoder, pooling, behind = FOLDERS[name]
+    torch.manual_seed(0)
+    transformer = modules.Transformer(str(request.getfixturevalue(f"tiny_{encoder}_folder")), max_seq_length=24)
+    chain = [transformer, modules.Pooling(16, pooling_mode=pooling)]
+    for kind in behind:
+        if kind in DENSE:
+            width_in, width_out, activation, bias = DENSE[kind]
+            layer = modules.Dense(width_in, width_out, bias=bias, activation_function=getattr(torch.nn, activation)())
+            torch.nn.init.normal_(layer.linear.weight)
+            chain.append(layer)
+        else:
+            chain.append(modules.Normalize() if kind == "Normalize" else modules.Dropout(0.5))
+    return package.SentenceTransformer(modules=chain, device="cpu").eval()
+
+
+def _features(model):
+    with torch.no_grad():
+        return model.compute_features(**model.tokenize(TEXTS)).numpy()
+
+
+@pytest.fixture(params=FOLDERS)
+def there(request, tmp_path):
+    model = _there(request, request.param)
+    model.save(str(tmp_path / "encoder"))
+    return model, tmp_path / "encoder"
+
+
+def test_the_features_are_the_vectors_of_the_library(there):
+    expected, ours = there[0].encode(TEXTS), IsotropicGaussianModel.from_encoder(str(there[1]))
+    np.testing.assert_allclose(_features(ours), expected, atol=1e-5 * np.linalg.norm(expected, axis=1).mean())
+    assert ours.config.feature_dim == ours.config.output_dim == expected.shape[1]
+    assert ours.config.max_length == 24
+    # The untrained head keeps them, but for the scale.
+    cosines = (ours.encode(TEXTS) * expected).sum(1) / np.linalg.norm(expected, axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
+    assert not any(weight.requires_grad for name, weight in ours.named_parameters() if "pooled_layers" in name)
+
+
+def test_they_survive_saving_and_the_plain_export(there, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    ours = IsotropicGaussianModel.from_encoder(str(there[1]))
+    torch.nn.init.normal_(ours.projection.mlp[-1].weight, std=0.1)
+    ours.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(TEXTS), ours.encode(TEXTS))
+    by_library = SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(by_library, ours.encode(TEXTS), atol=1e-5)
+    (tmp_path / "plain").mkdir()
+    write_plain(again, tmp_path / "plain", TEXTS)
+    np.testing.assert_allclose(
+        SentenceTransformer(str(tmp_path / "plain"), device="cpu").encode(TEXTS), ours.encode(TEXTS), atol=1e-5
+    )
+
+
+def test_a_plain_export_is_an_encoder_again(there, tmp_path):
+    ours = IsotropicGaussianModel.from_encoder(str(there[1]), projection_kind="linear")
+    (tmp_path / "plain").mkdir()
+    write_plain(ours, tmp_path / "plain", TEXTS)
+    again = IsotropicGaussianModel.from_encoder(str(tmp_path / "plain"))
+    np.testing.assert_allclose(_features(again), ours.encode(TEXTS), atol=1e-5)
+
+
+def test_cached_features_belong_to_the_layers(request, tmp_path):
+    _there(request, "two layers").save(str(tmp_path / "encoder"))
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "encoder"))
+    store = FeatureStore(model, cache_folder=tmp_path / "cache", dtype="float32", show_progress=False)
+    np.testing.assert_allclose(store.features(TEXTS).expanded(), _features(model), atol=1e-5)
+    with torch.no_grad():
+        model.pooled_layers[1].linear.bias += 1.0
+    other = FeatureStore(model, cache_folder=tmp_path / "cache", dtype="float32", show_progress=False)
+    np.testing.assert_allclose(other.features(TEXTS).expanded(), _features(model), atol=1e-5)
+
+
+def test_an_encoder_that_trains_trains_its_layers_too(request, tmp_path):
+    _there(request, "one layer").save(str(tmp_path / "encoder"))
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "encoder"), freeze_base=False).train()
+    model(**model.tokenize(TEXTS)).embeddings.sum().backward()
+    assert model.pooled_layers[0].linear.weight.grad.abs().sum() > 0
+
+
+def test_the_files_of_2020_are_read(request, tmp_path):
+    there = _there(request, "one layer")
+    folder = tmp_path / "encoder"
+    there.save(str(folder))
+    expected = there.encode(TEXTS)
+    (dense,) = (path for path in folder.iterdir() if path.name.endswith("Dense"))
+    torch.save(there[2].state_dict(), dense / "pytorch_model.bin")
+    (dense / "model.safetensors").unlink()
+    for path in folder.glob("sentence_*_config.json"):
+        path.unlink()
+    (folder / "sentence_roberta_config.json").write_text(json.dumps({"max_seq_length": 24, "do_lower_case": False}))
+    modules = json.loads((folder / "modules.json").read_text())
+    modules[0]["path"] = "0_Transformer"
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "0_Transformer").mkdir()
+    for path in [path for path in folder.iterdir() if path.is_file() and path.name != "modules.json"]:
+        path.rename(folder / "0_Transformer" / path.name)
+    model = IsotropicGaussianModel.from_encoder(str(folder))
+    assert model.config.max_length == 24
+    np.testing.assert_allclose(_features(model), expected, atol=1e-5 * np.linalg.norm(expected, axis=1).mean())
+
+
+def test_poolings_by_hand():
+    states = torch.tensor([[[9.0, 9.0], [1.0, 4.0], [4.0, 1.0]], [[2.0, 2.0], [6.0, 0.0], [9.0, 9.0]]])
+    mask = torch.tensor([[0, 1, 1], [1, 1, 0]])  # padding on the left and on the right
+    assert pool(states, mask, "max").tolist() == [[4.0, 4.0], [6.0, 2.0]]
+    assert pool(states, mask, "mean").tolist() == [[2.5, 2.5], [4.0, 1.0]]
+    torch.testing.assert_close(pool(states, mask, "mean_sqrt"), torch.tensor([[5.0, 5.0], [8.0, 2.0]]) / 2**0.5)
+    # (1 * 1 + 2 * 4) / 3 = 3, and so on.
+    torch.testing.assert_close(pool(states, mask, "weighted_mean"), torch.tensor([[3.0, 2.0], [14 / 3, 2 / 3]]))
+
+
+def _changed(folder, target, name, **values):
+    shutil.copytree(folder, target)
+    path = target / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}), encoding="utf-8")
+    return str(target)
+
+
+def test_what_is_not_supported_is_named(request, tmp_path):
+    package = pytest.importorskip("sentence_transformers")
+    _there(request, "one layer").save(str(tmp_path / "encoder"))
+    folder = tmp_path / "encoder"
+    dense = next(path.name for path in folder.iterdir() if path.name.endswith("Dense"))
+    cases = {
+        "Dense module in .*Sigmoid": (f"{dense}/config.json", {"activation_function": "torch.nn.Sigmoid"}),
+        "without a residual connection": (f"{dense}/config.json", {"use_residual": True}),
+        "the pooling cls and mean": ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}),
+    }
+    for number, (message, (name, values)) in enumerate(cases.items()):
+        with pytest.raises(ValueError, match=message):
+            IsotropicGaussianModel.from_encoder(_changed(folder, tmp_path / str(number), name, **values))
+    (tmp_path / "prompts").mkdir()
+    instructed = Path(_changed(folder, tmp_path / "prompts" / "a", "1_Pooling/config.json", include_prompt=False))
+    IsotropicGaussianModel.from_encoder(str(instructed))  # without prompts, nothing is left out
+    with pytest.raises(ValueError, match="leaves them out of its pooling"):
+        IsotropicGaussianModel.from_encoder(str(instructed), query_prompt="the sun ")
+    modules = package.sentence_transformer.modules
+    first = modules.Transformer(str(request.getfixturevalue("tiny_encoder_folder")))
+    chain = [first, modules.Pooling(16), modules.LayerNorm(16)]
+    package.SentenceTransformer(modules=chain, device="cpu").save(str(tmp_path / "norm"))
+    with pytest.raises(ValueError, match="has a module LayerNorm, which is not supported"):
+        IsotropicGaussianModel.from_encoder(str(tmp_path / "norm"))
+
+
+def test_a_broken_description_of_layers_is_refused(tiny_encoder_folder):
+    with pytest.raises(ValueError, match="`pooled_layers` must be dictionaries of out_dim"):
+        IsotropicGaussianModel.from_encoder(str(Path(tiny_encoder_folder)), pooled_layers=[{"out_dim": 3}])
