@@ -90,14 +90,14 @@ def plan_plain_upload(folder: Path, target: Path, repo_id: str, texts: Sequence[
     from ..model.base_models import load_trained_model
     from .plain_export import write_plain
 
-    plan_upload(folder)  # refuses what is no model with a card
+    own = plan_upload(folder)  # refuses what is no model with a card
     sources, card = read_sources(folder), folder / _CARD
     check_card(card, sources)
     write_plain(load_trained_model(str(folder)), target, texts)
     words = read_own_words(card.read_text(encoding="utf-8"), card) or ""
     text = render_card(**{**sources, "repo_id": repo_id}, is_plain=True, own_words=words)
     write_whole(target / _CARD, text)
-    for name in _files_of_card(folder):
+    for name in _files_of_card(folder) & own.files.keys():  # a card may also name files outside its folder
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, target / name)
     files = sorted(path for path in target.rglob("*") if path.is_file())

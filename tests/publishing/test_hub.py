@@ -572,6 +572,15 @@ def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, f
     assert "trust_remote_code" not in text
 
 
+def test_a_plain_push_takes_no_file_from_outside_the_folder(hub, folder, tmp_path, capsys):
+    (folder.parent / "secret.png").write_bytes(b"secret")
+    _replace(folder / "README.md", BEGIN_WORDS, f"{BEGIN_WORDS}\n![mine](../secret.png) ![web](https://a.b/c.png)")
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/plain", "--plain", "--dry_run"])
+    said = capsys.readouterr().out
+    assert "secret" not in said
+    assert "results/tiny.json" in said
+
+
 def test_a_plain_push_of_a_card_that_was_changed_is_refused(hub, folder):
     _invent_a_figure(folder)
     with pytest.raises(UserError, match="as rendered from the sources"):

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,9 @@ class Arguments(BenchmarkArguments):
     model_path: str | None = argument(None, "A trained model without a lexical half: its folder.")
     data_dir: str = argument("data/beir", "Folder with the BEIR datasets.")
     dataset: str = argument("scifact", "Name of the BEIR dataset.")
+    num_documents: int | None = argument(
+        None, "Search only so many documents: those that answer a query, then the first others. Default: all."
+    )
     packages_dir: str = argument("build/libraries", "Folder for older packages, the plain folder and vectors.")
 
 
@@ -92,7 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     from ragcun_hf.data.beir_folder import find_beir_dataset
     from ragcun_hf.model.base_models import load_trained_model
 
-    dataset, model = find_beir_dataset(args.dataset, args.data_dir), load_trained_model(args.model_path)
+    dataset = of_size(find_beir_dataset(args.dataset, args.data_dir), args.num_documents)
+    model = load_trained_model(args.model_path)
     work = Path(args.packages_dir)
     work.mkdir(parents=True, exist_ok=True)
     texts = {"query": list(dataset.queries.values()), "document": list(dataset.corpus_texts)}
@@ -108,8 +112,20 @@ def main(arguments: list[str] | None = None) -> None:
         say(json.dumps(vars(row)))
     names = ("library", "remote code", "largest difference", "NDCG@10", "")
     say(format_table([names, *map(_cells, rows)], num_names=2))
-    contents = {"environment": environment_facts(), "dataset": args.dataset, "rows": [vars(row) for row in rows]}
+    size = {"dataset": args.dataset, "documents": len(dataset.corpus_ids)}
+    contents = {"environment": environment_facts(), **size, "rows": [vars(row) for row in rows]}
     write_json(Path(args.output_dir) / "libraries.json", contents)
+
+
+def of_size(dataset: Any, num_documents: int | None) -> Any:
+    """Return a dataset with the documents that answer a query, and others up to a number."""
+    if num_documents is None:
+        return dataset
+    wanted = {name for judged in dataset.qrels.values() for name in judged}
+    order = sorted(range(len(dataset.corpus_ids)), key=lambda row: dataset.corpus_ids[row] not in wanted)
+    rows = order[: max(num_documents, len(wanted))]
+    ids, texts = [dataset.corpus_ids[row] for row in rows], [dataset.corpus_texts[row] for row in rows]
+    return replace(dataset, corpus_ids=ids, corpus_texts=texts)
 
 
 def all_rows(
