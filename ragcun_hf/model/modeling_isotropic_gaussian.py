@@ -24,7 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -47,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 # Options of `push_to_hub`, passed on by `save_pretrained`. Its parent ignores them, so `private=True` would publish.
 _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "revision", "create_pr", "tags")
+
+_FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN = ("t5", "mt5", "umt5")
 
 _TEXTS_AT_ONCE = 1_024  # tokenized together
 
@@ -183,7 +192,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     def __init__(self, config: IsotropicGaussianConfig) -> None:
         super().__init__(config)
-        self.encoder = _without_pooler(AutoModel.from_config(config.encoder_config))
+        self.encoder = _without_pooler(encoder_class(config.encoder_config).from_config(config.encoder_config))
         self.pooled_layers = None
         if config.pooled_layers:
             width = config.encoder_config.get_text_config().hidden_size
@@ -233,7 +242,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         options = {"revision": revision} if revision else {}
         # Always float32: the head is trained in float32, and a saved model has one dtype.
         of_encoder = {"trust_remote_code": trust_remote_code, **transformer_options(name_or_path, options)}
-        encoder = AutoModel.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
+        loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **of_encoder))
+        encoder = loader.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_encoder)
         # The whole path of a folder: `folder/encoder` would look like a Hub id.
         source = str(Path(name_or_path).absolute()) if Path(name_or_path).is_dir() else name_or_path
@@ -685,6 +695,19 @@ def _open_weights_to_readers(folder: Path) -> None:
     config_file = folder / "config.json"
     for path in folder.glob("model*.safetensors") if config_file.is_file() else ():
         shutil.copymode(config_file, path)
+
+
+def encoder_class(config: PreTrainedConfig) -> Any:
+    """Return the auto class that makes or loads an encoder: of T5 and its kin, it leaves the decoder out."""
+    text_config = config.get_text_config()
+    if text_config.model_type in _FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN:
+        return AutoModelForTextEncoding
+    if getattr(text_config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"The family {text_config.model_type} has an encoder and a decoder, which cannot be parted: of such "
+            f"families, {', '.join(_FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN)} are supported."
+        )
+    return AutoModel
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

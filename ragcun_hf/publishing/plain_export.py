@@ -157,9 +157,10 @@ def describe(model: IsotropicGaussianModel, layers: Sequence[DenseLayer]) -> str
 
 def _write_encoder(model: IsotropicGaussianModel, folder: Path) -> None:
     """Write the encoder as AutoModel reads it, in transformers 4, too."""
-    from transformers import AutoModel
+    from ..model.modeling_isotropic_gaussian import encoder_class
 
-    encoder = AutoModel.from_config(model.encoder.config)
+    config = model.config.encoder_config
+    encoder = encoder_class(config).from_config(config)
     # The model has dropped the unused pooler; without one, older versions say that the model needs training.
     missing = encoder.load_state_dict(model.encoder.state_dict(), strict=False).missing_keys
     with torch.no_grad():

@@ -29,9 +29,24 @@ FOLDERS = {
     "one layer": ("encoder", "mean", ["wide"]),
     "one layer without bias": ("encoder", "cls", ["bare", "Normalize"]),
     "two layers": ("mpnet", "mean", ["wide", "tanh", "Normalize"]),
+    "T5 as gtr and sentence-t5": ("t5", "mean", ["bare", "Normalize"]),
     "normalized before": ("encoder", "mean", ["Normalize", "wide", "Normalize"]),
     "normalized between, dropout": ("encoder", "mean", ["Dropout", "wide", "Normalize", "tanh"]),
 }
+
+
+@pytest.fixture(scope="session")
+def tiny_t5_folder(tiny_tokenizer, tmp_path_factory):
+    """A T5 with a decoder, which no sentence encoder uses."""
+    from transformers import T5Config, T5Model
+
+    torch.manual_seed(20_241)
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 2}
+    config = T5Config(**sizes, vocab_size=len(tiny_tokenizer), pad_token_id=1, decoder_start_token_id=1)
+    folder = tmp_path_factory.mktemp("encoders") / "t5"
+    T5Model(config).eval().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
 
 
 def _there(request, name):
@@ -182,6 +197,17 @@ def test_what_is_not_supported_is_named(request, tmp_path):
     package.SentenceTransformer(modules=chain, device="cpu").save(str(tmp_path / "norm"))
     with pytest.raises(ValueError, match="has a module LayerNorm, which is not supported"):
         IsotropicGaussianModel.from_encoder(str(tmp_path / "norm"))
+
+
+def test_an_encoder_decoder_that_cannot_be_parted_is_named(tiny_tokenizer, tmp_path):
+    from transformers import BartConfig, BartModel
+
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "max_position_embeddings": 32}
+    BartModel(BartConfig(**sizes, **heads, vocab_size=len(tiny_tokenizer))).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="The family bart has an encoder and a decoder.*t5, mt5, umt5 are supported"):
+        IsotropicGaussianModel.from_encoder(str(tmp_path))
 
 
 def test_a_broken_description_of_layers_is_refused(tiny_encoder_folder):
