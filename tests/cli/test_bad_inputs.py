@@ -199,7 +199,7 @@ BAD = {
     "dropout": (CONTRASTIVE, _train("--dropout", "1.5"), ["`dropout`", "[0, 1)", "got 1.5"]),
     "no width": (CONTRASTIVE, _train("--output_dim", "0"), ["`output_dim`", "at least 1", "got 0"]),
     "too long": (CONTRASTIVE, _train("--max_length", "33"), ["`max_length`", "32 positions", "got 33"]),
-    "wrong pooling": (CONTRASTIVE, _train("--pooling", "max"), ["`pooling`", "mean, cls, last", "'max'"]),
+    "wrong pooling": (CONTRASTIVE, _train("--pooling", "median"), ["`pooling`", "mean, cls, last", "'median'"]),
     "wrong similarity": (CONTRASTIVE, _train("--similarity", "l1"), ["`similarity_fn_name`", "cosine, dot", "'l1'"]),
     "too many frozen layers": (
         CONTRASTIVE,

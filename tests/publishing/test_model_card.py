@@ -664,11 +664,13 @@ def test_tables_are_unbroken(card):
     assert "\n\n\n" not in card
 
 
-def test_the_template_names_only_what_the_renderer_gives(results, record, published, comparison):
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_template_names_only_what_the_renderer_gives(results, record, published, comparison, is_plain):
     joined = join_results([results])
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined)
     template = environment.from_string(CARD_TEMPLATE.read_text(encoding="utf-8"))
     context = {"card_data": "", "name": "n", "model_id": "n", "plots": {}, "license": (None, "")}
+    context["is_plain"] = is_plain
     template.render(**context, **card_sections(joined, record, published, comparison))
 
 
