@@ -5,8 +5,8 @@
 
 ONNX: one graph of encoder, pooling, projection and predictor, in float32 and int8. To use the folder, tokenizers,
 onnxruntime and NumPy are enough. sentence-transformers: a folder of that library's own modules, which loads in its
-versions 3 to 6 without trust_remote_code, and holds no predictor. Before an export replaces an earlier one, it embeds
-real texts and is compared with the model.
+versions 3 to 6 without trust_remote_code, and holds no predictor. Before an export replaces an earlier one, the graph,
+or the head as Dense modules, is compared with the model on real texts.
 """
 
 from __future__ import annotations
@@ -64,10 +64,15 @@ def _output_folder(args: ExportArguments) -> Path:
     model_folder = Path(args.model_path)
     if not model_folder.is_dir():  # an id on the Hub
         model_folder = Path("checkpoints") / model_folder.name
-    default = model_folder / "onnx" if args.format == "onnx" else model_folder.with_name(f"{model_folder.name}-plain")
+    default = model_folder / "onnx" if args.format == "onnx" else _beside(model_folder)
     folder = Path(args.output_dir) if args.output_dir else default
     check_writable(folder)
     return folder
+
+
+def _beside(folder: Path) -> Path:
+    whole = folder.resolve()  # `.` and `..` have no name of their own
+    return folder.with_name(f"{folder.name}-plain") if folder.name == whole.name else Path(f"{whole}-plain")
 
 
 def _export_onnx(args: ExportArguments, folder: Path) -> None:

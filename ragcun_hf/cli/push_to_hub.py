@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
+from ..files import disk_errors_explained
 from ..publishing.hub import (
     UploadPlan,
     check_before_upload,
@@ -83,7 +84,8 @@ def _plain_plan(args: PushArguments) -> Iterator[UploadPlan]:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        plan = plan_plain_upload(Path(str(args.model_path)), folder, str(args.repo_id), check_texts(None))
+        with disk_errors_explained(folder):
+            plan = plan_plain_upload(Path(str(args.model_path)), folder, str(args.repo_id), check_texts(None))
         say(describe_plan(plan, str(args.repo_id), revision=args.revision))
         check_clean_load(folder, is_plain=True)
         say("Checked: the card against its sources, its figures against the weights, and loading without remote code.")

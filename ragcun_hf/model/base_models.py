@@ -78,9 +78,12 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
     """Load the tokenizer of the encoder that `--base_model` names, or raise a UserError."""
     from transformers import AutoTokenizer
 
+    from .sentence_transformers_isotropic_gaussian import transformer_options
+
     folder = str(embedded_model_folder()) if name == EMBEDDED else name
     try:
-        return AutoTokenizer.from_pretrained(folder, **({"revision": revision} if revision else {}))
+        options = transformer_options(folder, {"revision": revision} if revision else {})
+        return AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_unreachable(name, error)) from error
 
@@ -138,7 +141,7 @@ def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel
         )
     is_embedded = config.base_model_name == EMBEDDED_NAME and has_embedded_model()
     name = EMBEDDED if is_embedded else config.base_model_name
-    fields = {key: getattr(config, key) for key in ("pooling", "normalize_features", "max_length")}
+    fields = {key: getattr(config, key) for key in ("pooling", "pooled_layers", "normalize_features", "max_length")}
     return load_base_model(name, revision=config.base_model_revision, **fields)
 
 

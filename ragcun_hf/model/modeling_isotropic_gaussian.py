@@ -245,8 +245,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **of_encoder))
         encoder = loader.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_encoder)
-        # The whole path of a folder: `folder/encoder` would look like a Hub id.
-        source = str(Path(name_or_path).absolute()) if Path(name_or_path).is_dir() else name_or_path
+        # Of a folder its name: `folder/encoder` would look like a Hub id. An encoder that trains is loaded again.
+        folder, is_frozen = Path(name_or_path).absolute(), fields.get("freeze_base", True)
+        source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
         fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
         encoder.config._name_or_path = fields["base_model_name"]
@@ -521,7 +522,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
             pooled = pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
             if self.pooled_layers is not None:
-                pooled = self.pooled_layers(pooled).float()
+                pooled = self.pooled_layers(pooled.to(self.pooled_layers[0].linear.weight.dtype)).float()
             return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled, states
 
     def _flags(self, given: dict[str, bool | None]) -> dict[str, bool]:
@@ -698,14 +699,14 @@ def _open_weights_to_readers(folder: Path) -> None:
 
 
 def encoder_class(config: PreTrainedConfig) -> Any:
-    """Return the auto class that makes or loads an encoder: of T5 and its kin, it leaves the decoder out."""
+    """Return the auto class that makes or loads an encoder; of T5 and its relatives, it leaves out the decoder."""
     text_config = config.get_text_config()
     if text_config.model_type in _FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN:
         return AutoModelForTextEncoding
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(
-            f"The family {text_config.model_type} has an encoder and a decoder, which cannot be parted: of such "
-            f"families, {', '.join(_FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN)} are supported."
+            f"The family {text_config.model_type} has an encoder and a decoder, which cannot be separated: of "
+            f"such families, {', '.join(_FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN)} are supported."
         )
     return AutoModel
 

@@ -120,7 +120,7 @@ def encoder_settings(
         return settings
     kinds = [_kind(module) for module in modules]
     _refuse_unknown_modules(name_or_path, kinds)
-    settings["normalize_features"] = kinds[-1] == "Normalize"
+    settings["normalize_features"] = [kind for kind in kinds if kind != "Dropout"][-1] == "Normalize"
     layers = [_layer(name_or_path, layer, config) for layer, config in _dense_modules(modules, read)]
     if layers and "pooled_layers" not in given:
         settings["pooled_layers"] = layers
@@ -206,8 +206,13 @@ def load_pooled_layers(layers: PooledLayers, name_or_path: str, options: dict[st
             weights = torch.load(file, map_location="cpu", weights_only=True)
         else:
             weights = load_file(file)
-        with torch.no_grad():
+        try:
             layer.load_state_dict({name: weight.float() for name, weight in weights.items()})
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(
+                f"{name_or_path} has a Dense module in {path} whose weights do not fit: {reason}"
+            ) from error
 
 
 def _pooling_name(name_or_path: str, pooling: dict[str, Any], *, has_prompt: bool) -> str:

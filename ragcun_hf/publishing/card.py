@@ -64,6 +64,7 @@ def render_card(
         dataset_ids=dataset_ids,
         license_id=license_of_model[0],
         languages=check_languages(languages),
+        is_plain=is_plain,
     )
     sections = card_sections(results, training_record, published, comparison)
     try:

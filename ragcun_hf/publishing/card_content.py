@@ -92,11 +92,14 @@ def card_metadata(
     dataset_ids: Sequence[str] = (),
     license_id: str | None = None,
     languages: Sequence[str] = (),
+    is_plain: bool = False,
 ) -> ModelCardData:
     """Make the metadata block, with every figure of the model as a `model-index`."""
     from huggingface_hub import ModelCardData
 
     tags = ["isotropic-gaussian", "sentence-transformers", "transformers", "feature-extraction", "retrieval"]
+    if is_plain:
+        tags.remove("transformers")  # whose AutoModel would return the encoder alone
     return ModelCardData(
         # The Hub's snippet for this library embeds texts; that for transformers ends with a loaded model.
         library_name="sentence-transformers",

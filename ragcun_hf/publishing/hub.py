@@ -92,6 +92,11 @@ def plan_plain_upload(folder: Path, target: Path, repo_id: str, texts: Sequence[
 
     own = plan_upload(folder)  # refuses what is no model with a card
     sources, card = read_sources(folder), folder / _CARD
+    if repo_id == sources["repo_id"]:
+        raise UserError(
+            f"--repo_id expects a repository of its own for a plain folder, got {repo_id}, that of the model itself: "
+            f"name another one, such as {repo_id}-plain"
+        )
     check_card(card, sources)
     write_plain(load_trained_model(str(folder)), target, texts)
     words = read_own_words(card.read_text(encoding="utf-8"), card) or ""
@@ -198,7 +203,7 @@ def check_clean_load(folder: Path, *, is_plain: bool = False) -> None:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
             f"expected {folder} to load with {'SentenceTransformer' if is_plain else 'AutoModel'} in a clean process, "
-            f"got {reason!r}: train or save it again, so that it contains code, tokenizer and weights"
+            f"got {reason!r}: train or save the model again, so that nothing is missing"
         )
 
 

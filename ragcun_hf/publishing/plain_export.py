@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 MODULES_FILE = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"
+_MADE_WITH = "made_with"
 _TYPES = "sentence_transformers.models"  # later versions have other names, and still know these
 _TOLERANCE = 1e-5  # of the vectors, whose length is about 1: float32 sums are taken in another order
 _IDENTITY, _GELU = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.GELU"
@@ -137,9 +138,9 @@ def write_plain(model: IsotropicGaussianModel, folder: Path, texts: Sequence[str
 
 
 def is_plain_folder(folder: Path) -> bool:
-    """Return whether `write_plain`, or an older sentence-transformers, wrote a folder."""
-    path = folder / MODULES_FILE
-    return path.is_file() and _TYPES in path.read_text(encoding="utf-8", errors="replace")
+    """Return whether `write_plain` wrote a folder; another one of sentence-transformers may be someone's encoder."""
+    path = folder / _SETTINGS
+    return path.is_file() and f'"{_MADE_WITH}"' in path.read_text(encoding="utf-8", errors="replace")
 
 
 def describe(model: IsotropicGaussianModel, layers: Sequence[DenseLayer]) -> str:
@@ -148,10 +149,13 @@ def describe(model: IsotropicGaussianModel, layers: Sequence[DenseLayer]) -> str
     lines = [f"the encoder, its pooling, and the head as Dense {widths}."]
     if model.predictor is not None:
         lines.append("Without the predictor, for which sentence-transformers has no module.")
-    if any(layer.activation == _GELU for layer in layers):
+    every = [*filter(None, _layers_of_encoder(model)), *layers]
+    if any(not layer.activation.endswith(("Identity", "Tanh")) for layer in every):
         lines.append(
             "text-embeddings-inference has no GELU in a Dense module: for it, train --projection_kind linear."
         )
+    elif model.config.normalize_features and any(layer.bias is not None and layer.bias.any() for layer in layers):
+        lines.append("text-embeddings-inference would skip the Normalize before the head: its vectors would differ.")
     return "\n".join(lines)
 
 
@@ -160,12 +164,13 @@ def _write_encoder(model: IsotropicGaussianModel, folder: Path) -> None:
     from ..model.modeling_isotropic_gaussian import encoder_class
 
     config = model.config.encoder_config
-    encoder = encoder_class(config).from_config(config)
+    encoder = encoder_class(config).from_config(config).float()
     # The model has dropped the unused pooler; without one, older versions say that the model needs training.
     missing = encoder.load_state_dict(model.encoder.state_dict(), strict=False).missing_keys
     with torch.no_grad():
         for name in missing:
             encoder.get_parameter(name).zero_()
+    encoder.config.dtype = torch.float32
     encoder.save_pretrained(folder)
     tokenizer = model.tokenizer
     tokenizer.model_max_length = model.config.max_length
@@ -200,7 +205,8 @@ def _settings(model: IsotropicGaussianModel) -> dict[str, Any]:
     if settings is None:
         settings = sentence_transformers_files(model.config)[_SETTINGS]
     # The versions are those of another folder, and older ones do not know the type.
-    return {name: value for name, value in settings.items() if name not in ("__version__", "model_type")}
+    kept = {name: value for name, value in settings.items() if name not in ("__version__", "model_type")}
+    return {**kept, _MADE_WITH: "ragcun_hf"}
 
 
 @torch.no_grad()
@@ -215,6 +221,6 @@ def _check(model: IsotropicGaussianModel, layers: Sequence[DenseLayer], texts: S
     difference = float((model.search_vectors(vectors) - expected).abs().max()) / max(length, 1e-12)
     if not difference < _TOLERANCE:  # also refuses NaN
         raise UserError(
-            f"expected Dense layers within {_TOLERANCE:g} of the model, got a difference of {difference:.1e}: nothing "
-            "was written; check how the model was trained"
+            f"expected Dense layers within {_TOLERANCE:g} of the model, got a difference of {difference:.1e} "
+            f"(its weights are {model.dtype}): nothing was written; save the model in float32"
         )

@@ -145,7 +145,7 @@ class HeadData:
 
 def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> IsotropicGaussianModel:
     """Make a model with a new head around the encoder of another model."""
-    of_encoder = ("encoder_config", "base_model_name", "pooling", "normalize_features", "max_length")
+    of_encoder = ("encoder_config", "base_model_name", "pooling", "pooled_layers", "normalize_features", "max_length")
     of_texts = ("query_prompt", "document_prompt", "lexical_dim", "lexical_weight", "lexical_scale")
     fields = {name: getattr(base.config, name) for name in (*of_encoder, *of_texts)}
     config = IsotropicGaussianConfig(**{**arguments.config_fields(), **fields})

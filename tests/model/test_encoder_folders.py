@@ -21,6 +21,7 @@ DENSE = {"wide": (16, 24, "GELU", True), "tanh": (24, 10, "Tanh", True), "bare":
 FOLDERS = {
     "mean": ("encoder", "mean", ["Normalize"]),
     "cls": ("mpnet", "cls", []),
+    "dropout last": ("encoder", "cls", ["Normalize", "Dropout"]),
     "max": ("encoder", "max", ["Normalize"]),
     "mean_sqrt": ("mpnet", "mean_sqrt_len_tokens", []),
     "weighted mean": ("encoder", "weightedmean", ["Normalize"]),
@@ -156,6 +157,29 @@ def test_the_files_of_2020_are_read(request, tmp_path):
     np.testing.assert_allclose(_features(model), expected, atol=1e-5 * np.linalg.norm(expected, axis=1).mean())
 
 
+def test_a_narrower_layer_fits_sweeps_half_precision_and_the_untrained_base(request, tmp_path):
+    from ragcun_hf.model.arguments import ModelArguments
+    from ragcun_hf.model.base_models import load_base_tokenizer, load_untrained_base
+    from ragcun_hf.sweep.heads import with_head
+
+    _there(request, "two layers").save(str(tmp_path / "encoder"))
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "encoder"))
+    assert with_head(model, ModelArguments()).encode(TEXTS).shape == (4, 10)
+    model.save_pretrained(tmp_path / "saved")
+    half = IsotropicGaussianModel.from_pretrained(tmp_path / "saved", dtype=torch.bfloat16)
+    np.testing.assert_allclose(half.encode(TEXTS), model.encode(TEXTS), atol=0.05)
+    # Saved before such layers were known: the head has seen vectors without them.
+    without = IsotropicGaussianModel.from_encoder(str(tmp_path / "encoder"), pooled_layers=None, freeze_base=False)
+    assert load_untrained_base(without).pooled_layers is None
+    assert load_base_tokenizer(str(tmp_path / "encoder"))("the sun")["input_ids"]
+
+
+def test_a_frozen_encoder_s_folder_is_named_without_its_path(tiny_encoder_folder, tmp_path):
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "jane" / "encoder")
+    IsotropicGaussianModel.from_encoder(str(folder)).save_pretrained(tmp_path / "saved")
+    assert "jane" not in (tmp_path / "saved" / "config.json").read_text(encoding="utf-8")
+
+
 def test_poolings_by_hand():
     states = torch.tensor([[[9.0, 9.0], [1.0, 4.0], [4.0, 1.0]], [[2.0, 2.0], [6.0, 0.0], [9.0, 9.0]]])
     mask = torch.tensor([[0, 1, 1], [1, 1, 0]])  # padding on the left and on the right
@@ -180,6 +204,7 @@ def test_what_is_not_supported_is_named(request, tmp_path):
     dense = next(path.name for path in folder.iterdir() if path.name.endswith("Dense"))
     cases = {
         "Dense module in .*Sigmoid": (f"{dense}/config.json", {"activation_function": "torch.nn.Sigmoid"}),
+        "Dense module in .* whose weights do not fit": (f"{dense}/config.json", {"bias": False}),
         "without a residual connection": (f"{dense}/config.json", {"use_residual": True}),
         "the pooling cls and mean": ("1_Pooling/config.json", {"pooling_mode": ["cls", "mean"]}),
     }
@@ -199,7 +224,7 @@ def test_what_is_not_supported_is_named(request, tmp_path):
         IsotropicGaussianModel.from_encoder(str(tmp_path / "norm"))
 
 
-def test_an_encoder_decoder_that_cannot_be_parted_is_named(tiny_tokenizer, tmp_path):
+def test_an_encoder_decoder_that_cannot_be_separated_is_named(tiny_tokenizer, tmp_path):
     from transformers import BartConfig, BartModel
 
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}

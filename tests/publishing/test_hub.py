@@ -17,6 +17,7 @@ from hub_server import OWNER_TOKEN, READER_TOKEN, HubServer
 from huggingface_hub import HfApi
 
 from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.cli import push_to_hub
 from ragcun_hf.errors import UserError
 from ragcun_hf.publishing.card import BEGIN_WORDS, render_card
 from ragcun_hf.publishing.card_sources import nothing_measured
@@ -572,13 +573,24 @@ def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, f
     assert "trust_remote_code" not in text
 
 
-def test_a_plain_push_takes_no_file_from_outside_the_folder(hub, folder, tmp_path, capsys):
+def test_a_plain_push_takes_no_file_from_outside_the_folder(hub, folder, capsys, monkeypatch):
     (folder.parent / "secret.png").write_bytes(b"secret")
+    made, plan = [], push_to_hub.plan_plain_upload
+
+    def watched(model_folder, target, *args):
+        made.append(target)
+        return plan(model_folder, target, *args)
+
+    monkeypatch.setattr(push_to_hub, "plan_plain_upload", watched)
     _replace(folder / "README.md", BEGIN_WORDS, f"{BEGIN_WORDS}\n![mine](../secret.png) ![web](https://a.b/c.png)")
     _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/plain", "--plain", "--dry_run"])
-    said = capsys.readouterr().out
-    assert "secret" not in said
-    assert "results/tiny.json" in said
+    assert "results/tiny.json" in capsys.readouterr().out
+    assert not (made[0].parent / "secret.png").exists()
+
+
+def test_a_plain_push_never_replaces_the_model_itself(hub, folder):
+    with pytest.raises(UserError, match=f"repository of its own for a plain folder, got {REPO}"):
+        _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", REPO, "--plain", "--dry_run"])
 
 
 def test_a_plain_push_of_a_card_that_was_changed_is_refused(hub, folder):

@@ -172,11 +172,6 @@ def test_the_model_s_own_folder_loads_or_names_the_versions_that_it_needs(loaded
         assert "sentence-transformers folder" in found["whole"]
 
 
-def test_two_dense_layers_are_the_head_by_hand():
-    # gelu(3) - gelu(-3) = 3, so the linear part passes.
-    assert functional.gelu(torch.tensor(3.0)) - functional.gelu(torch.tensor(-3.0)) == pytest.approx(3.0)
-
-
 def test_a_linear_head_is_one_layer_and_an_untrained_one_too(models, tiny_encoder_folder):
     _, made = models
     assert [layer.weight.shape for layer in dense_layers(made["linear"])] == [(10, 16)]
@@ -272,9 +267,17 @@ def test_the_folder_is_written_whole_and_replaces_only_an_earlier_export(models,
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("do not remove")
+    # Not ours: an encoder, as an older sentence-transformers writes it.
+    (tmp_path / "out" / "modules.json").write_text('[{"type": "sentence_transformers.models.Transformer"}]')
     with pytest.raises(UserError, match="expects a new folder or an earlier export"):
         _export(folder / "mlp", *flags)
+
+
+def test_the_default_folder_stands_beside_the_model(models, check_texts, monkeypatch, tmp_path):
+    shutil.copytree(models[0] / "linear", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path / "mine")
+    _export(".", "--check_texts", check_texts)
+    assert (tmp_path / "mine-plain" / "modules.json").is_file()
 
 
 @pytest.mark.parametrize("target", ["mlp", "."])
