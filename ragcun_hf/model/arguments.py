@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import argument
-from ..files import encoder_name
 from .base_models import DEFAULT_BASE_MODEL, load_base_model
 
 if TYPE_CHECKING:
@@ -66,11 +64,7 @@ class ModelArguments:
 
     def build(self) -> IsotropicGaussianModel:
         """Load the encoder and create the model."""
-        chosen = self.config_fields()
-        if self.freeze_base and Path(self.base_model).is_dir():
-            # A frozen base is never loaded again, so a name without the folders of this machine is enough.
-            chosen["base_model_name"] = encoder_name(self.base_model)
-        return load_base_model(self.base_model, revision=self.base_revision, **chosen)
+        return load_base_model(self.base_model, revision=self.base_revision, **self.config_fields())
 
     def config_fields(self) -> dict[str, Any]:
         """Return the fields of `IsotropicGaussianConfig` that these flags set."""

@@ -246,7 +246,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         encoder = loader.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
         tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_encoder)
         # Of a folder its name: `folder/encoder` would look like a Hub id. An encoder that trains is loaded again.
-        folder, is_frozen = Path(name_or_path).absolute(), fields.get("freeze_base", True)
+        folder, is_frozen = Path(name_or_path).resolve(), fields.get("freeze_base", True)
         source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
         fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}

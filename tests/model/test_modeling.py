@@ -603,8 +603,10 @@ def test_from_encoder_keeps_the_pretrained_weights_and_names_their_source(any_en
     ours = model.encoder.state_dict()
     assert set(ours) == {name for name in pretrained if not name.startswith("pooler.")}
     assert all(torch.equal(tensor, pretrained[name]) for name, tensor in ours.items())
-    assert model.config.base_model_name == str(any_encoder_folder)
+    assert model.config.base_model_name == any_encoder_folder.name
     assert not model.training
+    # One that trains is loaded again for comparisons.
+    assert _start(any_encoder_folder, freeze_base=False).config.base_model_name == str(any_encoder_folder)
 
 
 # Saving and loading
