@@ -48,7 +48,8 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     Args:
         encoder_config: Configuration of the encoder, as an object or a dict with `model_type`; any encoder that
             `AutoModel` supports. Default: MPNet base.
-        base_model_name: Where the encoder's weights came from. Documentation only: nothing is loaded from it.
+        base_model_name: Where the encoder's weights came from. Loading a model reads nothing from there. Evaluating
+            one with a trained encoder does, for the row of the untrained one.
         base_model_revision: Its branch, tag or commit on the Hub, if one was given.
         pooling: How token states become one vector: `mean` of the attended tokens, `cls` (the first attended token),
             `last` (the last attended token, for decoder-style encoders), `max`, `mean_sqrt` (the sum divided by the

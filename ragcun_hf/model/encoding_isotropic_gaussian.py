@@ -96,7 +96,7 @@ class _Options:
     batch_size: int
     show_progress_bar: bool
     convert_to_tensor: bool
-    normalize_embeddings: bool
+    normalize_embeddings: bool | None  # None: as the model's similarity asks
     device: str | torch.device | None
     precision: Precision
     truncate_dim: int | None
@@ -120,10 +120,10 @@ class _Options:
         elif self.precision in ("int8", "uint8") and num_texts == 1:
             _check_calibration(self.precision, num_texts)
 
-    def apply(self, vectors_ND: Tensor) -> Tensor:
-        """Truncate, then normalize, then quantize."""
+    def apply(self, vectors_ND: Tensor, *, has_unit_vectors: bool) -> Tensor:
+        """Truncate, then normalize if that is asked for or, by default, the model does, then quantize."""
         vectors_NK = vectors_ND[:, : self.truncate_dim]
-        if self.normalize_embeddings:
+        if has_unit_vectors if self.normalize_embeddings is None else self.normalize_embeddings:
             vectors_NK = nn.functional.normalize(vectors_NK, dim=-1)
         if self.precision == "float32":
             return vectors_NK
@@ -222,7 +222,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            self._is_normalized(normalize_embeddings),
+            normalize_embeddings,
             device,
             precision,
             truncate_dim,
@@ -316,7 +316,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            self._is_normalized(normalize_embeddings),
+            normalize_embeddings,
             device,
             precision,
             truncate_dim,
@@ -402,7 +402,7 @@ class EncodingMixin:
             batch_size,
             show_progress_bar,
             convert_to_tensor,
-            self._is_normalized(normalize_embeddings),
+            normalize_embeddings,
             device,
             precision,
             truncate_dim,
@@ -504,9 +504,6 @@ class EncodingMixin:
             )
         return relevance_probability(self.config.relevance_calibration, scores)
 
-    def _is_normalized(self, asked: bool | None) -> bool:
-        return self.config.has_unit_vectors if asked is None else asked
-
     def _prompt(self, prompt: str | None, prompt_name: str | None, default_name: str | None) -> str:
         if prompt is not None:
             return prompt
@@ -530,7 +527,8 @@ class EncodingMixin:
             if not isinstance(text, str):
                 raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
         options.check(len(texts), self.config.output_dim)
-        vectors_NK = options.apply(_embed(self, texts, prompt, options, use_predictor))
+        vectors_ND = _embed(self, texts, prompt, options, use_predictor)
+        vectors_NK = options.apply(vectors_ND, has_unit_vectors=self.config.has_unit_vectors)
         vectors = vectors_NK[0] if isinstance(sentences, str) else vectors_NK
         return vectors if options.convert_to_tensor else vectors.numpy()
 

@@ -522,7 +522,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             states = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **encoder_inputs)
             pooled = pool(states.last_hidden_state.float(), attention_mask, self.config.pooling)
             if self.pooled_layers is not None:
-                pooled = self.pooled_layers(pooled.to(self.pooled_layers[0].linear.weight.dtype)).float()
+                pooled = self.pooled_layers(pooled).float()
             return nn.functional.normalize(pooled, dim=-1) if self.config.normalize_features else pooled, states
 
     def _flags(self, given: dict[str, bool | None]) -> dict[str, bool]:

@@ -59,4 +59,5 @@ class _DenseLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, width) to (B, out_dim)."""
+        x = x.to(self.linear.weight.dtype)  # pooling is done in float32
         return self.activation(self.linear(nn.functional.normalize(x, dim=-1) if self.normalize_input else x))

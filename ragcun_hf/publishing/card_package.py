@@ -1,4 +1,4 @@
-"""What a model card says of this package: its name, what a model folder needs to load, and how to cite it.
+"""Tell a model card about this package: its name, what a model folder needs to load, and how to cite it.
 
 Everything comes from the metadata of the installed package, whose home is setup.cfg.
 """
@@ -14,7 +14,7 @@ from ..errors import UserError
 PACKAGE = "ragcun_hf"
 PLAIN_NEEDS = "sentence-transformers>=3"  # of a plain folder; tests load one in the oldest and in the newest version
 
-# What the code in a model folder imports; the rest comes with transformers.
+# The code in a model folder imports these; everything else comes with transformers.
 _NEEDED = ("torch", "transformers")
 _REQUIREMENT = re.compile(r"([\w.-]+)\s*([^;\s]*)")
 # The paper of the isotropy term, as in CITATION.cff, which no installed package has.

@@ -282,7 +282,8 @@ def compare_with_model(
     batches = list(_check_batches(texts, model.config.max_length))
     tokens = [model.tokenize(batch) for batch in batches]
     with torch.inference_mode():
-        outputs = [_search_vectors(model, inputs) for inputs in tokens]
+        graph = _GraphOfModel(model)
+        outputs = [dict(zip(graph.outputs, graph(**inputs), strict=True)) for inputs in tokens]
     found = {}
     for precision in precisions:
         encoder = OnnxEncoder(folder, precision=precision, threads=torch.get_num_threads())
@@ -298,11 +299,6 @@ def compare_with_model(
         ours = np.stack([np.concatenate([run[name] for run in runs]) for name in runs[0]])
         found[precision] = _largest_difference(exact, ours) if precision == "float32" else _cosines(exact, ours)
     return found
-
-
-def _search_vectors(model: IsotropicGaussianModel, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
-    output = model(**tokens)
-    return {name: model.search_vectors(output[name]) for name in _OUTPUTS if output.get(name) is not None}
 
 
 def _largest_difference(exact: np.ndarray, ours: np.ndarray) -> dict[str, float]:

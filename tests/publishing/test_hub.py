@@ -111,6 +111,20 @@ def _environment(server, tmp_path, token):
     return {**os.environ, **caches, **changed}
 
 
+def _load_elsewhere(hub, tmp_path, script, *words):
+    """Run a script, which reads the texts, as a user of the Hub would, and return what it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        input=json.dumps(TEXTS),
+        env=_environment(hub, tmp_path / "user", OWNER_TOKEN),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 LOAD_SCRIPT = """
 import json, sys
 sys.modules["ragcun_hf"] = None
@@ -149,16 +163,7 @@ def test_another_process_loads_a_pushed_model_by_branch_and_by_commit(hub, folde
         models[branch] = _save_model(tiny_encoder_folder, shutil.copytree(folder, later), seed=seed)
         prepare_repository(api, REPO, revision=branch)
         upload(api, plan_upload(later), REPO, revision=branch)
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOAD_SCRIPT, REPO, *models],
-        input=json.dumps(TEXTS),
-        env=_environment(hub, tmp_path / "user", OWNER_TOKEN),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    found = json.loads(loaded.stdout.splitlines()[-1])
+    found = _load_elsewhere(hub, tmp_path, LOAD_SCRIPT, REPO, *models)
     assert set(found) == set(models)
     for revision, (by_auto_model, by_sentence_transformers) in found.items():
         expected = models[revision].encode_query(TEXTS)
@@ -555,16 +560,7 @@ def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, f
     files = set(repository.commits[commit])
     assert not any(name.endswith((".py", ".bin")) for name in files)
     assert {"modules.json", "1_Pooling/config.json", "results/tiny.json", "README.md"} <= files
-    loaded = subprocess.run(
-        [sys.executable, "-c", PLAIN_LOAD_SCRIPT, "org/tiny-plain"],
-        input=json.dumps(TEXTS),
-        env=_environment(hub, tmp_path / "user", OWNER_TOKEN),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    vectors, _ = json.loads(loaded.stdout.splitlines()[-1])
+    vectors, _ = _load_elsewhere(hub, tmp_path, PLAIN_LOAD_SCRIPT, "org/tiny-plain")
     expected = IsotropicGaussianModel.from_pretrained(folder).encode_query(TEXTS)
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
     card = huggingface_hub.hf_hub_download("org/tiny-plain", "README.md", cache_dir=tmp_path / "cache")

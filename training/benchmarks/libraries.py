@@ -77,7 +77,7 @@ class Arguments(BenchmarkArguments):
 
 @dataclass(frozen=True)
 class Row:
-    """What a library does with the model."""
+    """Says how a library loads the model, and how it ranks with it."""
 
     library: str
     needs_remote_code: bool | None  # None: no code of the model takes part
