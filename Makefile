@@ -22,7 +22,8 @@ demo: install  ## Train on the documentation strings of installed packages, eval
 	$(BIN)/python training/demo.py
 
 test: check  ## Run the linters and all tests, including the slow ones.
-	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10 -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -m 'not gpu' --durations=10 -n 2 --dist loadfile --no-loadscope-reorder \
+		--max-worker-restart 0
 
 test-fast: install  ## Run only the quick tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile

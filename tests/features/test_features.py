@@ -638,9 +638,7 @@ def _write_shards(folder, number):
 
 
 def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
-    import datasets.arrow_writer  # noqa: F401 (once, instead of in each process)
-
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork of a process that runs threads can end both
     processes = [context.Process(target=_write_shards, args=(tmp_path, number)) for number in (1, 2)]
     for process in processes:
         process.start()
