@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import UserError
+    from .evaluation.closed_form import move_known_documents
     from .evaluation.evaluator import RetrievalEvaluator
     from .model.base_models import register_auto_classes
     from .model.configuration_isotropic_gaussian import IsotropicGaussianConfig
@@ -22,6 +23,7 @@ _HOMES = {
     "IsotropicGaussianTrainingArguments": "objective.arguments",
     "RetrievalEvaluator": "evaluation.evaluator",
     "UserError": "errors",
+    "move_known_documents": "evaluation.closed_form",
     "register_auto_classes": "model.base_models",
 }
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "IsotropicGaussianTrainingArguments",
     "RetrievalEvaluator",
     "UserError",
+    "move_known_documents",
     "register_auto_classes",
 ]
 

@@ -91,8 +91,9 @@ class EvaluationArguments:
     save_calibration: bool = argument(False, "With --calibrate: save what was fitted in the model folder.")
     closed_form: str | None = argument(
         None,
-        "Training pairs of the data set (a file, or a BEIR folder with the split train): also rank with the base "
-        "after their documents have moved towards their queries. These documents count as seen.",
+        "Training pairs of the data set (a file, or a BEIR folder with the split train): also rank with the base, "
+        "and with the projection of a cosine model, after their documents have moved towards their queries. These "
+        "documents count as seen.",
     )
     examples: int = argument(
         0,
@@ -228,7 +229,7 @@ def _evaluate(
             bm25=baselines["bm25"],
         ),
         "search": args.search,
-        **({"closed_form_gamma": closed_form.gammas} if closed_form else {}),
+        **({f"{system}_gamma": chosen for system, chosen in closed_form.gammas.items()} if closed_form else {}),
         **(_recall(args, systems.search) if args.search == "faiss" else {}),
         **_calibrations(args, systems, datasets, fitted, evaluation.evaluations),
     }

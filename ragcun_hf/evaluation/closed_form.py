@@ -1,15 +1,15 @@
-"""The closed form for known documents: each moves towards its training queries, as a baseline that trains nothing.
+"""The closed form for known documents: each moves towards its training queries, and nothing is trained.
 
-Shape letters used in this file: Q = queries, H = width of a feature.
+Shape letters used in this file: N = documents, Q = queries, D = width of the vectors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -23,11 +23,8 @@ from ..search.first_pass import row_blocks
 from ..search.memory_maps import new_matrix, read_far_apart, release
 from ..search.similarity import unit_rows
 from ..search.ties import Rows
-from .results import CLOSED_FORM_SYSTEM, MAIN_METRIC
+from .results import MAIN_METRIC
 from .retrieval import VectorSystem, evaluate_retrieval
-
-if TYPE_CHECKING:
-    from .model_evaluation import TextEncoder
 
 GAMMAS = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 _HELD_OUT = 0.2  # of the queries, to choose gamma, if the pairs have no split dev
@@ -36,16 +33,69 @@ _ROWS_AT_ONCE = 4_096
 Answers = dict[str, list[int]]  # query -> rows of its documents in the corpus
 
 
-class ClosedForm:
-    """Moves the documents of training pairs: d becomes the direction of d + gamma g, all others stay as they are.
+def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Sequence[int]], *, gamma: float) -> Rows:
+    """Move the vectors of documents with known queries towards these, before the documents are indexed.
 
-    d is the document's feature and g the sum of the features of its training queries, all scaled to length 1. One
-    gamma serves all documents: the one of `GAMMAS` with the best NDCG@10 over the whole corpus on held-out pairs, or
-    the smallest of several.
+    A document d becomes the direction of d + gamma g, where g is the sum of the vectors of its queries, all scaled to
+    length 1. Documents without queries stay as they are, and so do queries: only the index changes. `ragcun eval-beir
+    --closed_form` chooses gamma on held-out queries, and measures what it costs documents without queries.
+
+    Args:
+        documents: Vectors, shape (N, D).
+        queries: Vectors of training queries from the same model, shape (Q, D).
+        answers: For each query, the row numbers of its documents; a number that comes twice counts once.
+        gamma: How far documents move: 0 is not at all, and more brings them nearer to their queries.
+
+    Returns:
+        Vectors of length 1, shape (N, D), float32.
+
+    Raises:
+        UserError: If the shapes do not fit each other, a row number is not in the corpus, or gamma is below 0.
 
     Source:
         Zeighami et al., "NUDGE: Lightweight Non-Parametric Fine-Tuning of Embeddings for Retrieval", 2024,
         arXiv:2409.02343, in the normalized variant NUDGE-N; there, gamma is computed, and bounded otherwise.
+
+    Example:
+        >>> documents = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> print(move_known_documents(documents, np.array([[0.0, 1.0]]), [[0]], gamma=1.0).round(2))
+        [[0.71 0.71]
+         [0.   1.  ]]
+    """
+    moved = unit_rows(np.asarray(documents))
+    asked = unit_rows(np.asarray(queries))
+    if len(answers) != len(asked) or asked.shape[1:] != moved.shape[1:] or gamma < 0:
+        raise UserError(
+            "expected queries as wide as the documents, documents for each query, and a gamma of at least 0, got "
+            f"documents of shape {moved.shape}, queries of shape {asked.shape}, {len(answers)} lists and {gamma=}"
+        )
+    sums = _sums(asked, answers, range(len(moved)))
+    if unknown := {row for rows in answers for row in rows} - set(sums):
+        raise UserError(f"expected row numbers from 0 to {len(moved) - 1}, got {min(unknown)}")
+    if gamma and sums:
+        moved[list(sums)] = _moved(moved[list(sums)], list(sums.values()), gamma)
+    return moved.astype(np.float32)
+
+
+def _sums(queries: Iterable[Rows], answers: Iterable[Sequence[int]], rows: range) -> dict[int, Rows]:
+    """Add up the vectors of each document's queries, for the documents in some rows."""
+    sums: dict[int, Rows] = {}
+    for query, found in zip(queries, answers, strict=True):
+        for row in dict.fromkeys(found):
+            if row in rows:
+                sums[row] = sums.get(row, 0) + query
+    return sums
+
+
+def _moved(documents: Rows, sums: Sequence[Rows], gamma: float) -> Rows:
+    return unit_rows(unit_rows(documents) + gamma * unit_rows(np.stack(sums)))
+
+
+class ClosedForm:
+    """Moves the documents of training pairs as `move_known_documents` does; all others stay as they are.
+
+    One gamma serves all documents: the one of `GAMMAS` with the best NDCG@10 over the whole corpus on held-out pairs,
+    or the smallest of several.
 
     Args:
         pairs: Rows with the texts `query` and `positive`.
@@ -53,7 +103,7 @@ class ClosedForm:
             and then all of them are used.
 
     Attributes:
-        gammas: The chosen gamma of each data set, by name.
+        gammas: The chosen gamma by names of system and data set.
     """
 
     def __init__(self, pairs: Iterable[Mapping[str, Any]], held_out: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -61,7 +111,7 @@ class ClosedForm:
             [(row["query"], document_text("", row["positive"])) for row in rows] for rows in (pairs, held_out)
         )
         self._rows: dict[str, dict[str, list[int]]] = {}  # data set -> text -> rows
-        self.gammas: dict[str, float] = {}
+        self.gammas: dict[str, dict[str, float]] = {}
 
     @classmethod
     def read(cls, source: str | os.PathLike[str], *, evaluated_split: str = "test") -> Self:
@@ -83,9 +133,17 @@ class ClosedForm:
             )
 
     def system(
-        self, dataset: BeirDataset, base: VectorSystem, encoder: TextEncoder, folder: str | Path = "."
+        self,
+        name: str,
+        dataset: BeirDataset,
+        still: VectorSystem,
+        query_vectors: Callable[[list[str]], Rows],
+        folder: str | Path = ".",
     ) -> VectorSystem:
-        """Choose gamma, move documents of a copy of the base's, and return them as a system of their own."""
+        """Choose gamma, move documents of a copy of a system's, and return them as a system of another name.
+
+        `query_vectors` gives the vectors of query texts, shape (Q, D), as the system `still` has them.
+        """
         self.check(dataset)
         answers, held_out = (self._answers(dataset, pairs) for pairs in (self._pairs, self._held_out))
         kept = answers
@@ -94,16 +152,17 @@ class ClosedForm:
             num_held_out = max(1, int(_HELD_OUT * len(queries)))
             held_out = {query: answers[query] for query in queries[:num_held_out]}
             kept = {query: answers[query] for query in queries[num_held_out:]}
-        train_QH, held_out_QH = (_unit_features(encoder, queries) for queries in (answers, held_out))
-        train = dict(zip(answers, train_QH, strict=True))
-        documents = _copy(base.documents, Path(folder))
-        moved = replace(base, name=CLOSED_FORM_SYSTEM, documents=documents, kept=None)
+        train_QD, held_out_QD = (unit_rows(query_vectors(list(queries))) for queries in (answers, held_out))
+        train = dict(zip(answers, train_QD, strict=True))
+        documents = _copy(still.documents, Path(folder))
+        moved = replace(still, name=name, documents=documents, kept=None)
         figures = {}
         for gamma in GAMMAS:
-            _move(base, documents, kept, train, gamma)
-            figures[gamma] = _figure(dataset, replace(moved, queries=held_out_QH, search=exact_search), held_out)
-        self.gammas[dataset.name] = gamma = max(figures, key=figures.__getitem__)
-        _move(base, documents, answers, train, gamma)
+            _move(still, documents, kept, train, gamma)
+            figures[gamma] = _figure(dataset, replace(moved, queries=held_out_QD, search=exact_search), held_out)
+        gamma = max(figures, key=figures.__getitem__)
+        self.gammas.setdefault(name, {})[dataset.name] = gamma
+        _move(still, documents, answers, train, gamma)
         return moved
 
     def _answers(self, dataset: BeirDataset, pairs: Iterable[tuple[str, str]]) -> Answers:
@@ -121,11 +180,6 @@ class ClosedForm:
         return {query: list(rows) for query, rows in answers.items()}
 
 
-def _unit_features(encoder: TextEncoder, queries: Iterable[str]) -> Rows:
-    features = encoder.store.features(list(queries), prompt=encoder.model.config.query_prompt).expanded()
-    return unit_rows(encoder.model.encoder_part(features))
-
-
 def _copy(documents: Any, folder: Path) -> Rows:
     copied = new_matrix(len(documents), documents.shape[1], folder)
     for part in row_blocks(len(copied), _ROWS_AT_ONCE):
@@ -135,19 +189,16 @@ def _copy(documents: Any, folder: Path) -> Rows:
     return copied
 
 
-def _move(base: VectorSystem, documents: Rows, answers: Answers, train: Mapping[str, Rows], gamma: float) -> None:
+def _move(still: VectorSystem, documents: Rows, answers: Answers, train: Mapping[str, Rows], gamma: float) -> None:
     """Write this process's documents that have queries, moved by gamma, over those in `documents`."""
-    start = 0 if base.shard is None else base.shard.start
-    sums: dict[int, Rows] = {}
-    for query, found in answers.items():
-        for row in found:
-            if start <= row < start + len(documents):
-                sums[row - start] = sums.get(row - start, 0) + train[query]
+    start = 0 if still.shard is None else still.shard.start
+    queries = [train[query] for query in answers]
+    sums = _sums(queries, answers.values(), range(start, start + len(documents)))
     for part in row_blocks(len(sums), _ROWS_AT_ONCE):
-        rows = np.array(list(sums)[part])
-        moved = read_far_apart(np.asarray(base.documents), rows)
+        rows = np.array(list(sums)[part]) - start
+        moved = read_far_apart(np.asarray(still.documents), rows)
         if gamma:  # at 0 they stay what they were, to the last bit
-            moved = unit_rows(unit_rows(moved) + gamma * unit_rows([sums[row] for row in rows.tolist()]))
+            moved = _moved(moved, list(sums.values())[part], gamma)
         documents[rows] = moved
 
 

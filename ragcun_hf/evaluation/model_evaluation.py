@@ -27,7 +27,14 @@ from .closed_form import ClosedForm
 from .examples import example_rankings
 from .fusion import FUSION_SETTINGS, FusionSystem
 from .metrics.isotropy.measures import isotropy_report, sigreg
-from .results import BASE_SYSTEM, PREDICTOR_SYSTEM, PROJECTION_SYSTEM, mean_over_datasets
+from .results import (
+    BASE_SYSTEM,
+    CLOSED_FORM_SYSTEM,
+    MOVED_SYSTEM,
+    PREDICTOR_SYSTEM,
+    PROJECTION_SYSTEM,
+    mean_over_datasets,
+)
 from .retrieval import DatasetEvaluation, Search, System, VectorSystem, check_identical_ids, evaluate_retrieval
 
 if TYPE_CHECKING:
@@ -78,7 +85,10 @@ class TextEncoder:
 
     def queries(self, dataset: BeirDataset) -> np.ndarray:
         """Return the features of all queries, shape (Q, H + L)."""
-        texts = list(dataset.queries.values())
+        return self.query_features(list(dataset.queries.values()))
+
+    def query_features(self, texts: list[str]) -> np.ndarray:
+        """Return the features of some queries, shape (Q, H + L)."""
         return self.store.features(texts, prompt=self.model.config.query_prompt).expanded()
 
     def encode_documents(self, texts: Sequence[str]) -> None:
@@ -137,6 +147,23 @@ class ModelSystems:
             ]
         return systems
 
+    def moved(self, closed_form: ClosedForm, dataset: BeirDataset, own: Sequence[VectorSystem]) -> list[VectorSystem]:
+        """Return the base, and the projection of a cosine model, with known documents moved to their queries."""
+        base, model = self.base or self.encoder, self.encoder.model
+
+        def of_base(texts: list[str]) -> np.ndarray:
+            return base.model.encoder_part(base.query_features(texts))
+
+        def of_projection(texts: list[str]) -> np.ndarray:
+            return apply_head(model, self.encoder.query_features(texts))[0]
+
+        moved = [closed_form.system(CLOSED_FORM_SYSTEM, dataset, own[0], of_base, self.folder)]
+        for system in own:
+            # Moved documents have length 1: beside others, only a cosine ranks them.
+            if system.name == PROJECTION_SYSTEM and system.similarity == "cosine":
+                moved.append(closed_form.system(MOVED_SYSTEM, dataset, system, of_projection, self.folder))
+        return moved
+
 
 @dataclass(frozen=True)
 class ModelEvaluation:
@@ -164,8 +191,9 @@ def evaluate_model(
 
     With hexadecimal digests of training documents, queries with and without a relevant document among them are also
     reported separately. With `bm25`, its figures and those of its fusion with the base stand beside the model's, and
-    with `closed_form` those of the base whose known documents were moved to their training queries. `num_examples`
-    queries of each data set are kept with the best document of the projection, and with their texts.
+    with `closed_form` those of the base, and of the projection of a cosine model, whose known documents were moved to
+    their training queries. `num_examples` queries of each data set are kept with the best document of the projection,
+    and with their texts.
     """
     for dataset in datasets if drop_identical_ids else ():
         check_identical_ids(dataset)
@@ -181,7 +209,7 @@ def evaluate_model(
         seen = seen_document_ids(dataset, seen_document_digests) if seen_document_digests else None
         every: list[System] = [*own] if bm25 is None else [*own, bm25, FusionSystem(own[0], bm25)]
         if closed_form is not None:
-            every.append(closed_form.system(dataset, own[0], systems.base or systems.encoder, systems.folder))
+            every += systems.moved(closed_form, dataset, own)
         found = evaluate_retrieval(dataset, every, k=k, drop_identical_ids=drop_identical_ids, seen_document_ids=seen)
         if num_examples and PROJECTION_SYSTEM in found.runs:
             run = found.runs[PROJECTION_SYSTEM]

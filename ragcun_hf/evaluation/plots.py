@@ -24,6 +24,7 @@ from .results import (
     CLOSED_FORM_SYSTEM,
     FUSION_SYSTEM,
     MAIN_METRIC,
+    MOVED_SYSTEM,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     reference_system,
@@ -38,14 +39,16 @@ _SYSTEM_COLOURS = {
     CLOSED_FORM_SYSTEM: "#56B4E9",
     PROJECTION_SYSTEM: BLUE,
     PREDICTOR_SYSTEM: ORANGE,
+    MOVED_SYSTEM: PURPLE,
 }
-_OTHER_COLOURS = (PURPLE, "#E69F00")
+_OTHER_COLOURS = ("#E69F00", "#000000")
 _HATCHES = {
     BM25_SYSTEM: "--",
     FUSION_SYSTEM: "xx",
     CLOSED_FORM_SYSTEM: "||",
     PROJECTION_SYSTEM: "//",
     PREDICTOR_SYSTEM: "..",
+    MOVED_SYSTEM: "++",
 }  # so that bars differ in a grey print too
 
 _LOSS_PANELS = {

@@ -21,6 +21,7 @@ MAIN_METRIC = "ndcg@10"  # the metric of comparisons, and the one that chooses c
 MODEL_SETTINGS = ("use_predictor", "output_dim", "projection_init", "projection_kind", "freeze_base", "lexical_dim")
 BASE_SYSTEM, BM25_SYSTEM, FUSION_SYSTEM, CLOSED_FORM_SYSTEM = "base", "bm25", "fusion", "closed_form"
 PROJECTION_SYSTEM, PREDICTOR_SYSTEM = "projection", "predictor"
+MOVED_SYSTEM = f"{PROJECTION_SYSTEM}_{CLOSED_FORM_SYSTEM}"  # the projection, with known documents moved
 MODEL_SYSTEM = "model"  # an encoder of another kind, which has no base
 REFERENCES = (BASE_SYSTEM, BM25_SYSTEM)  # the other systems are compared with the first of these that was measured
 BASELINES = (*REFERENCES, FUSION_SYSTEM, CLOSED_FORM_SYSTEM)  # without a head, in the order of tables

@@ -14,6 +14,7 @@ from ..evaluation.results import (
     CLOSED_FORM_SYSTEM,
     FUSION_SYSTEM,
     MAIN_METRIC,
+    MOVED_SYSTEM,
     compared_systems,
 )
 
@@ -23,6 +24,8 @@ _BASELINES_IN_WORDS = {
     FUSION_SYSTEM: "the fusion of frozen base and BM25, which needs no training,",
     CLOSED_FORM_SYSTEM: "the closed form, which moves known documents to their training queries,",
 }
+
+_SUBJECTS = {BM25_SYSTEM: "BM25", MOVED_SYSTEM: "the projection with known documents moved"}
 
 # Entities, not backslashes, which would show up inside code and in front of letters.
 _ESCAPED = {each: f"&#{ord(each)};" for each in "\\`*_[]|~$"}
@@ -128,7 +131,7 @@ def compare_with_base(places: Mapping[str, Mapping[str, Any]]) -> list[Outcome]:
 
 def verdict(outcomes: Sequence[Outcome]) -> str:
     """Say in one sentence whether the model or its frozen base is better, as far as the figures show it."""
-    kinds = frozenset(outcome.kind for outcome in outcomes if outcome.system not in BASELINES)
+    kinds = frozenset(outcome.kind for outcome in outcomes if outcome.system not in (*BASELINES, MOVED_SYSTEM))
     if kinds >= {"below", "above"}:
         return (
             "Compared with its frozen base, this model wins in some of the measurements made here and loses in others."
@@ -147,7 +150,7 @@ def describe(outcomes: Sequence[Outcome], *, queries: str = "") -> list[str]:
             found = [outcome.words for outcome in outcomes if (outcome.kind, outcome.system) == (kind, system)]
             if found:
                 places = " and ".join(part for part in (", ".join(found[:-1]), found[-1]) if part)
-                name = "BM25" if system == BM25_SYSTEM else f"the {system.replace('_', ' ')}"
+                name = _SUBJECTS.get(system, f"the {system.replace('_', ' ')}")
                 sentences.append(f"{queries}NDCG@10 of {name} {words} {places}.")
     return sentences
 
@@ -160,7 +163,7 @@ def describe_baselines(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
             values = {system: metrics.get(MAIN_METRIC) for system, metrics in entry["systems"].items()}
             reached = values.get(baseline)
             for system, value in values.items():
-                if system not in BASELINES and None not in (value, reached) and reached > value:
+                if system not in (*BASELINES, MOVED_SYSTEM) and None not in (value, reached) and reached > value:
                     figures = f"{format_figure(reached)} against {format_figure(value)}"
                     found.setdefault((baseline, system), []).append(f"{place} ({figures})")
     return [

@@ -325,13 +325,14 @@ def test_the_closed_form_stands_beside_a_head_and_says_if_the_head_is_behind(
     folder = trained(documents=[CORPUS["d0"], CORPUS["d1"], CORPUS["d3"]])
     results = evaluate("--model_path", folder, "--closed_form", tmp_path / "pairs.jsonl", "--no_bm25")
     entry = results["datasets"]["toy"]
-    assert list(entry["systems"]) == ["base", "closed_form", "projection"]
-    assert results["settings"]["closed_form_gamma"] == {"toy": 1_000.0}
+    assert list(entry["systems"]) == ["base", "closed_form", "projection", "projection_closed_form"]
+    for system in ("closed_form", "projection_closed_form"):
+        assert results["settings"][f"{system}_gamma"] == {"toy": 1_000.0}
     # d0 answers q0, d1 q1, d2 q2 and q3, d3 q3: these were seen by one of them, and two queries by both.
     assert entry["subsets"]["seen_documents"]["num_queries"] == 4
     runs = {
         system: (tmp_path / "results" / "trained" / f"toy.{system}.trec").read_text().splitlines()
-        for system in ("closed_form", "projection")
+        for system in ("closed_form", "projection", "projection_closed_form")
     }
     means = {system: sum(_ndcg_of_run(lines, query) for query in ("q0", "q1")) / 2 for system, lines in runs.items()}
     line = (
@@ -340,6 +341,7 @@ def test_the_closed_form_stands_beside_a_head_and_says_if_the_head_is_behind(
     )
     assert (line in capsys.readouterr().out) is (means["projection"] < means["closed_form"])
     assert means["closed_form"] > 0.9
+    assert means["projection_closed_form"] > 0.9
 
 
 def _ndcg_of_run(lines, query):

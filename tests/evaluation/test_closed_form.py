@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from ragcun_hf.data.beir_folder import BeirDataset
 from ragcun_hf.data.documents import text_digest, text_position
 from ragcun_hf.errors import UserError
 from ragcun_hf.evaluation import closed_form
-from ragcun_hf.evaluation.closed_form import ClosedForm
+from ragcun_hf.evaluation.closed_form import ClosedForm, move_known_documents
 from ragcun_hf.evaluation.retrieval import VectorSystem, evaluate_retrieval
 
 
@@ -20,15 +19,11 @@ def _dataset(num_documents):
     return BeirDataset("toy", "test", {"q0": "query"}, ids, [f"text {row}" for row in range(num_documents)], {})
 
 
-def _encoder(vectors):
-    """An encoder with features by text, as rows."""
-
-    def features(texts, prompt):
-        found = np.array([vectors[text] for text in texts], dtype=np.float32)
-        return SimpleNamespace(expanded=lambda: found)
-
-    model = SimpleNamespace(config=SimpleNamespace(query_prompt=""), encoder_part=lambda features: features)
-    return SimpleNamespace(model=model, store=SimpleNamespace(features=features))
+def _moved(form, dataset, still, vectors):
+    """The system under the name `moved`; `vectors` are those of queries."""
+    return form.system(
+        "moved", dataset, still, lambda texts: np.array([vectors[text] for text in texts], dtype=np.float32)
+    )
 
 
 def _base(documents, queries=((1, 0),)):
@@ -45,13 +40,13 @@ def test_a_document_moves_as_worked_out_by_hand(monkeypatch):
     form = ClosedForm(_pairs(a=[0, 0], b=[0]), _pairs(c=[1]))  # a pair that is there twice counts once
     base = _base([[3, 4], [0, 2], [1, 1]])
     vectors = {"a": [7, 0], "b": [0, -2], "c": [1, 0]}
-    moved = form.system(_dataset(3), base, _encoder(vectors))
+    moved = _moved(form, _dataset(3), base, vectors)
     # d = (.6, .8); g = (1, -1) / sqrt(2); d + g / 2 = (.9536, .4464), of length 1.0529.
     x, y = 0.6 + 0.5 / math.sqrt(2), 0.8 - 0.5 / math.sqrt(2)
     assert moved.documents[0].tolist() == pytest.approx([x / math.hypot(x, y), y / math.hypot(x, y)])
     assert moved.documents[1:].tolist() == [[0, 2], [1, 1]]
     assert base.documents[0].tolist() == [3, 4]
-    assert (moved.name, moved.kept, form.gammas) == ("closed_form", None, {"toy": 0.5})
+    assert (moved.name, moved.kept, form.gammas) == ("moved", None, {"moved": {"toy": 0.5}})
 
 
 def _slowly(documents, answers, vectors, gamma):
@@ -88,7 +83,7 @@ def test_gamma_and_documents_are_those_of_a_slow_version(monkeypatch, has_dev):
         for query, rows in {**answers, **dev}.items()
     }
     form = ClosedForm(_pairs(**answers), _pairs(**dev))
-    moved = form.system(_dataset(60), _base(documents, [[1] * 6]), _encoder(vectors))
+    moved = _moved(form, _dataset(60), _base(documents, [[1] * 6]), vectors)
     order = sorted(answers, key=text_position)
     held_out = dev or {query: answers[query] for query in order[:10]}
     kept = answers if dev else {query: answers[query] for query in order[10:]}
@@ -97,7 +92,7 @@ def test_gamma_and_documents_are_those_of_a_slow_version(monkeypatch, has_dev):
         for gamma in closed_form.GAMMAS
     }
     best = max(figures, key=figures.get)
-    assert form.gammas == {"toy": best}
+    assert form.gammas == {"moved": {"toy": best}}
     assert best > 0
     expected = _slowly(documents, answers, vectors, best)
     found = moved.documents / np.linalg.norm(moved.documents, axis=1, keepdims=True)
@@ -110,7 +105,7 @@ def test_at_gamma_0_the_figures_are_those_of_the_base_to_the_last_bit(monkeypatc
     base = _base(generator.standard_normal((30, 4)), generator.standard_normal((1, 4)))
     vectors = dict(zip("abc", generator.standard_normal((3, 4)), strict=True))
     form = ClosedForm(_pairs(a=[0], b=[0, 1], c=[5]))
-    moved = form.system(_dataset(30), base, _encoder(vectors))
+    moved = _moved(form, _dataset(30), base, vectors)
     found = [system.rank(_dataset(30), np.arange(1), 30) for system in (base, moved)]
     assert found[0].indices.tolist() == found[1].indices.tolist()
     assert found[0].scores.tolist() == found[1].scores.tolist()
@@ -118,8 +113,8 @@ def test_at_gamma_0_the_figures_are_those_of_the_base_to_the_last_bit(monkeypatc
 
 def test_a_single_query_leaves_nothing_to_choose_with_and_changes_nothing():
     form = ClosedForm(_pairs(a=[0]))
-    form.system(_dataset(3), _base(np.eye(3), np.eye(1, 3)), _encoder({"a": [0, 1, 0]}))
-    assert form.gammas == {"toy": 0.0}
+    _moved(form, _dataset(3), _base(np.eye(3), np.eye(1, 3)), {"a": [0, 1, 0]})
+    assert form.gammas == {"moved": {"toy": 0.0}}
 
 
 def test_equal_documents_move_together_and_missing_ones_are_ignored(monkeypatch):
@@ -128,7 +123,7 @@ def test_equal_documents_move_together_and_missing_ones_are_ignored(monkeypatch)
     dataset.corpus_texts[2] = "text 0"
     form = ClosedForm(_pairs(a=[0, 9], b=[9]), _pairs(c=[0]))
     vectors = {"a": [0, 1], "b": [0, 1], "c": [0, 1]}
-    moved = form.system(dataset, _base([[1, 0], [1, 1], [1, 0]]), _encoder(vectors))
+    moved = _moved(form, dataset, _base([[1, 0], [1, 1], [1, 0]]), vectors)
     assert moved.documents[0].tolist() == moved.documents[2].tolist() == pytest.approx([math.sqrt(0.5)] * 2)
     assert form.document_digests() == {text_digest(text).hex() for text in ("text 0", "text 9")}
 
@@ -150,22 +145,50 @@ def test_a_folder_s_split_dev_chooses_gamma_unless_it_is_evaluated(tmp_path):
     vectors = {"a": [0, 1, 0], "b": [0, 0, 1]}
     asked = []
     for split in ("test", "dev"):
-        encoder = _encoder(vectors)
-        read = encoder.store.features
-        encoder.store.features = lambda texts, prompt, read=read: asked.append(texts) or read(texts, prompt)
-        ClosedForm.read(tmp_path, evaluated_split=split).system(
-            _dataset(2), _base(np.eye(2, 3), np.eye(1, 3)), encoder
-        )
+
+        def asked_for(texts):
+            asked.append(texts)
+            return np.array([vectors[text] for text in texts], dtype=np.float32)
+
+        form = ClosedForm.read(tmp_path, evaluated_split=split)
+        form.system("moved", _dataset(2), _base(np.eye(2, 3), np.eye(1, 3)), asked_for)
     assert asked == [["a"], ["b"], ["a"], ["a"]]
 
 
-def test_it_stands_among_the_baselines_and_is_compared_with_the_base():
+def test_it_is_compared_with_the_base_on_seen_documents():
     dataset = _dataset(3)
     dataset.qrels["q0"] = {"d1": 1}
     base = _base(np.eye(3), [[1, 0.9, 0]])
     form = ClosedForm(_pairs(a=[1]), _pairs(b=[1]))
-    moved = form.system(dataset, base, _encoder({"a": [1, 1, 0], "b": [1, 0.9, 0]}))
+    moved = _moved(form, dataset, base, {"a": [1, 1, 0], "b": [1, 0.9, 0]})
     evaluation = evaluate_retrieval(dataset, [moved, base], seen_document_ids=["d1"])
-    assert list(evaluation.entry["systems"]) == ["base", "closed_form"]
-    assert evaluation.entry["subsets"]["seen_documents"]["systems"]["closed_form"]["ndcg@10"] == 1
+    assert list(evaluation.entry["systems"]) == ["base", "moved"]
+    assert evaluation.entry["subsets"]["seen_documents"]["systems"]["moved"]["ndcg@10"] == 1
     assert evaluation.entry["systems"]["base"]["ndcg@10"] < 1
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_vectors_that_a_user_indexes_move_as_in_the_evaluation(gamma):
+    generator = np.random.default_rng(1)
+    documents, queries = generator.standard_normal((12, 5)), generator.standard_normal((4, 5))
+    answers = [[0, 3, 3], [3], [], [11]]  # a row that comes twice counts once
+    moved = move_known_documents(documents, queries, answers, gamma=gamma)
+    by_query = {number: sorted({*rows}) for number, rows in enumerate(answers)}
+    np.testing.assert_allclose(moved, _slowly(documents, by_query, queries, gamma), atol=1e-6)
+    assert moved.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": [[0]]}, "1 lists"),
+        ({"answers": [[0], [5]]}, "expected row numbers from 0 to 2, got 5"),
+        ({"answers": [[0], [-1]]}, "expected row numbers from 0 to 2, got -1"),
+        ({"queries": np.ones((2, 3))}, r"queries of shape \(2, 3\)"),
+        ({"gamma": -0.1}, "gamma=-0.1"),
+    ],
+)
+def test_vectors_and_rows_that_do_not_fit_are_refused(change, message):
+    arguments = {"documents": np.eye(3, 2), "queries": np.eye(2), "answers": [[0], [1]], "gamma": 1.0, **change}
+    with pytest.raises(UserError, match=message):
+        move_known_documents(**arguments)
