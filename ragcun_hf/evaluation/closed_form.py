@@ -36,9 +36,10 @@ Answers = dict[str, list[int]]  # query -> rows of its documents in the corpus
 def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Sequence[int]], *, gamma: float) -> Rows:
     """Move the vectors of documents with known queries towards these, before the documents are indexed.
 
-    A document d becomes the direction of d + gamma g, where g is the sum of the vectors of its queries, all scaled to
-    length 1. Documents without queries stay as they are, and so do queries: only the index changes. `ragcun eval-beir
-    --closed_form` chooses gamma on held-out queries, and measures what it costs documents without queries.
+    A document d becomes the direction of d + gamma g, where g is the sum of its queries' differences from the mean
+    query, all scaled to length 1. Documents without queries stay as they are, and so do queries: only the index
+    changes. `ragcun eval-beir --closed_form` chooses gamma on held-out queries, and measures what it costs documents
+    without queries.
 
     Args:
         documents: Vectors, shape (N, D).
@@ -54,16 +55,18 @@ def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Seque
 
     Source:
         Zeighami et al., "NUDGE: Lightweight Non-Parametric Fine-Tuning of Embeddings for Retrieval", 2024,
-        arXiv:2409.02343, in the normalized variant NUDGE-N; there, gamma is computed, and bounded otherwise.
+        arXiv:2409.02343, in the normalized variant NUDGE-N; there, gamma is computed, and bounded otherwise, and the
+        mean query is not subtracted.
 
     Example:
-        >>> documents = np.array([[1.0, 0.0], [0.0, 1.0]])
-        >>> print(move_known_documents(documents, np.array([[0.0, 1.0]]), [[0]], gamma=1.0).round(2))
-        [[0.71 0.71]
-         [0.   1.  ]]
+        >>> documents = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+        >>> queries = np.array([[0.0, 0.6, 0.8], [0.0, 0.6, -0.8]])
+        >>> print(move_known_documents(documents, queries, [[0], []], gamma=1.0).round(2))
+        [[0.71 0.   0.71]
+         [0.   1.   0.  ]]
     """
     moved = unit_rows(np.asarray(documents))
-    asked = unit_rows(np.asarray(queries))
+    asked = _centred(np.asarray(queries))
     if len(answers) != len(asked) or asked.shape[1:] != moved.shape[1:] or gamma < 0:
         raise UserError(
             "expected queries as wide as the documents, documents for each query, and a gamma of at least 0, got "
@@ -75,6 +78,12 @@ def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Seque
     if gamma and sums:
         moved[list(sums)] = _moved(moved[list(sums)], list(sums.values()), gamma)
     return moved.astype(np.float32)
+
+
+def _centred(queries: Rows) -> Rows:
+    """Scale queries to length 1 and subtract their mean, in which a document would come nearer to every query."""
+    directions = unit_rows(queries)
+    return directions - directions.mean(axis=0) if len(directions) > 1 else directions
 
 
 def _sums(queries: Iterable[Rows], answers: Iterable[Sequence[int]], rows: range) -> dict[int, Rows]:
@@ -152,8 +161,8 @@ class ClosedForm:
             num_held_out = max(1, int(_HELD_OUT * len(queries)))
             held_out = {query: answers[query] for query in queries[:num_held_out]}
             kept = {query: answers[query] for query in queries[num_held_out:]}
-        train_QD, held_out_QD = (unit_rows(query_vectors(list(queries))) for queries in (answers, held_out))
-        train = dict(zip(answers, train_QD, strict=True))
+        train = dict(zip(answers, _centred(query_vectors(list(answers))), strict=True))
+        held_out_QD = unit_rows(query_vectors(list(held_out)))
         documents = _copy(still.documents, Path(folder))
         moved = replace(still, name=name, documents=documents, kept=None)
         figures = {}

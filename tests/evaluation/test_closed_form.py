@@ -37,23 +37,25 @@ def _pairs(**documents):
 
 def test_a_document_moves_as_worked_out_by_hand(monkeypatch):
     monkeypatch.setattr(closed_form, "GAMMAS", (0.5,))
-    form = ClosedForm(_pairs(a=[0, 0], b=[0]), _pairs(c=[1]))  # a pair that is there twice counts once
+    form = ClosedForm(_pairs(a=[0, 0], b=[0], e=[2]), _pairs(c=[1]))  # a pair that is there twice counts once
     base = _base([[3, 4], [0, 2], [1, 1]])
-    vectors = {"a": [7, 0], "b": [0, -2], "c": [1, 0]}
+    vectors = {"a": [7, 0], "b": [0, -2], "e": [0, 1], "c": [1, 0]}
     moved = _moved(form, _dataset(3), base, vectors)
-    # d = (.6, .8); g = (1, -1) / sqrt(2); d + g / 2 = (.9536, .4464), of length 1.0529.
-    x, y = 0.6 + 0.5 / math.sqrt(2), 0.8 - 0.5 / math.sqrt(2)
+    # a = (1, 0), b = (0, -1), e = (0, 1), so their mean is (1/3, 0); a + b less twice that is (1/3, -1).
+    # d = (.6, .8); g = (1, -3) / sqrt(10); d + g / 2 = (.7581, .3257), of length .8251.
+    x, y = 0.6 + 0.5 / math.sqrt(10), 0.8 - 1.5 / math.sqrt(10)
     assert moved.documents[0].tolist() == pytest.approx([x / math.hypot(x, y), y / math.hypot(x, y)])
-    assert moved.documents[1:].tolist() == [[0, 2], [1, 1]]
+    assert moved.documents[1].tolist() == [0, 2]
     assert base.documents[0].tolist() == [3, 4]
     assert (moved.name, moved.kept, form.gammas) == ("moved", None, {"moved": {"toy": 0.5}})
 
 
 def _slowly(documents, answers, vectors, gamma):
-    """Move documents one by one; `answers` maps a query to rows."""
-    moved = []
+    """Move documents one by one; `answers` maps a query to rows, and `vectors` has the training queries."""
+    directions = {query: vector / np.linalg.norm(vector) for query, vector in vectors.items()}
+    mean, moved = sum(directions.values()) / len(directions), []
     for row, document in enumerate(documents.astype(float)):
-        queries = [vectors[query] / np.linalg.norm(vectors[query]) for query, rows in answers.items() if row in rows]
+        queries = [directions[query] - mean for query, rows in answers.items() if row in rows]
         if queries:
             direction = np.sum(queries, axis=0)
             document = document / np.linalg.norm(document) + gamma * direction / np.linalg.norm(direction)
@@ -84,17 +86,18 @@ def test_gamma_and_documents_are_those_of_a_slow_version(monkeypatch, has_dev):
     }
     form = ClosedForm(_pairs(**answers), _pairs(**dev))
     moved = _moved(form, _dataset(60), _base(documents, [[1] * 6]), vectors)
+    train = {query: vectors[query] for query in answers}
     order = sorted(answers, key=text_position)
     held_out = dev or {query: answers[query] for query in order[:10]}
     kept = answers if dev else {query: answers[query] for query in order[10:]}
     figures = {
-        gamma: _figure_slowly(_slowly(documents, kept, vectors, gamma), held_out, vectors)
+        gamma: _figure_slowly(_slowly(documents, kept, train, gamma), held_out, vectors)
         for gamma in closed_form.GAMMAS
     }
     best = max(figures, key=figures.get)
     assert form.gammas == {"moved": {"toy": best}}
     assert best > 0
-    expected = _slowly(documents, answers, vectors, best)
+    expected = _slowly(documents, answers, train, best)
     found = moved.documents / np.linalg.norm(moved.documents, axis=1, keepdims=True)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -174,7 +177,7 @@ def test_vectors_that_a_user_indexes_move_as_in_the_evaluation(gamma):
     answers = [[0, 3, 3], [3], [], [11]]  # a row that comes twice counts once
     moved = move_known_documents(documents, queries, answers, gamma=gamma)
     by_query = {number: sorted({*rows}) for number, rows in enumerate(answers)}
-    np.testing.assert_allclose(moved, _slowly(documents, by_query, queries, gamma), atol=1e-6)
+    np.testing.assert_allclose(moved, _slowly(documents, by_query, dict(enumerate(queries)), gamma), atol=1e-6)
     assert moved.dtype == np.float32
 
 
