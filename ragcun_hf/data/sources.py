@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..files import check_hub_answers
 from .file_rows import KNOWN_SUFFIXES, file_kind, read_rows
 from .rows import Origin, Row, shorten
 
@@ -169,6 +170,8 @@ def _open_hub(name: str, config: str | None, split: str, streaming: bool, limit:
     whole_name = f"{name}:{config}" if config else name
     here = f"no file or folder {whole_name!r} exists here either"
     try:
+        if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+            check_hub_answers()
         dataset = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except DatasetNotFoundError as error:
         raise UserError(

@@ -234,7 +234,8 @@ def _try_optimizer(args: TrainingArguments) -> None:
     except _UNMADE as error:
         settings = f" with `optim_args` {args.optim_args}" if args.optim_args else ""
         raise ValueError(
-            f"`optim` {choice_name(args.optim)}{settings} cannot be made ({error}): change it, or install what it needs."
+            f"`optim` {choice_name(args.optim)}{settings} cannot be made ({error}): change it, or install what "
+            "it needs."
         ) from error
     _try_schedule(args, optimizer)
 
