@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .rows import Row
+from .rows import Row, name_unused_columns
 from .sources import Source, build_table, check_limit, open_source
 
 if TYPE_CHECKING:
@@ -99,8 +99,11 @@ def _distinct_documents(opened: Source, columns: tuple[str, str], is_beir: bool)
     seen_texts: set[bytes] = set()
     seen_ids: set[bytes] = set()
     num_repeated = num_empty = 0
-    for position, row in enumerate(opened.rows()):
-        text = row.optional_text(text_column) if is_beir else row.text(text_column)
+    is_read = frozenset((*ID_COLUMNS, *columns)).__contains__
+    for position, row in enumerate(opened.rows(is_read)):
+        if position == 0:
+            name_unused_columns(row, is_read, "If they are meant, name them with --text_column and --title_column.")
+        text = row.present_text(text_column) if is_beir else row.text(text_column)
         identifier, title = document_id(row, position), row.optional_text(title_column)
         if text_digest(identifier) in seen_ids:
             column = next((name for name in ID_COLUMNS if name in row.fields), ID_COLUMNS[0])

@@ -83,3 +83,12 @@ def test_title_and_text_are_joined_by_one_space_and_stripped():
 
 def test_a_digest_depends_on_where_one_text_ends_and_the_next_begins():
     assert len({text_digest("ab", "c"), text_digest("a", "bc"), text_digest("abc"), text_digest("abc", "")}) == 4
+
+
+def test_columns_that_look_like_data_and_are_not_read_are_named_once(tmp_path, caplog):
+    row = {"id": 1, "text": "a b", "body": "more words", "url": "http://x", "parts": ["of a document"], "tags": ["x"]}
+    path = write(tmp_path / "a.jsonl", [row, {**row, "id": 2, "text": "c", "late": "of a later row"}])
+    for _ in range(2):
+        assert read_documents(path)["text"][:] == ["a b", "c"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path}: not read: 'body', 'parts'. If they are meant, name them with --text_column")
