@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib.util
 import json
 import os
+import re
 import sys
 import time
 from argparse import Action, ArgumentDefaultsHelpFormatter, ArgumentError, RawDescriptionHelpFormatter
@@ -369,10 +371,15 @@ def _recipe_path(name: str) -> str:
 def _flags_from_yaml(flag: str, name: str, known: dict[str, Any]) -> list[str]:
     """Convert the file that a flag names to flags, so that one parser checks names, types and choices."""
     flags: list[str] = []
+    names: dict[str, str] = {}  # of the file, by field
     path = _recipe_path(name)
     for key, value in _read_config(flag, name, known).items():
         if not isinstance(key, str) or key not in known or key == "config":
             raise UserError(f"{path}: unknown key {key!r}: use the names of the command's flags (--help lists them)")
+        if (other := names.setdefault(known[key].dest, key)) != key:
+            raise UserError(
+                f"{path}: expected each flag once, got {other!r} and {key!r}, its other name: leave one out"
+            )
         if value is None:
             continue
         if known[key].nargs == 0:
@@ -399,17 +406,99 @@ def _read_config(given_as: str, name: str, known: Collection[str]) -> dict[Any, 
 
 
 def _read_yaml(path: str | Path) -> dict[Any, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # also of bytes that are no UTF-8
         raise UserError(f"{path}: not valid YAML ({error}): correct the file") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping of flag names to values, got a {type(content).__name__}")
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML by the rules of version 1.2, in which `no` and `2024_10` are texts, `010` is 10 and 1e3 a number.
+
+    Text that is not valid, or has a key twice, is a ValueError. A number keeps how it was written: its `str` gives
+    that, for flags that take a text.
+
+    >>> parse_yaml("{answer: no, folder: 2024_10, width: 010}"), str(parse_yaml("010"))
+    ({'answer': 'no', 'folder': '2024_10', 'width': 10}, '010')
+    """
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_yaml_loader())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+class _WrittenInt(int):
+    """A whole number of a YAML file; its `str` is the number as it was written."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+class _WrittenFloat(float):
+    """A number with a point or an exponent of a YAML file; its `str` is the number as it was written."""
+
+    written: str
+
+    def __str__(self) -> str:
+        return self.written
+
+
+_YAML_SCALARS = {  # kind -> pattern and first characters, from the core schema of YAML 1.2
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),  # of version 1.1, and still in wide use
+}
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """Return the safe loader of PyYAML, which knows version 1.1, with the scalars of 1.2 and without repeated keys."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: dict[str, Any] = {}
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    message = f"expected every key once, got {key.value!r} again"
+                    raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep)
+
+    for kind, (pattern, first) in _YAML_SCALARS.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"), list(first))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _whole_number(node.value))
+    Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: _number(node.value))
+    return Loader
+
+
+def _whole_number(written: str) -> _WrittenInt:
+    value = _WrittenInt(written, 0 if written.startswith(("0o", "0x")) else 10)
+    value.written = written
+    return value
+
+
+def _number(written: str) -> float:
+    special = written.lower().endswith((".inf", ".nan"))
+    value = _WrittenFloat(written.replace(".", "") if special else written)
+    value.written = str(float(value)) if special else written  # Python's float reads no .inf
+    return value
 
 
 class _Metadata(dict[str, Any]):

@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders, checks of output folders, and checksums of weights."""
+"""Atomic replacement of files and folders, checks of output folders and of the Hub, and checksums of weights."""
 
 from __future__ import annotations
 
@@ -167,6 +167,30 @@ def source_name(source: str) -> str:
 def encoder_name(source: str) -> str:
     """Return how a record names an encoder: a folder by its last part, as two look like a Hub id; an id unchanged."""
     return Path(source).resolve().name if Path(source).is_dir() else source
+
+
+def check_hub_answers() -> None:
+    """Raise a ConnectionError if nothing answers at the Hub's address: its client would try for 25 seconds a file.
+
+    Behind a proxy, only the client knows what answers; and if `HF_HUB_OFFLINE` is set, it does not try.
+    """
+    import socket
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    if constants.HF_HUB_OFFLINE or {address.scheme, "all"} & getproxies().keys():
+        return
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname, port), timeout=constants.HF_HUB_ETAG_TIMEOUT).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConnectionError(
+            f"nothing of that name is here, and {constants.ENDPOINT} does not answer: {reason}"
+        ) from error
 
 
 def path_below(path: Path) -> Path:

@@ -143,7 +143,7 @@ def _dataset_of_pairs(pairs: str, corpus: str | None) -> BeirDataset:
     from ..data.documents import document_texts, read_documents
     from ..data.pairs import read_pairs
 
-    texts = [] if corpus is None else document_texts(read_documents(corpus))
+    texts = [] if corpus is None else document_texts(read_documents(corpus, unique_ids=False))
     dataset = dataset_of_pairs(read_pairs(pairs), texts, name=re.sub(r"[^\w.-]", "_", Path(pairs).stem))
     if remark := remark_on_few_documents(len(dataset.corpus_ids), "--corpus"):
         say(remark)

@@ -129,7 +129,7 @@ def check_texts(source: str | None) -> list[str]:
     else:
         from ..data.documents import document_texts, read_documents
 
-        texts = document_texts(read_documents(source))
+        texts = document_texts(read_documents(source, unique_ids=False))
     texts.sort(key=len)
     steps = min(_NUM_TEXTS, len(texts))
     return [texts[round(step * (len(texts) - 1) / max(1, steps - 1))] for step in range(steps)]

@@ -73,7 +73,7 @@ def _documents_to_search(args: MiningArguments) -> list[str]:
     from ..data.documents import document_texts, is_beir_folder, read_documents
 
     sources = [args.corpus] if args.corpus else [*filter(is_beir_folder, args.train_data)]
-    texts = [text for source in sources for text in document_texts(read_documents(source))]
+    texts = [text for source in sources for text in document_texts(read_documents(source, unique_ids=False))]
     if sources:
         say(f"Searching the {len(texts):,} documents of {', '.join(sources)}, and those of the pairs.")
     else:

@@ -183,7 +183,7 @@ def _pairs_to_xy(read: InputArguments, write: OutputArguments) -> None:
 
 def _pairs_to_beir(read: InputArguments, write: OutputArguments) -> None:
     pairs = _read_pairs(read)
-    more = [] if write.corpus is None else document_texts(read_documents(write.corpus))
+    more = [] if write.corpus is None else document_texts(read_documents(write.corpus, unique_ids=False))
     texts = dict.fromkeys([*_texts_of_pairs(pairs), *more])
     documents = {text: f"d{number}" for number, text in enumerate(texts)}
     queries = {text: f"q{number}" for number, text in enumerate(dict.fromkeys(pairs["query"][:]))}

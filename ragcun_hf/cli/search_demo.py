@@ -103,7 +103,7 @@ def _load_page(args: SearchDemoArguments, features: FeatureArguments) -> Any:
         raise UserError("--use_predictor expects a model with a predictor, got one without: leave the flag out")
     documents = read_documents(
         args.corpus or "", split=args.split, text_column=args.text_column, title_column=args.title_column,
-        limit=args.limit,
+        limit=args.limit, unique_ids=False,
     )  # fmt: skip
     say(f"Read {len(documents):,} documents from {args.corpus}.")
     index = SearchIndex(model.to(PartialState().device), documents, features=features)

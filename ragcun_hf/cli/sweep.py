@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..command_line import argument, config_file, quiet_libraries, say
+from ..command_line import argument, config_file, parse_yaml, quiet_libraries, say
 from ..commands import command
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
@@ -135,13 +135,11 @@ def make_trials(sweep: SweepArguments, parsed: ParsedArguments) -> tuple[list[Se
 
 
 def _settings(sweep: SweepArguments, seed: int) -> list[Setting]:
-    import yaml
-
     from ..sweep.settings import grid_settings, random_settings
 
     try:
-        grid = yaml.safe_load(sweep.grid)
-    except yaml.YAMLError as error:
+        grid = parse_yaml(sweep.grid)
+    except ValueError as error:
         raise UserError(f"--grid expects YAML or JSON, got {sweep.grid!r} ({error}): correct it") from error
     if not isinstance(grid, dict):
         raise UserError(f"--grid expects a mapping of flags to lists of values, got {sweep.grid!r}: correct it")

@@ -79,4 +79,4 @@ def read_data(parsed: ParsedArguments) -> TrainingData:
         read = replace(read, collection=collection)
     if not data.documents:
         return read
-    return read.starting_from(document_texts(read_documents(data.documents)))
+    return read.starting_from(document_texts(read_documents(data.documents, unique_ids=False)))

@@ -179,7 +179,9 @@ def with_corpus(data: TrainingData, parsed: ParsedArguments) -> TrainingData:
     from ..data.documents import document_texts, read_documents
 
     if parsed.validation.val_corpus:
-        return data.with_corpus(document_texts(read_documents(parsed.validation.val_corpus)), parsed.training)
+        return data.with_corpus(
+            document_texts(read_documents(parsed.validation.val_corpus, unique_ids=False)), parsed.training
+        )
     for folder in _folders_to_search(data, parsed):
         data = data.searching(_corpus_of(folder))
     return data
@@ -216,4 +218,4 @@ def read_document_texts(data: Any) -> tuple[Any, dict[str, Any]]:
     from ..data.documents import read_documents
 
     options = {name: getattr(data, name) for name in ("split", "text_column", "title_column", "limit")}
-    return read_documents(data.documents, **options), {"train": [source_name(data.documents)]}
+    return read_documents(data.documents, unique_ids=False, **options), {"train": [source_name(data.documents)]}

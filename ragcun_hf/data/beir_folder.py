@@ -24,13 +24,13 @@ from ..errors import UserError
 from .documents import document_id, document_text, is_beir_folder
 from .file_rows import read_lines, read_rows
 from .mapped_column import MappedColumn
-from .rows import Row, shorten
+from .rows import Row, shorten, warn_once
 
 logger = logging.getLogger(__name__)
 
 DOWNLOAD_URL = "https://public.ukp.informatik.tu-darmstadt.de/thakur/BEIR/datasets/{name}.zip"
 LARGEST_IN_MEMORY = 2**26  # bytes of corpus.jsonl; a larger file is copied to columns on disk and read from there
-_LAYOUT = 1  # version of these columns; increase it when their content changes
+_LAYOUT = 2  # version of these columns; increase it when their content changes
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,18 @@ def read_corpus(path: Path) -> tuple[Sequence[str], Sequence[str]]:
             _reject_repeated_id(row)
         if _checksum(identifier) in candidates:
             seen.add(identifier)
+    _count_empty(path, texts)
     return ids, texts
+
+
+def _count_empty(path: Path, texts: Sequence[str]) -> None:
+    num_empty = texts.count_empty() if isinstance(texts, MappedColumn) else sum(not text for text in texts)
+    if num_empty == len(texts):
+        raise UserError(
+            f"{path}: expected documents with a title or a text, got {num_empty} empty ones: check the file"
+        )
+    if num_empty:
+        warn_once(f"{path}: {num_empty} of {len(texts)} documents have neither title nor text")
 
 
 def _columns_on_disk(path: Path) -> list[str]:
@@ -211,7 +222,7 @@ def _rows_on_disk(path: str, **_: int) -> Iterator[dict[str, str]]:
 
 def _documents(path: Path) -> Iterator[dict[str, str]]:
     for row in read_rows(path):
-        text = document_text(row.optional_text("title"), row.optional_text("text"))
+        text = document_text(row.optional_text("title"), row.present_text("text"))
         yield {"id": document_id(row), "text": text}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .rows import Row
+from .rows import Row, name_unused_columns, warn_once
 from .sources import Source, build_table, check_limit, open_source
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def read_documents(
     title_column: str = "title",
     streaming: bool = False,
     limit: int | None = None,
+    unique_ids: bool = True,
     name: str = "the dataset",
 ) -> Dataset | IterableDataset:
     """Read documents, check every row, and drop repeated texts.
@@ -74,7 +75,8 @@ def read_documents(
 
     Returns string columns `id` (the source's `_id` or `id`, else the row's position), `title` ("" if missing) and
     `text`. Repeated documents are dropped, as are empty documents of a BEIR corpus, which some releases have. A
-    source that cannot be read, a row without a text and two rows with the same id are a UserError.
+    source that cannot be read, a row without a text and two rows with the same id are a UserError; without
+    `unique_ids`, such rows, which may be passages of one document, are read and counted in a warning.
     """
     import datasets
 
@@ -91,20 +93,27 @@ def read_documents(
         opened=opened,
         columns=(text_column, title_column),
         is_beir=is_beir,
+        unique_ids=unique_ids or is_beir,  # judgements name the documents of a BEIR corpus
     )
 
 
-def _distinct_documents(opened: Source, columns: tuple[str, str], is_beir: bool) -> Iterator[dict[str, str]]:
+def _distinct_documents(
+    opened: Source, columns: tuple[str, str], is_beir: bool, unique_ids: bool
+) -> Iterator[dict[str, str]]:
     text_column, title_column = columns
     seen_texts: set[bytes] = set()
     seen_ids: set[bytes] = set()
-    num_repeated = num_empty = 0
-    for position, row in enumerate(opened.rows()):
-        text = row.optional_text(text_column) if is_beir else row.text(text_column)
+    num_repeated = num_empty = num_shared_ids = 0
+    is_read = frozenset((*ID_COLUMNS, *columns)).__contains__
+    for position, row in enumerate(opened.rows(is_read)):
+        if position == 0:
+            name_unused_columns(row, is_read, "If they are meant, name them with --text_column and --title_column.")
+        text = row.present_text(text_column) if is_beir else row.text(text_column)
         identifier, title = document_id(row, position), row.optional_text(title_column)
         if text_digest(identifier) in seen_ids:
-            column = next((name for name in ID_COLUMNS if name in row.fields), ID_COLUMNS[0])
-            row.reject(column, "an id that no earlier document has", "give every document its own id")
+            num_shared_ids += 1
+            if unique_ids:
+                _reject_repeated_id(row)
         seen_ids.add(text_digest(identifier))
         joined = document_text(title, text)
         digest = text_digest(joined)
@@ -117,9 +126,16 @@ def _distinct_documents(opened: Source, columns: tuple[str, str], is_beir: bool)
             yield {"id": identifier, "title": title, "text": text}
     if not seen_texts:
         raise UserError(f"{opened.name}: expected at least one document that is not empty, got none: check the file")
+    if num_shared_ids:
+        warn_once(f"{opened.name}: {num_shared_ids} documents have the id of an earlier one; only texts are used here")
     if num_repeated or num_empty:
         logger.warning("%s: dropped %d repeated and %d empty documents", opened.name, num_repeated, num_empty)
     logger.info("%s: %d distinct documents", opened.name, len(seen_texts))
+
+
+def _reject_repeated_id(row: Row) -> None:
+    column = next((name for name in ID_COLUMNS if name in row.fields), ID_COLUMNS[0])
+    row.reject(column, "an id that no earlier document has", "give every document its own id")
 
 
 def document_id(row: Row, position: int | None = None) -> str:

@@ -8,7 +8,8 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,18 @@ def file_kind(path: Path) -> str | None:
     return _KIND_OF_SUFFIX.get(suffixes[-1]) if suffixes else None
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, is_read: Callable[[str], bool] | None = None) -> Iterator[Row]:
     """Yield the rows of a file, without blank lines; an empty file is a UserError.
 
+    Of a Parquet file, only columns that `is_read` are decoded; the first row has the names of all.
+
     The file is read row by row, except for a JSON array, which is read whole. The first character of a JSON file, not
-    its name, decides whether it is an array. Strings become rows with the one field "text".
+    its name, decides whether it is an array, unless its lines are lists. Strings become rows with the one field
+    "text"; lists of texts become a query, a positive, and negatives.
     """
-    readers = {"json": _read_json, "csv": _read_csv, "tsv": _read_csv, "txt": _read_txt, "parquet": _read_parquet}
-    is_empty = True
-    for row in readers[str(file_kind(path))](path):
+    readers = {"json": _read_json, "csv": _read_table, "tsv": _read_table, "txt": _read_txt}
+    kind, is_empty = str(file_kind(path)), True
+    for row in _read_parquet(path, is_read) if kind == "parquet" else readers[kind](path):
         is_empty = False
         yield row
     if is_empty:
@@ -75,8 +79,11 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _read_json(path: Path) -> Iterator[Row]:
-    first = next((line.lstrip() for _, line in read_lines(path) if line.strip()), "")
-    return _read_json_array(path) if first.startswith("[") else _read_json_lines(path)
+    lines = list(islice((line.strip() for _, line in read_lines(path) if line.strip()), 2))
+    is_array = bool(lines) and lines[0].startswith("[")
+    if is_array and len(lines) == 2 and all(line.startswith("[") and line.endswith("]") for line in lines):
+        is_array = False  # lines of the form ["query", "positive"]
+    return _read_json_array(path) if is_array else _read_json_lines(path)
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
@@ -125,38 +132,106 @@ def _line_of_long_integer(text: str) -> int:
 
 
 def _json_row(origin: Origin, number: int, value: Any) -> Row:
+    if isinstance(value, list) and len(value) > 1 and all(isinstance(text, str) for text in value):
+        value = {"query": value[0], "positive": value[1], "negative": value[2:]}
     if not isinstance(value, (dict, str)):
-        place = origin.place(number)
-        raise UserError(f"{place}: expected an object or a string, got {shorten(value)}: correct the row")
+        raise UserError(
+            f"{origin.place(number)}: expected an object or a string, got {shorten(value)}: correct the row (a list "
+            "is read if it holds texts: query, positive and negatives)"
+        )
     return Row(origin, number, {"text": value} if isinstance(value, str) else value)
 
 
-def _read_csv(path: Path) -> Iterator[Row]:
+def _read_table(path: Path) -> Iterator[Row]:
     origin = Origin(str(path), "line")
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses documents above 128 KiB
-    separator = "\t" if file_kind(path) == "tsv" else ","
-    reader = csv.reader((line for _, line in read_lines(path)), delimiter=separator, strict=True)
     header: list[str] | None = None
+    for number, values in (_tsv_records if file_kind(path) == "tsv" else _csv_records)(path):
+        if header is None:
+            header = [name.strip() for name in values]
+            if "" in header or len(set(header)) < len(header):
+                raise UserError(
+                    f"{origin.place(1)}: expected a header of distinct column names, got {shorten(header)}: "
+                    "add a header line"
+                )
+            continue
+        if len(values) != len(header):
+            raise UserError(
+                f"{origin.place(number)}: expected {len(header)} columns ({', '.join(header)}), got "
+                f"{len(values)}: put texts that contain the separator in double quotes"
+            )
+        yield Row(origin, number, dict(zip(header, values, strict=True)))
+
+
+def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses documents above 128 KiB
+    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
     first_line = 1
     try:
         for values in reader:
-            if header is None and values:
-                header = [name.strip() for name in values]
-                if "" in header or len(set(header)) < len(header):
-                    raise UserError(
-                        f"{origin.place(1)}: expected a header of distinct column names, got {shorten(header)}: "
-                        "add a header line"
-                    )
-            elif header is not None and values:
-                if len(values) != len(header):
-                    raise UserError(
-                        f"{origin.place(first_line)}: expected {len(header)} columns ({', '.join(header)}), got "
-                        f"{len(values)}: put texts that contain the separator in double quotes"
-                    )
-                yield Row(origin, first_line, dict(zip(header, values, strict=True)))
+            if values:
+                yield first_line, values
             first_line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{origin.place(first_line)}: not a valid CSV row ({error}): correct its quotes") from error
+        raise UserError(f"{path}, line {first_line}: not a valid CSV row ({error}): correct its quotes") from error
+
+
+def _tsv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Yield the first line and the fields of each record of a TSV file.
+
+    Most TSV files are written without quoting, and a text of theirs may begin with a quote; a reader of CSV would take
+    it and all lines to the next quote for one field. So a line with as many tabs as the header is a record, unless the
+    quote of its last field is closed in a line with fewer tabs.
+    """
+    num_tabs, held, first, is_whole = -1, "", 0, False
+    for number, line in read_lines(path):
+        num_tabs = line.count("\t") if num_tabs < 0 and line.strip() else num_tabs
+        if is_whole and line.count("\t") == num_tabs:
+            yield from _tsv_lines(held, first)
+            held = ""
+        if not held:
+            first, is_whole = number, line.count("\t") == num_tabs > 0
+        is_open = bool(held) and '"' not in line  # as it was before
+        held += line
+        fields = None if is_open else _tsv_fields(held, num_tabs)
+        if fields is not None:
+            if fields != [""]:
+                yield first, fields
+            held, is_whole = "", False
+    if held and not is_whole:
+        raise UserError(f"{path}, line {first}: expected a quote that closes, got none: close it, or double it")
+    yield from _tsv_lines(held, first)
+
+
+def _tsv_lines(text: str, number: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield lines as records of their own: the quote that seemed to hold them together is part of a text."""
+    for line in text.split("\n"):
+        if line.strip():
+            yield number, [_unquoted(field) for field in line.removesuffix("\r").split("\t")]
+        number += 1
+
+
+# A field in quotes, one whose quotes are still open, or one without quotes around it.
+_TSV_FIELD = re.compile(r'"(?:[^"]|"")*"(?=\t|\Z)|"(?:[^"]|"")*\Z|[^\t]*')
+_QUOTED_FIELD = re.compile(r'"((?:[^"]|"")*)"')
+_OPEN_FIELD = re.compile(r'"(?:[^"]|"")*')
+
+
+def _tsv_fields(text: str, num_tabs: int) -> list[str] | None:
+    """Split a record at its tabs, or at those outside quotes if their number is wrong; None if a quote is open."""
+    text = text.removesuffix("\n").removesuffix("\r")
+    fields = text.split("\t")
+    if len(fields) != num_tabs + 1:
+        fields, start = [], 0
+        while start <= len(text):
+            field: Any = _TSV_FIELD.match(text, start)  # matches everywhere: the last kind may be empty
+            fields.append(field[0])
+            start = field.end() + 1
+    return None if _OPEN_FIELD.fullmatch(fields[-1]) else [_unquoted(field) for field in fields]
+
+
+def _unquoted(field: str) -> str:
+    quoted = _QUOTED_FIELD.fullmatch(field)
+    return field if quoted is None else quoted[1].replace('""', '"')
 
 
 def _read_txt(path: Path) -> Iterator[Row]:
@@ -166,7 +241,7 @@ def _read_txt(path: Path) -> Iterator[Row]:
             yield Row(origin, number, {"text": line.strip()})
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _read_parquet(path: Path, is_read: Callable[[str], bool] | None) -> Iterator[Row]:
     import pyarrow
     import pyarrow.parquet
 
@@ -174,9 +249,29 @@ def _read_parquet(path: Path) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
+            columns, first = _parquet_columns(file, is_read)
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
                 for fields in batch.to_pylist():
                     number += 1
-                    yield Row(origin, number, fields)
+                    yield Row(origin, number, first | fields if number == 1 else fields)
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"expected a Parquet file, got {str(path)!r} ({error}): check how it was written") from error
+
+
+def _parquet_columns(file: Any, is_read: Callable[[str], bool] | None) -> tuple[list[str] | None, dict[str, Any]]:
+    """Return the columns to read, and the names of all with the texts of the first row."""
+    types = {field.name: field.type for field in file.schema_arrow}
+    if is_read is None:
+        return None, {}
+    texts = [name for name, kind in types.items() if not is_read(name) and holds_text(kind)]
+    rows = next(file.iter_batches(batch_size=1, columns=texts), None) if texts else None
+    first = dict.fromkeys(types) | (rows.to_pylist()[0] if rows is not None and rows.num_rows else {})
+    return [name for name in types if is_read(name)], first
+
+
+def holds_text(kind: Any) -> bool:
+    """Return whether an Arrow type is that of texts, or of lists of texts."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
+    return types.is_string(kind) or types.is_large_string(kind)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import UserError
 from .beir_folder import load_beir_folder
 from .documents import is_beir_folder, text_digest
-from .rows import Row
+from .rows import Row, name_unused_columns, warn_once
 from .sources import Source, build_table, check_limit, open_source
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ def read_pairs(
     negatives. The column of negatives holds a document or a list of documents; further ones can be in `negative_1`,
     `negative_2` and so on. It may be missing or empty, but if another name than "negative" is given, some row must
     have it (not checked when streaming). `limit` is the number of rows to read, or of pairs from a BEIR folder.
+
+    Where `positive` is missing, `pos` and `neg` are read, each a list, as in the files of FlagEmbedding. With a column
+    `label` or `score`, whose values are 0 and 1, only documents with 1 become pairs; those with 0 are negatives of a
+    pair of the same query in the row before or above them.
 
     A source that cannot be read and a query or document that is missing, blank or not a text are a UserError.
 
@@ -97,34 +101,130 @@ def _beir_pairs(folder: str, split: str) -> Iterator[dict[str, Any]]:
         )
 
 
+_LABELS = ("label", "labels", "score")
+_OTHER_NAMES = {"positive": "pos", "negative": "neg"}  # of the files of FlagEmbedding
+
+
+class _JudgedRow(NamedTuple):
+    """The documents of one row: those that answer its query, those labelled 0, and those named as negatives."""
+
+    query: str
+    answers: list[str]
+    others: list[str]
+    negatives: list[str]
+
+
 def _checked_pairs(
     opened: Source, columns: tuple[str, str, str], must_have_negatives: bool
 ) -> Iterator[dict[str, Any]]:
-    query_column, positive_column, negative_column = columns
     present: dict[str, None] = {}
-    for row in opened.rows():
-        present.update(dict.fromkeys(row.fields))
-        query, positive = row.text(query_column), row.text(positive_column)
-        yield {"query": query, "positive": positive, "negative": _negatives(row, negative_column)}
-    if must_have_negatives and present and negative_column not in present:
+    yield from _joined_pairs(_judged_rows(opened, columns, present), opened.name)
+    if must_have_negatives and present and columns[2] not in present:
         raise UserError(
-            f"{opened.name}: expected the column {negative_column!r} with negatives, got only the columns "
+            f"{opened.name}: expected the column {columns[2]!r} with negatives, got only the columns "
             f"{', '.join(map(repr, list(present)[:12]))}: correct --negative_column, or leave it out"
         )
 
 
-def _negatives(row: Row, column: str) -> list[str]:
-    found = []
-    numbered = re.compile(re.escape(column) + r"_\d+")
-    for name in (column, *(each for each in row.fields if numbered.fullmatch(each))):
+def _judged_rows(opened: Source, columns: tuple[str, str, str], present: dict[str, None]) -> Iterator[_JudgedRow]:
+    """Read the documents of every row, and add the names of its columns to `present`."""
+    names = {*columns, *_LABELS, *_OTHER_NAMES.values()}
+    numbered = re.compile(re.escape(columns[2]) + r"_\d+")
+
+    def is_read(name: str) -> bool:
+        return name in names or numbered.fullmatch(name) is not None
+
+    for row in opened.rows(is_read):
+        if not present:
+            advice = "If they are meant, name them with --query_column, --positive_column and --negative_column."
+            name_unused_columns(row, is_read, advice)
+        present.update(dict.fromkeys(row.fields))
+        yield _judged_row(row, columns)
+
+
+def _judged_row(row: Row, columns: tuple[str, str, str]) -> _JudgedRow:
+    query = row.text(columns[0])
+    positive, negative = (_name_in(row, column) for column in columns[1:])
+    is_list = isinstance(row.fields.get(positive), list)
+    documents = _texts(row, positive) if is_list else [row.text(positive)]
+    if not documents:
+        row.reject(positive, "a text, or a list with at least one", "correct or remove the row")
+    negatives = _negatives(row, negative)
+    labels = _labels(row, len(documents) if is_list else None, is_score_of_pair=not negatives)
+    answers = [text for text, label in zip(documents, labels, strict=True) if label]
+    others = [text for text, label in zip(documents, labels, strict=True) if not label]
+    return _JudgedRow(query, answers, others, negatives)
+
+
+def _name_in(row: Row, column: str) -> str:
+    other = _OTHER_NAMES.get(column)
+    return other if other in row.fields and column not in row.fields else column
+
+
+def _labels(row: Row, num_documents: int | None, *, is_score_of_pair: bool) -> list[bool]:
+    """Return for each document of a row whether it answers the query; `num_documents` is None if it is no list."""
+    for name in _LABELS:
         value = row.fields.get(name)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        # Beside negatives, and in a list beside one document, `score` has the similarities of a search for negatives.
+        is_of_search = name == "score" and (
+            not is_score_of_pair or (isinstance(value, list) and num_documents is None)
+        )
+        if value is None or is_of_search:
             continue
-        texts = [value] if isinstance(value, str) else value
-        if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-            row.reject(name, "a text, a list of texts that are not blank, or nothing", "correct or remove the row")
-        found += [row.valid_unicode(name, text) for text in texts]
-    return found
+        labels = value if isinstance(value, list) else [value]
+        known = [_LABEL_VALUES.get(str(label).strip().lower()) for label in labels]
+        if None in known or len(known) != (num_documents or 1):
+            row.reject(
+                name,
+                "1 for each document that answers its query and 0 for others",
+                "keep the rows with such pairs, and leave the column out",
+            )
+        return [bool(label) for label in known]
+    return [True] * (num_documents or 1)
+
+
+_LABEL_VALUES = {"1": True, "1.0": True, "true": True, "0": False, "0.0": False, "false": False}
+
+
+def _joined_pairs(rows: Iterable[_JudgedRow], name: str) -> Iterator[dict[str, Any]]:
+    """Yield a pair for each answer; documents labelled 0 are negatives of the last pair, if it has their query."""
+    pair: dict[str, Any] | None = None
+    num_left_out = num_rows = 0
+    for row in rows:
+        num_rows += 1
+        for answer in row.answers:
+            if pair is not None:
+                yield pair
+            pair = {"query": row.query, "positive": answer, "negative": [*row.negatives]}
+        if pair is not None and pair["query"] == row.query:
+            pair["negative"] += row.others
+        else:
+            num_left_out += len(row.others)
+    if num_rows and pair is None:
+        raise UserError(f"{name}: expected a document with the label 1, got {num_left_out} with 0: add pairs")
+    if pair is not None:
+        yield pair
+    if num_left_out:
+        warn_once(
+            f"{name}: left out {num_left_out} documents with the label 0 that do not stand below a pair of their query"
+        )
+
+
+def _negatives(row: Row, column: str) -> list[str]:
+    numbered = re.compile(re.escape(column) + r"_\d+")
+    names = (column, *(each for each in row.fields if numbered.fullmatch(each)))
+    return [text for name in names for text in _texts(row, name)]
+
+
+def _texts(row: Row, name: str) -> list[str]:
+    """Return the texts of a field that holds one, a list of them, or nothing."""
+    value = row.fields.get(name)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return []
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+        row.reject(name, "a text, a list of texts that are not blank, or nothing", "correct or remove the row")
+    return [row.valid_unicode(name, text) for text in texts]
 
 
 def read_xy_pairs(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
 
-from ..errors import UserError
+from ..errors import UserError, for_reader
+
+logger = logging.getLogger(__name__)
 
 _SHOWN_CHARACTERS = 60
 
@@ -54,6 +59,12 @@ class Row(NamedTuple):
             self.reject(field, "a text that is not blank", "correct or remove the row")
         return self.valid_unicode(field, value)
 
+    def present_text(self, field: str) -> str:
+        """Return a text that may be blank or null, but not missing: a missing one may have another name."""
+        if field not in self.fields:
+            self.reject(field, "a text, which may be empty", "rename the field that holds it")
+        return self.optional_text(field)
+
     def optional_text(self, field: str) -> str:
         """Return a text that may be blank; a missing or null one is returned as ""."""
         value = self.fields.get(field)
@@ -68,6 +79,25 @@ class Row(NamedTuple):
         if _has_lone_surrogate(value):
             self.reject(field, "valid Unicode", "remove or complete the half surrogate pair (\\ud800-\\udfff)")
         return value
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Log a warning, but not again when the same data are read again."""
+    logger.warning(for_reader(message))
+
+
+def name_unused_columns(row: Row, is_read: Callable[[str], bool], advice: str) -> None:
+    """Name the fields of a file's first row that hold sentences, or lists, but are not read."""
+    unused = [name for name, value in row.fields.items() if not is_read(name) and _looks_like_data(value)]
+    if unused:
+        warn_once(f"{row.origin.name}: not read: {', '.join(map(repr, unused[:12]))}. {advice}")
+
+
+def _looks_like_data(value: Any) -> bool:
+    if isinstance(value, list) and value:
+        return isinstance(value[0], dict) or _looks_like_data(value[0])
+    return isinstance(value, str) and len(value.split()) > 1
 
 
 def _has_lone_surrogate(text: str) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from .file_rows import KNOWN_SUFFIXES, file_kind, read_rows
+from ..files import check_hub_answers
+from .file_rows import KNOWN_SUFFIXES, file_kind, holds_text, read_rows
 from .rows import Origin, Row, shorten
 
 if TYPE_CHECKING:
@@ -32,15 +33,18 @@ class Source:
     dataset_origin: Origin | None = None  # names the rows of `dataset`
     limit: int | None = None  # rows to read; None reads all
 
-    def rows(self) -> Iterator[Row]:
-        """Yield the rows, each with its place."""
-        return islice(self._all_rows(), self.limit)
+    def rows(self, is_read: Callable[[str], bool] | None = None) -> Iterator[Row]:
+        """Yield the rows, each with its place.
 
-    def _all_rows(self) -> Iterator[Row]:
+        With `is_read`, columns for which it is false need not be there, except that the first row has all names.
+        """
+        return islice(self._all_rows(is_read), self.limit)
+
+    def _all_rows(self, is_read: Callable[[str], bool] | None) -> Iterator[Row]:
         for file in self.files:
-            yield from read_rows(file)
+            yield from read_rows(file, is_read)
         if self.dataset is not None and self.dataset_origin is not None:
-            for index, fields in enumerate(self.dataset):
+            for index, fields in enumerate(_wanted_columns(self.dataset, is_read)):
                 if isinstance(fields, str):
                     fields = {"text": fields}
                 if not isinstance(fields, dict):
@@ -49,6 +53,22 @@ class Source:
                         f"{place}: expected a dictionary or a text, got {shorten(fields)}: convert the row"
                     )
                 yield Row(self.dataset_origin, index, fields)
+
+
+def _wanted_columns(dataset: Any, is_read: Callable[[str], bool] | None) -> Iterator[Any]:
+    """Yield the rows of a dataset; of a table, only the columns that are read are decoded."""
+    import datasets
+
+    names = dataset.column_names if isinstance(dataset, datasets.Dataset) and len(dataset) else []
+    wanted = [name for name in names if is_read is None or is_read(name)]
+    if not wanted:
+        yield from dataset
+        return
+    types = {field.name: field.type for field in dataset.features.arrow_schema}
+    texts = [name for name in names if name not in wanted and holds_text(types[name])]
+    first = dict.fromkeys(names) | dataset.select_columns([*wanted, *texts])[0]
+    for index, fields in enumerate(dataset.select_columns(wanted)):
+        yield first | fields if index == 0 else fields
 
 
 def check_limit(limit: int | None) -> None:
@@ -169,6 +189,8 @@ def _open_hub(name: str, config: str | None, split: str, streaming: bool, limit:
     whole_name = f"{name}:{config}" if config else name
     here = f"no file or folder {whole_name!r} exists here either"
     try:
+        if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+            check_hub_answers()
         dataset = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except DatasetNotFoundError as error:
         raise UserError(

@@ -179,7 +179,7 @@ class RetrievalEvaluator(BaseEvaluator):
         Raises:
             UserError: If a source cannot be read or a row lacks a text.
         """
-        texts = [] if corpus is None else document_texts(read_documents(corpus, name="corpus"))
+        texts = [] if corpus is None else document_texts(read_documents(corpus, name="corpus", unique_ids=False))
         dataset = dataset_of_pairs(read_pairs(pairs, split=split, name="pairs"), texts, split=split)
         by_id = dict(zip(dataset.corpus_ids, dataset.corpus_texts, strict=True))
         evaluator = cls(dataset.queries, by_id, dataset.qrels, split=split, **options)

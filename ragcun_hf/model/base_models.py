@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, did_you_mean
+from ..files import check_hub_answers
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder, has_embedded_model
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     check_base_name(name)
     _refuse_trained_model(name)
     try:
+        _check_connection(name, revision)
         return IsotropicGaussianModel.from_encoder(name, revision=revision, **config_fields)
     except (OSError, ImportError) as error:
         raise UserError(str(error) if name == EMBEDDED else _unreachable(name, error)) from error
@@ -65,6 +68,18 @@ def check_model_path(path: str) -> None:
     )
 
 
+def _check_connection(name: str, revision: str | None) -> None:
+    """Raise an OSError if a model must be downloaded and the Hub does not answer."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if name == EMBEDDED or Path(name).exists():
+        return
+    with contextlib.suppress(ValueError):  # of a name that no model can have
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+    check_hub_answers()
+
+
 def _refuse_trained_model(name: str) -> None:
     config_file = Path(name) / "config.json"
     if config_file.is_file() and '"model_type": "isotropic_gaussian"' in config_file.read_text(encoding="utf-8"):
@@ -82,6 +97,7 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 
     folder = str(embedded_model_folder()) if name == EMBEDDED else name
     try:
+        _check_connection(folder, revision)
         options = transformer_options(folder, {"revision": revision} if revision else {})
         return AutoTokenizer.from_pretrained(folder, **options)
     except (OSError, ValueError, ImportError) as error:
@@ -99,6 +115,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
     register_auto_classes()
     options = {"revision": revision} if revision else {}
     try:
+        _check_connection(path, revision)
         config = AutoConfig.from_pretrained(path, **options)
         if config.model_type != "isotropic_gaussian":
             raise UserError(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, TypeVar, get_args
 
 import torch
+from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from ..command_line import argument, recipe_values
@@ -95,7 +98,14 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
             self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith("loss")
         # Without this, accelerate does not let several processes train together on a machine without accelerators.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
-        super().__post_init__()
+        _refuse_backend_of_one_process(self)  # the parent would wait for the others, or fail
+        try:
+            super().__post_init__()
+        except (ImportError, OSError) as error:  # of --deepspeed, and of files that flags name
+            raise ValueError(
+                f"{error}: install what is missing, correct the file's name, or leave the flag out."
+            ) from error
+        check_trainer_values(self)
         # The tensors of a batch differ in length (queries, documents, both), so accelerate must not slice a batch.
         # Each process reads its own batches of a stream instead.
         accelerator_config: Any = self.accelerator_config
@@ -144,6 +154,103 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         for term, choices in kinds.items():
             if (kind := getattr(self, f"{term}_kind")) not in get_args(choices):
                 raise ValueError(f"`{term}_kind` must be one of {', '.join(get_args(choices))}, got {kind!r}.")
+
+
+def choice_name(choice: Any) -> str:
+    """Return the value of a flag as a user writes it, where transformers has made it a member of an enumeration."""
+    return str(getattr(choice, "value", choice))
+
+
+def check_trainer_values(args: TrainingArguments) -> None:
+    """Raise a ValueError that names the field if the Trainer would fail on one of its own flags after encoding."""
+    _refuse_untried(args)
+    _try_loader(args)
+    _try_compilation(args)
+    _try_optimizer(args)
+
+
+def _refuse_untried(args: TrainingArguments) -> None:
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        raise ValueError(
+            f"`train_sampling_strategy` must be random or sequential, got {args.train_sampling_strategy}: rows are "
+            "texts, whose numbers of tokens are not known beforehand."
+        )
+    if args.use_liger_kernel:
+        raise ValueError("`use_liger_kernel` replaces layers of language models, not of encoders: leave it out.")
+    if re.match("galore|apollo|lomo|adalomo", args.optim):
+        raise ValueError(
+            f"`optim` {choice_name(args.optim)} changes how a large model's own layers are trained, and is not "
+            "supported: leave it out, or name another optimizer, such as adamw_torch."
+        )
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"`seed` must be in [0, 2**32), got {args.seed}.")
+
+
+def _refuse_backend_of_one_process(args: TrainingArguments) -> None:
+    if args.ddp_backend is not None and "LOCAL_RANK" not in os.environ:
+        raise ValueError(
+            f"`ddp_backend` {args.ddp_backend} connects several processes, got one: start with accelerate launch, or "
+            "leave it out."
+        )
+
+
+def _try_loader(args: TrainingArguments) -> None:
+    settings = ("num_workers", "persistent_workers", "prefetch_factor", "multiprocessing_context")
+    rows: Any = [0]
+    try:
+        DataLoader(rows, **{name: getattr(args, f"dataloader_{name}") for name in settings})
+    except ValueError as error:
+        given = ", ".join(f"`dataloader_{name}` {getattr(args, f'dataloader_{name}')}" for name in settings)
+        raise ValueError(f"The settings {given} contradict each other ({error}): change one of them.") from error
+
+
+def _try_compilation(args: TrainingArguments) -> None:
+    if not args.torch_compile:
+        return
+    from accelerate.utils import DynamoBackend
+    from torch._inductor import list_mode_options
+
+    choices = {"backend": [each.lower() for each in DynamoBackend.list()], "mode": ["default", *list_mode_options()]}
+    for setting, names in choices.items():
+        name = getattr(args, f"torch_compile_{setting}")
+        if name is not None and name.lower() not in names:
+            raise ValueError(f"`torch_compile_{setting}` must be one of {', '.join(names)}, got {name!r}.")
+
+
+_UNMADE = (ValueError, TypeError, ImportError, RuntimeError)
+
+
+def _try_optimizer(args: TrainingArguments) -> None:
+    """Build the optimizer and its schedule, both for one number, if another than the default is named."""
+    of_optimizer = ("optim", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon")
+    given = (*of_optimizer, "lr_scheduler_type", "lr_scheduler_kwargs")
+    if not any(getattr(args, name) != getattr(type(args), name) for name in given):
+        return
+    from transformers import Trainer
+
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = optimizer_class([torch.zeros(1, requires_grad=True)], **options)
+    except _UNMADE as error:
+        settings = f" with `optim_args` {args.optim_args}" if args.optim_args else ""
+        raise ValueError(
+            f"`optim` {choice_name(args.optim)}{settings} cannot be made ({error}): change it, or install what "
+            "it needs."
+        ) from error
+    _try_schedule(args, optimizer)
+
+
+def _try_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> None:
+    from transformers import get_scheduler
+
+    settings: Any = args.lr_scheduler_kwargs
+    try:
+        get_scheduler(args.lr_scheduler_type, optimizer, 0, 1, scheduler_specific_kwargs=settings)
+    except _UNMADE as error:
+        raise ValueError(
+            f"`lr_scheduler_type` {choice_name(args.lr_scheduler_type)} cannot be made with `lr_scheduler_kwargs` "
+            f"{settings} ({error}): give the settings that it needs, as JSON, or name another schedule."
+        ) from error
 
 
 def _names(dataclass_type: type) -> set[str]:

@@ -62,7 +62,7 @@ class TrainingData:
         of_pairs = {name: source for name, source in sources.items() if name not in without_labels}
         are_streams = {isinstance(source, IterableDataset) for source in of_pairs.values()}
         if not of_pairs:
-            tables = [read_documents(source, name=name) for name, source in sources.items()]
+            tables = [read_documents(source, name=name, unique_ids=False) for name, source in sources.items()]
             data = cls.of_documents(_joined(tables), held_out, args, facts)
         elif are_streams == {True} and not without_labels:
             streams = [read_pairs(source, name=name, streaming=True) for name, source in of_pairs.items()]
@@ -213,7 +213,11 @@ def _sources(given: Any, argument: str) -> dict[str, Any]:
 
 
 def _texts(sources: Mapping[str, Any]) -> list[str]:
-    return [text for name, source in sources.items() for text in document_texts(read_documents(source, name=name))]
+    return [
+        text
+        for name, source in sources.items()
+        for text in document_texts(read_documents(source, name=name, unique_ids=False))
+    ]
 
 
 def _has_only_texts(source: Any) -> bool:

@@ -146,6 +146,15 @@ class LossTrainer(Trainer):
                     )
         return self.optimizer
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            known = ", ".join(name for name in metrics if name.startswith("eval_"))
+            raise UserError(
+                f"--metric_for_best_model expects one of {known}, got {self.args.metric_for_best_model!r}: choose one"
+            ) from error
+
     def get_train_dataloader(self) -> DataLoader:
         """Read balanced rows in the order of their draw; other rows are shuffled here."""
         loader = super().get_train_dataloader()

@@ -11,7 +11,7 @@ from ..command_line import format_table, shipped_file
 from ..data.training_rows import read_columns
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
-from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
+from ..objective.arguments import IsotropicGaussianTrainingArguments, choice_name, with_values
 from ..objective.terms import resolve_weights
 from ..sweep.automatic import CHOSEN_FIELDS
 from ..sweep.settings import trainer_only_flags
@@ -190,8 +190,7 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         raise UserError(
             f"expected at least two training rows, got {facts.num_rows}: a batch needs other documents to compare with"
         )
-    if training.early_stopping_patience is not None and not facts.has_validation:
-        raise UserError("--early_stopping_patience needs validation pairs, got none: add --val_data or --val_fraction")
+    _check_validation(training, facts)
     if facts.checkpoint is not None:
         check_stream_position(facts.checkpoint, facts.stream_order)
     resolve_weights(training, use_predictor=facts.model.use_predictor)
@@ -211,6 +210,21 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         _check_documents(facts)
     _check_start(training, facts)
     _check_sharding(training, facts)
+
+
+def _check_validation(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
+    given = {
+        "early_stopping_patience": training.early_stopping_patience is not None,
+        f"eval_strategy {choice_name(training.eval_strategy)}": training.eval_strategy != "no",
+        "eval_on_start": training.eval_on_start,
+        "save_strategy best": training.save_strategy == "best",
+        "load_best_model_at_end": training.load_best_model_at_end,
+    }
+    if not facts.has_validation and any(given.values()):
+        flag = next(name for name, is_given in given.items() if is_given)
+        raise UserError(
+            f"--{flag} needs validation pairs, got none: add --val_data or --val_fraction, or leave the flag out"
+        )
 
 
 def _check_encoder(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:

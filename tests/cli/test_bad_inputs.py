@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ragcun_hf.command_line import run_script
+from ragcun_hf.command_line import _make_parser, run_script
+from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -286,6 +287,90 @@ def test_a_bad_input_ends_with_two_and_one_line_that_helps(end, folder, name):
     left = {path.relative_to(folder).parts[0] for path in folder.rglob("*")} - {path.parts[0] for path in before}
     assert left <= {"checkpoints", "results"}
     assert not list(folder.glob("checkpoints/**/*.safetensors"))
+
+
+def _choices():
+    """Return flag -> values of all flags of training that have choices, most of them of transformers."""
+    actions = _make_parser([IsotropicGaussianTrainingArguments], description="")._actions
+    return {
+        action.dest: [getattr(each, "value", each) for each in action.choices] for action in actions if action.choices
+    }
+
+
+CHOICES = _choices()
+VALIDATED = ("--val_data", "good.jsonl", "--max_steps", "3", "--batch_size", "2")
+
+
+def _try_choice(end, flag, value, *flags):
+    """Run to the end, or to the one line that refuses the value; return the exit code."""
+    code, shown = end(CONTRASTIVE, *_train(f"--{flag}", str(value), *flags))
+    if code != 0:
+        _check((code, shown), script=CONTRASTIVE, words=[flag, str(value)])
+    return code
+
+
+def test_the_choices_of_the_trainer_are_among_those_that_are_tried():
+    assert {"optim", "lr_scheduler_type", "train_sampling_strategy", "save_strategy", "ddp_backend"} < CHOICES.keys()
+    assert sum(map(len, CHOICES.values())) > 100
+
+
+@pytest.mark.parametrize("flag", CHOICES)
+def test_every_choice_of_a_flag_is_planned_or_refused_before_anything_is_encoded(end, flag):
+    codes = [_try_choice(end, flag, value, *VALIDATED, "--show_plan") for value in CHOICES[flag]]
+    assert 0 in codes or flag in ("ddp_backend", "dataloader_multiprocessing_context")
+    for value in CHOICES[flag]:
+        _try_choice(end, flag, value, "--show_plan")  # without validation
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", CHOICES)
+def test_every_choice_that_is_planned_trains(end, flag):
+    # The first run of a value that encodes documents fills the cache for the others.
+    for value in CHOICES[flag]:
+        if _try_choice(end, flag, value, *VALIDATED, "--show_plan") == 0:
+            assert _try_choice(end, flag, value, *VALIDATED, "--output_dir", f"{flag}_{value}", "--overwrite") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--deepspeed", "x.json"], ["deepspeed"]),
+        (["--accelerator_config", "x.json"], ["x.json"]),
+        (["--use_liger_kernel"], ["`use_liger_kernel`"]),
+        (["--torch_compile_backend", "fast"], ["`torch_compile_backend`", "inductor", "'fast'"]),
+        (["--torch_compile_mode", "fast"], ["`torch_compile_mode`", "max-autotune", "'fast'"]),
+        (["--optim_args", "fast"], ["`optim`", "`optim_args` fast"]),
+        (["--adam_beta1", "2"], ["`optim` adamw", "2.0"]),
+        (["--lr_scheduler_kwargs", '{"fast": 1}'], ["`lr_scheduler_type` linear", "'fast'"]),
+        (["--lr_scheduler_type", "warmup_stable_decay"], ["`lr_scheduler_kwargs`", "num_decay_steps"]),
+        (["--dataloader_num_workers", "-1"], ["`dataloader_num_workers` -1"]),
+        (["--dataloader_persistent_workers"], ["`dataloader_persistent_workers` True"]),
+        (["--seed", "-1"], ["`seed`", "got -1"]),
+        (["--eval_strategy", "epoch"], ["--eval_strategy epoch", "--val_data"]),
+        (["--save_strategy", "best"], ["--save_strategy best", "--val_data"]),
+        ([*VALIDATED, "--metric_for_best_model", "fast"], ["--metric_for_best_model", "eval_ndcg@10", "'fast'"]),
+    ],
+    ids=lambda value: value[-2] if len(value) > 1 else value[0],
+)
+def test_a_setting_of_the_trainer_that_cannot_work(end, flags, words):
+    _check(end(CONTRASTIVE, *_train(*flags)), script=CONTRASTIVE, words=words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lr_scheduler_type", "reduce_lr_on_plateau", "--eval_strategy", "epoch"],
+        ["--lr_scheduler_type", "greedy", "--eval_strategy", "epoch"],
+        ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 1}'],
+        ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0.1}'],
+        ["--optim", "sgd", "--optim_args", "momentum=0.5"],
+        ["--dataloader_multiprocessing_context", "spawn", "--dataloader_num_workers", "1"],
+    ],
+    ids=lambda flags: flags[1],
+)
+def test_a_choice_that_needs_a_setting_trains_with_it(end, flags):
+    assert end(CONTRASTIVE, *_train(*VALIDATED, *flags))[0] == 0
 
 
 def test_a_data_set_that_cannot_be_downloaded(end, monkeypatch):

@@ -1,6 +1,8 @@
 """Arguments and endings of every script: flags, YAML files, exit codes."""
 
 import importlib
+import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from ragcun_hf.command_line import (
     config_file,
     default_output_folder,
     parse_arguments,
+    parse_yaml,
     run_script,
     say,
 )
@@ -138,6 +141,41 @@ def test_an_empty_text_and_a_list_of_one_in_yaml_are_values(tmp_path):
     assert _parse("--config", _yaml(tmp_path, "datasets: arguana"))[0].datasets == ["arguana"]
 
 
+@pytest.mark.parametrize(
+    "written",
+    "no yes on off y n 2024_10 2024-10-01 12:30:45 1_000 010 0o17 0x1F 1e3 1.10 +7 1234e56 .inf_3 0b1 =".split(),
+)
+def test_a_flag_of_text_takes_a_yaml_value_as_it_is_written(tmp_path, written):
+    assert _parse("--config", _yaml(tmp_path, f"train_data: {written}"))[0].train_data == written
+    assert _parse("--config", _yaml(tmp_path, f"datasets: [a, {written}]"))[0].datasets == ["a", written]
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("010", 10), ("+3", 3), ("-0", 0), ("0o17", 15), ("0x1F", 31), ("1e3", 1000.0), ("1.", 1.0), (".5", 0.5)]
+    + [("-.inf", float("-inf")), ("True", True), ("FALSE", False), ("~", None), ("", None), ("Null", None)]
+    + [("1_0", "1_0"), ("1:30", "1:30"), ("2024-10-01", "2024-10-01"), ("NO", "NO"), ("'010'", "010")],
+)
+def test_yaml_values_have_the_types_of_version_1_2(written, value):
+    read = parse_yaml(f"key: {written}")["key"]
+    assert read == value
+    assert isinstance(read, type(value))
+    assert json.loads(json.dumps([read])) == [value]
+
+
+def test_a_number_of_yaml_is_right_for_flags_of_numbers_or_refused(tmp_path):
+    assert _parse("--config", _yaml(tmp_path, "num_epochs: 010"))[1].num_epochs == 10
+    assert _parse("--config", _yaml(tmp_path, "learning_rate: .inf"))[1].learning_rate == float("inf")
+    assert math.isnan(parse_yaml(".nan"))
+    for written in ("0o17", "1e3", "12:30", "no"):
+        with pytest.raises(UserError, match=f"invalid int value: '{written}'"):
+            _parse("--config", _yaml(tmp_path, f"num_epochs: {written}"))
+
+
+def test_merged_keys_of_yaml_may_be_replaced():
+    assert parse_yaml("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}")["other"] == {"a": 1, "b": 3}
+
+
 def test_an_empty_yaml_file_changes_nothing(tmp_path):
     assert _parse("--config", _yaml(tmp_path, "# only a comment\n")) == (DataArguments(), FitArguments())
 
@@ -151,6 +189,9 @@ def test_an_empty_yaml_file_changes_nothing(tmp_path):
         ("1: 2", "unknown key 1"),
         ("help: true", "'help'"),
         ("no_freeze_base: true", "'no_freeze_base' takes no value"),
+        ("num_epochs: 1\nnum_epochs: 2", "expected every key once, got 'num_epochs' again"),
+        ("learning_rate: {a: 1, a: 1}", "expected every key once, got 'a' again"),
+        ("num_epochs: 1\nepochs: 2", "expected each flag once, got 'num_epochs' and 'epochs'"),
         ("- a\n- b", "expected a mapping of flag names to values, got a list"),
         ("just words", "expected a mapping of flag names to values, got a str"),
         ("a: [1, 2", "not valid YAML"),

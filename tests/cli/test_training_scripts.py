@@ -169,6 +169,15 @@ def test_the_published_self_supervised_command_runs(run, documents_file):
     assert _load(folder).predictor is not None
 
 
+def test_passages_that_share_the_id_of_their_document_are_trained_on_and_searched(run, tmp_path, pairs_file, caplog):
+    path = tmp_path / "passages.json"
+    path.write_text(json.dumps([{"id": "one", "text": text} for text in DOCUMENTS]), encoding="utf-8")
+    folder = run("train_self_supervised", "--documents", path, "--split_method", "half")
+    assert _record(folder)["data"]["documents"] == len(DOCUMENTS)
+    assert "passages.json: 5 documents have the id of an earlier one" in caplog.text
+    run("train_contrastive", "--train_data", pairs_file, "--val_data", pairs_file, "--val_corpus", path, output="next")
+
+
 @pytest.mark.parametrize("method", ["half", "random", "prefix", "suffix", "sentence"])
 def test_every_split_method_trains(run, documents_file, method):
     folder = run("train_self_supervised", "--documents", documents_file, "--split_method", method, "--epochs", "1")

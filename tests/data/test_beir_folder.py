@@ -11,7 +11,7 @@ from beir.datasets.data_loader import GenericDataLoader
 
 from ragcun_hf.data import beir_folder
 from ragcun_hf.data.beir_folder import find_beir_dataset, load_beir_folder
-from ragcun_hf.data.documents import document_text
+from ragcun_hf.data.documents import document_text, read_documents
 from ragcun_hf.data.mapped_column import MappedColumn, take
 from ragcun_hf.errors import UserError
 
@@ -81,7 +81,8 @@ def test_a_missing_split_lists_the_splits_that_exist(folder):
         ("corpus.jsonl", '{"text": "x"}', r"corpus\.jsonl, line 5, field '_id': expected an id, got no such field"),
         ("corpus.jsonl", '{"_id": "d9", "text": 5}', r"corpus\.jsonl, line 5, field 'text'"),
         ("queries.jsonl", '{"_id": "q9", "text": ""}', r"queries\.jsonl, line 4, field 'text'"),
-        ("queries.jsonl", '["q9", "text"]', r"queries\.jsonl, line 4: expected an object"),
+        ("queries.jsonl", '["q9", "text"]', r"queries\.jsonl, line 4, field '_id': expected an id"),
+        ("queries.jsonl", '["q9", 7]', r"queries\.jsonl, line 4: expected an object"),
         ("qrels/test.tsv", "q1\td1", r"test\.tsv, line 6: expected query id, document id and whole score"),
         ("qrels/test.tsv", "q1\td1\thigh", r"test\.tsv, line 6"),
         ("qrels/test.tsv", "q1 d1 1", r"test\.tsv, line 6"),
@@ -92,6 +93,32 @@ def test_a_malformed_line_is_named(folder, corpus_size, name, line, message):
     with (folder / name).open("a") as file:
         file.write(line + "\n")
     with pytest.raises(UserError, match=message):
+        load_beir_folder(folder)
+
+
+@pytest.mark.parametrize("field", ["contents", "content", "Text", "body"])
+def test_a_corpus_without_text_names_the_fields_that_it_has(folder, corpus_size, field):
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write(json.dumps({"_id": "d9", "title": "Title", field: "words"}) + "\n")
+    fields = (
+        f"field 'text': expected a text, which may be empty, got no such field \\(it has '_id', 'title', '{field}'\\)"
+    )
+    for read in (load_beir_folder, read_documents):
+        with pytest.raises(UserError, match=rf"corpus\.jsonl, line 5, {fields}"):
+            read(folder)
+
+
+def test_documents_without_title_and_text_are_counted_once(folder, corpus_size, caplog):
+    (folder / "corpus.jsonl").open("a").write('{"_id": "d9", "title": null, "text": null}\n')
+    assert load_beir_folder(folder).corpus_texts[-1] == load_beir_folder(folder).corpus_texts[-2] == ""
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder / 'corpus.jsonl'}: 2 of 5 documents have neither title nor text"
+    ]
+
+
+def test_a_corpus_of_empty_documents_is_refused(folder, corpus_size):
+    (folder / "corpus.jsonl").write_text('{"_id": "d1", "title": "", "text": " "}\n')
+    with pytest.raises(UserError, match=r"corpus\.jsonl: expected documents with a title or a text, got 1 empty"):
         load_beir_folder(folder)
 
 

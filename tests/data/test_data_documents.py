@@ -83,3 +83,31 @@ def test_title_and_text_are_joined_by_one_space_and_stripped():
 
 def test_a_digest_depends_on_where_one_text_ends_and_the_next_begins():
     assert len({text_digest("ab", "c"), text_digest("a", "bc"), text_digest("abc"), text_digest("abc", "")}) == 4
+
+
+def test_columns_that_look_like_data_and_are_not_read_are_named_once(tmp_path, caplog):
+    row = {"id": 1, "text": "a b", "body": "more words", "url": "http://x", "parts": ["of a document"], "tags": ["x"]}
+    path = write(tmp_path / "a.jsonl", [row, {**row, "id": 2, "text": "c", "late": "of a later row"}])
+    for _ in range(2):
+        assert read_documents(path)["text"][:] == ["a b", "c"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(f"{path}: not read: 'body', 'parts'. If they are meant, name them with --text_column")
+
+
+def test_passages_that_share_an_id_are_read_where_only_their_texts_are_used(tmp_path, caplog):
+    path = write(tmp_path / "a.jsonl", [{"id": "d", "text": "first"}, {"id": "d", "text": "second"}])
+    for _ in range(2):
+        assert read_documents(path, unique_ids=False)["text"][:] == ["first", "second"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: 1 documents have the id of an earlier one; only texts are used here"
+    ]
+    with pytest.raises(UserError, match="line 2, field 'id': expected an id that no earlier document has"):
+        read_documents(path)
+
+
+def test_two_documents_of_a_beir_folder_never_share_an_id(tmp_path):
+    (tmp_path / "qrels").mkdir()
+    write(tmp_path / "queries.jsonl", [{"_id": "q", "text": "a"}])
+    write(tmp_path / "corpus.jsonl", [{"_id": "d", "text": "first"}, {"_id": "d", "text": "second"}])
+    with pytest.raises(UserError, match="line 2, field '_id': expected an id that no earlier document has"):
+        read_documents(tmp_path, unique_ids=False)

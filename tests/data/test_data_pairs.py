@@ -35,6 +35,95 @@ def test_only_numbered_columns_hold_more_negatives():
     assert read_pairs(rows)["negative"][:] == [["a", "b"]]
 
 
+MINED = ["she", "he", "it"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"query": "who?", "positive": "she", "negative_1": "he", "negative_2": "it", "score": [0.9, 0.5, 0.4]}],
+        [{"query": "who?", "positive": "she", "negative": ["he", "it"], "score": 0.4}],
+        [{"query": "who?", "positive": text, "label": int(text == "she")} for text in MINED],
+        [{"query": "who?", "positive": text, "score": str(float(text == "she"))} for text in MINED],
+        [{"query": "who?", "positive": MINED, "labels": [True, False, False]}],
+        [{"query": "who?", "pos": ["she"], "neg": ["he", "it"], "pos_scores": [1.0], "prompt": "Search"}],
+        ["who?", "she", "he", "it"],
+    ],
+    ids=["tuple", "triplet", "labelled pairs", "scored pairs", "labelled list", "FlagEmbedding", "list"],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_the_files_of_other_tools_give_the_pair_and_its_negatives(tmp_path, rows, streaming):
+    rows = rows if isinstance(rows[0], dict) else [rows]
+    other = {"list": ["why?", "so"]}.get(type(rows[0]).__name__)
+    other = other or {**dict.fromkeys(rows[0]), "query": "why?", **_only_answer(rows[0])}
+    pairs = read_pairs(write_lines(tmp_path / "a.jsonl", [*rows, other]), streaming=streaming)
+    assert list(pairs) == [
+        {"query": "who?", "positive": "she", "negative": ["he", "it"]},
+        {"query": "why?", "positive": "so", "negative": []},
+    ]
+
+
+def _only_answer(row):
+    if "pos" in row:
+        return {"pos": ["so"], "neg": []}
+    return {"positive": "so", **({"label": 1} if "label" in row else {})}
+
+
+def test_several_positives_of_a_row_share_its_negatives():
+    pairs = read_pairs([{"query": "q", "pos": ["a", "b"], "neg": ["n"]}])
+    assert list(pairs) == [{"query": "q", "positive": text, "negative": ["n"]} for text in "ab"]
+    named = read_pairs([{"query": "q", "good": ["a", "b"], "bad": "n"}], positive_column="good", negative_column="bad")
+    assert list(named) == list(pairs)
+
+
+def test_a_document_with_the_label_0_never_becomes_a_positive(caplog):
+    labelled = [("q", "lost", 0), ("q", "p", 1), ("q", "n", 0), ("r", "lost", 0), ("r", "s", 1), ("q", "lost", 0)]
+    rows = [{"query": query, "positive": text, "label": label} for query, text, label in labelled]
+    assert list(read_pairs(rows, name="a labelled table")) == [
+        {"query": "q", "positive": "p", "negative": ["n"]},
+        {"query": "r", "positive": "s", "negative": []},
+    ]
+    assert "a labelled table: left out 3 documents with the label 0" in caplog.text
+    with pytest.raises(UserError, match="expected a document with the label 1, got 1 with 0"):
+        read_pairs(rows[:1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"score": 0.83}, "field 'score': expected 1 for each document .* got 0.83"),
+        ({"label": "entailment"}, "field 'label': expected 1 for each .* got 'entailment'"),
+        ({"label": 3}, "field 'label'"),
+        ({"label": [1, 0]}, "field 'label'"),
+        ({"positive": ["p", "n"], "labels": [1]}, "field 'labels'"),
+        ({"positive": []}, "field 'positive': expected a text, or a list with at least one"),
+        ({"positive": [{"text": "p"}]}, "field 'positive'"),
+        ({"negative": [{"text": "n"}]}, "field 'negative'"),
+    ],
+)
+def test_labels_and_lists_that_are_not_understood_are_refused_by_name_at_once(tmp_path, fields, message):
+    path = write_lines(tmp_path / "a.jsonl", [{"query": "q", "positive": "p", **fields}, *good_rows(1)])
+    with pytest.raises(UserError, match=f"line 1, {message}"):
+        read_pairs(path)
+
+
+def test_columns_that_look_like_negatives_and_are_not_read_are_named_once(tmp_path, caplog):
+    row = {
+        "query": "q",
+        "positive": "p",
+        "hard_negatives": ["not read at all"],
+        "passages": [{"text": "x"}],
+        "id": "1",
+    }
+    path = write_lines(tmp_path / "a.jsonl", [row, {**row, "query": "r"}])
+    stream = read_pairs(path, streaming=True)
+    assert list(stream) == list(stream) == list(read_pairs(path))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith(
+        f"{path}: not read: 'hard_negatives', 'passages'. If they are meant, name them with --query"
+    )
+
+
 def test_negatives_become_a_list_whatever_their_form(tmp_path):
     forms = [None, "", "  ", "one", ["one", "two"], []]
     rows = [{"query": "q", "positive": "p", "negative": form} for form in forms] + [{"query": "q", "positive": "p"}]

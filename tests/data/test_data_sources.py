@@ -1,5 +1,6 @@
 """Files, folders and Hub datasets: the rows read are the rows written, and every error names its place."""
 
+import csv
 import gzip
 import json
 import subprocess
@@ -12,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from ragcun_hf import data
+from ragcun_hf.data.documents import read_documents
 from ragcun_hf.data.file_rows import file_kind, read_rows
 from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.data.sources import open_source
@@ -68,6 +70,90 @@ def test_quoted_separators_quotes_and_line_breaks_survive_csv(tmp_path, name, se
     assert read(tmp_path / name) == [{"query": 'a "b"', "positive": "two\nlines"}]
 
 
+def test_a_quote_that_opens_a_field_of_a_tsv_file_swallows_no_lines(tmp_path):
+    texts = ['"to be', "or not", 'he said "yes', '"no"', '"a" and "b"', "c", 'end"', '""', '"', 'a ""b""', '"last']
+    lines = [f"{number}\t{text}" for number, text in enumerate(texts)] + [f"{text}\tx" for text in texts]
+    (tmp_path / "a.tsv").write_text("query\tpositive\n\n" + "\r\n".join(lines))
+    unquoted = {'"no"': "no", '""': ""}
+    read_texts = [unquoted.get(text, text) for text in texts]
+    rows = [{"query": str(number), "positive": text} for number, text in enumerate(read_texts)]
+    assert read(tmp_path / "a.tsv") == [*rows, *({"query": text, "positive": "x"} for text in read_texts)]
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_quoted_tsv_is_read_as_the_csv_module_wrote_it(tmp_path, ending):
+    rows = [
+        ["a", "b", "c"],
+        ["two\nlines", 'a "b"', "x\ty"],
+        ["", "", ""],
+        ["1", "2", "two\n\nlines"],
+        ["4", "5\n6", "7"],
+    ]
+    with (tmp_path / "a.tsv").open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator=ending).writerows(rows)
+    assert [list(row.values()) for row in read(tmp_path / "a.tsv")] == rows[1:]
+    assert [row.number for row in read_rows(tmp_path / "a.tsv")] == [2, 4, 5, 8]
+
+
+def test_a_tsv_file_of_one_column_may_have_texts_of_several_lines(tmp_path):
+    (tmp_path / "a.tsv").write_text('text\n"two\nlines"\nplain\n')
+    assert read(tmp_path / "a.tsv") == [{"text": "two\nlines"}, {"text": "plain"}]
+
+
+@pytest.mark.parametrize("ending", ["", "\n"])
+def test_lines_that_are_lists_are_pairs_and_one_list_is_an_array(tmp_path, ending):
+    (tmp_path / "a.jsonl").write_text('["q", "p"]\n\n["q2", "p2", "n", "m"]' + ending)
+    pairs = [
+        {"query": "q", "positive": "p", "negative": []},
+        {"query": "q2", "positive": "p2", "negative": ["n", "m"]},
+    ]
+    assert read(tmp_path / "a.jsonl") == pairs
+    (tmp_path / "b.json").write_text('[["q", "p"],\n["q2", "p2", "n", "m"]]')
+    assert read(tmp_path / "b.json") == pairs
+    (tmp_path / "c.json").write_text('["one", "two"]' + ending)
+    assert read(tmp_path / "c.json") == [{"text": "one"}, {"text": "two"}]
+    with pytest.raises(UserError, match="field 'text': expected a text, got no such field"):
+        read_documents(tmp_path / "a.jsonl")
+
+
+def _table_with_vectors(num_rows):
+    return pyarrow.table(
+        {
+            "query": [f"query {n}" for n in range(num_rows)],
+            "vector": [[0.5] * 4] * num_rows,
+            "positive": [f"document {n}" for n in range(num_rows)],
+            "negative_1": [None, "other", *[None] * (num_rows - 2)],
+            "passage": [f"a text {n}" for n in range(num_rows)],
+            # No Python date can hold these: decoding them is an error.
+            "seen": pyarrow.array([2**60] * num_rows, pyarrow.timestamp("us")),
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["parquet", "saved", "hub"])
+def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path, monkeypatch, caplog, kind):
+    table, source = _table_with_vectors(3000), str(tmp_path / "a")
+    if kind == "parquet":
+        source += ".parquet"
+        pyarrow.parquet.write_table(table, source)
+        with pytest.raises((OverflowError, ValueError)):
+            read(source)
+    else:
+        dataset = datasets.Dataset(datasets.table.InMemoryTable(table))
+        dataset.save_to_disk(source) if kind == "saved" else None
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: dataset)
+        source = source if kind == "saved" else "org/name"
+    pairs = read_pairs(source)
+    assert (len(pairs), pairs[1]) == (3000, {"query": "query 1", "positive": "document 1", "negative": ["other"]})
+    assert "not read: 'passage'. If" in caplog.text
+    with pytest.raises(
+        UserError, match=r"field 'answer': .* \(it has 'query', 'vector', 'positive', 'negative_1', 'pass"
+    ):
+        read_pairs(source, positive_column="answer")
+    with pytest.raises(UserError, match="got only the columns 'query', 'vector', 'positive', 'negative_1', 'passage'"):
+        read_pairs(source, negative_column="wrong")
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
 def test_byte_order_mark_and_crlf_are_removed(tmp_path, name):
     text = as_json_lines(ROWS[:1], "\r\n") if name == "a.jsonl" else "query,positive\r\nwho?,she\r\n"
@@ -95,6 +181,8 @@ BAD_FILES = {
     "short.csv": (b'a,b\n"1\n",2\n1\n', "line 4: expected 2 columns (a, b), got 1"),
     "unnamed.csv": (b"a,,b\n1,2,3\n", "line 1: expected a header of distinct column names"),
     "twice.tsv": (b"a\ta\n1\t2\n", "line 1: expected a header of distinct column names"),
+    "open.tsv": (b'a\tb\n1\t2\n"3\n4\t5\n', "line 3: expected a quote that closes"),
+    "short.tsv": (b'a\tb\n1\t"2\n3\n4\t5\n', "line 3: expected 2 columns (a, b), got 1"),
     "open.csv": (b'a,b\n1,2\n3,"4\n5,6\n', "line 3: not a valid CSV row"),
     "not.parquet": (b"PAR2 or so", "expected a Parquet file"),
     "not.jsonl.gz": (b"plain text", "expected a readable file"),

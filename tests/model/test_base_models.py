@@ -1,10 +1,22 @@
 """Loading models: a wrong flag or folder is a user error that names the way out."""
 
+import os
+import subprocess
+import sys
+
 import pytest
+from huggingface_hub import constants
 
 from ragcun_hf.cli import eval_beir, train_contrastive
+from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.errors import UserError
-from ragcun_hf.model.base_models import check_base_name, check_model_path, load_base_model, load_trained_model
+from ragcun_hf.model.base_models import (
+    check_base_name,
+    check_model_path,
+    load_base_model,
+    load_base_tokenizer,
+    load_trained_model,
+)
 
 
 @pytest.mark.parametrize("fields", [{"pooling": "median"}, {"output_dim": 0}, {"dropout": 1.5}, {"max_length": 999}])
@@ -66,3 +78,44 @@ def test_a_folder_with_another_type_of_model_is_a_user_error(tiny_encoder_folder
         load_trained_model(str(tiny_encoder_folder))
     with pytest.raises(UserError, match="--model_path expects a folder"):
         load_trained_model(str(tmp_path / "nothing"))
+
+
+@pytest.fixture
+def closed_hub(monkeypatch):
+    """Point to a Hub whose port is closed, and fail if its client waits to try again."""
+
+    def refuse(seconds):
+        raise AssertionError(f"a wait of {seconds} seconds")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", refuse)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.mark.usefixtures("closed_hub")
+@pytest.mark.parametrize("load", [load_base_model, load_base_tokenizer, load_trained_model, read_pairs])
+def test_what_is_absent_while_the_hub_does_not_answer_is_said_at_once(load):
+    with pytest.raises(UserError, match="got 'no-such/thing'|dataset 'no-such/thing'"):
+        load("no-such/thing")
+
+
+@pytest.mark.usefixtures("closed_hub")
+def test_a_folder_needs_no_hub(tiny_encoder_folder):
+    assert load_base_model(str(tiny_encoder_folder)).config.encoder_dim == 16
+
+
+@pytest.mark.slow
+def test_a_command_whose_hub_does_not_answer_ends_without_trying_again(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "positive": "b"}\n{"query": "c", "positive": "d"}\n')
+    proxies = ("http_proxy", "https_proxy", "all_proxy", "hf_hub_offline")
+    environment = {name: value for name, value in os.environ.items() if name.lower() not in proxies}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "cache")}
+    words = ["train-contrastive", "--base_model", "no-such/encoder", "--train_data", "pairs.jsonl", "--use_cpu"]
+    command = [sys.executable, "-m", "ragcun_hf.cli", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1_800, cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert "'no-such/encoder'" in done.stderr
+    assert done.stderr.count("\n") == 1

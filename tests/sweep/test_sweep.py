@@ -549,7 +549,7 @@ def test_settings_cannot_be_selected_by_a_figure_that_no_head_has(sweep):
         sweep("--select", "ndcg@10_predictor", grid="{temperature: [0.1]}")
 
 
-@pytest.mark.parametrize("grid", ["[", "[1]", "3"])
+@pytest.mark.parametrize("grid", ["[", "[1]", "3", "{dropout: [0.1], dropout: [0.2]}"])
 def test_a_grid_that_is_not_a_mapping_is_a_user_error(sweep, grid):
     with pytest.raises(UserError, match="--grid expects"):
         sweep(grid=grid)

@@ -198,12 +198,16 @@ def test_a_stream_is_read_during_training(make_model, make_args, pairs):
 
 
 @pytest.mark.parametrize(
-    "text", [lambda text: text, lambda text: {"text": text}, lambda text: {"text": text, "id": 3}]
+    "text",
+    [
+        lambda text: text,
+        lambda text: {"text": text},
+        lambda text: {"text": text, "id": text},
+        lambda text: {"text": text, "id": "shared by all passages"},
+    ],
 )
 def test_texts_are_documents_without_labels(make_model, make_args, tiny_pairs, text):
     documents = [text(f"{pair['positive']} {number}") for number, pair in enumerate(tiny_pairs)]
-    if isinstance(documents[0], dict) and "id" in documents[0]:
-        documents = [{**document, "id": str(number)} for number, document in enumerate(documents)]
     trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=documents)
     assert trainer.data.facts["split_method"] == "sentence"
     assert trainer.train().global_step == 2

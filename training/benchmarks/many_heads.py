@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from comparison import BenchmarkArguments, at_most, compare, figure, report, set_threads
 from head_training import RandomStore
 
-from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, shipped_file
+from ragcun_hf.command_line import argument, parse_arguments, parse_yaml, quiet_libraries, run_script, shipped_file
 
 
 @dataclass
@@ -47,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     pairs = FeaturePairs(queries, documents, [[]] * args.num_pairs, store=store)
     validation = RetrievalValidation(queries[num_training:], documents[num_training:], store=store)
     data = HeadData(load_base_model("embedded"), pairs, num_training, validation)
-    grid = yaml.safe_load(shipped_file("sweeps", "quick").read_text(encoding="utf-8"))["grid"]
+    grid = parse_yaml(shipped_file("sweeps", "quick").read_text(encoding="utf-8"))["grid"]
     folder = Path(tempfile.mkdtemp())
     contenders = {
         "one, by the Trainer": trainer_run(args, data, folder),
