@@ -39,7 +39,8 @@ Answers = dict[str, list[int]]  # query -> rows of its documents in the corpus
 class ClosedForm:
     """Moves the documents of training pairs: d becomes the direction of d + gamma g, all others stay as they are.
 
-    d is the document's feature and g the sum of the features of its training queries, all scaled to length 1. One
+    d is the document's feature and g the sum of the features of its training queries, all scaled to length 1. Where
+    the base is not ranked by cosine, a moved document keeps its own length. One
     gamma serves all documents: the one of `GAMMAS` with the best NDCG@10 over the whole corpus on held-out pairs, or
     the smallest of several.
 
@@ -147,7 +148,8 @@ def _move(base: VectorSystem, documents: Rows, answers: Answers, train: Mapping[
         rows = np.array(list(sums)[part])
         moved = read_far_apart(np.asarray(base.documents), rows)
         if gamma:  # at 0 they stay what they were, to the last bit
-            moved = unit_rows(unit_rows(moved) + gamma * unit_rows([sums[row] for row in rows.tolist()]))
+            lengths = 1.0 if base.similarity == "cosine" else np.linalg.norm(moved, axis=1, keepdims=True)
+            moved = unit_rows(unit_rows(moved) + gamma * unit_rows([sums[row] for row in rows.tolist()])) * lengths
         documents[rows] = moved
 
 

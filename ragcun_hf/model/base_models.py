@@ -51,6 +51,17 @@ def check_base_name(name: str) -> None:
         )
 
 
+def fields_of_base(args: Any) -> dict[str, Any]:
+    """Return the flags about an encoder that `load_base_model` takes, or raise a UserError beside a trained model."""
+    values = {name: getattr(args, name) for name in ("query_prompt", "document_prompt")}
+    given = {name: value for name, value in values.items() if value is not None}
+    if given and (args.model_path or getattr(args, "compare", None)):
+        raise UserError(
+            f"--{next(iter(given))} is for --base_model, got a trained model, which has its own: leave it out"
+        )
+    return given
+
+
 def check_model_path(path: str) -> None:
     """Refuse what can only be a folder, and is none, before it is looked for on the Hub."""
     folder = Path(path)
@@ -134,6 +145,8 @@ def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
 
 def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
     """Load the encoder that a model with a trained encoder started from, with the model's pooling and length."""
+    from .sentence_transformers_isotropic_gaussian import AUTO, published_prompts
+
     config = model.config
     if not config.base_model_name:
         raise UserError(
@@ -142,6 +155,9 @@ def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel
     is_embedded = config.base_model_name == EMBEDDED_NAME and has_embedded_model()
     name = EMBEDDED if is_embedded else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "pooled_layers", "normalize_features", "max_length")}
+    if published := published_prompts(name):  # its own prompts, if the model took them over
+        is_taken_over = published == {"query": config.query_prompt, "document": config.document_prompt}
+        fields["query_prompt"] = AUTO if is_taken_over else None
     return load_base_model(name, revision=config.base_model_revision, **fields)
 
 

