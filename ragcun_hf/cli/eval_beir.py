@@ -63,6 +63,7 @@ class EvaluationArguments:
         "publish them.",
     )
     document_prompt: str | None = argument(None, "With --base_model: text prepended to every document.")
+    trust_remote_code: bool = argument(False, "With --base_model: run the code of an encoder that brings its own.")
     compare: list[str] = argument([], "Models to compare with each other and with the first one's frozen base.")
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
     datasets: list[str] = argument(

@@ -36,6 +36,7 @@ class MiningArguments:
         "publish them.",
     )
     document_prompt: str | None = argument(None, "With --base_model: text prepended to every document.")
+    trust_remote_code: bool = argument(False, "With --base_model: run the code of an encoder that brings its own.")
     model_path: str | None = argument(None, "Instead: a trained model, whose projection ranks.")
     num_negatives: int = argument(1, "Negatives to add per pair.")
     range_min: int = argument(10, "First rank of the candidates, from 0: higher ones often answer the query.")

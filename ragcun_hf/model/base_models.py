@@ -26,7 +26,9 @@ def register_auto_classes() -> None:
     AutoModel.register(IsotropicGaussianConfig, IsotropicGaussianModel, exist_ok=True)
 
 
-def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
+def load_base_model(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, **config_fields: Any
+) -> IsotropicGaussianModel:
     """Create a model in evaluation mode around the encoder that `--base_model` names, or raise a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -35,10 +37,18 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     check_base_name(name)
     _refuse_trained_model(name)
     try:
-        return IsotropicGaussianModel.from_encoder(name, revision=revision, **config_fields)
+        return IsotropicGaussianModel.from_encoder(
+            name, revision=revision, trust_remote_code=trust_remote_code, **config_fields
+        )
     except (OSError, ImportError) as error:
         raise UserError(str(error) if name == EMBEDDED else _unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--base_model expects an encoder that transformers knows, got {name}, which brings code of its own: "
+                "read that code, then run ragcun eval-beir or ragcun mine-negatives with --trust_remote_code; for "
+                "training take another encoder, because a saved model could not load the code"
+            ) from error
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
         raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
 
@@ -55,6 +65,8 @@ def fields_of_base(args: Any) -> dict[str, Any]:
     """Return the flags about an encoder that `load_base_model` takes, or raise a UserError beside a trained model."""
     values = {name: getattr(args, name) for name in ("query_prompt", "document_prompt")}
     given = {name: value for name, value in values.items() if value is not None}
+    if args.trust_remote_code:
+        given["trust_remote_code"] = True
     if given and (args.model_path or getattr(args, "compare", None)):
         raise UserError(
             f"--{next(iter(given))} is for --base_model, got a trained model, which has its own: leave it out"

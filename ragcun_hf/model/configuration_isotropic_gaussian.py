@@ -32,6 +32,12 @@ _CHOICES = {
 _FAMILIES_WITH_POSITION_OFFSET = (
     "camembert",
     "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
@@ -228,6 +234,8 @@ def num_positions(encoder_config: PreTrainedConfig) -> int | None:
     """Return the maximum number of tokens of an encoder, or None if its configuration has no limit."""
     text_config = encoder_config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and positions < 1:  # XLNet's -1 is no limit
+        return None
     if positions is not None and text_config.model_type in _FAMILIES_WITH_POSITION_OFFSET:
         positions -= text_config.pad_token_id + 1
     return positions

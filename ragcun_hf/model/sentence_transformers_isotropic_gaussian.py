@@ -260,6 +260,21 @@ def transformer_options(name_or_path: str, options: dict[str, Any]) -> dict[str,
     return {**options, **({"subfolder": subfolder} if subfolder else {})}
 
 
+def adapted_encoder(name_or_path: str, options: dict[str, Any]) -> str | None:
+    """Return the name of the encoder that an adapter's folder is for; None if the folder has an encoder of its own."""
+    options = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    if _read(name_or_path, "config.json", options) is not None:
+        return None
+    return (_read(name_or_path, "adapter_config.json", options) or {}).get("base_model_name_or_path")
+
+
+def described_in(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return where an encoder's settings are, and the options to read them: of an adapter without, its encoder's."""
+    if adapted is None or _read(name_or_path, "modules.json", options) is not None:
+        return name_or_path, options
+    return adapted, {}
+
+
 def _transformer_path(modules: list[dict[str, Any]]) -> str:
     return next((module["path"] for module in modules if _kind(module) == "Transformer"), "")
 

@@ -1,5 +1,7 @@
 """Encoders as their makers publish them: a sentence-transformers folder gives the vectors that its library gives."""
 
+import copy
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -379,3 +381,150 @@ def test_a_base_for_dot_products_is_ranked_so_in_training_on_the_search_page_and
     own = dict(zip(queries, documents, strict=True))
     assert mined == {query: [] if best[query] == own[query] else [best[query]] for query in mined}
     assert sum(map(len, mined.values())) > 2
+
+
+def _tiny(folder, tokenizer, family, **changes):
+    """Save a tiny encoder of a family with its tokenizer; name the folder."""
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(20_240)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 24, "max_position_embeddings": 40, "initializer_range": 0.4, "pad_token_id": 1}
+    if family == "xlnet":
+        del sizes["max_position_embeddings"]  # it has no limit
+    config = AutoConfig.for_model(family, **{**sizes, **changes})
+    AutoModel.from_config(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _one_by_one(model, folder):
+    """Return mean vectors of unit length from AutoModel, each text without any padding."""
+    from transformers import AutoModel
+
+    encoder, vectors = AutoModel.from_pretrained(folder).eval(), []
+    for text in TEXTS:
+        options = {"truncation": True, "max_length": model.config.max_length, "return_token_type_ids": False}
+        with torch.no_grad():
+            states = encoder(**model.tokenizer(text, return_tensors="pt", **options)).last_hidden_state
+        vectors.append(torch.nn.functional.normalize(states[0].mean(0), dim=0))
+    return torch.stack(vectors).numpy()
+
+
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "pad_token_id": None}
+LLAMA = {"num_key_value_heads": 1, "head_dim": 8, "pad_token_id": None}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("gpt2", GPT2), ("llama", LLAMA), ("bert", {}), ("distilbert", {})])
+def test_padding_never_changes_a_vector(tiny_tokenizer, tmp_path, family, changes):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    if changes.get("pad_token_id", 1) is None:
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    if family == "distilbert":
+        changes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+    folder = _tiny(tmp_path / "encoder", tokenizer, family, **changes)
+    model = IsotropicGaussianModel.from_encoder(folder)
+    assert (model.tokenizer.pad_token, model.tokenizer.padding_side) == (
+        "[SEP]" if "pad_token_id" in changes else "[PAD]",
+        "right",
+    )
+    expected = _one_by_one(model, folder)
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+    store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
+    features = store.features(TEXTS).expanded()
+    np.testing.assert_allclose(features / np.linalg.norm(features, axis=1, keepdims=True), expected, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    again.tokenizer.padding_side = "left"  # as in a folder of an earlier version
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_a_tokenizer_without_any_special_token_is_refused(tiny_tokenizer, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(tiny_tokenizer.get_vocab(), unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = _tiny(tmp_path, PreTrainedTokenizerFast(tokenizer_object=backend), "gpt2", **GPT2, vocab_size=60)
+    with pytest.raises(ValueError, match="The tokenizer of .* has no special token to pad with: give it a pad_token"):
+        IsotropicGaussianModel.from_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("fnet", {}),
+        ("convbert", {"embedding_size": 16}),
+        ("nystromformer", {"num_landmarks": 4, "segment_means_seq_len": 4}),
+    ],
+)
+def test_an_encoder_whose_vectors_depend_on_the_batch_is_refused(tiny_tokenizer, tmp_path, family, changes):
+    folder = _tiny(tmp_path, tiny_tokenizer, family, **changes)
+    with pytest.raises(ValueError, match=f"another vector beside a longer text, because the family {family} does not"):
+        IsotropicGaussianModel.from_encoder(folder)
+
+
+SQUEEZED = [f"{name}_groups" for name in ("q", "k", "v", "post_attention", "intermediate", "output")]
+ODD = {
+    "xlnet": ({"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}, 32),
+    "longformer": ({"attention_window": [4, 4]}, 38),
+    "ibert": ({}, 38),
+    "esm": ({"mask_token_id": 4}, 38),
+    "luke": ({"entity_vocab_size": 5, "entity_emb_size": 8}, 38),
+    "roberta": ({}, 38),
+    "squeezebert": ({"embedding_size": 16, **dict.fromkeys(SQUEEZED, 1)}, 40),
+    "big_bird": ({"block_size": 4, "num_random_blocks": 1}, 40),
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_families_with_positions_or_poolers_of_their_own_way_load(tiny_tokenizer, tmp_path, family):
+    changes, length = ODD[family]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.model_max_length = 32 if family == "xlnet" else 1000
+    folder = _tiny(tmp_path / "encoder", tokenizer, family, **changes)
+    model = IsotropicGaussianModel.from_encoder(folder)
+    assert model.config.max_length == length
+    if family != "big_bird":  # whose own way for a text alone depends on its length
+        np.testing.assert_allclose(model.encode(TEXTS), _one_by_one(model, folder), atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode(TEXTS), np.stack([model.encode(text) for text in TEXTS]), atol=1e-5)
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_an_adapter_is_merged_into_its_encoder(tiny_encoder_folder, tiny_tokenizer, tmp_path, has_tokenizer):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModel.from_pretrained(tiny_encoder_folder), settings).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    if has_tokenizer:
+        tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "adapter"))
+    tokens = model.tokenize(TEXTS)
+    with torch.no_grad():
+        states = adapted(**tokens).last_hidden_state
+    expected = torch.nn.functional.normalize(pool(states, tokens["attention_mask"], "mean"), dim=-1).numpy()
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+    base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
+    assert _cosines(model.encode(TEXTS), base.encode(TEXTS)).max() < 0.999
+    assert model.state_dict().keys() == base.state_dict().keys()
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_an_adapter_without_peft_says_what_to_install(tiny_encoder_folder, tmp_path):
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.model.base_models import load_base_model
+
+    if importlib.util.find_spec("peft"):
+        pytest.skip("peft is installed")
+    settings = {"base_model_name_or_path": str(tiny_encoder_folder), "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(UserError, match="is an adapter for .*, which needs peft: run pip install peft"):
+        load_base_model(str(tmp_path))
