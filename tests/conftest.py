@@ -3,6 +3,7 @@
 import atexit
 import copy
 import gc
+import json
 import os
 import shutil
 import signal
@@ -168,6 +169,23 @@ def tiny_pairs():
         {"query": "the mean of an array", "positive": "the sum of the list"},
         {"query": "is the stone green", "positive": "the stone is blue"},
     ]
+
+
+@pytest.fixture
+def base_for_dot_products(tiny_encoder_folder, tmp_path):
+    """A sentence-transformers folder whose similarity is the dot product, of vectors of unlike lengths."""
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "dot-base")
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"idx": row, "path": path, "type": f"models.{kind}"} for row, (path, kind) in enumerate(kinds.items())]
+    (folder / "1_Pooling").mkdir()
+    settings = {
+        "modules.json": modules,
+        "1_Pooling/config.json": {"pooling_mode_mean_sqrt_len_tokens": True, "word_embedding_dimension": 16},
+        "config_sentence_transformers.json": {"prompts": {}, "similarity_fn_name": "dot"},
+    }
+    for name, content in settings.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -103,8 +103,8 @@ def _moved(documents: Rows, sums: Sequence[Rows], gamma: float) -> Rows:
 class ClosedForm:
     """Moves the documents of training pairs as `move_known_documents` does; all others stay as they are.
 
-    One gamma serves all documents: the one of `GAMMAS` with the best NDCG@10 over the whole corpus on held-out pairs,
-    or the smallest of several.
+    Where a system is not ranked by cosine, a moved document keeps its own length. One gamma serves all documents: the
+    one of `GAMMAS` with the best NDCG@10 over the whole corpus on held-out pairs, or the smallest of several.
 
     Args:
         pairs: Rows with the texts `query` and `positive`.
@@ -207,7 +207,8 @@ def _move(still: VectorSystem, documents: Rows, answers: Answers, train: Mapping
         rows = np.array(list(sums)[part]) - start
         moved = read_far_apart(np.asarray(still.documents), rows)
         if gamma:  # at 0 they stay what they were, to the last bit
-            moved = _moved(moved, list(sums.values())[part], gamma)
+            lengths = 1.0 if still.similarity == "cosine" else np.linalg.norm(moved, axis=1, keepdims=True)
+            moved = _moved(moved, list(sums.values())[part], gamma) * lengths
         documents[rows] = moved
 
 

@@ -253,7 +253,8 @@ class RetrievalEvaluator(BaseEvaluator):
         encoder = TextEncoder(model, cache.store(model, show_progress=self._show_progress_bar))
         base = encoder if model.config.freeze_base else self._untrained_base(model)
         config = base.model.config
-        key = str([base.store.key_parts(prompt) for prompt in (config.query_prompt, config.document_prompt)])
+        parts = [base.store.key_parts(prompt) for prompt in (config.query_prompt, config.document_prompt)]
+        key = str([*parts, config.encoder_similarity])
         kept = self._base_rankings.setdefault(key, {})
         return ModelSystems(encoder, None if base is encoder else base, heads=heads, base_rankings=kept)
 

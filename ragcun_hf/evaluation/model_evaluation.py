@@ -136,7 +136,8 @@ class ModelSystems:
         base_queries = base.queries(dataset)
         kept = self.base_rankings
         of_encoder = base.model.encoder_part(base_queries)
-        systems = [VectorSystem(BASE_SYSTEM, of_encoder, features, "cosine", self.search, shard, kept)]
+        published = base.model.config.encoder_similarity
+        systems = [VectorSystem(BASE_SYSTEM, of_encoder, features, published, self.search, shard, kept)]
         if self.heads:
             own_queries = base_queries if self.encoder is base else self.encoder.queries(dataset)
             outputs = apply_head(model, own_queries)
@@ -243,7 +244,7 @@ def evaluation_settings(
         "identical_ids_dropped": drop_identical_ids,
         "top_k": k,
         **systems.encoder.store.settings(),
-        "base_similarity": "cosine",
+        "base_similarity": (systems.base or systems.encoder).model.config.encoder_similarity,
         **({} if bm25 is None else {"bm25": bm25.settings(), "fusion": FUSION_SETTINGS}),
     }
 

@@ -51,12 +51,12 @@ class RetrievalValidation:
         return len(self._documents)
 
     def base_figures(self, model: IsotropicGaussianModel) -> dict[str, float]:
-        """Return `ndcg@10` of the frozen encoder alone, by cosine; nothing if it is not frozen."""
+        """Return `ndcg@10` of the frozen encoder alone, ranked as its makers rank; nothing if it is not frozen."""
         if self._store is None or not model.config.freeze_base:
             return {}
         features = (self._features_of(model, is_query=is_query) for is_query in (True, False))
         queries, documents = map(model.encoder_part, features)
-        return {MAIN_METRIC: self._figure(queries, documents, "cosine")}
+        return {MAIN_METRIC: self._figure(queries, documents, model.config.encoder_similarity)}
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""

@@ -7,6 +7,7 @@ Both take token ids and attention mask, shape (rows, T), and return what `model.
 from __future__ import annotations
 
 import importlib.util
+import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -79,13 +80,42 @@ def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> Com
         "PERFORMANCE_HINT": "LATENCY",
     }
     request = openvino.Core().compile_model(_openvino_graph(model), "CPU", settings).create_infer_request()
+    compute = _infer_with(request)
+    _check_other_shapes(model, compute, least=0.999 if dtype == torch.float32 else 0.98)
+    return compute
 
+
+def _infer_with(request: Any) -> ComputeFeatures:
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         (features,) = request.infer([input_ids.numpy(), attention_mask.numpy()], share_inputs=True).values()
         # The request overwrites its output at the next batch.
         return torch.from_numpy(features).clone()
 
     return compute
+
+
+@torch.inference_mode()
+def _check_other_shapes(model: IsotropicGaussianModel, compute: ComputeFeatures, *, least: float) -> None:
+    """Refuse a graph that holds only for texts of the lengths it was traced with, as of Longformer's windows.
+
+    Its features must have a cosine of at least `least` with those of PyTorch.
+    """
+    words = "what is the sum of a list and where does it stand".split()
+    for counts in ((1,), (3,), (17, 5, 40), (min(model.config.max_length, 130),)):
+        tokens = model.tokenize([" ".join(words[row % len(words)] for row in range(count)) for count in counts])
+        expected = model.compute_features(tokens["input_ids"], tokens["attention_mask"]).float()
+        try:
+            found = compute(tokens["input_ids"], tokens["attention_mask"])
+        except RuntimeError:
+            found = torch.empty(0)
+        is_whole = found.shape == expected.shape
+        cosine = float(nn.functional.cosine_similarity(found, expected).min()) if is_whole else math.nan
+        if not cosine >= least:
+            shape, family = "x".join(map(str, tokens["input_ids"].shape)), model.config.encoder_config.model_type
+            raise UserError(
+                f"--encoder_backend openvino gives other features than PyTorch for a {family} encoder (cosine "
+                f"{cosine:.3f} for {shape} tokens, nan for none): leave the flag out"
+            )
 
 
 class _FeatureGraph(nn.Module):
@@ -114,7 +144,7 @@ def _openvino_graph(model: IsotropicGaussianModel) -> Any:
             warnings.simplefilter("ignore")
             decoder = TorchScriptPythonDecoder(_FeatureGraph(model), example_input=inputs)
             graph = frontend.convert(frontend.load(decoder))  # reads from the decoder, which must stay alive
-    except (RuntimeError, openvino.frontend.OpConversionFailure) as error:
+    except (RuntimeError, TypeError, openvino.frontend.OpConversionFailure) as error:
         raise UserError(
             f"--encoder_backend openvino cannot convert a {model.config.encoder_config.model_type} encoder "
             f"({str(error).splitlines()[0][:120]}): leave the flag out"

@@ -64,7 +64,7 @@ def encode_in_batches(
     for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
         for rows in batches_by_tokens([len(ids) for ids in token_ids]):
             batch = [positions[row] for row in rows]
-            tokens = model.tokenizer.pad({"input_ids": [token_ids[row] for row in rows]}, return_tensors="pt")
+            tokens = model.pad([token_ids[row] for row in rows])
             features = compute(tokens["input_ids"], tokens["attention_mask"])
             if not bool(features.isfinite().all()):
                 raise UserError(

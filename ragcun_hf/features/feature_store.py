@@ -202,5 +202,5 @@ def _tokenizer_checksum(tokenizer: Any) -> str:
         # Every call sets padding and truncation anew.
         description.pop("padding", None)
         description.pop("truncation", None)
-    description["sides"] = [tokenizer.truncation_side, tokenizer.padding_side]
+    description["sides"] = [tokenizer.truncation_side, "right"]  # the model pads there, whatever the tokenizer does
     return xxhash.xxh3_128(json.dumps(description, sort_keys=True).encode()).hexdigest()

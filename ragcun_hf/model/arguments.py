@@ -53,7 +53,9 @@ class ModelArguments:
     lexical_weight: float | None = argument(
         None, "Share of the lexical half in the similarity, in [0, 1). Default: chosen without labels."
     )
-    query_prompt: str | None = argument(None, "Text prepended to every query.")
+    query_prompt: str | None = argument(
+        None, "Text prepended to every query; auto: both prompts as the makers of a well-known encoder publish them."
+    )
     document_prompt: str | None = argument(None, "Text prepended to every document.")
     max_length: int | None = argument(None, "Maximum number of tokens per text.")
 

@@ -28,7 +28,9 @@ def register_auto_classes() -> None:
     AutoModel.register(IsotropicGaussianConfig, IsotropicGaussianModel, exist_ok=True)
 
 
-def load_base_model(name: str, *, revision: str | None = None, **config_fields: Any) -> IsotropicGaussianModel:
+def load_base_model(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False, **config_fields: Any
+) -> IsotropicGaussianModel:
     """Create a model in evaluation mode around the encoder that `--base_model` names, or raise a UserError."""
     from huggingface_hub.errors import StrictDataclassError
 
@@ -38,10 +40,18 @@ def load_base_model(name: str, *, revision: str | None = None, **config_fields: 
     _refuse_trained_model(name)
     try:
         _check_connection(name, revision)
-        return IsotropicGaussianModel.from_encoder(name, revision=revision, **config_fields)
+        return IsotropicGaussianModel.from_encoder(
+            name, revision=revision, trust_remote_code=trust_remote_code, **config_fields
+        )
     except (OSError, ImportError) as error:
         raise UserError(str(error) if name == EMBEDDED else _unreachable(name, error)) from error
     except (ValueError, StrictDataclassError) as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"--base_model expects an encoder that transformers knows, got {name}, which brings code of its own: "
+                "read that code, then run ragcun eval-beir or ragcun mine-negatives with --trust_remote_code; for "
+                "training take another encoder, because a saved model could not load the code"
+            ) from error
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
         raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
 
@@ -52,6 +62,19 @@ def check_base_name(name: str) -> None:
         raise UserError(
             f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name!r}: did you mean {EMBEDDED}?"
         )
+
+
+def fields_of_base(args: Any) -> dict[str, Any]:
+    """Return the flags about an encoder that `load_base_model` takes, or raise a UserError beside a trained model."""
+    values = {name: getattr(args, name) for name in ("query_prompt", "document_prompt")}
+    given = {name: value for name, value in values.items() if value is not None}
+    if args.trust_remote_code:
+        given["trust_remote_code"] = True
+    if given and (args.model_path or getattr(args, "compare", None)):
+        raise UserError(
+            f"--{next(iter(given))} is for --base_model, got a trained model, which has its own: leave it out"
+        )
+    return given
 
 
 def check_model_path(path: str) -> None:
@@ -151,6 +174,8 @@ def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
 
 def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel:
     """Load the encoder that a model with a trained encoder started from, with the model's pooling and length."""
+    from .sentence_transformers_isotropic_gaussian import AUTO, published_prompts
+
     config = model.config
     if not config.base_model_name:
         raise UserError(
@@ -159,6 +184,9 @@ def load_untrained_base(model: IsotropicGaussianModel) -> IsotropicGaussianModel
     is_embedded = config.base_model_name == EMBEDDED_NAME and has_embedded_model()
     name = EMBEDDED if is_embedded else config.base_model_name
     fields = {key: getattr(config, key) for key in ("pooling", "pooled_layers", "normalize_features", "max_length")}
+    if published := published_prompts(name):  # its own prompts, if the model took them over
+        is_taken_over = published == {"query": config.query_prompt, "document": config.document_prompt}
+        fields["query_prompt"] = AUTO if is_taken_over else None
     return load_base_model(name, revision=config.base_model_revision, **fields)
 
 

@@ -18,11 +18,13 @@ except ImportError as error:
 
 from .pooling_isotropic_gaussian import ACTIVATIONS, POOLINGS, pooled_width
 
+SIMILARITIES = ("cosine", "dot", "euclidean")
 _CHOICES = {
     "pooling": POOLINGS,
     "projection_kind": ("mlp", "linear"),
     "projection_init": ("identity", "random"),
-    "similarity_fn_name": ("cosine", "dot", "euclidean"),
+    "similarity_fn_name": SIMILARITIES,
+    "encoder_similarity": SIMILARITIES,
     "default_prompt_name": (None, "query", "document"),
 }
 
@@ -30,6 +32,12 @@ _CHOICES = {
 _FAMILIES_WITH_POSITION_OFFSET = (
     "camembert",
     "data2vec-text",
+    "esm",
+    "ibert",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
     "mpnet",
     "roberta",
     "roberta-prelayernorm",
@@ -58,6 +66,8 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             `out_dim`, `bias`, `activation` (`identity`, `tanh`, `gelu` or `relu`) and `normalize_input` (to unit
             length). They belong to the encoder: frozen with it, and part of its features.
         normalize_features: Normalize the encoder's vectors to unit length, as most sentence encoders do.
+        encoder_similarity: How the encoder's makers compare its vectors: `cosine`, `dot` or `euclidean`. The untrained
+            encoder is ranked so wherever it is compared with the model.
         lexical_dim: L, the width of the lexical half, which holds exact words; 0 for none. See
             [`~IsotropicGaussianModel.fit_lexical`].
         lexical_weight: Its share of the cosine similarity of two features, in [0, 1).
@@ -106,6 +116,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     pooling: str = "mean"
     pooled_layers: list | None = None
     normalize_features: bool = True
+    encoder_similarity: str = "cosine"
     lexical_dim: int = 0
     lexical_weight: int | float = 0.3
     lexical_scale: int | float = 1.0
@@ -223,6 +234,8 @@ def num_positions(encoder_config: PreTrainedConfig) -> int | None:
     """Return the maximum number of tokens of an encoder, or None if its configuration has no limit."""
     text_config = encoder_config.get_text_config()
     positions = getattr(text_config, "max_position_embeddings", None)
+    if positions is not None and positions < 1:  # XLNet's -1 is no limit
+        return None
     if positions is not None and text_config.model_type in _FAMILIES_WITH_POSITION_OFFSET:
         positions -= text_config.pad_token_id + 1
     return positions

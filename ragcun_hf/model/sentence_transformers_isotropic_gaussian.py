@@ -3,7 +3,8 @@
 
 import json
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers.utils import cached_file
 
-from .configuration_isotropic_gaussian import IsotropicGaussianConfig, num_positions
+from .configuration_isotropic_gaussian import SIMILARITIES, IsotropicGaussianConfig, num_positions
 from .pooling_isotropic_gaussian import ACTIVATIONS, PooledLayers
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,28 @@ _SETTINGS = "config_sentence_transformers.json"
 _LENGTH_FILES = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+
+# Names in the order in which sentence-transformers looks for them.
+_NAMES_OF_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+AUTO = "auto"  # as a prompt: the one that the encoder's makers publish
+_FOR_PASSAGES = "Represent this sentence for searching relevant passages: "
+# Of encoders whose files lack them (or did, in some revision): the last part of the name, the prompts of queries and
+# of documents. From the makers' model cards on the Hub: each says under "Usage" what to put before a text, and that
+# results are worse without.
+_PUBLISHED_PROMPTS = (
+    (r"(multilingual-)?e5-(small|base|large)(-v2|-unsupervised)?", "query: ", "passage: "),
+    (r"bge-(small|base|large)-en(-v1\.5)?", _FOR_PASSAGES, ""),
+    (r"(nomic-embed-text-v(1|1\.5|2-moe)|modernbert-embed-base)", "search_query: ", "search_document: "),
+    (r"mxbai-embed-(large-v1|xsmall-v1|2d-large-v1)", _FOR_PASSAGES, ""),
+    (r"snowflake-arctic-embed-(xs|s|m|m-long|l|m-v1\.5)", _FOR_PASSAGES, ""),
+    (r"snowflake-arctic-embed-(m|l)-v2\.0", "query: ", ""),
+    (
+        r"gte-qwen(1\.5|2)-.*instruct",
+        "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: ",
+        "",
+    ),
 )
 
 
@@ -107,7 +130,7 @@ def _read(name_or_path: str | Path, file_name: str, options: dict[str, Any]) -> 
 def encoder_settings(
     name_or_path: str, tokenizer: Any, encoder_config: Any, options: dict[str, Any], given: dict[str, Any]
 ) -> dict[str, Any]:
-    """Read pooling, length, normalization and prompts from an encoder's sentence-transformers files, unless given."""
+    """Read pooling, length, normalization, prompts and similarity from an encoder's files, unless they are given."""
 
     def read(file_name: str) -> Any:
         return _read(name_or_path, file_name, options)
@@ -117,29 +140,105 @@ def encoder_settings(
     settings: dict[str, Any] = {"max_length": min(tokenizer.model_max_length, positions, 512)}
     modules = read("modules.json")
     if modules is None:
-        return settings
+        return settings | chosen_prompts(name_or_path, {}, given)
     kinds = [_kind(module) for module in modules]
     _refuse_unknown_modules(name_or_path, kinds)
     settings["normalize_features"] = [kind for kind in kinds if kind != "Dropout"][-1] == "Normalize"
     layers = [_layer(name_or_path, layer, config) for layer, config in _dense_modules(modules, read)]
     if layers and "pooled_layers" not in given:
         settings["pooled_layers"] = layers
+    length = _length(name_or_path, modules, tokenizer, read)
+    if length is not None:
+        settings["max_length"] = min(length, positions)
+    described = read(_SETTINGS) or {}
+    prompts = chosen_prompts(name_or_path, described.get("prompts") or {}, given)
+    default = _role(described.get("default_prompt_name"))
+    settings |= prompts | ({"default_prompt_name": default} if default else {})
+    if not settings["normalize_features"]:  # else cosine is the dot product
+        settings["encoder_similarity"] = _similarity(name_or_path, described.get("similarity_fn_name"))
+    for module in modules:
+        if _kind(module) == "Pooling":
+            pooling = read(f"{module['path']}/config.json") or {}
+            has_prompt = any(prompts.values())
+            settings["pooling"] = given.get("pooling") or _pooling_name(name_or_path, pooling, has_prompt=has_prompt)
+    return settings
+
+
+def _similarity(name_or_path: str, name: str | None) -> str:
+    if name is not None and name not in SIMILARITIES:
+        logger.warning(
+            "The vectors of %s are meant to be compared by %s, which is not supported: they are compared by cosine.",
+            Path(name_or_path).name,
+            name,
+        )
+    return name if name in SIMILARITIES else "cosine"
+
+
+def _length(name_or_path: str, modules: list[dict[str, Any]], tokenizer: Any, read: Any) -> int | None:
+    """Return the maximum length in the transformer's own settings; refuse lower case that the tokenizer lacks."""
     folder = f"{subfolder}/" if (subfolder := _transformer_path(modules)) else ""
     found: dict[str, Any] = next(filter(None, (read(folder + name) for name in _LENGTH_FILES)), {})
     if found.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ValueError(f"{name_or_path} lowercases texts before its tokenizer does, which is not supported.")
-    length = found.get("max_seq_length")
-    if length is not None:
-        settings["max_length"] = min(length, positions)
-    prompts = (read("config_sentence_transformers.json") or {}).get("prompts") or {}
-    settings.update({f"{role}_prompt": prompts[role] for role in ("query", "document") if prompts.get(role)})
-    for module in modules:
-        if _kind(module) == "Pooling":
-            pooling = read(f"{module['path']}/config.json") or {}
-            has_prompt = any(prompts.values()) or given.get("query_prompt") or given.get("document_prompt")
-            chosen = given.get("pooling")
-            settings["pooling"] = chosen or _pooling_name(name_or_path, pooling, has_prompt=bool(has_prompt))
-    return settings
+    return found.get("max_seq_length")
+
+
+def chosen_prompts(name_or_path: str, in_files: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:
+    """Return `query_prompt` and `document_prompt`: as given, or those of the files, or, for `auto`, published ones."""
+    own = {
+        role: next(filter(None, (in_files.get(name) for name in names)), "")
+        for role, names in _NAMES_OF_PROMPTS.items()
+    }
+    published = own if any(own.values()) else published_prompts(name_or_path)
+    asked = {role: given.get(f"{role}_prompt") for role in own}
+    if asked["query"] is None and not any(own.values()):
+        _say_what_is_not_used(name_or_path, published, [name for name, prompt in in_files.items() if prompt])
+    if asked["query"] == AUTO and asked["document"] is None:
+        asked["document"] = AUTO
+    if AUTO in asked.values() and published is None:
+        raise ValueError(
+            f"`query_prompt` auto takes the prompts that an encoder's makers publish, and those of {name_or_path} are "
+            "not known: write the prompt itself, or leave it out."
+        )
+    sources: dict[Any, dict[str, str]] = {None: own, AUTO: published or own}
+    return {f"{role}_prompt": sources[text][role] if text in sources else str(text) for role, text in asked.items()}
+
+
+def published_prompts(name_or_path: str) -> dict[str, str] | None:
+    """Return the prompts that the makers of a well-known encoder publish outside its files, or None.
+
+    >>> published_prompts("intfloat/e5-base-v2")
+    {'query': 'query: ', 'document': 'passage: '}
+    """
+    # `models--owner--name/snapshots/commit` is a folder of the Hub's cache.
+    names = [part.rsplit("--", 1)[-1].lower() for part in Path(name_or_path).parts[-3:]]
+    for pattern, query, document in _PUBLISHED_PROMPTS:
+        if re.fullmatch(pattern, names[-1]) or (names[1:2] == ["snapshots"] and re.fullmatch(pattern, names[0])):
+            return {"query": query, "document": document}
+    return None
+
+
+def _say_what_is_not_used(name_or_path: str, published: Mapping[str, str] | None, others: list[str]) -> None:
+    name = Path(name_or_path).name
+    if published is not None:
+        quoted = " and ".join(f"{prompt!r} before {role} texts" for role, prompt in published.items() if prompt)
+        logger.warning(
+            "The makers of %s put %s; its files do not say so, and nothing is put there: set query_prompt "
+            "(--query_prompt) to auto for that, or to '' for nothing.",
+            name,
+            quoted,
+        )
+    elif others:
+        logger.warning(
+            "%s has prompts of other names than query and document (%s), and none is used: set query_prompt "
+            "(--query_prompt) to the text of the right one, or to '' for nothing.",
+            name,
+            ", ".join(others),
+        )
+
+
+def _role(prompt_name: str | None) -> str | None:
+    return next((role for role, names in _NAMES_OF_PROMPTS.items() if prompt_name in names), None)
 
 
 def _kind(module: dict[str, Any]) -> str:
@@ -159,6 +258,21 @@ def transformer_options(name_or_path: str, options: dict[str, Any]) -> dict[str,
     """Return the options that load an encoder and its tokenizer, which in old folders lie in one of their own."""
     subfolder = _transformer_path(_read(name_or_path, "modules.json", options) or [])
     return {**options, **({"subfolder": subfolder} if subfolder else {})}
+
+
+def adapted_encoder(name_or_path: str, options: dict[str, Any]) -> str | None:
+    """Return the name of the encoder that an adapter's folder is for; None if the folder has an encoder of its own."""
+    options = {key: value for key, value in options.items() if key != "trust_remote_code"}
+    if _read(name_or_path, "config.json", options) is not None:
+        return None
+    return (_read(name_or_path, "adapter_config.json", options) or {}).get("base_model_name_or_path")
+
+
+def described_in(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return where an encoder's settings are, and the options to read them: of an adapter without, its encoder's."""
+    if adapted is None or _read(name_or_path, "modules.json", options) is not None:
+        return name_or_path, options
+    return adapted, {}
 
 
 def _transformer_path(modules: list[dict[str, Any]]) -> str:

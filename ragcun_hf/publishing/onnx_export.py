@@ -152,7 +152,7 @@ def write_onnx(
         "similarity_fn_name": settings.similarity_fn_name,
         "unit_length": settings.has_unit_vectors,
         "prompts": {"query": settings.query_prompt, "document": settings.document_prompt},
-        "padding": {"side": tokenizer.padding_side, "id": tokenizer.pad_token_id},
+        "padding": {"side": "right", "id": tokenizer.pad_token_id},
         "notes": _NOTES,
         "opset": opset,
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", *_PACKAGES)},
@@ -267,7 +267,7 @@ def write_tokenizer(model: IsotropicGaussianModel, folder: Path) -> None:
     given.save_pretrained(folder)
     own = Tokenizer.from_str(backend.to_str())
     own.enable_truncation(model.config.max_length, direction=given.truncation_side)
-    own.enable_padding(direction=given.padding_side, pad_id=given.pad_token_id, pad_token=given.pad_token)
+    own.enable_padding(direction="right", pad_id=given.pad_token_id, pad_token=given.pad_token)
     own.save(str(folder / "tokenizer.json"))
 
 

@@ -1,7 +1,7 @@
 """Search one corpus with the frozen base and with the trained model, and find each document's rank in both rankings.
 
-Every document is encoded once: the base compares the features by cosine, the trained model compares its embeddings of
-them.
+Every document is encoded once: the base compares the features as its makers do, the trained model compares its
+embeddings of them.
 
 Shape letters used in this file: N = documents, H = encoder width, D = width of the vectors, P = pairs.
 """
@@ -112,6 +112,11 @@ class SearchIndex:
         return self.model.config.similarity_fn_name
 
     @property
+    def base_similarity(self) -> str:
+        """The similarity by which the base's makers compare its vectors."""
+        return self._base_encoder.model.config.encoder_similarity
+
+    @property
     def widths(self) -> tuple[int, int]:
         """The dimensions of the base's vectors and of the trained model's."""
         return self._base_NH.shape[1], self._trained_ND.shape[1]
@@ -137,13 +142,15 @@ class SearchIndex:
             base_1H = self._base_encoder.model.encoder_part(of_base)
             embedding_1D, prediction_1D = apply_head(self.model, feature_1H)
         vector_1D = prediction_1D if use_predictor and prediction_1D is not None else embedding_1D
-        base_scores_N = score_documents(base_1H, self._base_NH, "cosine")
+        base_scores_N = score_documents(base_1H, self._base_NH, self.base_similarity)
         trained_scores_N = score_documents(vector_1D, self._trained_ND, self.similarity)
         probability = None
         # It was fitted to scores of the projection.
         if self.model.config.relevance_calibration is not None and not use_predictor and len(trained_scores_N) > 1:
             probability = float(self.model.relevance_probability(trained_scores_N))
         base_ranks_N, trained_ranks_N = rank_all(base_scores_N), rank_all(trained_scores_N)
+        if self.base_similarity == "euclidean":
+            base_scores_N = -base_scores_N
         if self.similarity == "euclidean":
             trained_scores_N = -trained_scores_N
         return BothRankings(

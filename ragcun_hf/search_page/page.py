@@ -97,17 +97,16 @@ def render_hit(hit: Hit, *, score_name: str, is_trained: bool) -> str:
 
 
 def render_rankings(
-    found: BothRankings, *, headings: Sequence[tuple[str, str]], similarity: str, note: str = ""
+    found: BothRankings, *, headings: Sequence[tuple[str, str]], similarities: tuple[str, str], note: str = ""
 ) -> str:
-    """Render both rankings side by side, with a heading (name, description) each and a note after the summary."""
+    """Render both rankings side by side, with a heading (name, description) and a similarity each, and a note."""
     lists = ""
-    compared = ("cosine", similarity)
     for place, hits in enumerate((found.base, found.trained)):
-        (name, detail), score_name = headings[place], _SCORES[compared[place]]
+        (name, detail), score_name = headings[place], _SCORES[similarities[place]]
         side, jump = "base", '<a class="sp-jump" href="#sp-trained">Trained model ↓</a>'
         if place:
             side, jump = "trained", '<a class="sp-jump" href="#sp-base">Base ↑</a>'
-        order = "smaller is better" if compared[place] == "euclidean" else "larger is better"
+        order = "smaller is better" if similarities[place] == "euclidean" else "larger is better"
         items = "".join(render_hit(hit, score_name=score_name, is_trained=bool(place)) for hit in hits)
         lists += (
             f'<section id="sp-{side}" aria-labelledby="sp-{side}-name"><header><h2 id="sp-{side}-name">{escape(name)}'
@@ -189,7 +188,7 @@ def answer_query(
             "Probably nothing relevant: the trained model's first document is relevant with probability "
             f"{found.probability:.2f}."
         )
-    return render_rankings(found, headings=headings, similarity=index.similarity, note=note)
+    return render_rankings(found, headings=headings, similarities=(index.base_similarity, index.similarity), note=note)
 
 
 def make_page(

@@ -100,8 +100,9 @@ class HeadData:
         return cls(base, pairs, num_rows, retrieval_validation(held_out, store, corpus=corpus))
 
     def base_figures(self) -> dict[str, float]:
-        """Measure the frozen base by cosine similarity."""
-        model = with_head(self.base, ModelArguments(projection_kind="linear"))
+        """Measure the frozen base by its makers' similarity."""
+        published = self.base.config.encoder_similarity
+        model = with_head(self.base, ModelArguments(projection_kind="linear", similarity_fn_name=published))
         return {} if self.validation is None else self.validation(model)
 
     def steps_per_epoch(self, training: IsotropicGaussianTrainingArguments) -> int:
@@ -147,7 +148,7 @@ def with_head(base: IsotropicGaussianModel, arguments: ModelArguments) -> Isotro
     """Make a model with a new head around the encoder of another model."""
     of_encoder = ("encoder_config", "base_model_name", "pooling", "pooled_layers", "normalize_features", "max_length")
     of_texts = ("query_prompt", "document_prompt", "lexical_dim", "lexical_weight", "lexical_scale")
-    fields = {name: getattr(base.config, name) for name in (*of_encoder, *of_texts)}
+    fields = {name: getattr(base.config, name) for name in (*of_encoder, "encoder_similarity", *of_texts)}
     config = IsotropicGaussianConfig(**{**arguments.config_fields(), **fields})
     with torch.device("meta"):  # the encoder made here is not used
         model = IsotropicGaussianModel(config)

@@ -39,6 +39,7 @@ class RunFacts:
     has_documents: bool = False  # without labels, which give the head its start
     is_untrained: bool = True  # the model's head
     given_fields: Collection[str] = ()  # of the model's configuration, named when it was made in Python
+    has_foreign_code: bool = False  # the encoder
     without_checkpointing: str | None = None  # the encoder's class, if it cannot recompute its activations
     chosen: ChosenSettings | None = None  # in an automatic run, once they are chosen
 
@@ -233,6 +234,11 @@ def _check_encoder(training: IsotropicGaussianTrainingArguments, facts: RunFacts
             "--encoder_dtype bfloat16, --encoder_backend and --feature_dtype are for cached features, got training "
             "from tokens: leave them out (--bf16 sets the precision)"
         )
+    if facts.has_foreign_code:
+        raise UserError(
+            "expected an encoder that transformers knows, got one with code of its own, which a saved model could not "
+            "load: take another encoder"
+        )
     if training.activation_checkpointing and facts.without_checkpointing is not None:
         raise UserError(
             "--activation_checkpointing (or --gradient_checkpointing) needs an encoder that supports it, got "
@@ -244,7 +250,7 @@ def _starts_as_base(model: Any) -> bool:
     """Return whether an untrained head of this model ranks as its frozen encoder does."""
     is_as_wide = model.output_dim in (None, getattr(model, "encoder_dim", model.output_dim))
     is_plain = model.projection_init == "identity" and not model.use_predictor
-    return is_plain and is_as_wide and model.similarity_fn_name == "cosine"
+    return is_plain and is_as_wide and model.similarity_fn_name == getattr(model, "encoder_similarity", "cosine")
 
 
 def _check_automatic(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:

@@ -170,6 +170,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         encoder = None if model.supports_gradient_checkpointing else type(model.encoder).__name__
         facts = {"is_untrained": model.is_untrained, "given_fields": model.given_fields, **facts}
         facts["without_checkpointing"] = encoder
+        facts["has_foreign_code"] = model.has_foreign_code
         found = find_facts(self._given_args, model.config, self.data, **facts)
         check_run(self._given_args, found)
         return plan_run(self._given_args, found)

@@ -5,6 +5,7 @@ import importlib
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -627,3 +628,78 @@ def test_too_few_queries_and_flags_that_do_not_fit_are_refused(evaluate, trained
     ):
         with pytest.raises(UserError, match=message):
             evaluate("--model_path", folder, *flags, datasets=(many, "toy"))
+
+
+def _dots(queries, documents):
+    return np.array([[query @ document for document in documents.values()] for query in queries.values()])
+
+
+def test_a_base_for_dot_products_is_ranked_by_them(evaluate, base_for_dot_products, tmp_path):
+    from ragcun_hf import IsotropicGaussianModel
+
+    results = evaluate("--base_model", base_for_dot_products, "--no_bm25")
+    assert results["settings"]["base_similarity"] == "dot"
+    model = IsotropicGaussianModel.from_encoder(str(base_for_dot_products))
+    options = {"normalize_embeddings": False}
+    scores = _dots(_vectors(model, "query", **options), _vectors(model, "document", **options))
+    lines = (tmp_path / "results" / "base-dot-base" / "toy.base.trec").read_text().splitlines()
+    found = {(line.split()[0], line.split()[2]): float(line.split()[4]) for line in lines}
+    expected = {
+        (query, document): scores[row, column]
+        for row, query in enumerate(QUERIES)
+        for column, document in enumerate(CORPUS)
+        if (query, document) in found
+    }
+    assert len(found) == len(QRELS) * len(CORPUS) - 1
+    assert found == pytest.approx(expected, rel=1e-4)
+    # By cosine, the best documents are others.
+    plain = IsotropicGaussianModel.from_encoder(str(base_for_dot_products), encoder_similarity="cosine")
+    cosines = plain.similarity(plain.encode_query([*QUERIES.values()]), plain.encode_document([*CORPUS.values()]))
+    assert (cosines.numpy().argmax(1) != scores.argmax(1)).any()
+
+
+def test_so_are_the_base_of_a_trained_model_its_fusion_and_its_closed_form(
+    evaluate, base_for_dot_products, tmp_path, monkeypatch
+):
+    from ragcun_hf import IsotropicGaussianModel
+
+    model = IsotropicGaussianModel.from_encoder(str(base_for_dot_products))
+    model.save_pretrained(tmp_path / "mine")
+    pairs = tmp_path / "pairs.json"
+    pairs.write_text(json.dumps([{"query": QUERIES["q0"], "positive": CORPUS["d1"]}]), encoding="utf-8")
+    alone = evaluate("--base_model", base_for_dot_products, output="alone")["datasets"]["toy"]["systems"]
+    results = evaluate("--model_path", tmp_path / "mine", "--closed_form", pairs, output="beside")
+    beside = results["datasets"]["toy"]["systems"]
+    assert [beside[name] for name in ("base", "fusion")] == [alone[name] for name in ("base", "fusion")]
+    assert results["settings"]["base_similarity"] == "dot"
+    # A document that moved keeps its length: what it scores for other queries stays of the order of the others.
+    runs = tmp_path / "beside" / "mine"
+    moved, before = (
+        {line.split()[2]: float(line.split()[4]) for line in (runs / f"toy.{name}.trec").read_text().splitlines()[:8]}
+        for name in ("closed_form", "base")
+    )
+    assert {key for key in moved if moved[key] != before[key]} <= {"d1"}
+    assert moved["d1"] > 0.5 * before["d1"]
+
+
+def test_prompts_of_a_base_are_flags_and_belong_to_no_trained_model(evaluate, trained, tiny_encoder_folder, tmp_path):
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "e5-small")
+    plain = evaluate("--base_model", folder, output="a")["datasets"]["toy"]["systems"]["base"]
+    published = evaluate("--base_model", folder, "--query_prompt", "auto", output="b")
+    same = ("--query_prompt", "query: ", "--document_prompt", "passage: ")
+    by_hand = evaluate("--base_model", folder, *same, output="c")["datasets"]["toy"]["systems"]["base"]
+    assert published["datasets"]["toy"]["systems"]["base"] == by_hand != plain
+    with pytest.raises(UserError, match="--document_prompt is for --base_model, got a trained model"):
+        evaluate("--model_path", trained(), "--document_prompt", "")
+    with pytest.raises(UserError, match="`query_prompt` auto takes the prompts that an encoder's makers publish"):
+        evaluate("--base_model", tiny_encoder_folder, "--query_prompt", "auto")
+
+
+def test_the_untrained_base_has_published_prompts_if_the_model_has_them(evaluate, tiny_encoder_folder, tmp_path):
+    from ragcun_hf import IsotropicGaussianModel
+    from ragcun_hf.model.base_models import load_untrained_base
+
+    folder = str(shutil.copytree(tiny_encoder_folder, tmp_path / "e5-small"))
+    for prompt, expected in (("auto", "query: "), ("", "")):
+        model = IsotropicGaussianModel.from_encoder(folder, query_prompt=prompt, freeze_base=False)
+        assert load_untrained_base(model).config.query_prompt == expected

@@ -764,3 +764,37 @@ def test_hundreds_of_processes_share_a_round_evenly():
         for size in sizes:
             loads[share.deal(size)] += size
         assert max(loads) < 1.1 * np.mean(loads), num_processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "sizes", "message"),
+    [
+        ("longformer", {"attention_window": [4, 4]}, "other features than PyTorch for a longformer encoder"),
+        ("mamba", {"state_size": 4}, "other features than PyTorch for a mamba encoder"),
+        ("roberta", {}, None),
+    ],
+)
+def test_a_graph_that_holds_for_one_length_only_is_refused(tiny_tokenizer, tmp_path, family, sizes, message):
+    pytest.importorskip("openvino")
+    from transformers import AutoConfig, AutoModel
+
+    of_all = {"vocab_size": len(tiny_tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "pad_token_id": 1}
+    if family != "mamba":
+        of_all |= {"num_attention_heads": 2, "intermediate_size": 24, "max_position_embeddings": 40}
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **of_all, **sizes, initializer_range=0.4)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path))
+    texts = ["the sun", "fish " * 30, "how to sort a list and an array in the tree of light"]
+    stores = [
+        FeatureStore(model, cache_folder=None, dtype="float32", backend=backend, show_progress=False)
+        for backend in ("torch", "openvino")
+    ]
+    expected = stores[0].features(texts).expanded()
+    if message is None:
+        np.testing.assert_allclose(stores[1].features(texts).expanded(), expected, atol=1e-4)
+        return
+    with pytest.raises(UserError, match=message):
+        stores[1].features(texts)

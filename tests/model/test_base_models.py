@@ -119,3 +119,49 @@ def test_a_command_whose_hub_does_not_answer_ends_without_trying_again(tmp_path)
     assert done.returncode == 2
     assert "'no-such/encoder'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def encoder_with_code(tiny_encoder_folder, tmp_path):
+    """An encoder whose family is not in transformers, and whose code lies beside its weights."""
+    import json
+    import shutil
+
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "own")
+    code = "from transformers import BertConfig, BertModel\n\n\nclass OwnConfig(BertConfig):\n"
+    code += "    model_type = 'own_bert'\n"
+    code += "\n\nclass OwnModel(BertModel):\n    config_class = OwnConfig\n"
+    (folder / "modeling_own.py").write_text(code, encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    classes = {"AutoConfig": "modeling_own.OwnConfig", "AutoModel": "modeling_own.OwnModel"}
+    config |= {"model_type": "own_bert", "auto_map": classes, "architectures": ["OwnModel"]}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return str(folder)
+
+
+def test_the_code_of_an_encoder_runs_only_on_request_and_is_never_saved(
+    encoder_with_code, tiny_encoder_folder, tiny_pairs, tmp_path, capsys
+):
+    from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+    from ragcun_hf.cli import mine_negatives
+    from ragcun_hf.data.writing import write_json_rows
+
+    write_json_rows(tiny_pairs, tmp_path / "pairs.json")
+    flags = ["--train_data", str(tmp_path / "pairs.json"), "--base_model", encoder_with_code]
+    refused = "--base_model expects an encoder that transformers knows, got .*/own, .* with --trust_remote_code; for"
+    for command, more in ((train_contrastive, "--output_dir"), (mine_negatives, "--output")):
+        with pytest.raises(UserError, match=refused):
+            command.main([*flags, more, str(tmp_path / "out.jsonl")])
+    more = ["--trust_remote_code", "--no_feature_cache", "--output", str(tmp_path / "mined.jsonl")]
+    mine_negatives.main([*flags, *more])
+    assert "negatives to 8 pairs" in capsys.readouterr().out
+    model = IsotropicGaussianModel.from_encoder(encoder_with_code, trust_remote_code=True)
+    known = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
+    assert model.encode("the sun").tolist() == known.encode("the sun").tolist()
+    assert (model.has_foreign_code, known.has_foreign_code) == (True, False)
+    with pytest.raises(ValueError, match=r"brings code of its own \(OwnModel\), which a saved model could not load"):
+        model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    args = IsotropicGaussianTrainingArguments(output_dir=str(tmp_path / "trained"), use_cpu=True, max_steps=1)
+    with pytest.raises(UserError, match="expected an encoder that transformers knows, got one with code of its own"):
+        IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs).train()

@@ -1,5 +1,7 @@
 """Encoders as their makers publish them: a sentence-transformers folder gives the vectors that its library gives."""
 
+import copy
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -238,3 +240,291 @@ def test_an_encoder_decoder_that_cannot_be_separated_is_named(tiny_tokenizer, tm
 def test_a_broken_description_of_layers_is_refused(tiny_encoder_folder):
     with pytest.raises(ValueError, match="`pooled_layers` must be dictionaries of out_dim"):
         IsotropicGaussianModel.from_encoder(str(Path(tiny_encoder_folder)), pooled_layers=[{"out_dim": 3}])
+
+
+def _with_settings(request, folder, **settings):
+    """Save the encoder "one layer" with other settings in its config_sentence_transformers.json; name the folder."""
+    _there(request, "one layer").save(str(folder))
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}), encoding="utf-8")
+    return str(folder)
+
+
+def _cosines(a, b):
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+@pytest.mark.parametrize("name", ["document", "passage", "corpus"])
+def test_prompts_of_every_name_in_use_are_taken_over(request, tmp_path, name):
+    from sentence_transformers import SentenceTransformer
+
+    prompts = {"query": "search query: ", "document": "", name: "search document: ", "other": "fish "}
+    folder = _with_settings(request, tmp_path / "encoder", prompts=prompts, default_prompt_name=name)
+    there, ours = SentenceTransformer(folder, device="cpu"), IsotropicGaussianModel.from_encoder(folder)
+    assert (ours.config.query_prompt, ours.config.document_prompt) == ("search query: ", "search document: ")
+    np.testing.assert_allclose(_cosines(ours.encode_query(TEXTS), there.encode_query(TEXTS)), 1, atol=1e-5)
+    # sentence-transformers 6.2 sets an absent `document` to "", and so never finds the other two by itself.
+    by_role = there.encode_document(TEXTS, **({} if name == "document" else {"prompt_name": name}))
+    np.testing.assert_allclose(_cosines(ours.encode_document(TEXTS), by_role), 1, atol=1e-5)
+    np.testing.assert_allclose(_cosines(ours.encode(TEXTS), there.encode(TEXTS)), 1, atol=1e-5)
+    assert _cosines(ours.encode_query(TEXTS), ours.encode_document(TEXTS)).max() < 0.9999
+
+
+def test_prompts_of_other_names_are_named(request, tmp_path, caplog):
+    folder = _with_settings(request, tmp_path / "encoder", prompts={"s2p_query": "Instruct: ", "sts": "fish "})
+    assert IsotropicGaussianModel.from_encoder(folder).config.query_prompt == ""
+    (line,) = [each.getMessage() for each in caplog.records if "prompts" in each.getMessage()]
+    assert "encoder has prompts of other names than query and document (s2p_query, sts), and none is used" in line
+    caplog.clear()
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="").config.query_prompt == ""
+    assert not caplog.records
+
+
+def test_published_prompts_of_a_known_encoder_are_named_and_used_on_request(tiny_encoder_folder, tmp_path, caplog):
+    from ragcun_hf.model.arguments import ModelArguments
+
+    folder = str(shutil.copytree(tiny_encoder_folder, tmp_path / "e5-small-v2"))
+    without = IsotropicGaussianModel.from_encoder(folder)
+    assert (without.config.query_prompt, without.config.document_prompt) == ("", "")
+    (line,) = [each.getMessage() for each in caplog.records]
+    assert line.startswith(
+        "The makers of e5-small-v2 put 'query: ' before query texts and 'passage: ' before document"
+    )
+    assert "set query_prompt (--query_prompt) to auto" in line
+    caplog.clear()
+    model = ModelArguments(base_model=folder, query_prompt="auto").build()
+    assert (model.config.query_prompt, model.config.document_prompt) == ("query: ", "passage: ")
+    np.testing.assert_array_equal(model.encode_query(TEXTS), without.encode([f"query: {text}" for text in TEXTS]))
+    half = IsotropicGaussianModel.from_encoder(folder, query_prompt="auto", document_prompt="")
+    assert (half.config.query_prompt, half.config.document_prompt) == ("query: ", "")
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="").config.document_prompt == ""
+    assert not caplog.records
+    model.save_pretrained(tmp_path / "saved")
+    assert IsotropicGaussianModel.from_pretrained(tmp_path / "saved").config.query_prompt == "query: "
+
+
+def test_auto_takes_the_prompts_of_the_files_first_and_refuses_unknown_encoders(request, tmp_path):
+    prompts = {"query": "search query: ", "document": "search document: "}
+    folder = _with_settings(request, tmp_path / "e5-base", prompts=prompts)
+    assert IsotropicGaussianModel.from_encoder(folder, query_prompt="auto").config.query_prompt == "search query: "
+    with pytest.raises(ValueError, match="`query_prompt` auto takes the prompts that an encoder's makers publish"):
+        IsotropicGaussianModel.from_encoder(str(request.getfixturevalue("tiny_mpnet_folder")), query_prompt="auto")
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [
+        ("intfloat/multilingual-e5-large", "query: "),
+        ("BAAI/bge-small-en-v1.5", "Represent this sentence for searching relevant passages: "),
+        ("nomic-ai/nomic-embed-text-v1.5", "search_query: "),
+        ("mixedbread-ai/mxbai-embed-large-v1", "Represent this sentence for searching relevant passages: "),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", "query: "),
+        ("cache/models--intfloat--e5-base/snapshots/0123abc", "query: "),
+        ("thenlper/gte-base", None),
+        ("BAAI/bge-m3", None),
+        ("my/e5-base-of-my-own", None),
+        ("e5-base/other", None),
+    ],
+)
+def test_known_encoders_go_by_the_last_part_of_their_names(name, query):
+    from ragcun_hf.model.sentence_transformers_isotropic_gaussian import published_prompts
+
+    assert (published_prompts(name) or {}).get("query") == query
+
+
+def _ndcg(scores):
+    """NDCG@10 if the document of the same row is the relevant one."""
+    ranks = (scores > np.diag(scores)[:, None]).sum(1)
+    return np.where(ranks < 10, 1 / np.log2(ranks + 2), 0).mean()
+
+
+def test_a_base_for_dot_products_is_ranked_so_in_training_on_the_search_page_and_for_negatives(
+    base_for_dot_products, tiny_pairs, tmp_path
+):
+    from datasets import Dataset
+
+    from ragcun_hf.cli import mine_negatives
+    from ragcun_hf.data.pairs import read_pairs
+    from ragcun_hf.evaluation.validation import RetrievalValidation
+    from ragcun_hf.features.arguments import FeatureArguments
+    from ragcun_hf.objective.inputs import FeaturePairs
+    from ragcun_hf.search_page.index import SearchIndex
+    from ragcun_hf.sweep.heads import HeadData
+
+    model = IsotropicGaussianModel.from_encoder(str(base_for_dot_products))
+    assert (model.config.encoder_similarity, model.config.similarity_fn_name) == ("dot", "cosine")
+    queries, documents = ([row[name] for row in tiny_pairs] for name in ("query", "positive"))
+    options = {"normalize_embeddings": False}
+    vectors = model.encode_query(queries, **options), model.encode_document(documents, **options)
+    dots, cosines = vectors[0] @ vectors[1].T, model.similarity(*vectors).numpy()
+    assert _ndcg(dots) != _ndcg(cosines)
+    store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
+    validation = RetrievalValidation(queries, documents, store=store)
+    assert validation.base_figures(model)["ndcg@10"] == pytest.approx(_ndcg(dots))
+    assert validation(model)["ndcg@10"] == pytest.approx(_ndcg(cosines))
+    pairs = FeaturePairs(queries, documents, [[] for _ in queries], store=store)
+    assert HeadData(model, pairs, len(queries), validation).base_figures()["ndcg@10"] == pytest.approx(_ndcg(dots))
+
+    rows = Dataset.from_list([{"title": "", "text": text} for text in documents])
+    index = SearchIndex(model, rows, features=FeatureArguments(feature_cache=False, encoder_dtype="float32"))
+    for query, scores in zip(queries, dots, strict=True):
+        found = index.search(query, top_k=3).base
+        assert [hit.text for hit in found] == [documents[row] for row in np.argsort(-scores)[:3]]
+        assert [hit.score for hit in found] == pytest.approx(sorted(scores, reverse=True)[:3], rel=1e-4)
+
+    (tmp_path / "pairs.json").write_text(json.dumps(tiny_pairs[1:]), encoding="utf-8")
+    flags = ["--train_data", str(tmp_path / "pairs.json"), "--output", str(tmp_path / "mined.jsonl")]
+    flags += ["--range_min", "0", "--range_max", "1", "--relative_margin=-9", "--no_feature_cache"]
+    mine_negatives.main([*flags, "--base_model", str(base_for_dot_products), "--encoder_dtype", "float32"])
+    best = {query: documents[row] for query, row in zip(queries, dots[:, 1:].argmax(1) + 1, strict=True)}
+    mined = {row["query"]: row["negative"] for row in read_pairs(str(tmp_path / "mined.jsonl"))}
+    own = dict(zip(queries, documents, strict=True))
+    assert mined == {query: [] if best[query] == own[query] else [best[query]] for query in mined}
+    assert sum(map(len, mined.values())) > 2
+
+
+def _tiny(folder, tokenizer, family, **changes):
+    """Save a tiny encoder of a family with its tokenizer; name the folder."""
+    from transformers import AutoConfig, AutoModel
+
+    torch.manual_seed(20_240)
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 24, "max_position_embeddings": 40, "initializer_range": 0.4, "pad_token_id": 1}
+    if family == "xlnet":
+        del sizes["max_position_embeddings"]  # it has no limit
+    config = AutoConfig.for_model(family, **{**sizes, **changes})
+    AutoModel.from_config(config).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def _one_by_one(model, folder):
+    """Return mean vectors of unit length from AutoModel, each text without any padding."""
+    from transformers import AutoModel
+
+    encoder, vectors = AutoModel.from_pretrained(folder).eval(), []
+    for text in TEXTS:
+        options = {"truncation": True, "max_length": model.config.max_length, "return_token_type_ids": False}
+        with torch.no_grad():
+            states = encoder(**model.tokenizer(text, return_tensors="pt", **options)).last_hidden_state
+        vectors.append(torch.nn.functional.normalize(states[0].mean(0), dim=0))
+    return torch.stack(vectors).numpy()
+
+
+GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40, "pad_token_id": None}
+LLAMA = {"num_key_value_heads": 1, "head_dim": 8, "pad_token_id": None}
+
+
+@pytest.mark.parametrize(("family", "changes"), [("gpt2", GPT2), ("llama", LLAMA), ("bert", {}), ("distilbert", {})])
+def test_padding_never_changes_a_vector(tiny_tokenizer, tmp_path, family, changes):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    if changes.get("pad_token_id", 1) is None:
+        tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    if family == "distilbert":
+        changes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24}
+    folder = _tiny(tmp_path / "encoder", tokenizer, family, **changes)
+    model = IsotropicGaussianModel.from_encoder(folder)
+    assert (model.tokenizer.pad_token, model.tokenizer.padding_side) == (
+        "[SEP]" if "pad_token_id" in changes else "[PAD]",
+        "right",
+    )
+    expected = _one_by_one(model, folder)
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+    store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
+    features = store.features(TEXTS).expanded()
+    np.testing.assert_allclose(features / np.linalg.norm(features, axis=1, keepdims=True), expected, atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    again.tokenizer.padding_side = "left"  # as in a folder of an earlier version
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_a_tokenizer_without_any_special_token_is_refused(tiny_tokenizer, tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.WordLevel(tiny_tokenizer.get_vocab(), unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    folder = _tiny(tmp_path, PreTrainedTokenizerFast(tokenizer_object=backend), "gpt2", **GPT2, vocab_size=60)
+    with pytest.raises(ValueError, match="The tokenizer of .* has no special token to pad with: give it a pad_token"):
+        IsotropicGaussianModel.from_encoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [
+        ("fnet", {}),
+        ("convbert", {"embedding_size": 16}),
+        ("nystromformer", {"num_landmarks": 4, "segment_means_seq_len": 4}),
+    ],
+)
+def test_an_encoder_whose_vectors_depend_on_the_batch_is_refused(tiny_tokenizer, tmp_path, family, changes):
+    folder = _tiny(tmp_path, tiny_tokenizer, family, **changes)
+    with pytest.raises(ValueError, match=f"another vector beside a longer text, because the family {family} does not"):
+        IsotropicGaussianModel.from_encoder(folder)
+
+
+SQUEEZED = [f"{name}_groups" for name in ("q", "k", "v", "post_attention", "intermediate", "output")]
+ODD = {
+    "xlnet": ({"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}, 32),
+    "longformer": ({"attention_window": [4, 4]}, 38),
+    "ibert": ({}, 38),
+    "esm": ({"mask_token_id": 4}, 38),
+    "luke": ({"entity_vocab_size": 5, "entity_emb_size": 8}, 38),
+    "roberta": ({}, 38),
+    "squeezebert": ({"embedding_size": 16, **dict.fromkeys(SQUEEZED, 1)}, 40),
+    "big_bird": ({"block_size": 4, "num_random_blocks": 1}, 40),
+}
+
+
+@pytest.mark.parametrize("family", ODD)
+def test_families_with_positions_or_poolers_of_their_own_way_load(tiny_tokenizer, tmp_path, family):
+    changes, length = ODD[family]
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.model_max_length = 32 if family == "xlnet" else 1000
+    folder = _tiny(tmp_path / "encoder", tokenizer, family, **changes)
+    model = IsotropicGaussianModel.from_encoder(folder)
+    assert model.config.max_length == length
+    if family != "big_bird":  # whose own way for a text alone depends on its length
+        np.testing.assert_allclose(model.encode(TEXTS), _one_by_one(model, folder), atol=1e-5)
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_allclose(again.encode(TEXTS), np.stack([model.encode(text) for text in TEXTS]), atol=1e-5)
+
+
+@pytest.mark.parametrize("has_tokenizer", [True, False])
+def test_an_adapter_is_merged_into_its_encoder(tiny_encoder_folder, tiny_tokenizer, tmp_path, has_tokenizer):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    settings = peft.LoraConfig(target_modules=["query", "value"], init_lora_weights=False)
+    adapted = peft.get_peft_model(AutoModel.from_pretrained(tiny_encoder_folder), settings).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    if has_tokenizer:
+        tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    model = IsotropicGaussianModel.from_encoder(str(tmp_path / "adapter"))
+    tokens = model.tokenize(TEXTS)
+    with torch.no_grad():
+        states = adapted(**tokens).last_hidden_state
+    expected = torch.nn.functional.normalize(pool(states, tokens["attention_mask"], "mean"), dim=-1).numpy()
+    np.testing.assert_allclose(model.encode(TEXTS), expected, atol=1e-5)
+    base = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
+    assert _cosines(model.encode(TEXTS), base.encode(TEXTS)).max() < 0.999
+    assert model.state_dict().keys() == base.state_dict().keys()
+    model.save_pretrained(tmp_path / "saved")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_an_adapter_without_peft_says_what_to_install(tiny_encoder_folder, tmp_path):
+    from ragcun_hf.errors import UserError
+    from ragcun_hf.model.base_models import load_base_model
+
+    if importlib.util.find_spec("peft"):
+        pytest.skip("peft is installed")
+    settings = {"base_model_name_or_path": str(tiny_encoder_folder), "peft_type": "LORA"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    with pytest.raises(UserError, match="is an adapter for .*, which needs peft: run pip install peft"):
+        load_base_model(str(tmp_path))
