@@ -211,9 +211,10 @@ def _tsv_lines(text: str, number: int) -> Iterator[tuple[int, list[str]]]:
 
 
 # A field in quotes, one whose quotes are still open, or one without quotes around it.
-_TSV_FIELD = re.compile(r'"(?:[^"]|"")*"(?=\t|\Z)|"(?:[^"]|"")*\Z|[^\t]*')
-_QUOTED_FIELD = re.compile(r'"((?:[^"]|"")*)"')
-_OPEN_FIELD = re.compile(r'"(?:[^"]|"")*')
+_IN_QUOTES = r'[^"]*(?:""[^"]*)*'
+_TSV_FIELD = re.compile(rf'"{_IN_QUOTES}"(?=\t|\Z)|"{_IN_QUOTES}\Z|[^\t]*')
+_QUOTED_FIELD = re.compile(rf'"({_IN_QUOTES})"')
+_OPEN_FIELD = re.compile(rf'"{_IN_QUOTES}')
 
 
 def _tsv_fields(text: str, num_tabs: int) -> list[str] | None:
