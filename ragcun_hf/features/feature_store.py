@@ -168,8 +168,8 @@ def _weights_checksum(encoder: Any) -> str:
     checksum = _hash_of(encoder.state_dict())
     # Equal weights give other features under another activation, normalization or position scheme.
     settings = encoder.config.to_diff_dict()
-    for machine_dependent in ("_name_or_path", "transformers_version", "architectures", "dtype"):
-        settings.pop(machine_dependent, None)
+    for without_effect in ("_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"):
+        settings.pop(without_effect, None)
     checksum.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return checksum.hexdigest()
 

@@ -260,7 +260,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         fields = {**found, **fields, **prompts}
         encoder.config._name_or_path = fields["base_model_name"]
         model = cls(cls.config_class(encoder_config=encoder.config, **fields))
-        model.encoder = _without_pooler(_with_full_attention(encoder))
+        model.encoder = _without_pooler(_for_whole_texts(encoder))
         if model.pooled_layers is not None:
             load_pooled_layers(model.pooled_layers, described, options)
         model._tokenizer = tokenizer
@@ -758,8 +758,10 @@ def _without_pooler(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
-def _with_full_attention(encoder: nn.Module) -> nn.Module:
-    """Let BigBird attend to all tokens; else it chooses between two ways by the longest text that it has seen."""
+def _for_whole_texts(encoder: nn.Module) -> nn.Module:
+    """Keep no keys and values for a next token, which converters of graphs cannot follow either; see below, too."""
+    encoder.config.use_cache = False
+    # BigBird chooses between two ways by the longest text that it has seen: let it attend to all tokens.
     if hasattr(encoder, "set_attention_type"):
         encoder.set_attention_type("original_full")
         encoder.config.attention_type = "original_full"

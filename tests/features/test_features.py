@@ -214,10 +214,15 @@ def test_openvino_computes_the_features_that_torch_computes(request, tmp_path, f
 
 
 @pytest.mark.slow
-def test_an_encoder_that_openvino_does_not_know_is_a_user_error(tiny_decoder_folder):
+def test_an_encoder_that_openvino_does_not_know_is_a_user_error(tiny_tokenizer, tmp_path):
     pytest.importorskip("openvino")
-    model = load_base_model(str(tiny_decoder_folder))
-    with pytest.raises(UserError, match="--encoder_backend openvino cannot convert a gemma3_text encoder"):
+    from transformers import XLMConfig, XLMModel
+
+    sizes = {"emb_dim": 16, "n_layers": 1, "n_heads": 2, "max_position_embeddings": 32, "pad_index": 1}
+    XLMModel(XLMConfig(vocab_size=len(tiny_tokenizer), **sizes)).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    model = load_base_model(str(tmp_path))
+    with pytest.raises(UserError, match="--encoder_backend openvino cannot convert a xlm encoder"):
         _store(model, None, backend="openvino").features(TEXTS)
 
 
