@@ -65,6 +65,25 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
+@pytest.fixture
+def searched_on(monkeypatch):
+    """Devices on which exact searches ran, where the model's would be `cpu:0`, which is not the default `cpu`."""
+    from ragcun_hf.evaluation import evaluator, model_evaluation, validation
+    from ragcun_hf.features import hard_negatives
+    from ragcun_hf.search import exact
+
+    devices, candidates = [], exact._Search.candidates
+
+    def record(self, queries_QD, k, document_block, query_block, device):
+        devices.append(str(device))
+        return candidates(self, queries_QD, k, document_block, query_block, device)
+
+    monkeypatch.setattr(exact._Search, "candidates", record)
+    for module in (evaluator, model_evaluation, validation, hard_negatives):
+        monkeypatch.setattr(module, "search_device", lambda device: torch.device(torch.device(device).type, 0))
+    return devices
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """Words to ids: lower case, split at blanks and punctuation, [CLS] and [SEP] around."""

@@ -18,7 +18,7 @@ from ..distributed import world_size
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..model.base_models import load_untrained_base
-from ..search.exact import SearchResult
+from ..search.exact import SearchResult, search_device
 from ..search.similarity import SIMILARITIES
 from .bm25 import Bm25System
 from .environment import environment_facts, now
@@ -270,13 +270,14 @@ class RetrievalEvaluator(BaseEvaluator):
         """Evaluate any other encoder, in this process alone: trainers may run an evaluator in the first one only."""
         dataset, similarity = self._dataset, _similarity(model)
         queries, documents = (self._vectors(model, is_query=is_query) for is_query in (True, False))
-        systems: list[System] = [VectorSystem(MODEL_SYSTEM, queries, documents, similarity)]
+        device = search_device(getattr(model, "device", "cpu"))
+        systems: list[System] = [VectorSystem(MODEL_SYSTEM, queries, documents, similarity, device=device)]
         if self._bm25 is not None:
             systems.append(self._bm25)
         found = evaluate_retrieval(dataset, systems, **self._options)
         entries = {dataset.name: found.entry}
         samples = {MODEL_SYSTEM: documents[sample_rows(len(documents))]}
-        isotropy = {system: measure_isotropy(rows) for system, rows in samples.items()}
+        isotropy = {system: measure_isotropy(rows, device) for system, rows in samples.items()}
         name = _encoder_name(model)
         facts = {"path": name, "name": name, "similarity": similarity, "base_model": None, "use_predictor": False}
         settings = {"split": dataset.split, "document_text": "title + ' ' + text", "top_k": self._options["k"]}

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..features.feature_store import SAMPLE_ROWS
 from ..features.text_vectors import TEXTS_AT_ONCE
 from ..files import DOCUMENTS_FILE, weights_digest
-from ..search.exact import SearchResult, exact_search
+from ..search.exact import SearchResult, exact_search, search_device
 from ..search.first_pass import row_blocks
 from ..search.memory_maps import new_matrix, read_far_apart, release
 from ..search.shards import Shard, gather_rows_by_number, own_shard
@@ -136,15 +136,16 @@ class ModelSystems:
         base_queries = base.queries(dataset)
         kept = self.base_rankings
         of_encoder = base.model.encoder_part(base_queries)
-        published = base.model.config.encoder_similarity
-        systems = [VectorSystem(BASE_SYSTEM, of_encoder, features, published, self.search, shard, kept)]
+        published, device = base.model.config.encoder_similarity, search_device(model.device)
+        systems = [VectorSystem(BASE_SYSTEM, of_encoder, features, published, self.search, shard, kept, device)]
         if self.heads:
             own_queries = base_queries if self.encoder is base else self.encoder.queries(dataset)
             outputs = apply_head(model, own_queries)
             queries: dict[str, Any] = dict(zip((PROJECTION_SYSTEM, PREDICTOR_SYSTEM), outputs, strict=True))
             similarity = model.config.similarity_fn_name
             systems += [
-                VectorSystem(head, queries[head], embeddings, similarity, self.search, shard) for head in self.heads
+                VectorSystem(head, queries[head], embeddings, similarity, self.search, shard, device=device)
+                for head in self.heads
             ]
         return systems
 
@@ -222,15 +223,17 @@ def evaluate_model(
     samples = sample.vectors()
     # Scale the base's vectors as the head's input is scaled, so that both systems are measured at one scale.
     samples[BASE_SYSTEM] = samples[BASE_SYSTEM] * float(systems.encoder.model.config.feature_scale)
-    isotropy = {system: measure_isotropy(rows) for system, rows in samples.items()}
+    device = systems.encoder.model.device
+    isotropy = {system: measure_isotropy(rows, device) for system, rows in samples.items()}
     return ModelEvaluation(evaluations, entries, mean_over_datasets(entries), isotropy, samples)
 
 
-def measure_isotropy(rows: np.ndarray) -> dict[str, float]:
-    """Measure how evenly vectors (N, D), N >= 2, are spread, with SIGReg per row."""
+def measure_isotropy(rows: np.ndarray, device: str | torch.device = "cpu") -> dict[str, float]:
+    """Measure how evenly vectors (N, D), N >= 2, are spread, with SIGReg per row, on the device of their model."""
     # SIGReg per row does not grow with the sample: 0.40 after a collapse, 1.05 / N at best. The function is not the
     # loss's, which would count this sample once for each process.
-    return {**isotropy_report(rows), "sigreg": sigreg(rows) / len(rows)}
+    vectors_ND = torch.tensor(rows, dtype=torch.float64).to(search_device(device))
+    return {**isotropy_report(vectors_ND), "sigreg": sigreg(vectors_ND) / len(rows)}
 
 
 def evaluation_settings(

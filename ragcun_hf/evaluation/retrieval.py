@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from ..data.beir_folder import BeirDataset
 from ..errors import UserError
@@ -49,6 +50,7 @@ class VectorSystem:
     search: Search = exact_search
     shard: Shard | None = None  # the rows of the corpus in `documents`, if several processes share it; None: all
     kept: dict[tuple[str, str], SearchResult] | None = None  # (system, data set) -> ranking, to search only once
+    device: str | torch.device = "cpu"  # where documents and queries are multiplied
 
     def rank(self, dataset: BeirDataset, rows: Rows, k: int) -> SearchResult:
         """Find the k best documents of some queries, rows of `dataset.queries`; ties in the order of document ids."""
@@ -65,7 +67,7 @@ class VectorSystem:
         search = self.search if self.shard is None else search_shards(self.search, self.shard)
         queries = self.queries if len(rows) == len(self.queries) else self.queries[rows]
         ties = IdOrder(dataset.corpus_ids)
-        found = search(queries, self.documents, k=k, similarity=self.similarity, ties=ties)
+        found = search(queries, self.documents, k=k, similarity=self.similarity, ties=ties, device=self.device)
         if self.kept is not None:
             self.kept[key] = found
         return found

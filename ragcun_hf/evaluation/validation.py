@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..search.exact import Matrix, exact_search
+from ..search.exact import Matrix, exact_search, search_device
 from .calibration import Array, first_two
 from .metrics.retrieval.trec_scores import average_scores, score_queries
 from .ranking import Run, build_run
@@ -56,21 +56,22 @@ class RetrievalValidation:
             return {}
         features = (self._features_of(model, is_query=is_query) for is_query in (True, False))
         queries, documents = map(model.encoder_part, features)
-        return {MAIN_METRIC: self._figure(queries, documents, model.config.encoder_similarity)}
+        return {MAIN_METRIC: self._figure(queries, documents, model.config.encoder_similarity, model.device)}
 
     def __call__(self, model: IsotropicGaussianModel) -> dict[str, float]:
         """Return `ndcg@10` of the projection and, with a predictor, `ndcg@10_predictor`."""
         queries, predictions, documents = self._vectors(model)
         similarity = model.config.similarity_fn_name
-        figures = {MAIN_METRIC: self._figure(queries, documents, similarity)}
+        figures = {MAIN_METRIC: self._figure(queries, documents, similarity, model.device)}
         if predictions is not None:
-            figures[f"{MAIN_METRIC}_predictor"] = self._figure(predictions, documents, similarity)
+            figures[f"{MAIN_METRIC}_predictor"] = self._figure(predictions, documents, similarity, model.device)
         return figures
 
     def first_two(self, model: IsotropicGaussianModel) -> tuple[Array, Array]:
         """Return what a calibration is fitted to, as `calibration.first_two` does, of the projection's rankings."""
         queries, _, documents = self._vectors(model)
-        return first_two(self._run(queries, documents, model.config.similarity_fn_name), self._qrels)
+        run = self._run(queries, documents, model.config.similarity_fn_name, model.device)
+        return first_two(run, self._qrels)
 
     def _vectors(self, model: IsotropicGaussianModel) -> tuple[Matrix, Matrix | None, Matrix]:
         was_training = model.training
@@ -103,9 +104,10 @@ class RetrievalValidation:
             self._features[key] = torch.from_numpy(self._store.features(texts, prompt=prompt).expanded())
         return self._features[key]
 
-    def _figure(self, queries: Matrix, documents: Matrix, similarity: str) -> float:
-        return average_scores(score_queries(self._run(queries, documents, similarity), self._qrels))[MAIN_METRIC]
+    def _figure(self, queries: Matrix, documents: Matrix, similarity: str, device: torch.device) -> float:
+        run = self._run(queries, documents, similarity, device)
+        return average_scores(score_queries(run, self._qrels))[MAIN_METRIC]
 
-    def _run(self, queries: Matrix, documents: Matrix, similarity: str) -> Run:
-        found = exact_search(queries, documents, k=10, similarity=similarity)
+    def _run(self, queries: Matrix, documents: Matrix, similarity: str, device: torch.device) -> Run:
+        found = exact_search(queries, documents, k=10, similarity=similarity, device=search_device(device))
         return build_run(self._query_ids, self._document_ids, found, drop_identical_ids=False, k=10)

@@ -1,7 +1,7 @@
 """Two ways to compute features from tokens: the model in PyTorch, or its graph in OpenVINO.
 
-Both take token ids and attention mask, shape (rows, T), and return what `model.compute_features` returns: shape
-(rows, H), float32, on the CPU.
+Both take token ids and attention mask, shape (rows, T), on the CPU, and return what `model.compute_features` returns:
+shape (rows, H), float32, on the model's device, where the work may still be under way.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
 
@@ -24,6 +26,8 @@ ComputeFeatures: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("torch", "openvino")
+# Without cuDNN's, which prepares a plan for every new shape of a batch.
+_ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -48,13 +52,43 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     if backend == "openvino":
         return _openvino_function(model, dtype)
 
+    graph, weights = _FeatureGraph(model), _cast_weights(model, dtype)
+
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        with torch.autocast(model.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            features = model.compute_features(input_ids.to(model.device), attention_mask.to(model.device))
-        return features.float().cpu()
+        tokens = tuple(_moved(each, model.device) for each in (input_ids, attention_mask))
+        is_rounded = dtype != torch.float32
+        with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
+            return torch.func.functional_call(graph, weights, tokens, tie_weights=False).float()
 
     return compute
+
+
+def _cast_weights(model: IsotropicGaussianModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Cast the weights of a frozen encoder's linear layers, by their names in a `_FeatureGraph`.
+
+    Autocast casts the same weights to the same values, but again in every batch. All others, such as those of norms,
+    it leaves in float32. The copy lives as long as the function that uses it.
+    """
+    if dtype == torch.float32 or not model.config.freeze_base:
+        return {}
+    return {
+        f"model.encoder.{layer}.{name}": weight.detach().to(dtype)
+        for layer, module in model.encoder.named_modules()
+        if isinstance(module, nn.Linear)
+        for name, weight in module.named_parameters(recurse=False)
+        if weight.dtype == torch.float32
+    }
+
+
+def attention_of(device: torch.device) -> AbstractContextManager[None]:
+    """Choose the kernels of attention for batches of many shapes."""
+    return sdpa_kernel(_ATTENTION_KERNELS) if device.type == "cuda" else nullcontext()
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move to a device; from pinned memory, a card copies while it computes."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> ComputeFeatures:
@@ -62,7 +96,7 @@ def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> Compu
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return lexical(input_ids.to(model.device), attention_mask.to(model.device)).cpu()
+        return lexical(_moved(input_ids, model.device), _moved(attention_mask, model.device))
 
     return compute
 
@@ -119,7 +153,7 @@ def _check_other_shapes(model: IsotropicGaussianModel, compute: ComputeFeatures,
 
 
 class _FeatureGraph(nn.Module):
-    """`compute_features` as a forward pass, which the converter can trace."""
+    """`compute_features` as a forward pass, which can be traced, and called with other weights."""
 
     def __init__(self, model: IsotropicGaussianModel) -> None:
         super().__init__()

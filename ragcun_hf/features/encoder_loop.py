@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+import numpy as np
+import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
@@ -26,6 +31,62 @@ _LAST_SHARE = 0.25
 TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 PADDING_SHARE = 0.05  # of a batch, at most
 _CHARACTERS_PER_TOKEN = 4  # of English
+
+# On a card: a batch of 4k tokens computes in less time than it takes to start its kernels.
+CARD_TOKEN_BUDGET = 65_536
+CARD_BLOCK_SIZE, CARD_LAST_BLOCK_SIZE = 1_048_576, 262_144
+CARD_PADDING_SHARE = 0.125
+CARD_BATCHES_AHEAD = 8  # batches that are started before the first of them is read back
+
+Item = TypeVar("Item")
+
+
+@dataclass
+class BatchLimits:
+    """What a batch may hold, and how it is padded; `token_budget` shrinks when a device runs out of memory."""
+
+    token_budget: int  # padded tokens per batch
+    padding_share: float  # of a batch, at most
+    block_size: int
+    last_block_size: int
+    has_few_shapes: bool = False  # lengths and numbers of rows are rounded up, so that a card meets the same again
+    batches_ahead: int = 0
+
+    @classmethod
+    def of(cls, device: torch.device) -> BatchLimits:
+        """Return the limits for a kind of device."""
+        if device.type != "cuda":
+            return cls(TOKEN_BUDGET, PADDING_SHARE, BLOCK_SIZE, LAST_BLOCK_SIZE)
+        limits = cls(CARD_TOKEN_BUDGET, CARD_PADDING_SHARE, CARD_BLOCK_SIZE, CARD_LAST_BLOCK_SIZE)
+        limits.has_few_shapes, limits.batches_ahead = True, CARD_BATCHES_AHEAD
+        return limits
+
+    def padded_length(self, length: int, *, max_length: int) -> int:
+        """Return the number of tokens that a text of some length is padded to, at least."""
+        if not self.has_few_shapes:
+            return length
+        return max(length, min(_rounded_up(length, per_doubling=8, step=16), max_length))
+
+    def padded_rows(self, num_rows: int, length: int) -> int:
+        """Return the number of rows that a batch is padded to."""
+        if not self.has_few_shapes:
+            return num_rows
+        most = max(num_rows, self.token_budget // length)
+        return min(_rounded_up(num_rows, per_doubling=4, step=1), most)
+
+    def shrink(self, num_tokens: int) -> None:
+        """Lower the budget to half of a batch that did not fit, of `num_tokens`."""
+        self.token_budget = min(self.token_budget, num_tokens // 2)
+
+
+def _rounded_up(number: int, *, per_doubling: int, step: int) -> int:
+    """Round up to a multiple of `step`, and of larger ones for larger numbers: some values from n to 2n.
+
+    >>> [_rounded_up(number, per_doubling=4, step=1) for number in (3, 8, 9, 17, 33, 63)]
+    [3, 8, 10, 20, 40, 64]
+    """
+    step = max(step, 2 ** (number - 1).bit_length() // 2 // per_doubling)
+    return -(-number // step) * step
 
 
 class WorkShare:
@@ -50,30 +111,60 @@ def encode_in_batches(
     prompt: str = "",
     progress: EncodingProgress | None = None,
     share: WorkShare | None = None,
+    limits: BatchLimits | None = None,
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Run the encoder over distinct texts, longest first; yield positions and features, (rows, H) float32 on the CPU.
 
     The last bits of a feature depend on the other texts in its batch. So batches are formed as in one process, and the
-    processes of a `share` together give exactly its features. Features that are not finite are a UserError.
+    processes of a `share` together give exactly its features, if none runs out of memory. Features that are not finite
+    are a UserError. The default `limits` are those of the model's device; they may shrink.
     """
     sizes = [text_size(text, max_length=model.config.max_length) for text in texts]
-    share = share or WorkShare()
+    share, limits = share or WorkShare(), limits or BatchLimits.of(model.device)
     progress = progress or EncodingProgress(is_shown=False)
-    blocks = [block for block, size in blocks_by_size(texts, sizes) if share.deal(size) == share.number]
+    blocks = [block for block, size in blocks_by_size(texts, sizes, limits) if share.deal(size) == share.number]
     progress.begin([sizes[position] for block in blocks for position in block])
-    for positions, token_ids in _tokenized_ahead(model, texts, blocks, prompt):
-        for rows in batches_by_tokens([len(ids) for ids in token_ids]):
-            batch = [positions[row] for row in rows]
-            tokens = model.pad([token_ids[row] for row in rows])
-            features = compute(tokens["input_ids"], tokens["attention_mask"])
-            if not bool(features.isfinite().all()):
-                raise UserError(
-                    f"expected finite features, got NaN or infinity for text {batch[0] + 1} or another one in its "
-                    "batch: check the encoder, or try --encoder_dtype float32"
-                )
-            num_tokens = sum(len(token_ids[row]) for row in rows)
-            progress.advance([sizes[position] for position in batch], num_tokens=num_tokens)
-            yield batch, features
+    started = (
+        (block, rows, _ArrivingFeatures(features))
+        for block in _tokenized_ahead(model, texts, blocks, prompt)
+        for rows, features in _computed(block, compute, limits, max_length=model.config.max_length)
+    )
+    for block, rows, arriving in _behind(started, limits.batches_ahead):
+        batch, features = [block.positions[row] for row in rows], arriving.read()
+        if not bool(features.isfinite().all()):
+            raise UserError(
+                f"expected finite features, got NaN or infinity for text {batch[0] + 1} or another one in its batch: "
+                "check the encoder, or try --encoder_dtype float32"
+            )
+        progress.advance([sizes[position] for position in batch], num_tokens=int(block.lengths[rows].sum()))
+        yield batch, features
+
+
+def _behind(items: Iterable[Item], distance: int) -> Iterator[Item]:
+    """Yield items in their order, each when `distance` more were taken."""
+    waiting: deque[Item] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > distance:
+            yield waiting.popleft()
+    yield from waiting
+
+
+class _ArrivingFeatures:
+    """Features on their way to the CPU: a card goes on with its work until they are read, and after."""
+
+    def __init__(self, features: Tensor) -> None:
+        is_on_card = features.device.type == "cuda"
+        self._features = features.to("cpu", non_blocking=is_on_card)  # into pinned memory
+        self._is_copied = torch.cuda.Event() if is_on_card else None
+        if self._is_copied is not None:
+            self._is_copied.record(torch.cuda.current_stream(features.device))
+
+    def read(self) -> Tensor:
+        """Wait for the features, and return them."""
+        if self._is_copied is not None:
+            self._is_copied.synchronize()
+        return self._features
 
 
 def text_size(text: str, *, max_length: int) -> int:
@@ -81,8 +172,11 @@ def text_size(text: str, *, max_length: int) -> int:
     return 1 + min(len(text), _CHARACTERS_PER_TOKEN * max_length)
 
 
-def blocks_by_size(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple[list[int], int]]:
+def blocks_by_size(
+    texts: Sequence[str], sizes: Sequence[int], limits: BatchLimits | None = None
+) -> Iterator[tuple[list[int], int]]:
     """Group positions into blocks of similar cost, longest texts first; yield each block with its cost."""
+    limits = limits or BatchLimits.of(torch.device("cpu"))
     block: list[int] = []
     size, size_left = 0, sum(sizes)
     size_of_last = _LAST_SHARE * size_left
@@ -91,25 +185,55 @@ def blocks_by_size(texts: Sequence[str], sizes: Sequence[int]) -> Iterator[tuple
         block.append(position)
         size += sizes[position]
         size_left -= sizes[position]
-        if size >= (BLOCK_SIZE if size_left > size_of_last else LAST_BLOCK_SIZE):
+        if size >= (limits.block_size if size_left > size_of_last else limits.last_block_size):
             yield block, size
             block, size = [], 0
     if block:
         yield block, size
 
 
+@dataclass(frozen=True)
+class TokenBlock:
+    """Token ids of some texts, one after the other, and how a batch of them is padded."""
+
+    positions: list[int]  # of the texts
+    token_ids: np.ndarray[Any, Any]  # (tokens,) int64
+    lengths: np.ndarray[Any, Any]  # (texts,) int64
+    pad_id: int
+
+    @classmethod
+    def of(cls, tokenizer: Any, positions: list[int], token_ids: Sequence[Sequence[int]]) -> TokenBlock:
+        """Lay out the token ids of texts."""
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"expected a tokenizer with a padding token, got {type(tokenizer).__name__} without: set its pad_token"
+            )
+        # A blank text without special tokens becomes one padding token, as in the model's own `tokenize`.
+        token_ids = [ids or [tokenizer.pad_token_id] for ids in token_ids]
+        lengths = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
+        flat = np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))
+        return cls(positions, flat, lengths, tokenizer.pad_token_id)
+
+    def batch(self, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
+        """Return token ids and attention mask of some texts, padded on the right to a length: (rows, length) int64."""
+        lengths_B1 = self.lengths[rows, None]
+        starts_B1 = (np.cumsum(self.lengths) - self.lengths)[rows, None]
+        is_token_BT = np.arange(length) < lengths_B1
+        places_BT = (starts_B1 + np.arange(length)) * is_token_BT
+        token_ids_BT = np.where(is_token_BT, self.token_ids[places_BT], self.pad_id)
+        return torch.from_numpy(token_ids_BT), torch.from_numpy(is_token_BT.astype(np.int64))
+
+
 def _tokenized_ahead(
     model: IsotropicGaussianModel, texts: Sequence[str], blocks: Sequence[list[int]], prompt: str
-) -> Iterator[tuple[list[int], list[list[int]]]]:
+) -> Iterator[TokenBlock]:
     """Yield each block with its token ids; a thread tokenizes the next block while the caller encodes this one."""
+    options = {"truncation": True, "max_length": model.config.max_length}
+    options |= {"return_token_type_ids": False, "return_attention_mask": False}
 
-    def tokenize(positions: list[int]) -> tuple[list[int], list[list[int]]]:
-        block = [prompt + texts[position] for position in positions]
-        tokens = model.tokenizer(
-            block, truncation=True, max_length=model.config.max_length, return_token_type_ids=False
-        )
-        # A blank text without special tokens becomes one padding token, as in the model's own `tokenize`.
-        return positions, [ids or [model.tokenizer.pad_token_id] for ids in tokens["input_ids"]]
+    def tokenize(positions: list[int]) -> TokenBlock:
+        tokens = model.tokenizer([prompt + texts[position] for position in positions], **options)
+        return TokenBlock.of(model.tokenizer, positions, tokens["input_ids"])
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
         upcoming = None
@@ -121,16 +245,59 @@ def _tokenized_ahead(
             yield upcoming.result()
 
 
-def batches_by_tokens(lengths: Sequence[int]) -> Iterator[list[int]]:
+def _computed(
+    block: TokenBlock, compute: ComputeFeatures, limits: BatchLimits, *, max_length: int
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Compute the features of a block in batches; yield rows and features.
+
+    A batch that a device has too little memory for is halved until it fits, and later ones are smaller.
+    """
+    lengths = [limits.padded_length(length, max_length=max_length) for length in block.lengths.tolist()]
+    for batch in batches_by_tokens(lengths, limits):
+        parts = [batch]
+        while parts:
+            rows = parts.pop(0)
+            length = lengths[rows[0]]
+            most = max(1, limits.token_budget // length)
+            if len(rows) > most:
+                parts = [rows[:most], rows[most:], *parts]
+                continue
+            # More rows than there are texts repeat the last one.
+            filled = rows + [rows[-1]] * (limits.padded_rows(len(rows), length) - len(rows))
+            features = _computed_if_it_fits(compute, *block.batch(filled, length))
+            if features is not None:
+                yield rows, features[: len(rows)]
+            elif len(filled) > 1:
+                limits.shrink(len(filled) * length)
+                parts = [rows, *parts]
+            else:
+                raise UserError(
+                    f"expected memory for one text of {length} tokens, got too little: give the model a smaller "
+                    "max_length, or free memory on the device"
+                )
+
+
+def _computed_if_it_fits(compute: ComputeFeatures, input_ids: Tensor, attention_mask: Tensor) -> Tensor | None:
+    try:
+        return compute(input_ids, attention_mask)
+    except torch.OutOfMemoryError:
+        pass  # the error holds the tensors of the attempt: free memory when it is gone
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
+
+
+def batches_by_tokens(lengths: Sequence[int], limits: BatchLimits | None = None) -> Iterator[list[int]]:
     """Group positions of similar length (in tokens) into batches, longest first, so that a lack of memory shows early.
 
     A batch stays within the token budget, padding included, unless it is a single text; the padding stays small.
     """
+    limits = limits or BatchLimits.of(torch.device("cpu"))
     batch: list[int] = []
     num_tokens = 0
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = (len(batch) + 1) * lengths[batch[0]] if batch else 0
-        if padded > TOKEN_BUDGET or padded * (1 - PADDING_SHARE) > num_tokens + lengths[position]:
+        if padded > limits.token_budget or padded * (1 - limits.padding_share) > num_tokens + lengths[position]:
             yield batch
             batch, num_tokens = [], 0
         batch.append(position)

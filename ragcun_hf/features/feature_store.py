@@ -79,6 +79,7 @@ class FeatureStore:
             model, self._encoder_function, self.key_parts, dim=model.config.encoder_dim, **self._options
         )
         self._lexical: TextVectors | None = None
+        self._compiled: ComputeFeatures | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -118,7 +119,10 @@ class FeatureStore:
         return f"{line}; the cache holds {num_texts:,} of this encoder ({num_bytes / 2**20:,.1f} MiB)."
 
     def _encoder_function(self) -> ComputeFeatures:
-        return feature_function(self._model, dtype=self._dtype, backend=self.backend)
+        compute = self._compiled or feature_function(self._model, dtype=self._dtype, backend=self.backend)
+        if self.backend == "openvino":  # compiling a graph takes seconds
+            self._compiled = compute
+        return compute
 
     def _halves(self) -> list[TextVectors]:
         lexical = self._model.lexical

@@ -12,7 +12,7 @@ import torch
 from ..data.pairs import pair_features
 from ..data.sources import build_table
 from ..errors import UserError
-from ..search.exact import exact_search
+from ..search.exact import exact_search, search_device
 from ..search.similarity import score_rows
 
 if TYPE_CHECKING:
@@ -79,7 +79,8 @@ def mine_hard_negatives(
     query_vectors = _embed(model, store.features(queries, prompt=config.query_prompt).expanded())
     document_vectors = _embed(model, store.features(documents, prompt=config.document_prompt).expanded())
     similarity = config.similarity_fn_name
-    found = exact_search(query_vectors, document_vectors, k=min(range_max, len(documents)), similarity=similarity)
+    options: Any = {"similarity": similarity, "device": search_device(model.device)}
+    found = exact_search(query_vectors, document_vectors, k=min(range_max, len(documents)), **options)
     of_pairs = [(query_rows[row["query"]], document_rows[row["positive"]]) for row in pairs]
     known: dict[int, set[int]] = {}
     for query, document in of_pairs:

@@ -13,7 +13,7 @@ from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..distributed import broadcast_from_first, gather_objects, rank, world_size
 from ..errors import UserError
-from .encoder_loop import EncodingProgress, WorkShare, encode_in_batches
+from .encoder_loop import BatchLimits, EncodingProgress, WorkShare, encode_in_batches
 from .feature_cache import FeatureCache
 
 if TYPE_CHECKING:
@@ -28,9 +28,10 @@ _MAX_READS = 3  # of vectors that another process keeps removing
 class TextVectors:
     """Vectors (N, `dim`) of texts, computed from the tokens of a model's tokenizer, and cached under a key.
 
-    `make_compute` returns the function from tokens to vectors; it is called once, when the first text is computed.
-    `key_parts` returns, for a prompt, all that changes a vector. Without a `cache_folder`, nothing is kept. With
-    `is_shared`, all processes call `fill` with the same texts; each computes a part and reads what the others wrote.
+    `make_compute` returns the function from tokens to vectors; it is called when texts are computed, and what it
+    returned is dropped afterwards. `key_parts` returns, for a prompt, all that changes a vector. Without a
+    `cache_folder`, nothing is kept. With `is_shared`, all processes call `fill` with the same texts; each computes a
+    part and reads what the others wrote.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class TextVectors:
         self._dim, self._dtype, self._cache_folder = dim, dtype, cache_folder
         self._description, self._is_shown, self._is_shared = description, is_shown, is_shared
         self._caches: dict[str, FeatureCache] = {}
-        self._compute: ComputeFeatures | None = None
+        self._limits: dict[str, BatchLimits] = {}  # by device; what was learned about its memory is kept
         self.num_asked = self.num_computed = 0
 
     @property
@@ -140,14 +141,14 @@ class TextVectors:
         if not texts:
             return
         self.num_computed += len(texts)
-        if self._compute is None:
-            self._compute = self._make_compute()
+        device = self._model.device
+        limits = self._limits.setdefault(str(device), BatchLimits.of(device))
         was_training = self._model.training
         self._model.eval()
         try:
-            for batch, features in encode_in_batches(
-                self._model, texts, compute=self._compute, prompt=prompt, progress=progress, share=share
-            ):
+            compute = self._make_compute()
+            options: Any = {"prompt": prompt, "progress": progress, "share": share, "limits": limits}
+            for batch, features in encode_in_batches(self._model, texts, compute=compute, **options):
                 yield batch, features.numpy()
         finally:
             self._model.train(was_training)

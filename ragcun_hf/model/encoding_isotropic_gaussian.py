@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 Precision = Literal["float32", "int8", "uint8", "binary", "ubinary"]
 Vectors = np.ndarray | Tensor | Sequence[Any]
 
+_TEXTS_AT_ONCE, _TOKENS_ON_A_CARD = 32, 65_536  # per forward pass, by default
+
 
 def quantize(vectors: np.ndarray, precision: Precision, ranges: Vectors | None = None) -> np.ndarray:
     """Store vectors in fewer bits, in the formats of sentence-transformers' `quantize_embeddings`.
@@ -89,11 +91,20 @@ def relevance_probability(calibration: dict[str, float], scores: Vectors) -> Ten
     return torch.sigmoid(calibration["bias"] + calibration["score"] * best + calibration["margin"] * (best - second))
 
 
+def default_batch_size(device: torch.device, max_length: int) -> int:
+    """Return how many texts of up to `max_length` tokens make a batch that suits a device.
+
+    >>> [default_batch_size(torch.device(name), 256) for name in ("cpu", "cuda")]
+    [32, 256]
+    """
+    return max(_TEXTS_AT_ONCE, _TOKENS_ON_A_CARD // max_length) if device.type == "cuda" else _TEXTS_AT_ONCE
+
+
 @dataclass(frozen=True)
 class _Options:
     """The options that `encode`, `encode_query` and `encode_document` share."""
 
-    batch_size: int
+    batch_size: int | None
     show_progress_bar: bool
     convert_to_tensor: bool
     normalize_embeddings: bool | None  # None: as the model's similarity asks
@@ -104,7 +115,7 @@ class _Options:
 
     def check(self, num_texts: int, width: int) -> None:
         """Refuse invalid values before any text is encoded."""
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"`batch_size` must be at least 1, got {self.batch_size}.")
         if self.precision not in get_args(Precision):
             raise ValueError(f"`precision` must be one of {', '.join(get_args(Precision))}, got {self.precision!r}.")
@@ -143,7 +154,7 @@ class EncodingMixin:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
         normalize_embeddings: bool | None = None,
@@ -161,7 +172,7 @@ class EncodingMixin:
         convert_to_tensor: Literal[True],
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
@@ -176,7 +187,7 @@ class EncodingMixin:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool | None = None,
@@ -192,7 +203,8 @@ class EncodingMixin:
             prompt: Text prepended to every text; it wins over `prompt_name`.
             prompt_name: `query` or `document`, the model's own prompts. Default: `config.default_prompt_name`, which
                 is no prompt unless it was set.
-            batch_size: Texts per forward pass.
+            batch_size: Texts per forward pass. Default: 32, and on a CUDA device more if texts are short, so that the
+                longest of them fill 65,536 tokens.
             show_progress_bar: Show a progress bar.
             convert_to_tensor: Return a tensor on the CPU instead of an array.
             normalize_embeddings: Scale vectors to unit length, after truncation; False leaves them as training sees
@@ -238,7 +250,7 @@ class EncodingMixin:
         use_predictor: bool = False,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
         normalize_embeddings: bool | None = None,
@@ -257,7 +269,7 @@ class EncodingMixin:
         use_predictor: bool = False,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
@@ -273,7 +285,7 @@ class EncodingMixin:
         use_predictor: bool = False,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool | None = None,
@@ -331,7 +343,7 @@ class EncodingMixin:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: Literal[False] = False,
         normalize_embeddings: bool | None = None,
@@ -349,7 +361,7 @@ class EncodingMixin:
         convert_to_tensor: Literal[True],
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         normalize_embeddings: bool | None = None,
         device: str | torch.device | None = None,
@@ -364,7 +376,7 @@ class EncodingMixin:
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         show_progress_bar: bool = False,
         convert_to_tensor: bool = False,
         normalize_embeddings: bool | None = None,
@@ -539,13 +551,14 @@ def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_pre
         model.to(options.device)
     # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-    starts = range(0, len(texts), options.batch_size)
+    batch_size = options.batch_size or default_batch_size(model.device, model.config.max_length)
+    starts = range(0, len(texts), batch_size)
     vectors_ND = torch.empty(len(texts), model.config.output_dim)
     was_training = model.training
     model.eval()
     try:
         for start in tqdm(starts, desc="Encoding", disable=not options.show_progress_bar):
-            rows = order[start : start + options.batch_size]
+            rows = order[start : start + batch_size]
             tokens = model.tokenize([texts[row] for row in rows], prompt).to(model.device)
             output = model(**tokens, return_dict=True)
             vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()

@@ -39,11 +39,12 @@ def approximate_search(
     similarity: str = "cosine",
     ties: Rows | Order | None = None,
     num_probes: int = DEFAULT_PROBES,
+    device: str | torch.device = "cpu",
 ) -> SearchResult:
     """Find about the k most similar documents of every query, with the arguments and the result of `exact_search`.
 
     `num_probes` is the number of lists that each query searches, of about sqrt(N) lists; more find more and take
-    longer. A query whose lists hold fewer than k documents is searched exactly.
+    longer. A query whose lists hold fewer than k documents is searched exactly, on `device`.
     """
     require_faiss()
     if num_probes < 1:
@@ -61,7 +62,7 @@ def approximate_search(
         part = rank_candidates(vectors[complete], documents, found[complete], similarity=similarity, ties=ties)
         scores[complete], indices[complete] = part.scores[:, :k], part.indices[:, :k]
     if len(short):
-        part = exact_search(vectors[short], documents, k=k, similarity=similarity, ties=ties)
+        part = exact_search(vectors[short], documents, k=k, similarity=similarity, ties=ties, device=device)
         scores[short], indices[short] = part.scores, part.indices
     return SearchResult(scores=scores, indices=indices)
 

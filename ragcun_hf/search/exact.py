@@ -27,6 +27,7 @@ from .ties import Order, Rows, tie_numbers
 
 Matrix: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
+_BLOCK, _CARD_BLOCK = 4_096, 32_768  # documents; a card waits for the processor several times in each block
 RESULTS_AT_ONCE = 2**21  # queries times results; more queries are searched in several rounds
 _RESCORING_VALUES = 2**18  # float64 numbers held at once while candidates are scored again (2 MiB, which caches hold)
 # Bound of the relative error of shifting and scaling a vector in float32. The error of a computed length is left out:
@@ -49,7 +50,7 @@ def exact_search(
     k: int,
     similarity: str = "cosine",
     ties: Rows | Order | None = None,
-    document_block: int = 4_096,
+    document_block: int | None = None,
     query_block: int = 1_024,
     device: str | torch.device = "cpu",
 ) -> SearchResult:
@@ -58,7 +59,8 @@ def exact_search(
     Queries (Q, D) and documents (N, D), N >= 1, are NumPy arrays, memory maps or tensors of any real dtype, read as
     float32 in blocks: a memory map may be larger than memory. The search holds about
     4 * document_block * (2 * D + query_block) bytes, and 200 bytes per query and result. Blocks are multiplied on
-    `device`. Documents with almost equal scores cost extra time: they are scored again in float64 on the CPU.
+    `device`; by default, they have 4,096 documents, and 32,768 on a card. Documents with almost equal scores cost
+    extra time: they are scored again in float64 on the CPU.
 
     The similarity is `cosine` (a zero vector has similarity 0 to everything), `dot` or `euclidean` (the score is minus
     the distance). `ties` orders documents with equal scores, the lower number first: it holds distinct integers (N,),
@@ -74,6 +76,8 @@ def exact_search(
     [[1.0, 0.7070000171661377], [1.0, 0.7070000171661377]]
     """
     check_arguments(queries, documents, k, similarity)
+    if document_block is None:
+        document_block = _CARD_BLOCK if torch.device(device).type == "cuda" else _BLOCK
     if document_block < 1 or query_block < 1:
         raise UserError(f"expected blocks of at least one row, got {document_block} and {query_block}: enlarge them")
     search = _Search(documents, similarity, _order(ties, len(documents)))
@@ -86,6 +90,18 @@ def exact_search(
             pairs = search.candidates(queries_QD, num_results, document_block, query_block, torch.device(device))
             scores[rows], indices[rows] = search.ranked(pairs, queries_QD, num_results)
     return SearchResult(scores=scores, indices=indices)
+
+
+def search_device(device: str | torch.device) -> torch.device:
+    """Return where `exact_search` runs for a model on a device: there, or on the CPU if it is of another kind.
+
+    The search is exact if a device adds products in float32, as processors and CUDA devices do.
+
+    >>> [str(search_device(name)) for name in ("cuda:1", "cpu", "mps")]
+    ['cuda:1', 'cpu', 'cpu']
+    """
+    device = torch.device(device)
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def rank_candidates(
@@ -141,7 +157,7 @@ class _Search:
         return scores_P[places_P].view(-1, k).numpy(), pairs.documents[places_P].view(-1, k).numpy()
 
     def _read_documents(self, rows: slice, device: torch.device) -> Tensor:
-        documents_MD = _read_rows(self.documents, rows, "document").to(device)
+        documents_MD = _read_rows(self.documents, rows, "document", device)
         return normalize_rows(documents_MD) if self.similarity == "cosine" else documents_MD
 
     def _block(self, rows: slice, origin_D: Tensor) -> DocumentBlock:
@@ -224,8 +240,8 @@ def _full_float32_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _read_rows(matrix: Matrix, rows: slice | Rows, what: str) -> Tensor:
-    """Read some rows as float32, on the device they are on, and refuse NaN and infinity."""
+def _read_rows(matrix: Matrix, rows: slice | Rows, what: str, device: torch.device | None = None) -> Tensor:
+    """Read some rows as float32, on a device or the one they are on, and refuse NaN and infinity."""
     if isinstance(matrix, Tensor):
         block = matrix[rows if isinstance(rows, slice) else torch.from_numpy(rows).to(matrix.device)]
         block = block.detach().float()
@@ -234,6 +250,8 @@ def _read_rows(matrix: Matrix, rows: slice | Rows, what: str) -> Tensor:
         array = np.ascontiguousarray(read, dtype=np.float32)
         # torch warns about read-only memory maps; other arrays are shared, so they must not be changed in place.
         block = torch.from_numpy(array if array.flags.writeable else array.copy())
+    if device is not None:
+        block = block.to(device)
     # The sum of a block shows NaN and infinity five times faster; if only the sum overflowed, the second check passes.
     if not bool(torch.isfinite(block.sum())) and not bool(torch.isfinite(block).all()):
         raise NotFiniteError(f"expected finite {what} vectors, got NaN or infinity: check the model and its precision")

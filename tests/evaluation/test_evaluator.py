@@ -102,6 +102,11 @@ def test_the_figures_are_those_of_eval_beir_to_the_last_digit(moved, tmp_path, m
         assert run.read_bytes() == (tmp_path / "saved" / "model" / run.name).read_bytes()
 
 
+def test_every_system_is_searched_on_the_device_of_the_model(evaluator, moved, searched_on):
+    evaluator(moved)
+    assert searched_on == ["cpu:0"] * 3  # base, projection and predictor
+
+
 def test_the_model_keeps_its_mode_and_its_weights(evaluator, moved):
     before = {name: tensor.clone() for name, tensor in moved.state_dict().items()}
     for is_training in (True, False):

@@ -13,7 +13,9 @@ from ragcun_hf.evaluation.metrics.isotropy.measures import (
     iso_score,
     isotropy_report,
     mean_cosine,
+    sigreg,
 )
+from ragcun_hf.evaluation.model_evaluation import measure_isotropy
 
 
 def _cross(*lengths):
@@ -99,3 +101,16 @@ def test_tensors_with_gradient_are_accepted(dtype):
 def test_vectors_that_cannot_be_judged_are_refused(vectors):
     with pytest.raises(ValueError, match="expected"):
         isotropy_report(np.asarray(vectors))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_card_measures_what_the_processor_measures():
+    rows = np.random.default_rng(0).standard_normal((200, 24), dtype=np.float32)
+    assert measure_isotropy(rows, "cuda") == pytest.approx(measure_isotropy(rows), rel=1e-9)
+
+
+def test_the_measures_of_a_model_are_those_of_its_vectors_in_float64():
+    rows = np.random.default_rng(0).standard_normal((200, 24), dtype=np.float32)
+    expected = {**isotropy_report(rows.astype(np.float64)), "sigreg": sigreg(rows.astype(np.float64)) / 200}
+    assert measure_isotropy(rows) == expected

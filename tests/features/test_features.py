@@ -1,6 +1,7 @@
 """Features: encoded once, cached, never read from damaged files, and kept after an interruption."""
 
 import copy
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -8,6 +9,7 @@ import os
 import shutil
 import sys
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -16,8 +18,15 @@ import torch
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
 from ragcun_hf.features import encoder_loop, feature_cache, feature_store, text_vectors
-from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
-from ragcun_hf.features.encoder_loop import WorkShare, batches_by_tokens, blocks_by_size, encode_in_batches
+from ragcun_hf.features.encoder_backends import attention_of, choose_dtype, feature_function
+from ragcun_hf.features.encoder_loop import (
+    BatchLimits,
+    TokenBlock,
+    WorkShare,
+    batches_by_tokens,
+    blocks_by_size,
+    encode_in_batches,
+)
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
@@ -158,6 +167,221 @@ def test_blocks_and_batches_of_any_size_give_the_same_features(monkeypatch, tiny
     seen = [position for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute) for position in rows]
     assert sorted(seen) == list(range(len(TEXTS)))
     np.testing.assert_allclose(_store(tiny_model, None).features(TEXTS).vectors, expected, atol=1e-6)
+
+
+def _encoded(model, limits, compute=None, texts=TEXTS):
+    """Encode with given limits: (N, H) in the order of the texts."""
+    features = torch.full((len(texts), model.config.encoder_dim), torch.nan)
+    compute = compute or feature_function(model, dtype=torch.float32)
+    for rows, found in encode_in_batches(model, texts, compute=compute, limits=limits):
+        features[rows] = found
+    return features.numpy()
+
+
+def _limits_of_a_card(**changes):
+    return dataclasses.replace(BatchLimits.of(torch.device("cuda")), **changes)
+
+
+def _recording(compute, seen):
+    def record(input_ids, attention_mask):
+        seen.append(tuple(input_ids.shape))
+        return compute(input_ids, attention_mask)
+
+    return record
+
+
+@pytest.mark.parametrize("budget", [16, 48, 65_536])
+@pytest.mark.parametrize("folder", ["tiny_encoder_folder", "tiny_mpnet_folder", "tiny_decoder_folder"])
+def test_the_few_shapes_of_a_card_give_the_same_features(request, folder, budget):
+    model = IsotropicGaussianModel.from_encoder(str(request.getfixturevalue(folder)))
+    texts = [*TEXTS, "sort a list of the " * 9, "fish " * 14, "fish " * 15, *WORDS[:5]]
+    seen = []
+    compute = _recording(feature_function(model, dtype=torch.float32), seen)
+    features = _encoded(model, _limits_of_a_card(token_budget=budget), compute, texts)
+    np.testing.assert_allclose(features, _store(model, None).features(texts).vectors, atol=1e-6)
+    assert {length for _, length in seen} == {16, 32}
+    if budget == 65_536:
+        assert sorted(seen) == [(2, 32), (12, 16)]  # 11 texts are filled up to 12
+
+
+def test_lengths_and_rows_on_a_card_come_from_few_values_and_add_little_padding():
+    limits = BatchLimits.of(torch.device("cuda"))
+    lengths = [limits.padded_length(length, max_length=500) for length in range(1, 501)]
+    assert len(set(lengths)) <= 24
+    assert all(length <= padded <= max(length + 15, 1.125 * length) for length, padded in enumerate(lengths, 1))
+    assert max(lengths) == 500  # the encoder may have no position for more
+    rows = [limits.padded_rows(num_rows, 128) for num_rows in range(1, 513)]
+    assert len(set(rows)) <= 32
+    assert all(num_rows <= padded <= 1.25 * num_rows for num_rows, padded in enumerate(rows, 1))
+    assert limits.padded_rows(273, 240) == 273  # no more than the budget
+
+
+def test_limits_of_a_processor_pad_to_the_longest_text_only():
+    limits = BatchLimits.of(torch.device("cpu"))
+    assert (limits.padded_length(17, max_length=32), limits.padded_rows(17, 17)) == (17, 17)
+    assert limits.batches_ahead == 0
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_is_padded_on_the_right_as_the_model_pads_it(tiny_model, side):
+    tokenizer = tiny_model.tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tokenizer.padding_side = side
+    token_ids = tokenizer(TEXTS)["input_ids"]
+    rows = [4, 0, 2]
+    ids, mask = TokenBlock.of(tokenizer, list(range(len(TEXTS))), token_ids).batch(rows, len(token_ids[2]))
+    expected = tiny_model.pad([token_ids[row] for row in rows])
+    assert torch.equal(ids, expected["input_ids"])
+    assert torch.equal(mask, expected["attention_mask"])
+
+
+def test_a_tokenizer_without_a_padding_token_is_a_user_error(tiny_model):
+    tiny_model.tokenizer = copy.deepcopy(tiny_model.tokenizer)
+    tiny_model.tokenizer.pad_token = None
+    with pytest.raises(UserError, match="expected a tokenizer with a padding token"):
+        _store(tiny_model, None).features(TEXTS)
+
+
+def _with_memory_for(num_tokens, compute):
+    def compute_or_run_out(input_ids, attention_mask):
+        if input_ids.numel() > num_tokens:
+            raise torch.OutOfMemoryError("out of memory")
+        return compute(input_ids, attention_mask)
+
+    return compute_or_run_out
+
+
+@pytest.mark.parametrize("make_limits", [_limits_of_a_card, lambda: BatchLimits.of(torch.device("cpu"))])
+@pytest.mark.parametrize("memory", [16, 40])
+def test_batches_are_halved_until_they_fit_into_memory(tiny_model, make_limits, memory):
+    texts = [f"{first} {second}" for first in WORDS for second in WORDS]
+    seen, limits = [], make_limits()
+    compute = _recording(_with_memory_for(memory, feature_function(tiny_model, dtype=torch.float32)), seen)
+    features = _encoded(tiny_model, limits, compute, texts)
+    np.testing.assert_allclose(features, _store(tiny_model, None).features(texts).vectors, atol=1e-6)
+    assert memory / 2.5 <= limits.token_budget < 2 * memory
+    sizes = [rows * length for rows, length in seen]
+    num_failed = sum(size > memory for size in sizes)
+    assert num_failed > 1
+    assert min(sizes[:num_failed]) > memory  # all at first, as later batches are small from the start
+
+
+def test_one_text_that_does_not_fit_into_memory_is_a_user_error(tiny_model):
+    compute = _with_memory_for(4, feature_function(tiny_model, dtype=torch.float32))
+    with pytest.raises(UserError, match="expected memory for one text of 12 tokens"):
+        _encoded(tiny_model, None, compute)
+
+
+def test_a_store_remembers_how_much_fits_into_memory(tiny_model, monkeypatch):
+    monkeypatch.setattr(text_vectors, "TEXTS_AT_ONCE", 2)
+    seen = []
+    compute = _recording(_with_memory_for(10, feature_function(tiny_model, dtype=torch.float32)), seen)
+    monkeypatch.setattr(feature_store, "feature_function", lambda *_, **__: compute)
+    store = _store(tiny_model, None)
+    for _ in range(2):
+        store.features(["sort an array", "sort an list"])
+    assert seen == [(2, 5), (2, 5)]
+    seen.clear()
+    for _ in range(2):
+        store.features(["sort an array of food", "sort an list of food"])
+    assert seen == [(2, 7), (1, 7), (1, 7), (1, 7), (1, 7)]
+
+
+def test_batches_are_started_before_earlier_ones_are_read_and_come_in_their_order(tiny_model):
+    seen = []
+    compute = _recording(feature_function(tiny_model, dtype=torch.float32), seen)
+    limits = dataclasses.replace(BatchLimits.of(torch.device("cpu")), token_budget=1, batches_ahead=2)
+    order, started = [], []
+    for rows, _ in encode_in_batches(tiny_model, TEXTS, compute=compute, limits=limits):
+        order += rows
+        started.append(len(seen))
+    assert started == [3, 4, 5, 6, 6, 6]
+    assert order == [2, 5, 3, 0, 1, 4]
+
+
+def test_features_that_are_not_finite_are_refused_when_batches_are_read_late(tiny_model):
+    with torch.no_grad():
+        tiny_model.encoder.embeddings.word_embeddings.weight[tiny_model.tokenizer.vocab["moon"]] = torch.nan
+    with pytest.raises(UserError, match="expected finite features"):
+        _encoded(tiny_model, _limits_of_a_card(token_budget=1))
+
+
+def _by_autocast(model, dtype):
+    @torch.inference_mode()
+    def compute(input_ids, attention_mask):
+        with torch.autocast("cpu", dtype=dtype):
+            return model.compute_features(input_ids, attention_mask).float()
+
+    return compute
+
+
+@pytest.mark.parametrize("folder", ["tiny_encoder_folder", "tiny_mpnet_folder", "tiny_decoder_folder"])
+def test_weights_that_are_cast_once_give_what_autocast_gives_to_the_last_bit(request, folder):
+    model = IsotropicGaussianModel.from_encoder(str(request.getfixturevalue(folder)))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    features = _encoded(model, None, feature_function(model, dtype=torch.bfloat16))
+    np.testing.assert_array_equal(features, _encoded(model, None, _by_autocast(model, torch.bfloat16)))
+    assert not np.array_equal(features, _encoded(model, None))
+    after = model.state_dict()
+    assert all(
+        torch.equal(weight, after[name]) and weight.dtype == after[name].dtype for name, weight in before.items()
+    )
+
+
+def _linear_layers(model):
+    return [each for each in model.encoder.modules() if isinstance(each, torch.nn.Linear)]
+
+
+def _dtypes_in_use(model):
+    """Return the dtypes that the encoder's matrices have while it encodes in bfloat16."""
+    seen = set()
+    for each in _linear_layers(model):
+        each.register_forward_pre_hook(lambda layer, _: seen.add(layer.weight.dtype))
+    _encoded(model, None, feature_function(model, dtype=torch.bfloat16))
+    return seen
+
+
+def test_an_encoder_that_trains_keeps_its_own_weights(tiny_encoder_folder):
+    frozen, trained = (
+        IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), freeze_base=is_frozen)
+        for is_frozen in (True, False)
+    )
+    assert _dtypes_in_use(frozen) == {torch.bfloat16}
+    assert _dtypes_in_use(trained) == {torch.float32}
+    compute = feature_function(trained, dtype=torch.bfloat16)
+    before = _encoded(trained, None, compute)
+    with torch.no_grad():
+        _linear_layers(trained)[0].weight.zero_()
+    assert not np.array_equal(_encoded(trained, None, compute), before)  # the next step's weights count
+
+
+def test_the_copy_of_the_weights_is_gone_when_a_store_has_encoded(tiny_model, tmp_path):
+    copies = []
+    layer = _linear_layers(tiny_model)[0]
+    layer.register_forward_pre_hook(lambda layer, _: copies.append(weakref.ref(layer.weight)))
+    store = _store(tiny_model, tmp_path, dtype="bfloat16")
+    store.features(TEXTS)
+    assert copies
+    assert all(copied() is None for copied in copies)
+
+
+def test_attention_on_a_card_leaves_out_the_kernels_that_plan_each_shape_anew():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with attention_of(torch.device("cuda")):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    with attention_of(torch.device("cpu")):
+        assert torch.backends.cuda.cudnn_sdp_enabled() == before
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_card_computes_the_features_of_the_processor(tiny_model, tmp_path, dtype):
+    texts = [" ".join(WORDS[start : start + length]) for length in range(1, 19) for start in range(3)]
+    expected = _store(tiny_model, None).features(texts).vectors
+    features = _store(tiny_model.to("cuda"), tmp_path, dtype=dtype).features(texts).vectors
+    assert (expected * features).sum(1).min() > 0.999
 
 
 def test_the_progress_bar_shows_texts_tokens_and_time_left(tiny_model, tmp_path, capsys):

@@ -63,6 +63,11 @@ def test_negatives_are_near_but_below_the_own_document_and_answer_no_pair_of_the
     assert num_added >= 3
 
 
+def test_the_search_runs_on_the_device_of_the_model(pairs, tiny_model, store, searched_on):
+    _mined(pairs, tiny_model, store)
+    assert searched_on == ["cpu:0"]
+
+
 def test_the_first_ranks_are_spared(pairs, tiny_model, store):
     whole = _mined(pairs, tiny_model, store, num_negatives=40, relative_margin=-10.0)
     late = _mined(pairs, tiny_model, store, num_negatives=40, relative_margin=-10.0, range_min=5)

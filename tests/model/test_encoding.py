@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ragcun_hf.model.encoding_isotropic_gaussian import EncodingMixin, quantize
+from ragcun_hf.model.encoding_isotropic_gaussian import EncodingMixin, default_batch_size, quantize
 
 TEXTS = ["sort an array", "the sun", "why do fish sleep in the water of the river", "bread is food", "moon", ""]
 
@@ -92,6 +92,16 @@ def test_truncation_comes_before_normalization(model):
     unit = model.encode_document(TEXTS, truncate_dim=5)
     np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, atol=1e-6)
     assert model.encode_document("the sun", truncate_dim=5).shape == (5,)
+
+
+def test_a_batch_holds_more_short_texts_on_a_card_and_what_is_asked_for_everywhere(model):
+    sizes, tokenize = [], model.tokenize
+    model.tokenize = lambda texts, prompt: sizes.append(len(texts)) or tokenize(texts, prompt)
+    model.encode(["moon"] * 40)
+    model.encode(["moon"] * 40, batch_size=25)
+    assert sizes == [32, 8, 25, 15]
+    by_length = [default_batch_size(torch.device("cuda"), max_length) for max_length in (128, 512, 8_192)]
+    assert by_length == [512, 128, 32]
 
 
 def test_the_model_moves_to_the_device_and_stays_there(model):

@@ -205,6 +205,17 @@ def test_a_gpu_finds_what_the_processor_finds(precision):
     np.testing.assert_array_equal(found.indices, exact_search(queries, documents, k=100).indices)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean"])
+def test_the_larger_blocks_of_a_card_find_the_same(similarity):
+    queries, documents = _random(20, 16, 0), _random(9_000, 16, 1)
+    found, expected = (
+        exact_search(queries, documents, k=30, similarity=similarity, document_block=block)
+        for block in (search._CARD_BLOCK, None)
+    )
+    np.testing.assert_array_equal(found.indices, expected.indices)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+
+
 def test_queries_in_several_rounds_get_the_same_results(monkeypatch):
     expected = exact_search(_random(10, 6, 0), _random(50, 6, 1), k=7)
     monkeypatch.setattr(search, "RESULTS_AT_ONCE", 21)

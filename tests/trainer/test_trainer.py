@@ -468,6 +468,16 @@ def test_training_stops_early_when_ndcg_no_longer_rises(tiny_model, tiny_pairs, 
     assert _difference(validation.weights[1], tiny_model) == 0
 
 
+def test_validation_searches_on_the_device_of_the_model(tiny_model, tiny_pairs, searched_on):
+    texts = ([pair[name] for pair in tiny_pairs] for name in ("query", "positive"))
+    store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)
+    validation = RetrievalValidation(*texts, store=store)
+    validation(tiny_model)
+    validation.base_figures(tiny_model)
+    validation.first_two(tiny_model)
+    assert searched_on == ["cpu:0"] * 4  # the projection and the predictor, the base, the projection
+
+
 def test_validation_from_features_equals_validation_from_tokens(tiny_model, tiny_pairs):
     texts = [[pair["query"] for pair in tiny_pairs], [pair["positive"] for pair in tiny_pairs]]
     store = FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False)

@@ -32,7 +32,7 @@ def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
     x_ND = _matrix(embeddings)
     centered_ND = x_ND - x_ND.mean(dim=0)
     eigenvalues_D = torch.linalg.eigvalsh(centered_ND.T @ centered_ND / len(x_ND)).flip(0)
-    return eigenvalues_D.clamp_min(0).numpy()
+    return eigenvalues_D.clamp_min(0).cpu().numpy()
 
 
 def effective_rank(embeddings: Vectors) -> float:
@@ -214,8 +214,8 @@ def sigreg(embeddings: Any, *, seed: int = 0) -> float:
     """
     x_ND = _matrix(embeddings)
     directions_DK = torch.randn(x_ND.shape[1], _NUM_DIRECTIONS, generator=torch.Generator().manual_seed(seed))
-    projected_NK = x_ND @ (directions_DK / directions_DK.norm(dim=0)).double()
-    knots = torch.linspace(0, _LAST_KNOT, _NUM_KNOTS, dtype=torch.float64)
+    projected_NK = x_ND @ (directions_DK / directions_DK.norm(dim=0)).double().to(x_ND.device)
+    knots = torch.linspace(0, _LAST_KNOT, _NUM_KNOTS, dtype=torch.float64, device=x_ND.device)
     gaussian = (-knots.square() / 2).exp()
     errors = [
         ((t * projected_NK).cos().mean(dim=0) - g).square() + (t * projected_NK).sin().mean(dim=0).square()
@@ -229,7 +229,9 @@ def sigreg(embeddings: Any, *, seed: int = 0) -> float:
 def _matrix(embeddings: Any) -> Tensor:
     # NumPy cannot read a tensor in bfloat16, and torch warns about read-only arrays: copy them.
     is_tensor = isinstance(embeddings, Tensor)
-    x_ND = embeddings.detach().cpu() if is_tensor else torch.from_numpy(np.array(embeddings, dtype=np.float64))
+    x_ND = embeddings.detach() if is_tensor else torch.from_numpy(np.array(embeddings, dtype=np.float64))
+    if x_ND.device.type != "cuda":  # not every other device has float64
+        x_ND = x_ND.cpu()
     if x_ND.ndim != 2 or len(x_ND) < 1:
         raise ValueError(f"expected embeddings (N, D) with N >= 1, got {tuple(x_ND.shape)}: pass one row per vector")
     if not bool(x_ND.isfinite().all()):
