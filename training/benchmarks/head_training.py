@@ -79,15 +79,17 @@ class RandomStore:
         return FeatureTable(vectors=self._vectors[texts[0][0]][rows], rows=np.arange(len(rows)))
 
 
-def trainer_run(args: Arguments, pairs: Any, **options: Any) -> Callable[[], None]:
-    """Make a function that trains one head from its start as the training commands do."""
+def trainer_run(
+    args: Any, pairs: Any, model: Any = None, *, use_cpu: bool = True, **options: Any
+) -> Callable[[], None]:
+    """Make a function that trains the head of a model, or of the embedded one, as the training commands do."""
     from transformers import PrinterCallback
 
     from ragcun_hf import IsotropicGaussianTrainingArguments
     from ragcun_hf.model.base_models import load_base_model
     from ragcun_hf.trainer.loss_trainer import LossTrainer
 
-    model = load_base_model("embedded", use_predictor=True)
+    model = model or load_base_model("embedded", use_predictor=True)
     folder = tempfile.TemporaryDirectory()
 
     def train() -> None:
@@ -98,7 +100,7 @@ def trainer_run(args: Arguments, pairs: Any, **options: Any) -> Callable[[], Non
             learning_rate=1e-3,
             save_strategy="no",
             disable_tqdm=True,
-            use_cpu=True,
+            use_cpu=use_cpu,
             **options,
         )
         rows = range(args.num_pairs)

@@ -1,0 +1,56 @@
+"""The benchmark for cards runs on a processor in a small version, and says in one line that there is no card."""
+
+import json
+
+import pytest
+import torch
+
+
+@pytest.mark.slow
+def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_folder, capsys):
+    pytest.importorskip("sentence_transformers")
+    import gpu
+
+    gpu.main(["--device", "cpu", "--quick", "--output_dir", str(tmp_path)])
+    content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training"}
+    assert set(content["details"]["seconds"]["MiniLM-L6"]) == {
+        "tokenizing alone",
+        "bare encoder",
+        "ours, first run",
+        "ours, second run",
+        "sentence-transformers, float32",
+        "sentence-transformers, bfloat16, batches of 32",
+    }
+    claims = {claim["claim"]: claim["value"] for claim in content["claims"]}
+    assert claims["share of its results among ours"] > 0.99
+    assert "MiniLM-L6, ours, first run: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MiniLM-L6", "MPNet-base"])
+def test_a_machine_without_the_embedded_model_gets_random_weights_and_a_tokenizer(tmp_path, monkeypatch, name):
+    pytest.importorskip("sentence_transformers")
+    import gpu
+
+    from ragcun_hf import IsotropicGaussianModel
+    from ragcun_hf.model import embedded_isotropic_gaussian
+
+    def refuse():
+        raise ImportError("not installed")
+
+    monkeypatch.setattr(embedded_isotropic_gaussian, "embedded_model_folder", refuse)
+    monkeypatch.setitem(gpu.SHAPES, name, (gpu.SHAPES[name][0], 24, 2))
+    model = IsotropicGaussianModel.from_encoder(gpu.encoder_folder(name, tmp_path / name))
+    text = " ".join(gpu._WORDS[:5])
+    assert len(model.tokenizer(text)["input_ids"]) == 7
+    assert model.encode([text, "unheard"]).shape == (2, 24)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_without_a_card_the_script_says_so_in_one_line(tmp_path, capsys):
+    import gpu
+
+    gpu.main(["--output_dir", str(tmp_path)])
+    assert capsys.readouterr().out.strip().startswith("No CUDA device here")
+    assert not list(tmp_path.iterdir())
