@@ -5,6 +5,7 @@ Shape letters used in this file: N = documents, Q = queries, D = width of the ve
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -65,14 +66,16 @@ def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Seque
         [[0.71 0.   0.71]
          [0.   1.   0.  ]]
     """
-    moved = unit_rows(np.asarray(documents))
-    asked = _centred(np.asarray(queries))
-    if len(answers) != len(asked) or asked.shape[1:] != moved.shape[1:] or gamma < 0:
+    documents, queries = np.asarray(documents), np.asarray(queries)
+    is_fitting = documents.ndim == queries.ndim == 2 and documents.shape[1] == queries.shape[1]
+    if not (is_fitting and len(answers) == len(queries) and gamma >= 0):
         raise UserError(
             "expected queries as wide as the documents, documents for each query, and a gamma of at least 0, got "
-            f"documents of shape {moved.shape}, queries of shape {asked.shape}, {len(answers)} lists and {gamma=}"
+            f"documents of shape {documents.shape}, queries of shape {queries.shape}, {len(answers)} lists and {gamma=}"
         )
-    sums = _sums(asked, answers, range(len(moved)))
+    moved = unit_rows(documents)
+    answers = [[operator.index(row) for row in rows] for rows in answers]  # NumPy's are slow to find in a range
+    sums = _sums(_centred(queries), answers, range(len(moved)))
     if unknown := {row for rows in answers for row in rows} - set(sums):
         raise UserError(f"expected row numbers from 0 to {len(moved) - 1}, got {min(unknown)}")
     if gamma and sums:

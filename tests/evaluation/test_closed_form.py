@@ -188,7 +188,9 @@ def test_vectors_that_a_user_indexes_move_as_in_the_evaluation(gamma):
         ({"answers": [[0], [5]]}, "expected row numbers from 0 to 2, got 5"),
         ({"answers": [[0], [-1]]}, "expected row numbers from 0 to 2, got -1"),
         ({"queries": np.ones((2, 3))}, r"queries of shape \(2, 3\)"),
+        ({"queries": np.ones(2)}, r"queries of shape \(2,\)"),
         ({"gamma": -0.1}, "gamma=-0.1"),
+        ({"gamma": math.nan}, "gamma=nan"),
     ],
 )
 def test_vectors_and_rows_that_do_not_fit_are_refused(change, message):
