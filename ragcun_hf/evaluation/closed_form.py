@@ -70,8 +70,8 @@ def move_known_documents(documents: Rows, queries: Rows, answers: Sequence[Seque
     is_fitting = documents.ndim == queries.ndim == 2 and documents.shape[1] == queries.shape[1]
     if not (is_fitting and len(answers) == len(queries) and gamma >= 0):
         raise UserError(
-            "expected queries as wide as the documents, documents for each query, and a gamma of at least 0, got "
-            f"documents of shape {documents.shape}, queries of shape {queries.shape}, {len(answers)} lists and {gamma=}"
+            "expected queries as wide as the documents, rows for each query, and a gamma of at least 0, got documents "
+            f"of shape {documents.shape}, queries of shape {queries.shape}, {len(answers)} lists and {gamma=}"
         )
     moved = unit_rows(documents)
     answers = [[operator.index(row) for row in rows] for rows in answers]  # NumPy's are slow to find in a range
