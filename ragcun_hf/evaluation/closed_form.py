@@ -165,7 +165,7 @@ class ClosedForm:
             held_out = {query: answers[query] for query in queries[:num_held_out]}
             kept = {query: answers[query] for query in queries[num_held_out:]}
         train = dict(zip(answers, _centred(query_vectors(list(answers))), strict=True))
-        held_out_QD = unit_rows(query_vectors(list(held_out)))
+        held_out_QD = query_vectors(list(held_out))  # as long as they are: a Euclidean ranking depends on it
         documents = _copy(still.documents, Path(folder))
         moved = replace(still, name=name, documents=documents, kept=None)
         figures = {}
