@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +29,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("torch", "openvino")
 # Without cuDNN's, which prepares a plan for every new shape of a batch.
 _ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+
+_SWAPPING = threading.Lock()  # the call puts the cast weights in place of the model's own while it runs
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -59,7 +63,10 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
         tokens = tuple(_moved(each, model.device) for each in (input_ids, attention_mask))
         is_rounded = dtype != torch.float32
         with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
-            return torch.func.functional_call(graph, weights, tokens, tie_weights=False).float()
+            if not weights:
+                return graph(*tokens).float()
+            with _SWAPPING:
+                return torch.func.functional_call(graph, weights, tokens, tie_weights=False).float()
 
     return compute
 
