@@ -36,7 +36,8 @@ from ..evaluation.results import (
 )
 from ..features.arguments import FeatureArguments
 from ..files import check_writable, disk_errors_explained, weights_digest
-from ..model.base_models import check_base_name, check_model_path, fields_of_base
+from ..model.arguments import BaseArguments
+from ..model.base_models import check_base_name, check_model_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,19 +52,12 @@ _CALIBRATION_LINE = (
 
 
 @dataclass
-class EvaluationArguments:
+class EvaluationArguments(BaseArguments):
     """The model to evaluate, the data sets, and the output folder."""
 
     model_path: str | None = argument(None, "A trained model: its folder or its Hub id.")
     revision: str | None = argument(None, "Branch, tag or commit of a model or an encoder on the Hub.")
     base_model: str | None = argument(None, "An encoder to evaluate without a head: Hub id, folder, or embedded.")
-    query_prompt: str | None = argument(
-        None,
-        "With --base_model: text prepended to every query; auto: both prompts as the makers of a well-known encoder "
-        "publish them.",
-    )
-    document_prompt: str | None = argument(None, "With --base_model: text prepended to every document.")
-    trust_remote_code: bool = argument(False, "With --base_model: run the code of an encoder that brings its own.")
     compare: list[str] = argument([], "Models to compare with each other and with the first one's frozen base.")
     use_predictor: bool = argument(False, "Also search with the predictor's output as the query vector.")
     datasets: list[str] = argument(
@@ -164,7 +158,7 @@ def _check(args: EvaluationArguments) -> None:
         raise UserError(
             "expected one of --model_path, --base_model and --compare, got several or none: give one of them"
         )
-    fields_of_base(args)
+    args.base_fields(beside=args.model_path or args.compare)
     _check_calibrate(args)
     if args.examples < 0 or (args.examples and not args.model_path):
         raise UserError(
@@ -330,7 +324,7 @@ def _load_systems(args: EvaluationArguments, features: FeatureArguments, path: s
         return TextEncoder(model, features.store(model))
 
     if not path:
-        encoder = encoder_of(load_base_model(args.base_model or "", revision=args.revision, **fields_of_base(args)))
+        encoder = encoder_of(load_base_model(args.base_model or "", revision=args.revision, **args.base_fields()))
         return ModelSystems(encoder, heads=(), search=search, folder=args.output_dir)
     model = load_trained_model(path, revision=args.revision)
     heads = [PROJECTION_SYSTEM]

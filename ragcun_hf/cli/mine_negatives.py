@@ -13,11 +13,12 @@ from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..data.writing import refuse_existing, write_json_rows
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
+from ..model.arguments import BaseArguments
 from ..model.base_models import DEFAULT_BASE_MODEL
 
 
 @dataclass
-class MiningArguments:
+class MiningArguments(BaseArguments):
     """The pairs, the documents to search, and which of those found become negatives."""
 
     train_data: list[str] = argument([], "Pairs: one or more files, BEIR folders or Hub dataset ids.")
@@ -30,13 +31,6 @@ class MiningArguments:
     overwrite: bool = argument(False, "Replace an existing output.")
     split: str = argument("train", "Split of a Hub dataset, or of the judgements of a BEIR folder.")
     base_model: str = argument(DEFAULT_BASE_MODEL, "The encoder that ranks: Hub id, folder, or the word embedded.")
-    query_prompt: str | None = argument(
-        None,
-        "With --base_model: text prepended to every query; auto: both prompts as the makers of a well-known encoder "
-        "publish them.",
-    )
-    document_prompt: str | None = argument(None, "With --base_model: text prepended to every document.")
-    trust_remote_code: bool = argument(False, "With --base_model: run the code of an encoder that brings its own.")
     model_path: str | None = argument(None, "Instead: a trained model, whose projection ranks.")
     num_negatives: int = argument(1, "Negatives to add per pair.")
     range_min: int = argument(10, "First rank of the candidates, from 0: higher ones often answer the query.")
@@ -59,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
 
     from ..data.pairs import drop_duplicate_rows, read_pairs
     from ..features.hard_negatives import mine_hard_negatives
-    from ..model.base_models import fields_of_base, load_base_model, load_trained_model
+    from ..model.base_models import load_base_model, load_trained_model
 
-    fields = fields_of_base(args)
+    fields = args.base_fields(beside=args.model_path)
     sources = [read_pairs(source, split=args.split) for source in args.train_data]
     pairs, _ = drop_duplicate_rows(concatenate_datasets(sources))
     corpus = _documents_to_search(args)

@@ -6,9 +6,9 @@ shape (rows, H), float32, on the model's device, where the work may still be und
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import math
-import threading
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -29,9 +29,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BACKENDS = ("torch", "openvino")
 # Without cuDNN's, which prepares a plan for every new shape of a batch.
 _ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-
-
-_SWAPPING = threading.Lock()  # the call puts the cast weights in place of the model's own while it runs
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -56,36 +53,34 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     if backend == "openvino":
         return _openvino_function(model, dtype)
 
-    graph, weights = _FeatureGraph(model), _cast_weights(model, dtype)
+    rounded = _with_cast_weights(model, dtype)
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = tuple(_moved(each, model.device) for each in (input_ids, attention_mask))
+        tokens = (_moved(each, model.device) for each in (input_ids, attention_mask))
         is_rounded = dtype != torch.float32
         with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
-            if not weights:
-                return graph(*tokens).float()
-            with _SWAPPING:
-                return torch.func.functional_call(graph, weights, tokens, tie_weights=False).float()
+            return rounded.compute_features(*tokens).float()
 
     return compute
 
 
-def _cast_weights(model: IsotropicGaussianModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Cast the weights of a frozen encoder's linear layers, by their names in a `_FeatureGraph`.
+def _with_cast_weights(model: IsotropicGaussianModel, dtype: torch.dtype) -> IsotropicGaussianModel:
+    """Return a frozen model with the weights of its encoder's linear layers cast, and all others shared; else itself.
 
     Autocast casts the same weights to the same values, but again in every batch. All others, such as those of norms,
-    it leaves in float32. The copy lives as long as the function that uses it.
+    it leaves in float32. The copy lives as long as the function that uses it, and other threads may use the model.
     """
     if dtype == torch.float32 or not model.config.freeze_base:
-        return {}
-    return {
-        f"model.encoder.{layer}.{name}": weight.detach().to(dtype)
-        for layer, module in model.encoder.named_modules()
-        if isinstance(module, nn.Linear)
-        for name, weight in module.named_parameters(recurse=False)
-        if weight.dtype == torch.float32
-    }
+        return model
+    shared = [model.tokenizer, *model.parameters(), *model.buffers()]
+    rounded = copy.deepcopy(model, {id(each): each for each in shared})
+    for module in rounded.encoder.modules():
+        if isinstance(module, nn.Linear):
+            for name, weight in module.named_parameters(recurse=False):
+                if weight.dtype == torch.float32:
+                    setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+    return rounded
 
 
 def attention_of(device: torch.device) -> AbstractContextManager[None]:
@@ -160,7 +155,7 @@ def _check_other_shapes(model: IsotropicGaussianModel, compute: ComputeFeatures,
 
 
 class _FeatureGraph(nn.Module):
-    """`compute_features` as a forward pass, which can be traced, and called with other weights."""
+    """`compute_features` as a forward pass, which the converter can trace."""
 
     def __init__(self, model: IsotropicGaussianModel) -> None:
         super().__init__()

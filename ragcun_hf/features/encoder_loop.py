@@ -43,7 +43,7 @@ Item = TypeVar("Item")
 
 @dataclass
 class BatchLimits:
-    """What a batch may hold, and how it is padded; `token_budget` shrinks when a device runs out of memory."""
+    """Limit a batch and say how it is padded; `token_budget` shrinks when a device runs out of memory."""
 
     token_budget: int  # padded tokens per batch
     padding_share: float  # of a batch, at most

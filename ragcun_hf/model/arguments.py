@@ -6,10 +6,34 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Self
 
 from ..command_line import argument
+from ..errors import UserError
 from .base_models import DEFAULT_BASE_MODEL, load_base_model
 
 if TYPE_CHECKING:
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
+
+
+@dataclass
+class BaseArguments:
+    """How an encoder without a head is used."""
+
+    query_prompt: str | None = argument(
+        None,
+        "With --base_model: text prepended to every query; auto: both prompts as the makers of a well-known encoder "
+        "publish them.",
+    )
+    document_prompt: str | None = argument(None, "With --base_model: text prepended to every document.")
+    trust_remote_code: bool = argument(False, "With --base_model: run the code of an encoder that brings its own.")
+
+    def base_fields(self, *, beside: Any = None) -> dict[str, Any]:
+        """Return what `load_base_model` takes of these; beside a trained model, any of them is a UserError."""
+        given = {each.name: getattr(self, each.name) for each in fields(BaseArguments)}
+        given = {name: value for name, value in given.items() if value not in (None, False)}
+        if given and beside:
+            raise UserError(
+                f"--{next(iter(given))} is for --base_model, got a trained model, which has its own: leave it out"
+            )
+        return given
 
 
 @dataclass

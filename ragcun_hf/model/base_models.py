@@ -64,19 +64,6 @@ def check_base_name(name: str) -> None:
         )
 
 
-def fields_of_base(args: Any) -> dict[str, Any]:
-    """Return the flags about an encoder that `load_base_model` takes, or raise a UserError beside a trained model."""
-    values = {name: getattr(args, name) for name in ("query_prompt", "document_prompt")}
-    given = {name: value for name, value in values.items() if value is not None}
-    if args.trust_remote_code:
-        given["trust_remote_code"] = True
-    if given and (args.model_path or getattr(args, "compare", None)):
-        raise UserError(
-            f"--{next(iter(given))} is for --base_model, got a trained model, which has its own: leave it out"
-        )
-    return given
-
-
 def check_model_path(path: str) -> None:
     """Refuse what can only be a folder, and is none, before it is looked for on the Hub."""
     folder = Path(path)

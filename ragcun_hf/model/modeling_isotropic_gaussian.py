@@ -246,7 +246,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         options = {"revision": revision} if revision else {}
         # Always float32: the head is trained in float32, and a saved model has one dtype.
         of_encoder = {"trust_remote_code": trust_remote_code, **transformer_options(name_or_path, options)}
-        # What an adapter's folder lacks is in that of the encoder that it adapts.
+        # An adapter's folder may lack settings and tokenizer: then its encoder's folder has them.
         adapted = adapted_encoder(name_or_path, of_encoder)
         encoder = _load_encoder(name_or_path, adapted, of_encoder)
         tokenizer = _load_tokenizer(name_or_path, adapted, of_encoder)

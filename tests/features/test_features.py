@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -325,6 +326,19 @@ def test_weights_that_are_cast_once_give_what_autocast_gives_to_the_last_bit(req
     assert all(
         torch.equal(weight, after[name]) and weight.dtype == after[name].dtype for name, weight in before.items()
     )
+
+
+def test_threads_that_compute_features_of_one_model_leave_its_weights_alone(tiny_model):
+    def work(dtype):
+        return [_encoded(tiny_model, None, feature_function(tiny_model, dtype=dtype)) for _ in range(8)]
+
+    dtypes = [torch.bfloat16, torch.float32] * 2
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, dtypes))
+    assert {weight.dtype for weight in tiny_model.parameters()} == {torch.float32}
+    for dtype, vectors in zip(dtypes, found, strict=True):
+        alone = _encoded(tiny_model, None, feature_function(tiny_model, dtype=dtype))
+        assert all(np.array_equal(each, alone) for each in vectors)
 
 
 def _linear_layers(model):
@@ -867,7 +881,7 @@ def _write_shards(folder, number):
 
 
 def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
-    context = multiprocessing.get_context("spawn")  # a fork of a process that runs threads can end both
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
     processes = [context.Process(target=_write_shards, args=(tmp_path, number)) for number in (1, 2)]
     for process in processes:
         process.start()

@@ -56,7 +56,7 @@ FAMILIES = {
     "xlm-roberta": _SIZES,
     "xlnet": {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24, "initializer_range": 0.4},
 }
-# What the converters of today's versions cannot do; each is refused in one line.
+# The converters cannot do these in the pinned versions; each is refused in one line.
 WITHOUT_ONNX = ("longformer", "xlnet")
 WITHOUT_OPENVINO = ("longformer", "modernbert")
 # An export takes five seconds; all twenty-five were tried once, see EXPERIMENTS.md.

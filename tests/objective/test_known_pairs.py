@@ -72,7 +72,7 @@ def test_a_new_dataset_is_at_its_first_epoch(make_rows):
 
 def test_loader_processes_that_are_kept_between_epochs_see_the_new_draw(make_rows):
     rows = make_rows()
-    # Not forked: a fork of a process that runs threads of other libraries can end both.
+    # Not forked: a fork would copy locks that the threads of other libraries hold.
     own_process = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}
     loader = DataLoader(rows, batch_size=3, collate_fn=tuple, **own_process)
     for epoch in range(4):
