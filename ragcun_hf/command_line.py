@@ -258,7 +258,7 @@ class FlagValues:
                 raise UserError(f"{flag}: expected a value, got none: name one")
             return action.dest, None
         try:
-            converted = self._parser._get_value(action, str(value))
+            converted = self._parser._get_value(action, _flag_word(action, value))
             self._parser._check_value(action, converted)
         except (ArgumentError, ValueError) as error:
             raise UserError(f"{flag}: {error}: change the value") from error
@@ -385,10 +385,17 @@ def _flags_from_yaml(flag: str, name: str, known: dict[str, Any]) -> list[str]:
         if known[key].nargs == 0:
             raise UserError(f"{path}: {key!r} takes no value: write its name without no_, with true or false")
         items = value if isinstance(value, list) else [value]
-        words = [json.dumps(item) if isinstance(item, dict) else str(item) for item in items]
+        words = [_flag_word(known[key], item) for item in items]
         # One word for one value, so that e.g. -1e-3 is not read as a flag.
         flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags
+
+
+def _flag_word(action: Any, value: Any) -> str:
+    """Write a value of a YAML file as it stands on a command line: as in the file, but 0x10 as 16 for a number."""
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return f"{value:d}" if isinstance(value, _WrittenInt) and action.type in (int, float) else str(value)
 
 
 def _read_config(given_as: str, name: str, known: Collection[str]) -> dict[Any, Any]:
@@ -472,14 +479,15 @@ def _yaml_loader() -> Any:
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        def compose_mapping_node(self, anchor: Any) -> Any:  # before other mappings are merged into it
+            node = super().compose_mapping_node(anchor)
             seen: set[str] = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
                     message = f"expected every key once, got {key.value!r} again"
-                    raise yaml.constructor.ConstructorError(None, None, message, key.start_mark)
+                    raise yaml.composer.ComposerError(None, None, message, key.start_mark)
                 seen.add(key.value)
-            return super().construct_mapping(node, deep)
+            return node
 
     for kind, (pattern, first) in _YAML_SCALARS.items():
         Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(rf"(?:{pattern})\Z"), list(first))

@@ -145,7 +145,7 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     sys.stdout.flush()  # otherwise a file or a pipe gets the address only at the end
     try:
         while True:
-            time.sleep(3_600)
+            time.sleep(1)  # not longer: an interruption that another thread takes wakes no sleeper
     except KeyboardInterrupt:
         say("Stopped.")
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -150,7 +150,8 @@ def _judged_row(row: Row, columns: tuple[str, str, str]) -> _JudgedRow:
     if not documents:
         row.reject(positive, "a text, or a list with at least one", "correct or remove the row")
     negatives = _negatives(row, negative)
-    labels = _labels(row, len(documents) if is_list else None, is_score_of_pair=not negatives)
+    named = [name for name in _LABELS if name not in columns]  # a user's own text column may be called so
+    labels = _labels(row, named, len(documents) if is_list else None, is_score_of_pair=not negatives)
     answers = [text for text, label in zip(documents, labels, strict=True) if label]
     others = [text for text, label in zip(documents, labels, strict=True) if not label]
     return _JudgedRow(query, answers, others, negatives)
@@ -161,10 +162,11 @@ def _name_in(row: Row, column: str) -> str:
     return other if other in row.fields and column not in row.fields else column
 
 
-def _labels(row: Row, num_documents: int | None, *, is_score_of_pair: bool) -> list[bool]:
+def _labels(row: Row, names: Sequence[str], num_documents: int | None, *, is_score_of_pair: bool) -> list[bool]:
     """Return for each document of a row whether it answers the query; `num_documents` is None if it is no list."""
-    for name in _LABELS:
-        value = row.fields.get(name)
+    for name in names:
+        value: Any = row.fields.get(name)
+        value = value.tolist() if hasattr(value, "tolist") else value  # of a dataset in torch's or NumPy's format
         # Beside negatives, and in a list beside one document, `score` has the similarities of a search for negatives.
         is_of_search = name == "score" and (
             not is_score_of_pair or (isinstance(value, list) and num_documents is None)

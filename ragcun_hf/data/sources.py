@@ -56,10 +56,14 @@ class Source:
 
 
 def _wanted_columns(dataset: Any, is_read: Callable[[str], bool] | None) -> Iterator[Any]:
-    """Yield the rows of a dataset; of a table, only the columns that are read are decoded."""
+    """Yield the rows of a dataset; of a table, only the columns that are read are decoded.
+
+    A transform may need any column, so with one all are decoded.
+    """
     import datasets
 
-    names = dataset.column_names if isinstance(dataset, datasets.Dataset) and len(dataset) else []
+    is_table = isinstance(dataset, datasets.Dataset) and len(dataset) and dataset.format["type"] != "custom"
+    names = dataset.column_names if is_table else []
     wanted = [name for name in names if is_read is None or is_read(name)]
     if not wanted:
         yield from dataset
@@ -185,11 +189,14 @@ def _open_saved_dataset(folder: Path, split: str, limit: int | None) -> Source:
 def _open_hub(name: str, config: str | None, split: str, streaming: bool, limit: int | None) -> Source:
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from datasets.naming import camelcase_to_snakecase
 
     whole_name = f"{name}:{config}" if config else name
     here = f"no file or folder {whole_name!r} exists here either"
     try:
-        if not Path(datasets.config.HF_DATASETS_CACHE, name.replace("/", "___")).exists():
+        *owner, last = name.split("/")
+        cached = Path(datasets.config.HF_DATASETS_CACHE, "___".join([*owner, camelcase_to_snakecase(last)]))
+        if not (cached.exists() or datasets.config.HF_HUB_OFFLINE):
             check_hub_answers()
         dataset = datasets.load_dataset(name, config, split=split, streaming=streaming)
     except DatasetNotFoundError as error:

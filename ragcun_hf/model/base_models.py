@@ -85,8 +85,10 @@ def _check_connection(name: str, revision: str | None) -> None:
     if name == EMBEDDED or Path(name).exists():
         return
     with contextlib.suppress(ValueError):  # of a name that no model can have
-        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
-            return
+        # An adapter has no config.json, and an old folder has it in that of its first module.
+        for file in ("config.json", "adapter_config.json", "modules.json"):
+            if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+                return
     check_hub_answers()
 
 

@@ -43,9 +43,9 @@ from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
     adapted_encoder,
     adopt_settings,
-    described_in,
     encoder_settings,
     load_pooled_layers,
+    place_of,
     saved_max_length,
     sentence_transformers_files,
     transformer_options,
@@ -194,7 +194,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     def __init__(self, config: IsotropicGaussianConfig) -> None:
         super().__init__(config)
-        self.encoder = _without_pooler(encoder_class(config.encoder_config).from_config(config.encoder_config))
+        encoder = encoder_class(config.encoder_config).from_config(config.encoder_config)
+        self.encoder = _without_pooler(_for_whole_texts(encoder))
         self.pooled_layers = None
         if config.pooled_layers:
             width = config.encoder_config.get_text_config().hidden_size
@@ -254,7 +255,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         folder, is_frozen = Path(name_or_path).resolve(), fields.get("freeze_base", True)
         source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path
         fields = {"base_model_name": source, "base_model_revision": revision, **fields}
-        described, options = described_in(name_or_path, adapted, options)
+        described, options = place_of("modules.json", name_or_path, adapted, options)
         found = encoder_settings(described, tokenizer, encoder.config, options, fields)
         prompts = {name: found[name] for name in ("query_prompt", "document_prompt")}  # they may be given as `auto`
         fields = {**found, **fields, **prompts}
@@ -791,9 +792,10 @@ def _load_encoder(name_or_path: str, adapted: str | None, options: dict[str, Any
 
 def _load_tokenizer(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> Any:
     """Load an encoder's tokenizer; give it a padding token if it has none, and let it pad on the right."""
-    if adapted is not None and not (Path(name_or_path) / "tokenizer_config.json").is_file():
-        name_or_path, options = adapted, {"trust_remote_code": options["trust_remote_code"]}
-    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **options)
+    code = {"trust_remote_code": options["trust_remote_code"]}
+    of_files = {name: value for name, value in options.items() if name not in code}
+    name_or_path, of_files = place_of("tokenizer_config.json", name_or_path, adapted, of_files)
+    tokenizer = AutoTokenizer.from_pretrained(name_or_path, **of_files, **code)
     if tokenizer.pad_token is None:
         # Masked, so that any will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token

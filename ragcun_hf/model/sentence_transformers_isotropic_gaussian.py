@@ -268,9 +268,9 @@ def adapted_encoder(name_or_path: str, options: dict[str, Any]) -> str | None:
     return (_read(name_or_path, "adapter_config.json", options) or {}).get("base_model_name_or_path")
 
 
-def described_in(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return where an encoder's settings are, and the options to read them: of an adapter without, its encoder's."""
-    if adapted is None or _read(name_or_path, "modules.json", options) is not None:
+def place_of(file: str, name_or_path: str, adapted: str | None, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return where a file of an encoder is, and the options to read it: of an adapter without it, its encoder's."""
+    if adapted is None or _read(name_or_path, file, options) is not None:
         return name_or_path, options
     return adapted, {}
 

@@ -187,7 +187,12 @@ def _refuse_untried(args: TrainingArguments) -> None:
 
 
 def _refuse_backend_of_one_process(args: TrainingArguments) -> None:
-    if args.ddp_backend is not None and "LOCAL_RANK" not in os.environ:
+    from accelerate.utils import get_int_from_env
+
+    # Of torch's launcher, and of mpirun's kinds.
+    sizes = ["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"]
+    is_launched = "LOCAL_RANK" in os.environ or get_int_from_env(sizes, 1) > 1
+    if args.ddp_backend is not None and not is_launched:
         raise ValueError(
             f"`ddp_backend` {args.ddp_backend} connects several processes, got one: start with accelerate launch, or "
             "leave it out."

@@ -164,16 +164,19 @@ def test_yaml_values_have_the_types_of_version_1_2(written, value):
 
 
 def test_a_number_of_yaml_is_right_for_flags_of_numbers_or_refused(tmp_path):
-    assert _parse("--config", _yaml(tmp_path, "num_epochs: 010"))[1].num_epochs == 10
+    for written, number in {"010": 10, "0o17": 15, "0x10": 16}.items():
+        assert _parse("--config", _yaml(tmp_path, f"num_epochs: {written}"))[1].num_epochs == number
     assert _parse("--config", _yaml(tmp_path, "learning_rate: .inf"))[1].learning_rate == float("inf")
     assert math.isnan(parse_yaml(".nan"))
-    for written in ("0o17", "1e3", "12:30", "no"):
+    for written in ("1e3", "12:30", "no"):
         with pytest.raises(UserError, match=f"invalid int value: '{written}'"):
             _parse("--config", _yaml(tmp_path, f"num_epochs: {written}"))
 
 
 def test_merged_keys_of_yaml_may_be_replaced():
     assert parse_yaml("base: &base {a: 1, b: 2}\nother: {<<: *base, b: 3}")["other"] == {"a": 1, "b": 3}
+    nested = parse_yaml("a: &a {x: 0}\nb: {c: &c {<<: *a, x: 1}}\nd: {<<: *c, y: 2}")
+    assert nested["d"] == {"x": 1, "y": 2}
 
 
 def test_an_empty_yaml_file_changes_nothing(tmp_path):

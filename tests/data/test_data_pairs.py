@@ -3,6 +3,7 @@
 import json
 import pickle
 
+import datasets
 import pytest
 
 from ragcun_hf.data.pairs import audit_pairs, drop_duplicate_rows, read_pairs, read_xy_pairs
@@ -74,6 +75,28 @@ def test_several_positives_of_a_row_share_its_negatives():
     assert list(pairs) == [{"query": "q", "positive": text, "negative": ["n"]} for text in "ab"]
     named = read_pairs([{"query": "q", "good": ["a", "b"], "bad": "n"}], positive_column="good", negative_column="bad")
     assert list(named) == list(pairs)
+
+
+@pytest.mark.parametrize("column", ["label", "labels", "score"])
+def test_a_text_column_may_be_called_as_labels_are(column):
+    rows = [{"question": "q", column: "the answer"}]
+    assert read_pairs(rows, query_column="question", positive_column=column)[:] == {
+        "query": ["q"],
+        "positive": ["the answer"],
+        "negative": [[]],
+    }
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
+def test_labels_of_a_dataset_in_another_format_are_read(kind):
+    rows = datasets.Dataset.from_list([{"query": "q", "positive": text, "label": int(text == "p")} for text in "pn"])
+    assert list(read_pairs(rows.with_format(kind))) == [{"query": "q", "positive": "p", "negative": ["n"]}]
+
+
+def test_a_transform_of_a_dataset_sees_all_columns():
+    rows = datasets.Dataset.from_list([{"query": "q", "answer": "p", "embedding": [0.5]}])
+    rows.set_transform(lambda batch: {"query": batch["query"], "positive": batch["answer"]})
+    assert list(read_pairs(rows)) == [{"query": "q", "positive": "p", "negative": []}]
 
 
 def test_a_document_with_the_label_0_never_becomes_a_positive(caplog):

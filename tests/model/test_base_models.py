@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 
+import datasets
 import pytest
 from huggingface_hub import constants
 
 from ragcun_hf.cli import eval_beir, train_contrastive
 from ragcun_hf.data.pairs import read_pairs
 from ragcun_hf.errors import UserError
+from ragcun_hf.model import base_models
 from ragcun_hf.model.base_models import (
     check_base_name,
     check_model_path,
@@ -100,6 +102,31 @@ def closed_hub(monkeypatch):
 def test_what_is_absent_while_the_hub_does_not_answer_is_said_at_once(load):
     with pytest.raises(UserError, match="got 'no-such/thing'|dataset 'no-such/thing'"):
         load("no-such/thing")
+
+
+@pytest.mark.usefixtures("closed_hub")
+@pytest.mark.parametrize("file", ["config.json", "adapter_config.json", "modules.json"])
+def test_what_the_cache_has_needs_no_answer_of_the_hub(tmp_path, monkeypatch, file):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    folder = tmp_path / "models--known--thing"
+    (folder / "snapshots" / "abc").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("abc")
+    with pytest.raises(ConnectionError):
+        base_models._check_connection("known/thing", None)
+    (folder / "snapshots" / "abc" / file).write_text("{}")
+    base_models._check_connection("known/thing", None)
+
+
+@pytest.mark.usefixtures("closed_hub")
+def test_a_data_set_in_the_cache_needs_no_answer_of_the_hub(tmp_path, monkeypatch):
+    rows = [{"query": "q", "positive": "p", "negative": []}]
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    (tmp_path / "known___two_words").mkdir()  # as datasets writes the name
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list([{"query": "q", "positive": "p"}])
+    )
+    assert list(read_pairs("known/TwoWords")) == rows
 
 
 @pytest.mark.usefixtures("closed_hub")

@@ -493,6 +493,20 @@ def test_families_with_positions_or_poolers_of_their_own_way_load(tiny_tokenizer
     np.testing.assert_allclose(again.encode(TEXTS), np.stack([model.encode(text) for text in TEXTS]), atol=1e-5)
 
 
+def test_a_folder_that_an_earlier_version_saved_attends_to_whole_texts_too(tiny_tokenizer, tmp_path):
+    model = IsotropicGaussianModel.from_encoder(
+        _tiny(tmp_path / "encoder", tiny_tokenizer, "big_bird", **ODD["big_bird"][0])
+    )
+    model.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["encoder_config"] |= {"attention_type": "block_sparse", "use_cache": True}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
+    assert (again.encoder.config.attention_type, again.encoder.config.use_cache) == ("original_full", False)
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
 @pytest.mark.parametrize("has_tokenizer", [True, False])
 def test_an_adapter_is_merged_into_its_encoder(tiny_encoder_folder, tiny_tokenizer, tmp_path, has_tokenizer):
     peft = pytest.importorskip("peft")
