@@ -79,7 +79,7 @@ def _with_cast_weights(model: IsotropicGaussianModel, dtype: torch.dtype) -> Iso
         if isinstance(module, nn.Linear):
             for name, weight in module.named_parameters(recurse=False):
                 if weight.dtype == torch.float32:
-                    setattr(module, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
+                    module.register_parameter(name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
     return rounded
 
 
