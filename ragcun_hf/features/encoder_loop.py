@@ -5,17 +5,16 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
+from .tokenizing import TokenBlock, text_size, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +29,6 @@ LAST_BLOCK_SIZE = 16_384
 _LAST_SHARE = 0.25
 TOKEN_BUDGET = 4_096  # padded tokens per batch; the fastest of 1k to 16k on two AVX-512 cores
 PADDING_SHARE = 0.05  # of a batch, at most
-_CHARACTERS_PER_TOKEN = 4  # of English
 
 # On a card: a batch of 4k tokens computes in less time than it takes to start its kernels.
 CARD_TOKEN_BUDGET = 65_536
@@ -124,9 +122,16 @@ def encode_in_batches(
     progress = progress or EncodingProgress(is_shown=False)
     blocks = [block for block, size in blocks_by_size(texts, sizes, limits) if share.deal(size) == share.number]
     progress.begin([sizes[position] for block in blocks for position in block])
+
+    def start_device() -> None:
+        # Loading kernels and reserving memory takes a card as long as some batches.
+        if limits.batches_ahead and len(blocks) > 1:
+            length = model.config.max_length
+            _computed_if_it_fits(compute, *[torch.ones(limits.token_budget // length, length, dtype=torch.int64)] * 2)
+
     started = (
         (block, rows, _ArrivingFeatures(features))
-        for block in _tokenized_ahead(model, texts, blocks, prompt)
+        for block in _tokenized_ahead(model, texts, blocks, prompt, meanwhile=start_device)
         for rows, features in _computed(block, compute, limits, max_length=model.config.max_length)
     )
     for block, rows, arriving in _behind(started, limits.batches_ahead):
@@ -167,11 +172,6 @@ class _ArrivingFeatures:
         return self._features
 
 
-def text_size(text: str, *, max_length: int) -> int:
-    """Estimate the cost of encoding a text, in characters; truncated characters cost nothing."""
-    return 1 + min(len(text), _CHARACTERS_PER_TOKEN * max_length)
-
-
 def blocks_by_size(
     texts: Sequence[str], sizes: Sequence[int], limits: BatchLimits | None = None
 ) -> Iterator[tuple[list[int], int]]:
@@ -192,54 +192,31 @@ def blocks_by_size(
         yield block, size
 
 
-@dataclass(frozen=True)
-class TokenBlock:
-    """Token ids of some texts, one after the other, and how a batch of them is padded."""
-
-    positions: list[int]  # of the texts
-    token_ids: np.ndarray[Any, Any]  # (tokens,) int64
-    lengths: np.ndarray[Any, Any]  # (texts,) int64
-    pad_id: int
-
-    @classmethod
-    def of(cls, tokenizer: Any, positions: list[int], token_ids: Sequence[Sequence[int]]) -> TokenBlock:
-        """Lay out the token ids of texts."""
-        if tokenizer.pad_token_id is None:
-            raise UserError(
-                f"expected a tokenizer with a padding token, got {type(tokenizer).__name__} without: set its pad_token"
-            )
-        # A blank text without special tokens becomes one padding token, as in the model's own `tokenize`.
-        token_ids = [ids or [tokenizer.pad_token_id] for ids in token_ids]
-        lengths = np.fromiter(map(len, token_ids), np.int64, len(token_ids))
-        flat = np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))
-        return cls(positions, flat, lengths, tokenizer.pad_token_id)
-
-    def batch(self, rows: list[int], length: int) -> tuple[Tensor, Tensor]:
-        """Return token ids and attention mask of some texts, padded on the right to a length: (rows, length) int64."""
-        lengths_B1 = self.lengths[rows, None]
-        starts_B1 = (np.cumsum(self.lengths) - self.lengths)[rows, None]
-        is_token_BT = np.arange(length) < lengths_B1
-        places_BT = (starts_B1 + np.arange(length)) * is_token_BT
-        token_ids_BT = np.where(is_token_BT, self.token_ids[places_BT], self.pad_id)
-        return torch.from_numpy(token_ids_BT), torch.from_numpy(is_token_BT.astype(np.int64))
-
-
 def _tokenized_ahead(
-    model: IsotropicGaussianModel, texts: Sequence[str], blocks: Sequence[list[int]], prompt: str
+    model: IsotropicGaussianModel,
+    texts: Sequence[str],
+    blocks: Sequence[list[int]],
+    prompt: str,
+    *,
+    meanwhile: Callable[[], object],
 ) -> Iterator[TokenBlock]:
-    """Yield each block with its token ids; a thread tokenizes the next block while the caller encodes this one."""
-    options = {"truncation": True, "max_length": model.config.max_length}
-    options |= {"return_token_type_ids": False, "return_attention_mask": False}
+    """Yield each block with its token ids; a thread tokenizes the next block while the caller encodes this one.
+
+    While the thread tokenizes the first block, `meanwhile` runs.
+    """
 
     def tokenize(positions: list[int]) -> TokenBlock:
-        tokens = model.tokenizer([prompt + texts[position] for position in positions], **options)
-        return TokenBlock.of(model.tokenizer, positions, tokens["input_ids"])
+        prompted = [prompt + texts[position] for position in positions]
+        ids = token_ids(model.tokenizer, prompted, max_length=model.config.max_length)
+        return TokenBlock.of(model.tokenizer, positions, ids)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
         upcoming = None
         for block in blocks:
             current, upcoming = upcoming, thread.submit(tokenize, block)
-            if current is not None:
+            if current is None:
+                meanwhile()
+            else:
                 yield current.result()
         if upcoming is not None:
             yield upcoming.result()

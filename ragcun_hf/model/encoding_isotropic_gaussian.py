@@ -552,19 +552,38 @@ def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_pre
     # Sort by length to reduce padding; longest first, so that memory runs out early if at all.
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
     batch_size = options.batch_size or default_batch_size(model.device, model.config.max_length)
-    starts = range(0, len(texts), batch_size)
     vectors_ND = torch.empty(len(texts), model.config.output_dim)
-    was_training = model.training
+    was_training, start = model.training, 0
     model.eval()
     try:
-        for start in tqdm(starts, desc="Encoding", disable=not options.show_progress_bar):
-            rows = order[start : start + batch_size]
-            tokens = model.tokenize([texts[row] for row in rows], prompt).to(model.device)
-            output = model(**tokens, return_dict=True)
-            vectors_ND[rows] = (output.predictions if use_predictor else output.embeddings).float().cpu()
+        with tqdm(total=len(texts), desc="Encoding", unit="text", disable=not options.show_progress_bar) as bar:
+            while start < len(texts):
+                rows = order[start : start + batch_size]
+                vectors_BD = _embed_if_it_fits(model, [texts[row] for row in rows], prompt, use_predictor)
+                if vectors_BD is None:
+                    batch_size = len(rows) // 2
+                    continue
+                vectors_ND[rows] = vectors_BD
+                start += len(rows)
+                bar.update(len(rows))
     finally:
         model.train(was_training)
     return vectors_ND
+
+
+def _embed_if_it_fits(model: Any, texts: list[str], prompt: str, use_predictor: bool) -> Tensor | None:
+    """Return (B, D) float32 vectors on the CPU, or None if the device has no memory for several texts at once."""
+    try:
+        tokens = model.tokenize(texts, prompt).to(model.device)
+        output = model(**tokens, return_dict=True)
+        return (output.predictions if use_predictor else output.embeddings).float().cpu()
+    except torch.OutOfMemoryError:
+        if len(texts) == 1:
+            raise
+    # Outside the handler, whose error holds the tensors of the attempt.
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    return None
 
 
 def _float_tensor(vectors: Vectors) -> Tensor:

@@ -67,6 +67,9 @@ class TextPairCollator:
 class FeaturePairs:
     """Features of N training rows; equal texts share one. The Trainer's dataset is then a range of row numbers.
 
+    It is the collator of such rows too: a batch has ids only, and `LossTrainer` looks up the features where it needs
+    them. On a card, the features of all texts stay there if they take at most half of its free memory.
+
     `query_vectors` (U, H + L) and `document_vectors` (V, H + L) hold the features of distinct texts. `query_rows`
     (N,), `positive_rows` (N,) and `negative_rows` (an array per row) are the places of each row's texts in them.
     """
@@ -90,6 +93,7 @@ class FeaturePairs:
         self.positive_rows = document_table.rows[: len(positives)]
         ends = np.cumsum([len(texts) for texts in negatives])
         self.negative_rows = np.split(document_table.rows[len(positives) :], ends[:-1]) if len(ends) else []
+        self._on_cards: dict[torch.device, tuple[Tensor, Tensor] | None] = {}
 
     @classmethod
     def of_rows(cls, parts: Sequence[TrainingRows], store: FeatureStore, model: IsotropicGaussianModel) -> Self:
@@ -101,20 +105,37 @@ class FeaturePairs:
     def __len__(self) -> int:
         return len(self.query_rows)
 
-    def collate(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Return `query_ids`, `document_ids` and `features` of some rows."""
+    def __call__(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """Return `query_ids` and `document_ids` of some rows: places in the two tables of features."""
         chosen = np.array(rows)
-        queries, negatives = self.query_rows[chosen], [self.negative_rows[row] for row in rows]
-        documents = np.concatenate([self.positive_rows[chosen], *negatives]).astype(np.int64)
-        features = np.concatenate([self.query_vectors[queries], self.document_vectors[documents]])
+        documents = [self.positive_rows[chosen], *(self.negative_rows[row] for row in rows)]
         return {
-            "query_ids": torch.from_numpy(queries),
-            "document_ids": torch.from_numpy(documents),
-            "features": torch.from_numpy(features),
+            "query_ids": torch.from_numpy(self.query_rows[chosen]),
+            "document_ids": torch.from_numpy(np.concatenate(documents).astype(np.int64)),
         }
 
+    def features(self, query_ids: Tensor, document_ids: Tensor) -> Tensor:
+        """Look up features of B queries and M documents, on the device of their ids: (B + M, H + L)."""
+        device, ids = query_ids.device, (query_ids, document_ids)
+        if (tables := self._tables(device)) is not None:
+            return torch.cat([table[rows] for table, rows in zip(tables, ids, strict=True)])
+        arrays = (self.query_vectors, self.document_vectors)
+        found = [vectors[rows.cpu().numpy()] for vectors, rows in zip(arrays, ids, strict=True)]
+        return torch.from_numpy(np.concatenate(found)).to(device)
+
+    def _tables(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
+        """Return the features of queries and of documents on a card; None for a card that is too small, or no card."""
+        if device.type != "cuda":
+            return None
+        if device not in self._on_cards:
+            arrays = (self.query_vectors, self.document_vectors)
+            fits = sum(array.nbytes for array in arrays) <= torch.cuda.mem_get_info(device)[0] // 2
+            queries, documents = (torch.from_numpy(np.array(array)).to(device) if fits else None for array in arrays)
+            self._on_cards[device] = None if queries is None or documents is None else (queries, documents)
+        return self._on_cards[device]
+
     def pair_ids(self, rows: slice) -> PairIds:
-        """Return the ids that `collate` gives to some rows."""
+        """Return the ids of some rows."""
         return PairIds(torch.from_numpy(self.query_rows[rows]), torch.from_numpy(self.positive_rows[rows]))
 
     def sample(self, num_rows: int) -> np.ndarray:
@@ -167,7 +188,7 @@ def feature_inputs(
     return TrainerInputs(
         train_rows=range(num_rows),
         validation_rows=None if validation is None else range(num_rows, len(pairs)),
-        collator=pairs.collate,
+        collator=pairs,
         sample=lambda: torch.from_numpy(pairs.sample(num_rows)),
         pair_ids=pairs.pair_ids(slice(num_rows)),
         eval_pair_ids=pairs.pair_ids(slice(num_rows, None)),

@@ -67,7 +67,7 @@ def run_rounds(
         # Batches are formed before those that are done are left out: dropout depends on which heads train together.
         parts = [
             part
-            for part in _batches(chosen, by_seed=data.has_negatives)
+            for part in _batches(chosen, data)
             if any((setting_name(trial.setting), trial.seed, number) not in records for trial in part)
         ]
         _train_parts(data, parts, records, number, each.share)
@@ -97,16 +97,16 @@ def _train_parts(
             )
 
 
-def _batches(trials: Sequence[Trial], *, by_seed: bool) -> list[list[Trial]]:
+def _batches(trials: Sequence[Trial], data: HeadData) -> list[list[Trial]]:
     """Group trials into batches of heads that can train together."""
     groups: dict[Any, list[Trial]] = {}
     for trial in trials:
         weights = resolve_weights(trial.training, use_predictor=trial.model.use_predictor)
         key = [trial.value(name) for name in SHAPES] + [weights[term] > 0 for term in TERMS]
         # With hard negatives, batches differ in size unless all heads see the same rows.
-        groups.setdefault((*key, trial.seed if by_seed else None), []).append(trial)
+        groups.setdefault((*key, trial.seed if data.has_negatives else None), []).append(trial)
     parts = []
     for group in groups.values():
-        size = heads_at_once(group[0].training.per_device_train_batch_size)
+        size = heads_at_once(group[0].training.per_device_train_batch_size, data.device)
         parts += [group[start : start + size] for start in range(0, len(group), size)]
     return parts

@@ -17,6 +17,7 @@ from transformers.trainer_utils import has_length
 from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from ..objective.arguments import IsotropicGaussianTrainingArguments
+from ..objective.inputs import FeaturePairs
 from ..objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from ..objective.known_pairs import PairIds, QueryBalancedRows
 from ..objective.terms import Objective, resolve_weights
@@ -113,6 +114,8 @@ class LossTrainer(Trainer):
         """Embed the whole batch in one forward pass and sum the weighted terms."""
         query_ids, document_ids = inputs["query_ids"], inputs["document_ids"]
         texts = {key: value for key, value in inputs.items() if key not in ("query_ids", "document_ids")}
+        if isinstance(self.data_collator, FeaturePairs):
+            texts = {"features": self.data_collator.features(query_ids, document_ids)}
         outputs = model(**texts, num_predicted=len(query_ids))
         directions = None
         if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":

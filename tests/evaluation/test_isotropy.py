@@ -27,6 +27,15 @@ def test_eigenvalues_of_a_cross_are_the_hand_worked_variances():
     assert covariance_eigenvalues(_cross(3.0, 1.0, 2.0)).tolist() == pytest.approx([3.0, 4 / 3, 1 / 3])
 
 
+@pytest.mark.parametrize("shape", [(5, 12), (12, 5), (7, 7)])
+def test_eigenvalues_are_the_squared_singular_values_of_centered_vectors_tall_or_wide(shape):
+    vectors = np.random.default_rng(0).standard_normal(shape) + 2.0
+    singular = np.linalg.svd(vectors - vectors.mean(axis=0), compute_uv=False)
+    found = covariance_eigenvalues(vectors)
+    assert found.shape == (shape[1],)
+    np.testing.assert_allclose(found, np.pad(singular**2 / shape[0], (0, shape[1] - len(singular))), atol=1e-12)
+
+
 def test_effective_rank_equals_the_hand_worked_entropy():
     # Variances 9 : 1, so shares .9 and .1.
     expected = math.exp(-0.9 * math.log(0.9) - 0.1 * math.log(0.1))

@@ -6,11 +6,13 @@ import errno
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import sys
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +24,6 @@ from ragcun_hf.features import encoder_loop, feature_cache, feature_store, text_
 from ragcun_hf.features.encoder_backends import attention_of, choose_dtype, feature_function
 from ragcun_hf.features.encoder_loop import (
     BatchLimits,
-    TokenBlock,
     WorkShare,
     batches_by_tokens,
     blocks_by_size,
@@ -30,6 +31,7 @@ from ragcun_hf.features.encoder_loop import (
 )
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.features.tokenizing import TokenBlock, token_ids
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
 
 TEXTS = [
@@ -233,6 +235,84 @@ def test_a_batch_is_padded_on_the_right_as_the_model_pads_it(tiny_model, side):
     expected = tiny_model.pad([token_ids[row] for row in rows])
     assert torch.equal(ids, expected["input_ids"])
     assert torch.equal(mask, expected["attention_mask"])
+
+
+def _trained_tokenizer(kind):
+    """Train a small tokenizer on words, with the splits of BERT, GPT-2 or XLM-RoBERTa."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    special = ["[PAD]", "[UNK]"]
+    if kind == "wordpiece":
+        backend, trainer = Tokenizer(models.WordPiece(unk_token="[UNK]")), trainers.WordPieceTrainer
+        backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    elif kind == "bpe":
+        backend, trainer = Tokenizer(models.BPE()), trainers.BpeTrainer
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        backend, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer
+        backend.normalizer, backend.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
+    options = {"unk_token": "[UNK]"} if kind == "unigram" else {}
+    trained = trainer(vocab_size=600, special_tokens=special, show_progress=False, **options)
+    backend.train_from_iterator([words], trained)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_token_ids_are_those_of_the_tokenizer_for_texts_of_any_length(kind, side):
+    tokenizer = _trained_tokenizer(kind)
+    tokenizer.truncation_side = side
+    rng = random.Random(0)
+    pieces = [
+        "expected",
+        "a row",
+        "  ",
+        "\n",
+        "\u00e9t\u00e9",
+        "\u4e2d\u6587",
+        "\ufb01",
+        "x" * 150,
+        "",
+        "\t",
+        "[PAD]",
+        "\U0001f600",
+        "e\u0301",
+    ]
+    counts = [0, 1, 3, 20, 200, 2_000] * 4
+    texts = [rng.choice([" ", "", "\n "]).join(rng.choices(pieces, k=count)) for count in counts]
+    texts += ["w" * 5_000, " " * 5_000, "\u4e2d" * 5_000, "a " * 5_000]
+    for max_length in (1, 7, 64):
+        expected = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+        assert token_ids(tokenizer, texts, max_length=max_length) == expected
+
+
+def test_a_long_text_is_read_only_as_far_as_it_counts(tiny_tokenizer):
+    read = []
+
+    class Recording:
+        is_fast, truncation_side = False, "right"
+
+        def __call__(self, texts, **options):
+            read.extend(map(len, texts))
+            return tiny_tokenizer(texts, **options)
+
+    texts = ["bread is food " * 100_000, "short"]
+    found = token_ids(Recording(), texts, max_length=8)
+    assert found == tiny_tokenizer(texts, truncation=True, max_length=8)["input_ids"]
+    assert max(read) < 100
+
+
+def test_a_tokenizer_that_changes_texts_itself_is_asked_for_all_of_them(tiny_tokenizer):
+    class Lowering(type(tiny_tokenizer)):
+        def _encode_plus(self, text, *args, **options):
+            return super()._encode_plus([each.lower() for each in text], *args, **options)
+
+    tokenizer = Lowering(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    texts = ["BREAD IS FOOD", *["Fish eat"] * 20]
+    assert token_ids(tokenizer, texts, max_length=8) == tokenizer(texts, truncation=True, max_length=8)["input_ids"]
+    assert token_ids(tokenizer, texts, max_length=8)[0] == tiny_tokenizer("bread is food")["input_ids"]
 
 
 def test_a_tokenizer_without_a_padding_token_is_a_user_error(tiny_model):

@@ -94,6 +94,24 @@ def test_truncation_comes_before_normalization(model):
     assert model.encode_document("the sun", truncate_dim=5).shape == (5,)
 
 
+def test_a_batch_that_memory_does_not_hold_is_halved_until_it_fits(model):
+    texts = [f"moon {number}" for number in range(40)]
+    expected, sizes = model.encode(texts), []
+
+    def memory_for_ten_texts(_module, _args, given):
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > 10:
+            raise torch.OutOfMemoryError("no memory for more than ten texts")
+
+    hook = model.register_forward_pre_hook(memory_for_ten_texts, with_kwargs=True)
+    np.testing.assert_allclose(model.encode(texts), expected, atol=1e-6)
+    assert sizes == [32, 16, *[8] * 5]
+    hook.remove()
+    model.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no memory at all")))
+    with pytest.raises(torch.OutOfMemoryError, match="no memory at all"):
+        model.encode(texts)
+
+
 def test_a_batch_holds_more_short_texts_on_a_card_and_what_is_asked_for_everywhere(model):
     sizes, tokenize = [], model.tokenize
     model.tokenize = lambda texts, prompt: sizes.append(len(texts)) or tokenize(texts, prompt)

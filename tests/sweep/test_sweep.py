@@ -200,7 +200,7 @@ def _trained_alone(model, start, trial, pairs):
     LossTrainer(
         model=model,
         args=trial.training,
-        data_collator=pairs.collate,
+        data_collator=pairs,
         train_dataset=range(len(pairs)),
         pair_ids=pairs.pair_ids(slice(None)),
     ).train()

@@ -73,7 +73,7 @@ def _features(model, rows):
     store = FeatureStore(model, cache_folder=None, dtype="float32", show_progress=False)
     texts = [[row["query"] for row in rows], [row["positive"] for row in rows]]
     pairs = FeaturePairs(*texts, [row.get("negative") or [] for row in rows], store=store)
-    return pairs.collate, range(len(pairs))
+    return pairs, range(len(pairs))
 
 
 def _weights(model):
@@ -598,14 +598,16 @@ def test_feature_pairs_point_at_the_features_of_their_texts(tiny_model, tiny_pai
         query = store.features([queries[row]], prompt="query: ").vectors
         documents = store.features([positives[row], *negatives[row]], prompt="document: ").expanded()
         expected = np.concatenate([query, documents])
-        np.testing.assert_allclose(pairs.collate([row])["features"].numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(pairs.features(**pairs([row])).numpy(), expected, atol=1e-6)
 
 
 def test_feature_pairs_are_collated_in_the_same_layout():
     negatives = [["6 7", "4 5"], []]
-    batch = FeaturePairs(["0 1", "2 3"], ["8 9", "4 5"], negatives, store=_NumbersStore()).collate([1, 0])
-    assert batch["features"].tolist() == [[2, 3], [0, 1], [4, 5], [8, 9], [6, 7], [4, 5]]
-    assert batch["features"].dtype == torch.float32
+    pairs = FeaturePairs(["0 1", "2 3"], ["8 9", "4 5"], negatives, store=_NumbersStore())
+    batch = pairs([1, 0])
+    features = pairs.features(**batch)
+    assert features.tolist() == [[2, 3], [0, 1], [4, 5], [8, 9], [6, 7], [4, 5]]
+    assert features.dtype == torch.float32
     assert batch["query_ids"].tolist() == [1, 0]
     assert batch["document_ids"].tolist() == [1, 0, 2, 1]
 
@@ -631,10 +633,13 @@ def test_both_collators_give_the_model_the_same_batch(make_model, tiny_pairs):
     rows = [*tiny_pairs[:3], tiny_pairs[0]]
     by_text = _text_collator(model)(rows)
     by_feature = collator([pairs[index] for index in (0, 1, 2, 0)])
+    features = collator.features(**by_feature)
     for name in ("query_ids", "document_ids"):
         assert _pattern(by_text.pop(name)) == _pattern(by_feature.pop(name))
     with torch.no_grad():
-        torch.testing.assert_close(model(**by_text).embeddings, model(**by_feature).embeddings, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(**by_text).embeddings, model(features=features).embeddings, atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("from_features", [True, False])

@@ -24,6 +24,7 @@ import numpy as np
 from comparison import BenchmarkArguments, at_least, at_most, figure, report, set_threads
 from exact_search import random_rows, write_documents
 from head_training import RandomStore, trainer_run
+from many_heads import time_heads
 
 from ragcun_hf.command_line import argument, parse_arguments, quiet_libraries, run_script, say
 from ragcun_hf.errors import UserError
@@ -45,6 +46,7 @@ _WIDE = 768  # of such encoders, the matrix products take longer than tokenizing
 _BARE_BATCH = 512  # texts
 _PEER_BATCHES = (32, 128, 512)  # texts, in bfloat16; at its defaults, it takes 32
 _NUM_RESULTS = 100
+_SWEEP = "24, by the sweep"
 
 
 @dataclass
@@ -62,6 +64,9 @@ class Arguments(BenchmarkArguments):
     num_pairs: int = argument(10_000, "Pairs to train a head on.")
     epochs: int = argument(3, "Passes over them.")
     batch_size: int = argument(128, "Pairs per step.")
+    repeats: int = argument(1, "Timed rounds of the sweep.")
+    encoder_steps: int = argument(60, "Steps that train the encoder too.")
+    encoder_batch_size: int = argument(64, "Pairs in each of them.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -93,12 +98,15 @@ def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, 
             claims += encoding(args, name, texts, Path(folder) / name, details["seconds"])
         claims += searching(args, Path(folder) / "documents.npy", details["seconds"])
         claims += head_training(args, Path(folder) / "trained", details["seconds"])
+        claims += sweeping(args, details["seconds"])
+        claims += encoder_training(args, texts, Path(folder) / "unfrozen", details["seconds"])
     return claims
 
 
 def _shrunk(args: Arguments) -> Arguments:
     args.num_texts, args.max_length, args.shapes = min(args.num_texts, 16), 48, args.shapes[:1]
     args.num_documents, args.num_queries, args.num_pairs, args.epochs = 20_000, 50, 512, 1
+    args.encoder_steps, args.encoder_batch_size = 1, 2
     return args
 
 
@@ -329,6 +337,98 @@ def head_training(args: Arguments, folder: Path, seconds: dict[str, Any]) -> lis
         at_most(f"head training, {args.num_pairs:,} pairs x {args.epochs} epochs", spent, 2.0, "s"),
         figure("milliseconds per step", 1e3 * spent / num_steps, "ms"),
     ]
+
+
+def sweeping(args: Arguments, seconds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train 24 heads at once, and one."""
+    import torch
+
+    from ragcun_hf.model.embedded_isotropic_gaussian import has_embedded_model
+
+    if not has_embedded_model():
+        return []
+    found = time_heads(args, torch.device(args.device))
+    seconds["sweep"] = found.seconds
+    return [
+        at_most("24 heads by a sweep relative to one by the Trainer", found.ratio(_SWEEP, "one, by the Trainer"), 2.0),
+        at_most("24 heads by a sweep relative to one by a sweep", found.ratio(_SWEEP, "one, by the sweep"), 2.0),
+        figure("24 heads by a sweep", found.median(_SWEEP), "s"),
+    ]
+
+
+def encoder_training(args: Arguments, texts: list[str], folder: Path, seconds: dict[str, Any]) -> list[dict[str, Any]]:
+    """Train the encoder too, on pairs of the two halves of each text, and with sentence-transformers."""
+    halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
+    halves = (halves * (args.encoder_steps * args.encoder_batch_size // len(halves) + 1))[
+        : args.encoder_steps * args.encoder_batch_size
+    ]
+    path = encoder_folder(args.shapes[0], folder / "encoder")
+    kinds = {"ours": _our_training(args, path, halves, folder), "its peer": _peer_training(args, path, halves, folder)}
+    if not args.quick:
+        kinds["ours, compiled"] = _our_training(args, path, halves, folder, torch_compile=True)
+    seconds["encoder training"] = found = {}
+    claims = []
+    for name, train in kinds.items():
+        found[name] = seconds_of(args.device, train)
+        found[f"{name}, again"] = seconds_of(args.device, train)
+        speed = args.encoder_steps / found[f"{name}, again"]
+        claims.append(figure(f"steps per second that train the encoder, {name}", speed, "steps/s"))
+    return claims
+
+
+def _training_options(args: Arguments, folder: Path) -> dict[str, Any]:
+    import torch
+
+    is_card = torch.device(args.device).type == "cuda"
+    sizes = {"per_device_train_batch_size": args.encoder_batch_size, "max_steps": args.encoder_steps}
+    kinds = {"bf16": is_card, "use_cpu": not is_card, "save_strategy": "no", "report_to": [], "disable_tqdm": True}
+    return {"output_dir": str(folder / "out"), **sizes, **kinds, "logging_steps": args.encoder_steps}
+
+
+def _our_training(
+    args: Arguments, path: str, halves: list[tuple[str, str]], folder: Path, **options: Any
+) -> Callable[[], None]:
+    from transformers import PrinterCallback
+
+    from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
+    from ragcun_hf.objective.inputs import TextPairCollator
+    from ragcun_hf.trainer.loss_trainer import LossTrainer
+
+    rows = [{"query": query, "positive": document} for query, document in halves]
+
+    def train() -> None:
+        model = IsotropicGaussianModel.from_encoder(path, max_length=args.max_length, freeze_base=False)
+        collator = TextPairCollator(model.tokenizer, max_length=args.max_length)
+        arguments = IsotropicGaussianTrainingArguments(**_training_options(args, folder), **options)
+        trainer = LossTrainer(model=model, args=arguments, data_collator=collator, train_dataset=rows)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    return train
+
+
+def _peer_training(args: Arguments, path: str, halves: list[tuple[str, str]], folder: Path) -> Callable[[], None]:
+    from datasets import Dataset
+    from sentence_transformers import (
+        SentenceTransformer,
+        SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments,
+        losses,
+    )
+    from transformers import PrinterCallback
+
+    rows = Dataset.from_list([{"anchor": query, "positive": document} for query, document in halves])
+
+    def train() -> None:
+        model = SentenceTransformer(path, device=args.device)
+        model.max_seq_length = args.max_length
+        arguments = SentenceTransformerTrainingArguments(**_training_options(args, folder))
+        loss = losses.MultipleNegativesRankingLoss(model)
+        trainer = SentenceTransformerTrainer(model=model, args=arguments, train_dataset=rows, loss=loss)
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+
+    return train
 
 
 if __name__ == "__main__":

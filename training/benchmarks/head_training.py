@@ -104,7 +104,7 @@ def trainer_run(
             **options,
         )
         rows = range(args.num_pairs)
-        trainer = LossTrainer(model=model, args=arguments, data_collator=pairs.collate, train_dataset=rows)
+        trainer = LossTrainer(model=model, args=arguments, data_collator=pairs, train_dataset=rows)
         trainer.remove_callback(PrinterCallback)
         trainer.train()
 

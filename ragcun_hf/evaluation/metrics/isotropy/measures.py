@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Vectors: TypeAlias = "np.ndarray[Any, Any] | Tensor"
 
@@ -31,8 +31,12 @@ def covariance_eigenvalues(embeddings: Vectors) -> np.ndarray[Any, Any]:
     """
     x_ND = _matrix(embeddings)
     centered_ND = x_ND - x_ND.mean(dim=0)
-    eigenvalues_D = torch.linalg.eigvalsh(centered_ND.T @ centered_ND / len(x_ND)).flip(0)
-    return eigenvalues_D.clamp_min(0).cpu().numpy()
+    # Fewer vectors than dimensions: their inner products have the same eigenvalues, without the zeros.
+    is_wide = x_ND.shape[0] < x_ND.shape[1]
+    products = centered_ND @ centered_ND.T if is_wide else centered_ND.T @ centered_ND
+    # A processor is faster than a card with matrices of this size.
+    eigenvalues = torch.linalg.eigvalsh(products.cpu() / len(x_ND)).flip(0).clamp_min(0)
+    return nn.functional.pad(eigenvalues, (0, x_ND.shape[1] - len(eigenvalues))).numpy()
 
 
 def effective_rank(embeddings: Vectors) -> float:
