@@ -25,7 +25,9 @@ class FeatureArguments:
         "float32", "Type of cached features: float32, or float16 (half the disk space, about three decimal digits)."
     )
     encoder_dtype: str = argument(
-        "auto", "Precision of the encoder: float32, bfloat16, or auto (bfloat16 where the processor supports it)."
+        "auto",
+        "Precision of the encoder: float32, bfloat16, float16 (for a GPU; more exact than bfloat16, but large numbers "
+        "overflow), or auto (bfloat16 where the device supports it).",
     )
     encoder_backend: Literal["torch", "openvino"] = argument(
         "torch", "Library that runs the encoder: torch, or openvino (faster, CPU only, needs the package openvino)."
@@ -33,7 +35,7 @@ class FeatureArguments:
 
     def needs_store(self) -> bool:
         """Return whether a flag has a value that only cached features support."""
-        return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype == "bfloat16"
+        return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype.endswith("16")
 
     def value_flags(self) -> dict[str, str]:
         """Return the flags that change the values of features."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ComputeFeatures: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BACKENDS = ("torch", "openvino")
 # Without cuDNN's, which prepares a plan for every new shape of a batch.
 _ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -36,7 +36,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise UserError(f"expected an encoder dtype of auto, {' or '.join(DTYPES)}, got {name!r}: change the flag")
+        raise UserError(f"expected an encoder dtype of auto, {', '.join(list(DTYPES)[:-1])} or float16, got {name!r}: change the flag")
     if device.type == "cuda":
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -104,6 +104,8 @@ def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> Compu
 
 
 def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> ComputeFeatures:
+    if dtype == torch.float16:
+        raise UserError("--encoder_backend openvino knows float32 and bfloat16, got float16: use --encoder_dtype auto")
     if model.device.type != "cpu":
         raise UserError(f"--encoder_backend openvino runs on the CPU, got {model.device}: leave the flag out")
     if importlib.util.find_spec("openvino") is None:

@@ -207,7 +207,7 @@ BAD = {
         _train("--no_freeze_base", "--freeze_layers", "3"),
         ["`freeze_layers`", "between 0 and", "got 3"],
     ),
-    "wrong arithmetic": (CONTRASTIVE, _train("--encoder_dtype", "float16"), ["auto", "bfloat16", "'float16'"]),
+    "wrong arithmetic": (CONTRASTIVE, _train("--encoder_dtype", "float8"), ["auto", "bfloat16", "'float8'"]),
     "unreachable encoder": (
         CONTRASTIVE,
         [*_train(), "--base_model", "nobody/nothing-of-that-name"],

@@ -119,20 +119,22 @@ def test_a_model_in_training_gives_the_same_features_and_stays_in_training(tiny_
     assert model.encoder.training
 
 
-def test_bfloat16_features_are_close_and_come_out_in_float32(tiny_model, tmp_path):
+@pytest.mark.parametrize(("dtype", "least_cosine"), [("bfloat16", 0.999), ("float16", 0.99999)])
+def test_half_precision_features_are_close_and_come_out_in_float32(tiny_model, tmp_path, dtype, least_cosine):
     exact = _store(tiny_model, tmp_path).features(TEXTS).vectors
-    rounded = _store(tiny_model, tmp_path, dtype="bfloat16").features(TEXTS).vectors
+    rounded = _store(tiny_model, tmp_path, dtype=dtype).features(TEXTS).vectors
     assert rounded.dtype == np.float32
-    assert (exact * rounded).sum(1).min() > 0.999
+    assert (exact * rounded).sum(1).min() > least_cosine
     assert not np.array_equal(exact, rounded)
 
 
-def test_a_dtype_is_chosen_by_name_and_auto_is_one_of_the_two():
+def test_a_dtype_is_chosen_by_name_and_auto_is_one_that_loses_little():
     device = torch.device("cpu")
     assert choose_dtype("float32", device) is torch.float32
     assert choose_dtype("bfloat16", device) is torch.bfloat16
+    assert choose_dtype("float16", device) is torch.float16
     assert choose_dtype("auto", device) in (torch.float32, torch.bfloat16)
-    with pytest.raises(UserError, match="expected an encoder dtype of auto, float32 or bfloat16, got 'float8'"):
+    with pytest.raises(UserError, match="expected an encoder dtype of auto, float32, bfloat16 or float16, got 'float8'"):
         choose_dtype("float8", device)
 
 

@@ -44,6 +44,7 @@ _MEDIAN_WORDS = 190  # of a document of SciFact
 _VOCABULARY = 30_522
 _WIDE = 768  # of such encoders, the matrix products take longer than tokenizing
 _BARE_BATCH = 512  # texts
+_NUM_COMPARED = 1_000  # texts
 _PEER_BATCHES = (32, 128, 512)  # texts, in bfloat16; at its defaults, it takes 32
 _NUM_RESULTS = 100
 _SWEEP = "24, by the sweep"
@@ -161,17 +162,38 @@ class Encoders:
         self.seconds[name] = seconds_of(self.args.device, run)
 
     def time_ours(self) -> None:
-        """Run our loop twice: the second run meets the shapes of the first."""
+        """Run our loop twice, as the second run meets the shapes of the first, and in float16."""
+        import torch
+
         from ragcun_hf.features.encoder_backends import choose_dtype, feature_function
         from ragcun_hf.features.encoder_loop import encode_in_batches
 
-        def encode() -> None:
-            compute = feature_function(self.model, dtype=choose_dtype("auto", self.model.device))
-            for _ in encode_in_batches(self.model, self.texts, compute=compute):
+        def encode(dtype: Any = None) -> None:
+            dtype = dtype or choose_dtype("auto", self.model.device)
+            for _ in encode_in_batches(self.model, self.texts, compute=feature_function(self.model, dtype=dtype)):
                 pass
 
         for name in ("ours, first run", "ours, second run"):
             self.time(name, encode)
+        self.time("ours, float16", lambda: encode(torch.float16))
+
+    def least_cosines(self) -> dict[str, float]:
+        """Compare features in half precision with those in float32."""
+        import torch
+
+        from ragcun_hf.features.encoder_backends import feature_function
+        from ragcun_hf.features.encoder_loop import encode_in_batches
+
+        def features(dtype: Any) -> Any:
+            compute = feature_function(self.model, dtype=dtype)
+            parts = list(encode_in_batches(self.model, self.texts[:_NUM_COMPARED], compute=compute))
+            order = [row for rows, _ in parts for row in rows]
+            return torch.cat([part for _, part in parts])[np.argsort(order)]
+
+        exact = features(torch.float32)
+        cosine = torch.nn.functional.cosine_similarity
+        kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        return {name: float(cosine(exact, features(dtype)).min()) for name, dtype in kinds.items()}
 
     def time_parts(self) -> None:
         """Run the tokenizer alone, and then the encoder alone on what it returned."""
@@ -223,12 +245,16 @@ def encoding(
     model.encode(texts[:2])  # starts the device and its libraries
     encoders = Encoders(args, texts, path, model)
     encoders.time_ours()
+    cosines = [
+        figure(f"{name}: least cosine of features in {kind} to those in float32", value, "")
+        for kind, value in encoders.least_cosines().items()
+    ]
     encoders.time_peer()
-    encoders.time_parts()
+    encoders.time_parts()  # casts the encoder, so it is last
     seconds[name] = found = encoders.seconds
     for what, each in found.items():
         say(f"  {name}, {what}: {each:.2f} s, {len(texts) / each:,.0f} texts/s")
-    return encoding_claims(name, found)
+    return encoding_claims(name, found) + cosines
 
 
 def encoding_claims(name: str, seconds: dict[str, float]) -> list[dict[str, Any]]:
