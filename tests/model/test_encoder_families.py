@@ -11,6 +11,7 @@ from ragcun_hf.errors import UserError
 from ragcun_hf.features.encoder_backends import feature_function
 from ragcun_hf.model.pooling_isotropic_gaussian import pool
 from ragcun_hf.publishing.onnx_export import write_onnx
+from ragcun_hf.publishing.plain_export import write_plain
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_garbage_collection")]
 
@@ -59,6 +60,7 @@ FAMILIES = {
 # The converters cannot do these in the pinned versions; each is refused in one line.
 WITHOUT_ONNX = ("longformer", "xlnet")
 WITHOUT_OPENVINO = ("longformer", "modernbert")
+WITHOUT_CHECKPOINTING = ("albert", "mpnet", "squeezebert", "xlnet")  # in transformers
 # An export takes five seconds; all twenty-five were tried once, see EXPERIMENTS.md.
 EXPORTED = ("deberta-v2", "gpt2", "llama", "nomic_bert", "squeezebert", "xlm-roberta", *WITHOUT_ONNX)
 
@@ -124,6 +126,35 @@ def test_it_trains_with_and_without_its_encoder_and_loads_again(loaded, tiny_pai
     model.save_pretrained(tmp_path / "saved")
     again = IsotropicGaussianModel.from_pretrained(tmp_path / "saved")
     np.testing.assert_allclose(again.encode(TEXTS), model.eval().encode(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checkpointed_activations_leave_the_gradients_as_they_are(loaded, family):
+    model = loaded(family, freeze_base=False)
+    assert model.supports_gradient_checkpointing is (family not in WITHOUT_CHECKPOINTING)
+    if family in WITHOUT_CHECKPOINTING:
+        return
+    gradients = {}
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.gradient_checkpointing_enable()
+        model.zero_grad()
+        torch.manual_seed(0)  # of dropout
+        model.train()(**model.tokenize(TEXTS)).embeddings.square().mean().backward()
+        found = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+        gradients[is_checkpointed] = {name: gradient.clone() for name, gradient in found.items()}
+    assert any(name.startswith("encoder.") for name in gradients[True])
+    torch.testing.assert_close(gradients[True], gradients[False], atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_plain_folder_has_the_same_vectors_in_sentence_transformers(loaded, tmp_path, family):
+    from sentence_transformers import SentenceTransformer
+
+    model = loaded(family)
+    write_plain(model, tmp_path / "plain", TEXTS)
+    plain = SentenceTransformer(str(tmp_path / "plain"), device="cpu", trust_remote_code=False)
+    np.testing.assert_allclose(plain.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
