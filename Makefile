@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA_DIR ?= data/beir
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-fast benchmark ablations docs check fix clean
+.PHONY: help install demo test test-fast benchmark ablations anchors docs check fix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -33,6 +33,9 @@ benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the fold
 
 ablations: install  ## Measure what each loss term, kind, start and width is worth; adds SciFact if DATA_DIR has it.
 	$(BIN)/python training/benchmarks/ablations.py --train_data python_docs $(wildcard $(DATA_DIR)/scifact)
+
+anchors: install  ## The recipes on other encoders, in one table: BASES="one another", DATA_DIR with BEIR folders.
+	$(BIN)/python training/benchmarks/anchors.py --bases $(or $(BASES),embedded) --data_dir $(DATA_DIR)
 
 docs: install  ## Build the pages of the API into build/site.
 	$(BIN)/mkdocs build
