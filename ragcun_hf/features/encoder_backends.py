@@ -36,7 +36,8 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in DTYPES:
         return DTYPES[name]
     if name != "auto":
-        raise UserError(f"expected an encoder dtype of auto, {', '.join(list(DTYPES)[:-1])} or float16, got {name!r}: change the flag")
+        known = ", ".join(list(DTYPES)[:-1])
+        raise UserError(f"expected an encoder dtype of auto, {known} or float16, got {name!r}: change the flag")
     if device.type == "cuda":
         is_native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -47,9 +47,9 @@ class FeatureStore:
     The lexical half of a model that has one is cached apart, so that another fit costs no encoding, and joined when
     features are read, so that its weight may change. The checksums of encoder, tokenizer and lexical half are computed
     once: none of them may change while a store is in use. Without a `cache_folder`, nothing is kept. `dtype` (auto,
-    float32, bfloat16, float16) is the arithmetic of the encoder, and `backend` (torch, openvino) runs it. Features are stored
-    in `feature_dtype` (float32, float16). With `is_shared`, all processes call `encode` and `features` with the same
-    texts; each encodes a part and reads what the others wrote.
+    float32, bfloat16, float16) is the arithmetic of the encoder, and `backend` (torch, openvino) runs it. Features are
+    stored in `feature_dtype` (float32, float16). With `is_shared`, all processes call `encode` and `features` with the
+    same texts; each encodes a part and reads what the others wrote.
     """
 
     def __init__(

@@ -27,6 +27,22 @@ _LENGTH_FILES = tuple(
 # Names in the order in which sentence-transformers looks for them.
 _NAMES_OF_PROMPTS = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
+# Options that the transformer's settings pass to its model, tokenizer and configuration, and those of them that change
+# no vector here: the length is read, padding is on the right, and the caller chooses code and precision.
+_OPTIONS_OF_PARTS = tuple(
+    f"{part}_{kind}" for part in ("model", "tokenizer", "processor", "config") for kind in ("args", "kwargs")
+)
+_OPTIONS_WITHOUT_EFFECT = {
+    "add_pooling_layer",
+    "attn_implementation",
+    "dtype",
+    "model_max_length",
+    "padding_side",
+    "torch_dtype",
+    "trust_remote_code",
+    "use_fast",
+}
+
 AUTO = "auto"  # as a prompt: the one that the encoder's makers publish
 _FOR_PASSAGES = "Represent this sentence for searching relevant passages: "
 # Of encoders whose files lack them (or did, in some revision): the last part of the name, the prompts of queries and
@@ -180,7 +196,10 @@ def _length(name_or_path: str, modules: list[dict[str, Any]], tokenizer: Any, re
     found: dict[str, Any] = next(filter(None, (read(folder + name) for name in _LENGTH_FILES)), {})
     if found.get("do_lower_case") and tokenizer("A")["input_ids"] != tokenizer("a")["input_ids"]:
         raise ValueError(f"{name_or_path} lowercases texts before its tokenizer does, which is not supported.")
-    return found.get("max_seq_length")
+    options = {name: value for key in _OPTIONS_OF_PARTS for name, value in (found.get(key) or {}).items()}
+    if others := sorted(options.keys() - _OPTIONS_WITHOUT_EFFECT):
+        raise ValueError(f"{name_or_path} loads its encoder or tokenizer with {others[0]}, which is not supported.")
+    return found.get("max_seq_length") or options.get("model_max_length")
 
 
 def chosen_prompts(name_or_path: str, in_files: Mapping[str, str], given: Mapping[str, Any]) -> dict[str, str]:

@@ -231,8 +231,8 @@ def _check_validation(training: IsotropicGaussianTrainingArguments, facts: RunFa
 def _check_encoder(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     if training.needs_store() and not facts.uses_features:
         raise UserError(
-            "--encoder_dtype bfloat16 or float16, --encoder_backend and --feature_dtype are for cached features, got training "
-            "from tokens: leave them out (--bf16 sets the precision)"
+            "--encoder_dtype bfloat16 or float16, --encoder_backend and --feature_dtype are for cached features, got "
+            "training from tokens: leave them out (--bf16 sets the precision)"
         )
     if facts.has_foreign_code:
         raise UserError(

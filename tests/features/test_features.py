@@ -134,7 +134,7 @@ def test_a_dtype_is_chosen_by_name_and_auto_is_one_that_loses_little():
     assert choose_dtype("bfloat16", device) is torch.bfloat16
     assert choose_dtype("float16", device) is torch.float16
     assert choose_dtype("auto", device) in (torch.float32, torch.bfloat16)
-    with pytest.raises(UserError, match="expected an encoder dtype of auto, float32, bfloat16 or float16, got 'float8'"):
+    with pytest.raises(UserError, match="expected an encoder dtype of auto, .* or float16, got 'float8'"):
         choose_dtype("float8", device)
 
 

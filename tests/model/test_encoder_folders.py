@@ -159,6 +159,18 @@ def test_the_files_of_2020_are_read(request, tmp_path):
     np.testing.assert_allclose(_features(model), expected, atol=1e-5 * np.linalg.norm(expected, axis=1).mean())
 
 
+def test_options_for_parts_are_read_if_they_change_nothing_and_refused_otherwise(request, tmp_path):
+    folder = tmp_path / "encoder"
+    _there(request, "one layer").save(str(folder))
+    path = folder / "sentence_bert_config.json"
+    harmless = {"tokenizer_args": {"model_max_length": 9, "padding_side": "left"}, "model_kwargs": {"dtype": "auto"}}
+    path.write_text(json.dumps({"max_seq_length": None, "do_lower_case": False, **harmless}))
+    assert IsotropicGaussianModel.from_encoder(str(folder)).config.max_length == 9
+    path.write_text(json.dumps({"config_args": {"position_embedding_type": "relative_key"}}))
+    with pytest.raises(ValueError, match="encoder or tokenizer with position_embedding_type, which is not supported"):
+        IsotropicGaussianModel.from_encoder(str(folder))
+
+
 def test_a_narrower_layer_fits_sweeps_half_precision_and_the_untrained_base(request, tmp_path):
     from ragcun_hf.model.arguments import ModelArguments
     from ragcun_hf.model.base_models import load_base_tokenizer, load_untrained_base
