@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .tokenizing import TokenBlock, text_size, token_ids
+from .tokenizing import CHARACTERS_PER_TOKEN, TokenBlock, text_size, token_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,10 +124,11 @@ def encode_in_batches(
     progress.begin([sizes[position] for block in blocks for position in block])
 
     def start_device() -> None:
-        # Loading kernels and reserving memory takes a card as long as some batches.
+        # Loading kernels and reserving memory takes a card as long as some batches: the longest texts' would be first.
         if limits.batches_ahead and len(blocks) > 1:
-            length = model.config.max_length
-            _computed_if_it_fits(compute, *[torch.ones(limits.token_budget // length, length, dtype=torch.int64)] * 2)
+            length = max(1, sizes[blocks[0][0]] // CHARACTERS_PER_TOKEN)
+            ones = torch.ones(max(1, limits.token_budget // length), length, dtype=torch.int64)
+            _computed_if_it_fits(compute, ones, ones)
 
     started = (
         (block, rows, _ArrivingFeatures(features))

@@ -209,6 +209,20 @@ def test_the_few_shapes_of_a_card_give_the_same_features(request, folder, budget
         assert sorted(seen) == [(2, 32), (12, 16)]  # 11 texts are filled up to 12
 
 
+def test_a_card_starts_on_a_batch_of_the_largest_shape_while_texts_are_tokenized(tiny_model):
+    texts, seen = [f"bread {number} " + "fish " * 30 for number in range(12)], []
+    compute = _recording(feature_function(tiny_model, dtype=torch.float32), seen)
+    limits = _limits_of_a_card(token_budget=96, block_size=400, last_block_size=400)
+    features = _encoded(tiny_model, limits, compute, texts)
+    np.testing.assert_allclose(features, _store(tiny_model, None).features(texts).vectors, atol=1e-6)
+    rows, length = seen[0]
+    assert rows * length <= 96 < 2 * rows * length
+    assert sum(rows for rows, _ in seen[1:]) >= len(texts)
+    seen.clear()
+    _encoded(tiny_model, _limits_of_a_card(token_budget=96), compute, texts[:2])  # one block: nothing to wait for
+    assert sum(rows for rows, _ in seen) == 2
+
+
 def test_lengths_and_rows_on_a_card_come_from_few_values_and_add_little_padding():
     limits = BatchLimits.of(torch.device("cuda"))
     lengths = [limits.padded_length(length, max_length=500) for length in range(1, 501)]
