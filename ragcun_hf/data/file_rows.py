@@ -9,7 +9,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +164,11 @@ def _read_table(path: Path) -> Iterator[Row]:
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # the default refuses documents above 128 KiB
-    reader = csv.reader((line for _, line in read_lines(path)), strict=True)
+    lines = (line for _, line in read_lines(path))
+    header = next(lines, "")
+    # Spreadsheets write semicolons where a comma is the decimal sign.
+    delimiter = ";" if ";" in header and "," not in header else ","
+    reader = csv.reader(chain([header], lines), delimiter=delimiter, strict=True)
     first_line = 1
     try:
         for values in reader:

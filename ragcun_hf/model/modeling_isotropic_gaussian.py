@@ -251,6 +251,14 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         adapted = adapted_encoder(name_or_path, of_encoder)
         encoder = _load_encoder(name_or_path, adapted, of_encoder)
         tokenizer = _load_tokenizer(name_or_path, adapted, of_encoder)
+        known = getattr(encoder.config, "vocab_size", None) or len(tokenizer)
+        if len(tokenizer) > known:
+            logger.warning(
+                "The tokenizer of %s has %d tokens, the encoder %d: a text with one of the others cannot be encoded.",
+                name_or_path,
+                len(tokenizer),
+                known,
+            )
         # Of a folder its name: `folder/encoder` would look like a Hub id. An encoder that trains is loaded again.
         folder, is_frozen = Path(name_or_path).resolve(), fields.get("freeze_base", True)
         source = (folder.name if is_frozen else str(folder)) if folder.is_dir() else name_or_path

@@ -64,7 +64,7 @@ def test_strings_become_a_text_column(tmp_path):
         assert read(tmp_path / name) == [{"text": "one"}, {"text": "two"}]
 
 
-@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.tsv", "\t")])
+@pytest.mark.parametrize(("name", "separator"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t")])
 def test_quoted_separators_quotes_and_line_breaks_survive_csv(tmp_path, name, separator):
     write_csv(tmp_path / name, separator)
     assert read(tmp_path / name) == [{"query": 'a "b"', "positive": "two\nlines"}]

@@ -171,6 +171,19 @@ def test_options_for_parts_are_read_if_they_change_nothing_and_refused_otherwise
         IsotropicGaussianModel.from_encoder(str(folder))
 
 
+def test_a_tokenizer_with_more_tokens_than_its_encoder_is_said(tiny_encoder_folder, tmp_path, caplog):
+    from transformers import AutoTokenizer
+
+    IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
+    assert "cannot be encoded" not in caplog.text
+    folder = shutil.copytree(tiny_encoder_folder, tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["[NEW]"])
+    tokenizer.save_pretrained(folder)
+    IsotropicGaussianModel.from_encoder(str(folder))
+    assert f"has {len(tokenizer)} tokens, the encoder {len(tokenizer) - 1}" in caplog.text
+
+
 def test_a_narrower_layer_fits_sweeps_half_precision_and_the_untrained_base(request, tmp_path):
     from ragcun_hf.model.arguments import ModelArguments
     from ragcun_hf.model.base_models import load_base_tokenizer, load_untrained_base

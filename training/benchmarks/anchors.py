@@ -59,8 +59,10 @@ def rows_of_base(args: Arguments, base: str) -> list[list[str]]:
 
 def _cells(figures: dict[str, dict[str, float]], datasets: list[str]) -> list[str]:
     ndcg = [figures[name]["ndcg@10"] if name in figures else None for name in datasets]
-    means = [sum(each[name] for each in figures.values()) / len(figures) for name in ("ndcg@10", "recall@100")]
-    return [*("-" if value is None else f"{value:.4f}" for value in ndcg), *(f"{value:.4f}" for value in means)]
+    means = [sum(each[name] for each in figures.values()) / len(datasets) for name in ("ndcg@10", "recall@100")]
+    # A mean over fewer datasets could not be compared with the others.
+    values = [*ndcg, *(means if len(figures) == len(datasets) else [None, None])]
+    return ["-" if value is None else f"{value:.4f}" for value in values]
 
 
 def figures_of_dataset(args: Arguments, base: str, folder: Path) -> dict[str, dict[str, float]]:
