@@ -278,7 +278,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         *,
         dim: int | None = None,
         weight: float | None = None,
-        num_start_texts: int = 2_048,
+        num_start_texts: int = 4_096,
     ) -> None:
         """Give the model a lexical half, fitted to documents like those to search, and a new head over both halves.
 
@@ -333,8 +333,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _sample_features(self, texts: Sequence[str], num_texts: int) -> Tensor:
-        """Return features of up to `num_texts` documents, evenly spread, on the CPU."""
-        chosen = texts[:: -(-len(texts) // num_texts)]
+        """Return features of up to `num_texts` documents, evenly spread, on the CPU, in the order of their lengths."""
+        num_texts = min(num_texts, len(texts))
+        chosen = sorted((texts[row * len(texts) // num_texts] for row in range(num_texts)), key=len)
         parts = []
         for start in range(0, len(chosen), 32):
             tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt).to(self.device)
