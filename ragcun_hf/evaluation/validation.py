@@ -90,7 +90,8 @@ class RetrievalValidation:
             predicts = model.config.use_predictor
             predictions = model.encode_query(texts, convert_to_tensor=True, use_predictor=True) if predicts else None
             return model.encode_query(texts, convert_to_tensor=True), predictions
-        output = model(features=self._features_of(model, is_query=is_query).to(model.device))
+        features = self._features_of(model, is_query=is_query).to(model.device)
+        output = model(features=features, num_predicted=None if is_query else 0)
         predictions = None if output.predictions is None else output.predictions.float().cpu()
         return output.embeddings.float().cpu(), predictions
 

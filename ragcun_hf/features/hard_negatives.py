@@ -76,8 +76,10 @@ def mine_hard_negatives(
     query_rows = {text: row for row, text in enumerate(queries)}
     document_rows = {text: row for row, text in enumerate(documents)}
     config = model.config
-    query_vectors = _embed(model, store.features(queries, prompt=config.query_prompt).expanded())
-    document_vectors = _embed(model, store.features(documents, prompt=config.document_prompt).expanded())
+    query_features = store.features(queries, prompt=config.query_prompt).expanded()
+    query_vectors = _embed(model, query_features, num_predicted=None)
+    document_features = store.features(documents, prompt=config.document_prompt).expanded()
+    document_vectors = _embed(model, document_features, num_predicted=0)
     similarity = config.similarity_fn_name
     options: Any = {"similarity": similarity, "device": search_device(model.device)}
     found = exact_search(query_vectors, document_vectors, k=min(range_max, len(documents)), **options)
@@ -108,8 +110,9 @@ def _with_negatives(pairs: Dataset, added: tuple[tuple[str, ...], ...]) -> Itera
 
 
 @torch.inference_mode()
-def _embed(model: IsotropicGaussianModel, features: np.ndarray) -> np.ndarray:
+def _embed(model: IsotropicGaussianModel, features: np.ndarray, *, num_predicted: int | None) -> np.ndarray:
     model.eval()
     blocks = np.array_split(features, max(1, -(-len(features) // _ROWS_AT_ONCE)))
-    parts = [model(features=torch.from_numpy(block).to(model.device), num_predicted=0).embeddings for block in blocks]
+    inputs = (torch.from_numpy(block).to(model.device) for block in blocks)
+    parts = [model(features=block, num_predicted=num_predicted).embeddings for block in inputs]
     return torch.cat([part.float().cpu() for part in parts]).numpy()

@@ -50,6 +50,11 @@ class ModelArguments:
     )
     freeze_base: bool = argument(True, "Freeze the encoder. Its features are then computed once per text.")
     freeze_layers: int = argument(0, "With --no_freeze_base: freeze the embeddings and the first k layers.")
+    freeze_documents: bool = argument(
+        False,
+        "Documents keep the vectors of the frozen encoder, so that nothing is indexed again; only queries go through "
+        "the head. A lexical half is left out.",
+    )
     output_dim: int | None = argument(None, "Width of the embedding. Default: the encoder's.", swept="shape")
     projection_kind: str = argument("mlp", "Kind of projection: mlp or linear.", swept="shape")
     projection_init: str = argument(

@@ -96,6 +96,8 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             `num_queries`, `num_documents`. None if that is not known.
         freeze_base: Freeze the whole encoder: no gradient and no dropout, in training and after loading.
         freeze_layers: With `freeze_base=False`, freeze the embeddings and the first k layers.
+        freeze_documents: Documents keep the vectors of the frozen encoder, so that an index of these stays as it is;
+            only queries go through the head. The model has no lexical half, and embeddings are as wide as the encoder.
 
     Raises:
         ValueError: If a value is out of range. The message names the field.
@@ -136,6 +138,7 @@ class IsotropicGaussianConfig(PreTrainedConfig):
     relevance_calibration: dict | None = None
     freeze_base: bool = True
     freeze_layers: int = 0
+    freeze_documents: bool = False
     initializer_range: int | float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -193,6 +196,26 @@ class IsotropicGaussianConfig(PreTrainedConfig):
             raise ValueError(f"`feature_scale` must be a finite number above 0, got {self.feature_scale}.")
         self._check_calibration()
         self._check_lengths_and_layers()
+        if self.freeze_documents:
+            self._check_frozen_documents()
+
+    def _check_frozen_documents(self) -> None:
+        """Refuse what would give documents other vectors than those of the frozen encoder."""
+        if self.output_dim != self.encoder_dim:
+            raise ValueError(
+                f"`freeze_documents` needs an `output_dim` of the encoder's {self.encoder_dim}, as documents keep its "
+                f"vectors, got {self.output_dim}: leave one of them out."
+            )
+        if self.lexical_dim or not self.freeze_base:
+            raise ValueError(
+                "`freeze_documents` needs a frozen encoder without a lexical half, whose vectors documents keep, got "
+                f"`lexical_dim` {self.lexical_dim} and `freeze_base` {self.freeze_base}: leave one of them out."
+            )
+        if self.feature_scale != 1 and not self.has_unit_vectors:
+            raise ValueError(
+                f"`freeze_documents` needs `similarity_fn_name` cosine, got {self.similarity_fn_name}: documents "
+                f"would have {self.feature_scale:.4g} times the length of the encoder's vectors."
+            )
 
     def _check_pooled_layers(self) -> None:
         for layer in self.pooled_layers or ():

@@ -198,6 +198,9 @@ class EncodingMixin:
     ) -> np.ndarray | Tensor:
         """Embed texts. For retrieval, take `encode_query` and `encode_document`, which add the model's prompts.
 
+        With `config.freeze_documents`, texts are documents, with the encoder's own vectors, unless the prompt's name
+        is `query`.
+
         Args:
             sentences: One text, which gives shape (K,), or several, which give shape (N, K).
             prompt: Text prepended to every text; it wins over `prompt_name`.
@@ -240,7 +243,9 @@ class EncodingMixin:
             truncate_dim,
             ranges,
         )
-        return self._encode(sentences, self._prompt(prompt, prompt_name, self.config.default_prompt_name), options)
+        is_query = (prompt_name or self.config.default_prompt_name) == "query"
+        prompt = self._prompt(prompt, prompt_name, self.config.default_prompt_name)
+        return self._encode(sentences, prompt, options, is_query=is_query)
 
     @overload
     def encode_query(
@@ -334,7 +339,8 @@ class EncodingMixin:
             truncate_dim,
             ranges,
         )
-        return self._encode(sentences, self._prompt(prompt, prompt_name, "query"), options, use_predictor)
+        prompt = self._prompt(prompt, prompt_name, "query")
+        return self._encode(sentences, prompt, options, is_query=True, use_predictor=use_predictor)
 
     @overload
     def encode_document(
@@ -420,7 +426,7 @@ class EncodingMixin:
             truncate_dim,
             ranges,
         )
-        return self._encode(sentences, self._prompt(prompt, prompt_name, "document"), options)
+        return self._encode(sentences, self._prompt(prompt, prompt_name, "document"), options, is_query=False)
 
     def similarity(self, a: Vectors, b: Vectors) -> Tensor:
         """Compare every vector of `a` with every vector of `b`, by `config.similarity_fn_name`.
@@ -530,22 +536,39 @@ class EncodingMixin:
             )
         return known[prompt_name]
 
+    def num_queries(self, *, is_query: bool) -> int | None:
+        """Return the `num_predicted` of a forward pass over texts of one side.
+
+        Only a model whose documents keep the encoder's vectors tells the sides apart; a text of unknown side is a
+        document there, so that an index made by any other method fits.
+        """
+        return 0 if self.config.freeze_documents and not is_query else None
+
     @torch.no_grad()  # not inference mode, whose tensors cannot be trained on
     def _encode(
-        self, sentences: str | Sequence[str], prompt: str, options: _Options, use_predictor: bool = False
+        self,
+        sentences: str | Sequence[str],
+        prompt: str,
+        options: _Options,
+        *,
+        is_query: bool,
+        use_predictor: bool = False,
     ) -> np.ndarray | Tensor:
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
         options.check(len(texts), self.config.output_dim)
-        vectors_ND = _embed(self, texts, prompt, options, use_predictor)
+        num_queries = self.num_queries(is_query=is_query)
+        vectors_ND = _embed(self, texts, prompt, options, num_queries, use_predictor)
         vectors_NK = options.apply(vectors_ND, has_unit_vectors=self.config.has_unit_vectors)
         vectors = vectors_NK[0] if isinstance(sentences, str) else vectors_NK
         return vectors if options.convert_to_tensor else vectors.numpy()
 
 
-def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_predictor: bool) -> Tensor:
+def _embed(
+    model: Any, texts: list[str], prompt: str, options: _Options, num_queries: int | None, use_predictor: bool
+) -> Tensor:
     """Return (N, D) float32 vectors on the CPU."""
     if options.device is not None:
         model.to(options.device)
@@ -559,7 +582,7 @@ def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_pre
         with tqdm(total=len(texts), desc="Encoding", unit="text", disable=not options.show_progress_bar) as bar:
             while start < len(texts):
                 rows = order[start : start + batch_size]
-                vectors_BD = _embed_if_it_fits(model, [texts[row] for row in rows], prompt, use_predictor)
+                vectors_BD = _embed_if_it_fits(model, [texts[row] for row in rows], prompt, num_queries, use_predictor)
                 if vectors_BD is None:
                     batch_size = len(rows) // 2
                     continue
@@ -571,11 +594,13 @@ def _embed(model: Any, texts: list[str], prompt: str, options: _Options, use_pre
     return vectors_ND
 
 
-def _embed_if_it_fits(model: Any, texts: list[str], prompt: str, use_predictor: bool) -> Tensor | None:
+def _embed_if_it_fits(
+    model: Any, texts: list[str], prompt: str, num_queries: int | None, use_predictor: bool
+) -> Tensor | None:
     """Return (B, D) float32 vectors on the CPU, or None if the device has no memory for several texts at once."""
     try:
         tokens = model.tokenize(texts, prompt).to(model.device)
-        output = model(**tokens, return_dict=True)
+        output = model(**tokens, num_predicted=num_queries, return_dict=True)
         return (output.predictions if use_predictor else output.embeddings).float().cpu()
     except torch.OutOfMemoryError:
         if len(texts) == 1:

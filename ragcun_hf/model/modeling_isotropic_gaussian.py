@@ -6,8 +6,9 @@
 
 Dense layers that the encoder's makers put behind the pooling belong to the encoder.
 
-Queries and documents share all parts. From a query's embedding, the predictor predicts the embedding of the document
-that answers it. The model computes no loss: training and search use the same forward pass.
+Queries and documents share all parts, unless documents keep the encoder's vectors (`config.freeze_documents`). From a
+query's embedding, the predictor predicts the embedding of the document that answers it. The model computes no loss:
+training and search use the same forward pass.
 
 Shape letters: B = texts, T = tokens per text, H = encoder width, L = width of the lexical half (0 without one),
 D = embedding width.
@@ -285,7 +286,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         *,
         dim: int | None = None,
         weight: float | None = None,
-        num_start_texts: int = 2_048,
+        num_start_texts: int = 4_096,
     ) -> None:
         """Give the model a lexical half, fitted to documents like those to search, and a new head over both halves.
 
@@ -340,8 +341,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _sample_features(self, texts: Sequence[str], num_texts: int) -> Tensor:
-        """Return features of up to `num_texts` documents, evenly spread, on the CPU."""
-        chosen = texts[:: -(-len(texts) // num_texts)]
+        """Return features of up to `num_texts` documents, evenly spread, on the CPU, in the order of their lengths."""
+        num_texts = min(num_texts, len(texts))
+        chosen = sorted((texts[row * len(texts) // num_texts] for row in range(num_texts)), key=len)
         parts = []
         for start in range(0, len(chosen), 32):
             tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt).to(self.device)
@@ -440,6 +442,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         """
         is_narrower = self.config.output_dim < self.config.feature_dim
         is_rotated = is_narrower or (is_ordered and self.config.output_dim == self.config.feature_dim)
+        is_rotated = is_rotated and not self.config.freeze_documents  # queries would leave the space of the documents
         if self.config.projection_init != "identity" or not (is_rotated or whitening):
             return
         rows_NH = features.cpu().double()
@@ -468,7 +471,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             input_ids: Shape (B, T). Give either these or `features`.
             attention_mask: Shape (B, T), 1 for tokens and 0 for padding. Default: all ones.
             features: Shape (B, H + L), as returned by an earlier forward pass.
-            num_predicted: Compute predictions for the first rows only (the queries). Default: for all rows.
+            num_predicted: How many rows are queries, the first ones: only they get predictions and, with
+                `config.freeze_documents`, only they go through the projection. Default: all rows.
             output_hidden_states: Return the encoder's token states too. Default: as the config says.
             output_attentions: Return the encoder's attention weights too. Default: as the config says.
             return_dict: False returns a tuple of the values that are not None. Default: as the config says.
@@ -487,8 +491,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             wanted = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
             pooled, states = self._run_encoder(input_ids, attention_mask, **self._flags(wanted), **encoder_inputs)
             features = self.join_features(pooled, self.lexical_features(input_ids, attention_mask))
-        weight = next(self.projection.parameters())
-        embeddings = self.projection(features.to(weight.dtype) * self.config.feature_scale)
+        embeddings = self._project(features, num_predicted)
         predictions = None if self.predictor is None else self.predictor(embeddings[:num_predicted])
         output = IsotropicGaussianOutput(
             embeddings=embeddings,
@@ -498,6 +501,13 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             attentions=getattr(states, "attentions", None) or None,
         )
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def _project(self, features: Tensor, num_queries: int | None) -> Tensor:
+        weight = next(self.projection.parameters())
+        scaled = features.to(weight.dtype) * self.config.feature_scale
+        if not self.config.freeze_documents or num_queries is None:
+            return self.projection(scaled)
+        return torch.cat([self.projection(scaled[:num_queries]), scaled[num_queries:]])
 
     def compute_features(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **encoder_inputs: Any
@@ -559,14 +569,17 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
+        task: str | None = None,
         return_dict: bool | None = None,
         **encoder_inputs: Any,
     ) -> BaseModelOutputWithPooling | tuple:
         """Embed tokens for sentence-transformers, which calls this method; `pooler_output` has shape (B, D).
 
-        Unlike the embeddings of `forward`, it has unit length if `config.has_unit_vectors`.
+        Unlike the embeddings of `forward`, it has unit length if `config.has_unit_vectors`. `task` is `query` or
+        `document` if sentence-transformers was called for one of them.
         """
-        output = self.forward(input_ids, attention_mask, return_dict=True, **encoder_inputs)
+        num_queries = self.num_queries(is_query=task == "query")
+        output = self.forward(input_ids, attention_mask, num_predicted=num_queries, return_dict=True, **encoder_inputs)
         text = BaseModelOutputWithPooling(
             pooler_output=self.search_vectors(output.embeddings),
             hidden_states=output.hidden_states,

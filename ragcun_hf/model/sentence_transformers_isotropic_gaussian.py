@@ -81,7 +81,14 @@ def sentence_transformers_files(
             "similarity_fn_name": config.similarity_fn_name,
         },
         "modules.json": [
-            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+            {
+                "idx": 0,
+                "name": "0",
+                "path": "",
+                "type": "sentence_transformers.base.modules.transformer.Transformer",
+                # Tell `get_text_features` which side a text is.
+                **({"kwargs": ["task"]} if config.freeze_documents else {}),
+            }
         ],
         "sentence_bert_config.json": {
             "transformer_task": "feature-extraction",

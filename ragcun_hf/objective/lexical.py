@@ -37,6 +37,9 @@ def prepare_lexical_half(
     A configuration with a `lexical_dim` asks for it, too. `fields` may set `lexical_dim` and `lexical_weight`. A run
     that is resumed takes what its checkpoint has. `documents` are read only if they are needed.
     """
+    if is_wanted and {**vars(model.config), **fields}["freeze_documents"]:
+        say("Exact words are left out: documents keep the vectors of the frozen encoder, which have none.")
+        return {}
     is_empty = model.lexical is not None and not model.lexical.is_fitted
     if model.lexical is not None and not is_empty:
         return {}

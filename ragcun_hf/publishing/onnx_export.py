@@ -2,6 +2,8 @@
 
     input_ids, attention_mask (B, T), int64 -> embeddings (B, D) and, with a predictor, predictions (B, D), float32
 
+A model whose documents keep the encoder's vectors has a third output, documents (B, D).
+
 The folder also holds tokenizer.json, which truncates and pads as the model does, and onnx_config.json, which documents
 the rest. Shape letters: B = texts, T = tokens per text, D = embedding width.
 """
@@ -33,7 +35,6 @@ GRAPHS = {"float32": "model.onnx", "int8": "model_int8.onnx"}
 LARGEST_FILE_BYTES = 1_500_000_000  # larger weights get their own file: protobuf, with the graph, ends at 2 GiB
 
 _INPUTS = ("input_ids", "attention_mask")
-_OUTPUTS = ("embeddings", "predictions")
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _TOLERANCE = 1e-4  # of the coordinates' root mean square: float32 sums are taken in another order
 _CHECK_BATCH = 8
@@ -43,6 +44,7 @@ _NOTES = {
     "tokenizer": "tokenizer.json, read by the tokenizers library, truncates to max_length and pads.",
     "empty_text": "A text without any token is one padding token whose attention_mask is 1.",
     "embeddings": "Of unit length if unit_length is true; compare them by similarity_fn_name.",
+    "documents": "If there is such an output, it has the vectors of documents, and embeddings has those of queries.",
     "int8": "Scales are computed for each batch, so a vector depends slightly on the other texts in its batch.",
 }
 
@@ -182,16 +184,18 @@ def _quiet() -> Iterator[None]:
 
 
 class _GraphOfModel(nn.Module):
-    """The model as the exporter can trace it: two tensors in, one or two out."""
+    """The model as the exporter can trace it: two tensors in, one to three out."""
 
     def __init__(self, model: IsotropicGaussianModel) -> None:
         super().__init__()
         self.model = model
-        self.outputs = list(_OUTPUTS[: 1 if model.predictor is None else 2])
+        has = {"predictions": model.predictor is not None, "documents": model.config.freeze_documents}
+        self.outputs = ["embeddings", *(name for name, is_given in has.items() if is_given)]
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         output = self.model(input_ids, attention_mask)
-        return tuple(self.model.search_vectors(output[name]) for name in self.outputs)
+        found = {**output, "documents": output.features * self.model.config.feature_scale}
+        return tuple(self.model.search_vectors(found[name]) for name in self.outputs)
 
 
 def _write_graph(graph: _GraphOfModel, path: Path) -> int:

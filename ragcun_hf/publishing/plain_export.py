@@ -58,8 +58,13 @@ def dense_layers(model: IsotropicGaussianModel) -> list[DenseLayer]:
     gelu(z) - gelu(-z) = z, so the linear part L passes through the GELU of the first layer: with the MLP's layers
     W1 (M, H) and W2 (D, M), the first is [L; -L; W1] and the second [I, -I, W2].
 
-    A `UserError` says if the model has a lexical half, which no Dense layer can compute.
+    A `UserError` says if the model has a lexical half, which no Dense layer computes, or embeds documents otherwise.
     """
+    if model.config.freeze_documents:
+        raise UserError(
+            "expected a model that embeds queries and documents alike, got one with --freeze_documents, which these "
+            "modules cannot: share the model's own folder, or export it to ONNX"
+        )
     if model.lexical is not None:
         raise UserError(
             f"expected a model without a lexical half, got one of {model.config.lexical_dim} directions, which "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -47,10 +47,8 @@ class PseudoValidation:
 
     def scores(self, model: IsotropicGaussianModel) -> np.ndarray:
         """Return NDCG@10 of each pseudo-query, shape (P,), by the projection."""
-        embeddings = [
-            torch.from_numpy(apply_head(model, features, num_predicted=0)[0])
-            for features in (self._documents, self._queries, self._rests)
-        ]
+        sides: Any = ((self._documents, 0), (self._queries, None), (self._rests, 0))
+        embeddings = [torch.from_numpy(apply_head(model, rows, num_predicted=count)[0]) for rows, count in sides]
         similarity = model.config.similarity_fn_name
         if similarity == "cosine":  # normalise once, not for every block of queries
             embeddings, similarity = [normalize_rows(rows) for rows in embeddings], "dot"

@@ -165,6 +165,7 @@ def format_plan(plan: RunPlan) -> str:
     encoder = getattr(model, "base_model", None) or getattr(model, "base_model_name", None)
     table = {
         "encoder": f"{encoder}, {'frozen' if model.freeze_base else 'trained'}",
+        "documents": "the encoder's own vectors" if model.freeze_documents else "through the projection",
         "projection": f"{model.projection_kind}, {model.projection_init} start, whitening {args.whitening:g}",
         "predictor": "yes" if model.use_predictor else "no",
         "rows": f"{rows}, as {source}",
@@ -323,6 +324,11 @@ def _check_start(training: IsotropicGaussianTrainingArguments, facts: RunFacts) 
         raise UserError(
             f"--matryoshka_dims must be narrower than the embedding ({model.output_dim}), got "
             f"{training.matryoshka_dims}: leave the others out"
+        )
+    if training.matryoshka_dims and model.freeze_documents:
+        raise UserError(
+            "--matryoshka_dims orders the coordinates of embeddings, which --freeze_documents leaves alone: leave "
+            "one of them out"
         )
     if training.whitening and model.projection_init != "identity":
         raise UserError(

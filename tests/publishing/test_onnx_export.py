@@ -30,7 +30,7 @@ TEXTS = [
 # Encoder -> settings of the model. The one with relative positions (mpnet) is saved in bfloat16.
 MODELS = {
     "encoder": {"pooling": "mean", "use_predictor": True, "output_dim": 10, "query_prompt": "query: "},
-    "mpnet": {"pooling": "cls", "similarity_fn_name": "dot", "normalize_features": False},
+    "mpnet": {"pooling": "cls", "similarity_fn_name": "dot", "normalize_features": False, "freeze_documents": True},
     "decoder": {"pooling": "last", "use_predictor": True, "output_dim": 24, "similarity_fn_name": "euclidean"},
 }
 FAMILIES = ["encoder", "mpnet", pytest.param("decoder", marks=pytest.mark.slow)]
@@ -105,13 +105,20 @@ def _files(folder):
 def test_the_graph_returns_the_vectors_of_the_model_at_every_length_and_batch_size(exported, family):
     folder = exported(family)
     model, encoder = _load(folder), OnnxEncoder(folder / "onnx", threads=1)
-    assert encoder.config["outputs"] == ["embeddings", "predictions"][: 1 + (model.predictor is not None)]
+    others = {"predictions": model.predictor is not None, "documents": model.config.freeze_documents}
+    assert encoder.config["outputs"] == ["embeddings", *(name for name, is_there in others.items() if is_there)]
     # One text and several; shorter and longer than the example of the export; padded, truncated and empty.
     for batch in ([TEXTS[0]], [TEXTS[3] * 3], TEXTS, ["", TEXTS[1], TEXTS[3] * 2]):
         found = encoder.run(*encoder.tokenize(batch))
         embeddings = model.encode_document(batch)
         assert embeddings.std() > 0.1
-        np.testing.assert_allclose(found["embeddings"], embeddings, atol=1e-4 * embeddings.std())
+        np.testing.assert_allclose(
+            found.get("documents", found["embeddings"]), embeddings, atol=1e-4 * embeddings.std()
+        )
+        if model.config.freeze_documents:
+            queries = model.encode_query(batch)
+            np.testing.assert_allclose(found["embeddings"], queries, atol=1e-4 * queries.std())
+            assert np.abs(queries - embeddings).max() > 0.1 * queries.std()
         if model.predictor is not None:
             prompt = encoder.config["prompts"]["query"]
             found = encoder.run(*encoder.tokenize([prompt + text for text in batch]))["predictions"]

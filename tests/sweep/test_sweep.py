@@ -213,6 +213,7 @@ KINDS = {
     "triplet": {"contrastive_kind": "triplet", "similarity": "euclidean"},
     "covariance": {"isotropy_kind": "covariance", "predictive_kind": "cosine"},
     "predictive_only": {"lambda_contrastive": 0.0, "lambda_isotropy": 0.0},
+    "frozen_documents": {"freeze_documents": True},
 }
 NUMBERS = [
     {"learning_rate": 1e-3, "temperature": 0.05, "lambda_isotropy": 0.1},
@@ -231,6 +232,7 @@ def test_heads_trained_at_once_equal_those_of_the_trainer(
         use_predictor=True,
         dropout=0.0,
         similarity_fn_name=KINDS[kind].get("similarity", "cosine"),
+        freeze_documents=KINDS[kind].get("freeze_documents", False),
     )
     rows = list(pairs_of_words)
     if more == "negatives":
@@ -239,9 +241,9 @@ def test_heads_trained_at_once_equal_those_of_the_trainer(
         rows += [{**row, "query": other["query"]} for row, other in zip(rows, rows[1:], strict=False)]
     pairs = _feature_pairs(model, rows)
     shared = ModelArguments(use_predictor=True, dropout=0.0, similarity_fn_name=model.config.similarity_fn_name)
-    trials = []
+    trials, of_training = [], KINDS[kind].keys() - {"similarity", "freeze_documents"}
     for number, numbers in enumerate(NUMBERS):
-        setting = {**numbers, **{name: value for name, value in KINDS[kind].items() if name != "similarity"}}
+        setting = {**numbers, **{name: value for name, value in KINDS[kind].items() if name in of_training}}
         seed = 5 if more == "negatives" or number == 2 else 5 + number
         trials.append(make_trial(setting, seed, shared, training_arguments(lr_scheduler_type="cosine")))
     starts = []
