@@ -366,9 +366,18 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model, see `PreTrainedModel.from_pretrained`; a frozen encoder stays frozen."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Load a saved model, see `PreTrainedModel.from_pretrained`; a frozen encoder stays frozen.
+
+        Missing weights, other than those of a new predictor, are a ValueError instead of made up, unless
+        `output_loading_info` lets the caller see them.
+        """
+        is_reported = kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        loaded = (model, report) if is_reported else model
+        if pretrained_model_name_or_path is not None and not is_reported:
+            _refuse_missing(report["missing_keys"], pretrained_model_name_or_path, made_up=("predictor.",))
         # Loading replaces the parameters that __init__ froze.
         model.apply_freezing()
         file_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
@@ -579,8 +588,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 "`model.tokenizer` to the tokenizer of its encoder."
             )
         if self._tokenizer is None:
-            # With `config` given, AutoTokenizer does not load the folder's code again.
-            options = self._file_options()
+            # With `config` given, AutoTokenizer does not load the folder's code again; saved tokenizers need none.
+            options = {**self._file_options(), "trust_remote_code": False}
             self._tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config, **options)
         return self._tokenizer
 
@@ -769,11 +778,24 @@ def _for_whole_texts(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
+def _refuse_missing(missing: Any, name_or_path: Any, *, made_up: tuple[str, ...]) -> None:
+    """Refuse weights that are not in the files: transformers makes them up, with a warning."""
+    names = sorted(name for name in map(str, missing or ()) if not any(part in name for part in made_up))
+    if names:
+        raise ValueError(
+            f"{name_or_path} lacks {len(names)} of its weights, such as {names[0]}: copy or download it again."
+        )
+
+
 def _load_encoder(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> nn.Module:
     """Load an encoder in float32; an adapter (PEFT) is merged into the encoder that it adapts."""
     if adapted is None:
         loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **options))
-        return loader.from_pretrained(name_or_path, dtype=torch.float32, **options)
+        encoder, report = loader.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **options
+        )
+        _refuse_missing(report["missing_keys"], name_or_path, made_up=("pooler.",))
+        return encoder
     if not is_peft_available():
         raise ValueError(f"{name_or_path} is an adapter for {adapted}, which needs peft: run pip install peft.")
     code = {"trust_remote_code": options["trust_remote_code"]}
