@@ -6,6 +6,7 @@ import ctypes
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -30,6 +31,9 @@ HELD_OUT_FILE = "held_out.jsonl"
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 """Patterns of the names of weight files in a model folder."""
+
+CHECKSUMS_FILE = "checksums.json"
+"""File of a checkpoint, written last, with the checksums of all others."""
 
 LOCK_FILE = ".in_use.lock"
 """File that the process at work in an output folder holds a lock on."""
@@ -288,6 +292,42 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_checksums(folder: Path) -> None:
+    """Write a file with the checksum of every other file in a folder, once the disk has stored all of them."""
+    for path in folder.rglob("*"):
+        _sync(path)
+    digests = {name: _digest(folder / name) for name in _names_of_files(folder)}
+    write_whole(folder / CHECKSUMS_FILE, json.dumps(digests, indent=1) + "\n")
+    _sync(folder.parent)
+
+
+def damaged_file(folder: Path) -> str | None:
+    """Name a file of a folder with checksums that is missing or differs from its checksum; None if all are whole."""
+    try:
+        digests = json.loads((folder / CHECKSUMS_FILE).read_text(encoding="utf-8"))
+        if not isinstance(digests, dict):
+            return CHECKSUMS_FILE
+    except (OSError, ValueError, RecursionError):
+        return CHECKSUMS_FILE
+    for name, digest in digests.items():
+        try:
+            if _digest(folder / name) != digest:
+                return str(name)
+        except (OSError, ValueError):
+            return str(name)
+    return None
+
+
+def _names_of_files(folder: Path) -> list[str]:
+    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(name for name in names if name != CHECKSUMS_FILE)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def weights_digest(folder: Path) -> str | None:
     """Return the SHA-256 of a folder's safetensors file, as the Hub shows it; None if there is no such file.
 
@@ -352,10 +392,19 @@ def path_below(path: Path) -> Path:
     return absolute.relative_to(here) if absolute.is_relative_to(here) else Path(absolute.name)
 
 
+def check_file_name(name: str, flag: str) -> None:
+    """Raise UserError, before any work is done, if a name cannot be that of a file, with a suffix behind it."""
+    if not name.strip(". ") or re.search(r"[/\\\x00-\x1f]", name) or len(os.fsencode(name)) > _LONGEST_NAME - 55:
+        raise UserError(
+            f"{flag} expects a name of a file, without slashes and of at most {_LONGEST_NAME - 55} bytes, got "
+            f"{name[:40]!r}: choose another"
+        )
+
+
 def check_writable(folder: Path | str) -> None:
     """Raise UserError, before any work is done, if an output folder (which may not exist yet) cannot be written."""
-    if not str(folder):
-        raise UserError("--output_dir expects a folder, got an empty name: name one, or leave the flag out")
+    if not str(folder) or "\0" in str(folder):
+        raise UserError(f"--output_dir expects a folder, got {str(folder)!r}: name one, or leave the flag out")
     whole = Path(folder).absolute()
     try:
         too_long = next((part for part in whole.parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
@@ -370,7 +419,9 @@ def check_writable(folder: Path | str) -> None:
             f"--output_dir expects names of at most {_LONGEST_NAME} bytes, got {too_long[:40]!r}...: choose another"
         )
     if broken is not None:
-        raise UserError(f"--output_dir expects a folder, got {folder}, where {broken} is a link to nothing: choose another")
+        raise UserError(
+            f"--output_dir expects a folder, got {folder}, where {broken} is a link to nothing: choose another"
+        )
     if not present.is_dir():
         raise UserError(f"--output_dir expects a folder, got {folder}, where {present} is a file: choose another")
     if not os.access(present, os.W_OK):

@@ -255,7 +255,8 @@ def _read_parquet(path: Path, is_read: Callable[[str], bool] | None) -> Iterator
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(origin, number, first | fields if number == 1 else fields)
-    except (OSError, pyarrow.ArrowException) as error:
+    # The others are of texts that are no UTF-8, and of dates and time zones that Python does not have.
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
         raise UserError(f"expected a Parquet file, got {str(path)!r} ({error}): check how it was written") from error
 
 

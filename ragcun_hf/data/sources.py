@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -79,6 +80,8 @@ def check_limit(limit: int | None) -> None:
     """Refuse a limit below one row; None means no limit."""
     if limit is not None and limit < 1:
         raise UserError(f"expected a limit of at least 1 row, got {limit}: leave it out to read all rows")
+    if limit is not None and limit > sys.maxsize:
+        raise UserError(f"expected a limit of at most {sys.maxsize} rows, got more: leave it out to read all rows")
 
 
 def open_source(

@@ -119,7 +119,7 @@ def read_json_object(path: Path, what: str = "a JSON file", remedy: str = "check
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"expected {what}, could not read {path} ({error.strerror}): {remedy}") from error
-    except ValueError as error:  # also a wrong encoding
+    except (ValueError, RecursionError) as error:  # also a wrong encoding
         raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
@@ -174,7 +174,9 @@ def _check_leaf(value: Any, allowed: tuple[Any, ...], path: Path, key: str) -> N
 
 
 def _wrong_value(path: Path, key: str, expected: str, value: Any) -> UserError:
-    return UserError(f"{path}: expected {expected} at {key or 'the top'!r}, got {value!r}: write the file again")
+    return UserError(
+        f"{path}: expected {expected} at {key or 'the top'!r}, got {shorten(repr(value), 80)}: write the file again"
+    )
 
 
 def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

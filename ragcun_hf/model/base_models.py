@@ -183,7 +183,9 @@ def _check_weights(path: str, report: dict[str, Any]) -> None:
     for kind in ("missing", "unexpected", "mismatched"):
         names = sorted(map(str, report.get(f"{kind}_keys") or ()))
         if names:
-            what = {"missing": "without", "unexpected": "with the unknown", "mismatched": "with another shape of"}[kind]
+            what = {"missing": "without", "unexpected": "with the unknown", "mismatched": "with another shape of"}[
+                kind
+            ]
             more = f" and {len(names) - 1} others" if len(names) > 1 else ""
             raise UserError(
                 f"--model_path expects the weights that config.json describes, got {path!r} {what} {names[0]}{more}: "

@@ -372,10 +372,10 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         `output_loading_info` lets the caller see them.
         """
         is_reported = kwargs.pop("output_loading_info", False)
-        model, report = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-        )
-        loaded = (model, report) if is_reported else model
+        kwargs["output_loading_info"] = True
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, report = found
+        loaded = found if is_reported else model
         if pretrained_model_name_or_path is not None and not is_reported:
             _refuse_missing(report["missing_keys"], pretrained_model_name_or_path, made_up=("predictor.",))
         # Loading replaces the parameters that __init__ froze.

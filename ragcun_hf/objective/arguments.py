@@ -19,6 +19,7 @@ from ..model.arguments import ModelArguments
 from .flags import ContrastiveKind, IsotropyKind, ObjectiveArguments, PredictiveKind, ScheduleArguments
 
 Arguments = TypeVar("Arguments")
+_LARGEST = 2**31 - 1  # of counts
 
 
 @dataclass
@@ -138,6 +139,9 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        too_many = [name for name, count in {**counts, "max_steps": self.max_steps}.items() if (count or 0) > _LARGEST]
+        if too_many:
+            raise ValueError(f"`{too_many[0]}` must be at most {_LARGEST}, got more.")
         if any(width < 1 for width in self.matryoshka_dims):
             raise ValueError(f"`matryoshka_dims` must be widths of at least 1, got {self.matryoshka_dims}.")
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
