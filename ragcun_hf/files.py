@@ -294,6 +294,7 @@ def _sync(path: Path) -> None:
 
 def write_checksums(folder: Path) -> None:
     """Write a file with the checksum of every other file in a folder, once the disk has stored all of them."""
+    remove_leftovers(folder)
     for path in folder.rglob("*"):
         _sync(path)
     digests = {name: _digest(folder / name) for name in _names_of_files(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -126,6 +127,7 @@ def check_code(folder: Path) -> None:
                 "--trust_remote_code"
             )
     known = {own.stem for own in _own_code()}
+    _check_modules(folder / "modules.json")
     for name in ("config.json", "tokenizer_config.json"):
         named = read_json_object(folder / name).get("auto_map", {}) if (folder / name).is_file() else {}
         for word in _strings(named):
@@ -134,6 +136,20 @@ def check_code(folder: Path) -> None:
                     f"{folder / name}: expected only code of the installed package in auto_map, got {word!r}: remove "
                     "it, or, once you have read that code, add --trust_remote_code"
                 )
+
+
+def _check_modules(path: Path) -> None:
+    try:
+        kinds = [each["type"] for each in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(
+            f"{path}: expected a list of modules, got something else ({error}): save the model again"
+        ) from error
+    if foreign := [kind for kind in kinds if not str(kind).startswith("sentence_transformers.")]:
+        raise UserError(
+            f"{path}: expected modules of sentence-transformers, got {foreign[0]!r}: save the model again, or, once "
+            "you have read that code, add --trust_remote_code"
+        )
 
 
 def check_no_personal_paths(plan: UploadPlan) -> None:
