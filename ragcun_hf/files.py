@@ -412,8 +412,9 @@ def check_writable(folder: Path | str) -> None:
         broken = next((path for path in (whole, *whole.parents) if path.is_symlink() and not path.exists()), None)
         present = next(path for path in (whole, *whole.parents) if path.exists())
     except (OSError, ValueError) as error:  # a loop of links, or a character that no name can have
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"--output_dir expects a folder, got {str(folder)[:80]!r} ({error}): choose another"
+            f"--output_dir expects a folder, got {str(folder)[:80]!r} ({reason}): choose another"
         ) from error
     if too_long is not None:
         raise UserError(

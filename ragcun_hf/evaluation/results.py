@@ -139,6 +139,41 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     return results
 
 
+_RECORD = {
+    **{f"?{part}": {_OPEN: object} for part in ("data", "model", "training_arguments")},
+    "?blend": _NUMBER,
+    "?seconds": {_EACH: _NUMBER},
+    f"?validation_{MAIN_METRIC}": {_EACH: _NUMBER},
+    "?essential": list,
+    "?log_history": list,
+    _OPEN: object,
+}
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a training record; raises a UserError if it cannot be read, or what a card shows of it has another form."""
+    path = Path(path)
+    record = read_json_object(path)
+    _check(record, _RECORD, path, "")
+    if record.get("energy") is not None:
+        _check(record["energy"], {"kwh": _NUMBER, "by": str}, path, "energy")
+    for place, name in enumerate(record.get("essential", [])):
+        _check(name, str, path, f"essential.{place}")
+    for place, entry in enumerate(record.get("log_history", [])):
+        _check(entry, {"?step": _NUMBER, "?epoch": _NUMBER, _OPEN: object}, path, f"log_history.{place}")
+        for name in (each for each in entry if "loss" in each):
+            if not _is_number_in_text(entry[name]):  # transformers writes some so
+                _check(entry[name], _NUMBER, path, f"log_history.{place}.{name}")
+    return record
+
+
+def _is_number_in_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
+
+
 def _check(value: Any, shape: Any, path: Path, key: str) -> None:
     """Compare a value with its shape; `key` is its full name, such as `datasets.scifact.split`."""
     if not isinstance(shape, dict):

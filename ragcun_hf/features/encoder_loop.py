@@ -228,12 +228,10 @@ def _tokenized_ahead(
     model: IsotropicGaussianModel, texts: Sequence[str], blocks: Sequence[list[int]], prompt: str
 ) -> Iterator[TokenBlock]:
     """Yield each block with its token ids; a thread tokenizes the next block while the caller encodes this one."""
-    options = {"truncation": True, "max_length": model.config.max_length}
-    options |= {"return_token_type_ids": False, "return_attention_mask": False}
 
     def tokenize(positions: list[int]) -> TokenBlock:
-        tokens = model.tokenizer([prompt + texts[position] for position in positions], **options)
-        return TokenBlock.of(model.tokenizer, positions, tokens["input_ids"])
+        token_ids = model.token_ids([prompt + texts[position] for position in positions])
+        return TokenBlock.of(model.tokenizer, positions, token_ids)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
         upcoming = None

@@ -64,7 +64,14 @@ def load_base_model(
 
 def check_base_name(name: str) -> None:
     """Refuse a misspelled `embedded`, before anything is looked for on the Hub."""
-    if name != EMBEDDED and not Path(name).exists() and did_you_mean(name.lower(), [EMBEDDED]):
+    try:
+        is_here = name == EMBEDDED or Path(name).exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(
+            f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name[:80]!r} ({error.strerror}): "
+            "check the name"
+        ) from error
+    if not is_here and did_you_mean(name.lower(), [EMBEDDED]):
         raise UserError(
             f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name!r}: did you mean {EMBEDDED}?"
         )
@@ -73,7 +80,13 @@ def check_base_name(name: str) -> None:
 def check_model_path(path: str) -> None:
     """Refuse what can only be a folder, and is none, before it is looked for on the Hub."""
     folder = Path(path)
-    is_in_folder = folder.parent != Path() and folder.parent.is_dir()
+    try:
+        is_in_folder = folder.parent != Path() and folder.parent.is_dir()
+        folder.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(
+            f"--model_path expects a folder or a Hub id, got {path[:80]!r} ({error.strerror}): check the path"
+        ) from error
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or is_in_folder
     if folder.exists() or not looks_local:
         return

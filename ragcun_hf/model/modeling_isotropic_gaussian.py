@@ -60,6 +60,7 @@ _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "rev
 _FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN = ("t5", "mt5", "umt5")
 
 _TEXTS_AT_ONCE = 1_024  # tokenized together
+_CHARACTERS_PER_TOKEN = 64  # of a text that is read first: ten times as many as words of most languages have
 
 # Fields of the configuration that describe the head; an unset width follows the others.
 _HEAD_FIELDS = (
@@ -317,10 +318,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             self.start_from_features(self._sample_features(texts, num_start_texts))
 
     def _token_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        options = {"truncation": True, "max_length": self.config.max_length, "return_attention_mask": False}
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = [self.config.document_prompt + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            yield from self.tokenizer(batch, **options)["input_ids"]
+            yield from self.token_ids(batch)
 
     def _tokens_of_prompts(self) -> set[int]:
         """Return special tokens and those of the prompts, which say nothing of a text."""
@@ -608,10 +608,21 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
         An empty text becomes one attended padding token if the tokenizer adds no special tokens.
         """
-        options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": False}
-        token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
+        token_ids = self.token_ids([prompt + text for text in texts])
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
         return self.pad(token_ids)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts, truncated to `config.max_length`; of a very long text, no more is read than is needed."""
+        longest = _CHARACTERS_PER_TOKEN * self.config.max_length
+        options = {"truncation": True, "max_length": self.config.max_length}
+        options |= {"return_token_type_ids": False, "return_attention_mask": False}
+        found = self.tokenizer([text[:longest] for text in texts], **options)["input_ids"]
+        for row, text in enumerate(texts):
+            # The beginning had too few tokens: long words that are one token each, or much white space.
+            if len(text) > longest and len(found[row]) < self.config.max_length:
+                found[row] = self.tokenizer(text, **options)["input_ids"]
+        return found
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.

@@ -90,7 +90,7 @@ def _kill_everywhere(prepare, operation, check, tmp_path):
         remove_leftovers(folder.parent)
         assert not [path for path in folder.parent.rglob(".*") if path.name.endswith((".tmp", LOCK_FILE))]
         shutil.rmtree(folder.parent)
-    print(f"{total} kills")
+    print(f"{total} kills")  # noqa: T201 (shown by make fuzz)
     return total
 
 
@@ -107,7 +107,8 @@ def _content(folder):
 def trainer(tiny_encoder_folder, tiny_pairs, tmp_path):
     args = IsotropicGaussianTrainingArguments(
         output_dir=str(tmp_path / "trainer"), use_cpu=True, max_steps=2, save_strategy="no", disable_tqdm=True,
-        per_device_train_batch_size=4, feature_cache_dir=str(tmp_path / "features"), report_to="none", val_fraction=0.3,
+        per_device_train_batch_size=4, feature_cache_dir=str(tmp_path / "features"), report_to="none",
+        val_fraction=0.3,
     )  # fmt: skip
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
     trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs)
