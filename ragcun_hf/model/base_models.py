@@ -208,7 +208,7 @@ def _check_weights(path: str, report: dict[str, Any]) -> None:
 
 def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
     try:
-        _ = model.tokenizer
+        model.tokenize(["a text"])
     except Exception as error:  # noqa: BLE001 (of damaged files, transformers and tokenizers raise any type)
         raise UserError(
             f"--model_path expects a model with its tokenizer, got {path!r}, whose tokenizer cannot be loaded: copy "
