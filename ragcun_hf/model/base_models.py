@@ -194,7 +194,8 @@ def _quiet_loading() -> Iterator[None]:
 def _check_weights(path: str, report: dict[str, Any]) -> None:
     """Refuse weights that do not fit the configuration: transformers would make up the missing ones."""
     for kind in ("missing", "unexpected", "mismatched"):
-        names = sorted(map(str, report.get(f"{kind}_keys") or ()))
+        found = report.get(f"{kind}_keys") or ()
+        names = sorted(each if isinstance(each, str) else str(each[0]) for each in found)  # a mismatch has its shapes
         if names:
             what = {"missing": "without", "unexpected": "with the unknown", "mismatched": "with another shape of"}[
                 kind
