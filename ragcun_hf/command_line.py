@@ -398,6 +398,8 @@ def _flags_from_yaml(flag: str, name: str, known: dict[str, Any]) -> list[str]:
             raise UserError(f"{path}: {key!r} takes no value: write its name without no_, with true or false")
         items = value if isinstance(value, list) else [value]
         words = [_flag_word(known[key], item) for item in items]
+        if isinstance(value, list) and any(word.startswith("--") for word in words):
+            raise UserError(f"{path}: {key!r} expects values, got a list with a flag: write flags as keys of the file")
         # One word for one value, so that e.g. -1e-3 is not read as a flag.
         flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags

@@ -102,6 +102,10 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         _refuse_backend_of_one_process(self)  # the parent would wait for the others, or fail
         try:
             super().__post_init__()
+        except OverflowError as error:
+            raise ValueError(
+                f"expected finite numbers as flags of the Trainer, got an infinite one: {error}."
+            ) from error
         except (ImportError, OSError) as error:  # of --deepspeed, and of files that flags name
             raise ValueError(
                 f"{error}: install what is missing, correct the file's name, or leave the flag out."

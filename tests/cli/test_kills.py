@@ -285,3 +285,36 @@ def test_one_run_owns_a_folder_until_it_ends_or_is_killed(tmp_path):
     with owned_folder(folder), owned_folder(Path(folder, "..", "out")):  # the same process may nest
         assert (folder / "half").is_dir()
     assert not (folder / LOCK_FILE).exists()
+
+
+@pytest.mark.slow
+def test_exporting_over_another_export(tiny_model, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    from ragcun_hf.cli import export
+
+    tiny_model.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        tiny_model.projection.linear.weight += 1
+    tiny_model.save_pretrained(tmp_path / "second")
+    (tmp_path / "texts.txt").write_text("bread is food\nthe moon is on the river\n", encoding="utf-8")
+
+    def write(folder, source):
+        flags = ["--model_path", str(tmp_path / source), "--output_dir", str(folder)]
+        export.main([*flags, "--format", "sentence-transformers", "--check_texts", str(tmp_path / "texts.txt")])
+
+    write(tmp_path / "old", "first")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    write(tmp_path / "new", "second")
+    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
+    assert old != new
+
+    def check(folder, is_done):
+        content = _content(folder)
+        assert content == new or (content == old and not is_done)
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: write(folder, "second"),
+        check,
+        tmp_path / "kills",
+    )
