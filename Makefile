@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA_DIR ?= data/beir
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-fast benchmark ablations anchors docs check fix clean
+.PHONY: help install demo test test-fast fuzz benchmark ablations anchors docs check fix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -27,6 +27,10 @@ test: check  ## Run the linters and all tests, including the slow ones.
 
 test-fast: install  ## Run only the quick tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+
+fuzz: install  ## Try 10,000 generated inputs on every reader, kill every write, and plant code; prints the counts.
+	FUZZ_INPUTS=10000 $(BIN)/python -m pytest -q -s tests/cli/test_fuzz.py tests/cli/test_kills.py \
+		tests/cli/test_foreign_code.py -m ''
 
 benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the folder with BEIR's scifact.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)

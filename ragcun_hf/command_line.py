@@ -25,6 +25,7 @@ from .commands import program_name, with_commands
 from .errors import UserError, did_you_mean, name_flags
 
 _SECONDS_BEFORE_EXIT = 5.0
+_LONGEST_MESSAGE = 1_500  # characters; a value that is quoted may be a whole file
 _CONFIG_FLAGS = ("--config", "--recipe")
 _SHIPPED = Path(__file__).parent / "cli"  # holds the recipes and launch files
 
@@ -44,7 +45,18 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
         _disconnect_processes()
     except UserError as error:
         message = " ".join(str(error).split())
+        message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}..."
         print(f"{program_name()}: {message}", file=sys.stderr)  # noqa: T201 (output of the command)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or re.search("allocate memory|out of memory", str(error))):
+            raise
+        what = " ".join(str(error).split())[:200] or "more than this machine has"
+        print(  # noqa: T201 (output of the command)
+            f"{program_name()}: expected enough memory, got an error ({what}): lower the batch size, the widths or "
+            "the number of rows",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted: finished checkpoints and cached features are kept", file=sys.stderr)  # noqa: T201
@@ -386,6 +398,8 @@ def _flags_from_yaml(flag: str, name: str, known: dict[str, Any]) -> list[str]:
             raise UserError(f"{path}: {key!r} takes no value: write its name without no_, with true or false")
         items = value if isinstance(value, list) else [value]
         words = [_flag_word(known[key], item) for item in items]
+        if isinstance(value, list) and any(word.startswith("--") for word in words):
+            raise UserError(f"{path}: {key!r} expects values, got a list with a flag: write flags as keys of the file")
         # One word for one value, so that e.g. -1e-3 is not read as a flag.
         flags += [f"--{key}", *words] if isinstance(value, list) else [f"--{key}={words[0]}"]
     return flags
@@ -436,9 +450,33 @@ def parse_yaml(text: str) -> Any:
     import yaml
 
     try:
-        return yaml.load(text, Loader=_yaml_loader())
-    except yaml.YAMLError as error:
+        loader = _yaml_loader()(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count_values(node, {})
+        return loader.construct_document(node)
+    except (yaml.YAMLError, RecursionError, OverflowError) as error:
         raise ValueError(str(error)) from error
+
+
+_MOST_VALUES, _DEEPEST = 100_000, 50  # in a YAML file; an alias counts with all that it stands for
+
+
+def _count_values(node: Any, counts: dict[int, int]) -> int:
+    """Return how many values a YAML node stands for; refuse too many, and a value that contains itself."""
+    if id(node) in counts:
+        if counts[id(node)] < 0:
+            raise ValueError("expected values that do not contain themselves, got an alias of one that does")
+        return counts[id(node)]
+    counts[id(node)] = -1
+    children = node.value if isinstance(node.value, list) else []
+    parts = [part for child in children for part in (child if isinstance(child, tuple) else (child,))]
+    total = 1 + sum(_count_values(part, counts) for part in parts)
+    if total > _MOST_VALUES:
+        raise ValueError(f"expected at most {_MOST_VALUES} values, got more")
+    counts[id(node)] = total
+    return total
 
 
 class _WrittenInt(int):
@@ -478,6 +516,17 @@ def _yaml_loader() -> Any:
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers: dict[str, Any] = {}
+        depth = 0
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.depth == _DEEPEST:
+                message = f"expected at most {_DEEPEST} nested values, got more"
+                raise yaml.composer.ComposerError(None, None, message, self.peek_event().start_mark)
+            self.depth += 1
+            try:
+                return super().compose_node(parent, index)
+            finally:
+                self.depth -= 1
 
         def compose_mapping_node(self, anchor: Any) -> Any:  # before other mappings are merged into it
             node = super().compose_mapping_node(anchor)

@@ -78,9 +78,10 @@ def set_running(module: str) -> None:
 def portable_command(module_or_script: str, arguments: Sequence[str] | None = None) -> str:
     """Return a command line to record, of a module of `cli/` or a script of a checkout.
 
-    Of a path outside the working folder, only the last part is kept: the folder above it may be a user's name.
+    Of a path outside the working folder, only the last part is kept: the folder above it may be a user's name. A token
+    is left out.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = _without_secrets(list(sys.argv[1:] if arguments is None else arguments))
     start = ["python", module_or_script]
     if module_or_script in _NAMES:
         is_script = _scripts_folder(module_or_script) is not None
@@ -89,6 +90,9 @@ def portable_command(module_or_script: str, arguments: Sequence[str] | None = No
 
 
 _running: list[str] = []
+_HIDDEN = "HIDDEN"
+_SECRET_FLAG = re.compile(r"--\w*(token|password|secret|api_key)")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
 
 
 def _start(module: str) -> str:
@@ -126,6 +130,20 @@ def _shown(path: Path) -> str:
     if path.is_relative_to(Path.home()):
         forms.append(f"~/{shlex.quote(str(path.relative_to(Path.home())))}")
     return min(forms, key=len)
+
+
+def _without_secrets(words: Sequence[str]) -> list[str]:
+    """Replace the values of flags for tokens, and whatever looks like a token of the Hub."""
+    hidden, is_secret = [], False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if is_secret:
+            word = _HIDDEN
+        elif equals and _SECRET_FLAG.fullmatch(flag):
+            word = f"{flag}={_HIDDEN}"
+        hidden.append(_TOKEN.sub(_HIDDEN, word))
+        is_secret = not equals and _SECRET_FLAG.fullmatch(word) is not None
+    return hidden
 
 
 def _portable_word(word: str) -> str:

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "RELIABILITY.md",
+    "SECURITY.md",
     "training/SCALE.md",
     "training/examples/README.md",
     "training/space/README.md",

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--checkpoint")
     (args,) = parse_arguments([ConversionArguments], description=__doc__ or "", arguments=words)
-    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, replaced_folder
+    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, owned_folder, replaced_folder
     from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
 
     quiet_libraries()
@@ -61,7 +61,11 @@ def main(arguments: list[str] | None = None) -> None:
             f"expected the vectors of the original, got a difference of {difference:.1e} standard deviations: nothing "
             "was written, check --base_model"
         )
-    with disk_errors_explained(folder), replaced_folder(folder, obsolete=WEIGHT_FILES) as new:
+    with (
+        disk_errors_explained(folder),
+        owned_folder(folder),
+        replaced_folder(folder, obsolete=WEIGHT_FILES) as new,
+    ):
         model.save_pretrained(new)
     encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"
     say(f"Wrote {folder}: {encoder}, {model.config.output_dim} dimensions; within {difference:.1e} of the original.")

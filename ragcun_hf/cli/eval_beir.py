@@ -35,7 +35,7 @@ from ..evaluation.results import (
     write_results,
 )
 from ..features.arguments import FeatureArguments
-from ..files import check_writable, disk_errors_explained, weights_digest
+from ..files import check_file_name, check_writable, disk_errors_explained, weights_digest
 from ..model.arguments import BaseArguments
 from ..model.base_models import check_base_name, check_model_path
 
@@ -127,6 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     for dataset in [*datasets, *fitted]:  # before all the work, because run files could not hold such ids
         check_trec_ids(dataset.queries, f"query id of {dataset.name}")
         check_trec_ids(dataset.corpus_ids, f"document id of {dataset.name}")
+        if len(dataset.corpus_ids) < 2:
+            raise UserError(f"{dataset.name}: expected at least two documents to rank, got one: add documents")
         if closed_form is not None:
             closed_form.check(dataset)
     baselines = {"bm25": bm25, "closed_form": closed_form}
@@ -170,7 +172,9 @@ def _check(args: EvaluationArguments) -> None:
         raise UserError("--use_predictor expects a trained model, got --base_model: name one with --model_path")
     if not args.datasets:
         raise UserError("--datasets expects at least one BEIR data set, got none: name one, such as scifact")
-    check_writable(Path(args.output_dir))
+    check_writable(args.output_dir)
+    if args.run_name is not None:
+        check_file_name(args.run_name, "--run_name")
     for path in filter(None, [args.model_path, *args.compare]):
         check_model_path(path)
     if args.base_model:
@@ -368,13 +372,13 @@ def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) ->
     name = facts["model"]["name"]
     folder = Path(args.output_dir) / name
     results_path = Path(args.output_dir) / f"{name}.json"
-    write_results(results_path, results)
     say(format_results_table(results))
     for dataset in evaluation.evaluations:
         for system, run in dataset.runs.items():
             tag = re.sub(r"\s+", "_", f"{name}.{system}")
             write_trec_run(folder / f"{dataset.name}.{system}.trec", run, tag=tag)
     if not args.model_path:
+        write_results(results_path, results)
         say(f"\nWrote {results_path}, and run files in {folder}.")
         return
     from ..evaluation.plots import plot_comparison, plot_isotropy
@@ -382,6 +386,7 @@ def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) ->
     plot_comparison(results, folder / "comparison.png")
     samples = evaluation.samples
     plot_isotropy(samples[BASE_SYSTEM], samples[PROJECTION_SYSTEM], folder / "isotropy.png")
+    write_results(results_path, results)  # last: whoever finds it has the rest, too
     say(f"\nWrote {results_path}, and run files and plots in {folder}.")
     say(f"Next: {command('render_card', '--model_path', args.model_path, '--results', results_path)}")
 

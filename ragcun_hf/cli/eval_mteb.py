@@ -19,7 +19,7 @@ from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import write_json
-from ..files import check_writable, disk_errors_explained
+from ..files import check_file_name, check_writable, disk_errors_explained
 from ..model.base_models import check_model_path
 
 
@@ -81,7 +81,9 @@ def _check(args: MtebArguments) -> None:
     if args.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, got {args.batch_size}: raise it")
     require_mteb()
-    check_writable(Path(args.output_dir))
+    check_writable(args.output_dir)
+    if args.run_name is not None:
+        check_file_name(args.run_name, "--run_name")
 
 
 def _tasks(args: MtebArguments) -> list[Any]:

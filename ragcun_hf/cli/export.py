@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..command_line import argument, parse_arguments, quiet_libraries, say
 from ..errors import UserError
-from ..files import check_writable, disk_errors_explained, replaced_folder, weights_digest
+from ..files import check_writable, disk_errors_explained, owned_folder, replaced_folder, weights_digest
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -89,7 +89,11 @@ def _export_onnx(args: ExportArguments, folder: Path) -> None:
         )
     model, texts = _load(args)
     old = [f"{name}*" for name in GRAPHS.values()]
-    with disk_errors_explained(folder), replaced_folder(folder, obsolete=old, last=CONFIG_FILE) as unfinished:
+    with (
+        disk_errors_explained(folder),
+        owned_folder(folder),
+        replaced_folder(folder, obsolete=old, last=CONFIG_FILE) as unfinished,
+    ):
         digest = weights_digest(Path(str(args.model_path)))
         config = write_onnx(model, unfinished, texts, precisions=args.precision or _PRECISIONS, weights_sha256=digest)
     _report_onnx(config, folder)
@@ -105,6 +109,7 @@ def _export_plain(args: ExportArguments, folder: Path) -> None:
     model, texts = _load(args)
     with (
         disk_errors_explained(folder),
+        owned_folder(folder),
         replaced_folder(
             folder, obsolete=["*_Normalize", "*_Dense", "*.safetensors*"], last=MODULES_FILE
         ) as unfinished,

@@ -23,6 +23,9 @@ class CacheArguments:
 
     feature_cache_dir: str | None = argument(None, "Folder of the feature cache. Default: inside HF_HOME.")
     prune_days: float | None = argument(None, "Remove features not used for this many days, >= 0; 0 removes all.")
+    check: bool = argument(
+        False, "Compare every file with its checksums; a damaged one is set aside, and its texts are encoded again."
+    )
     prune_keys: list[str] = argument([], "Remove these keys, given in full or by their first characters.")
     dry_run: bool = argument(False, "Say what would be removed, and remove nothing.")
 
@@ -34,6 +37,8 @@ def main(arguments: list[str] | None = None) -> None:
     from ..features.feature_store import default_cache_folder
 
     folder = Path(args.feature_cache_dir) if args.feature_cache_dir else default_cache_folder()
+    if args.check:
+        _check(folder, dry_run=args.dry_run)
     entries = list_cached_encoders(folder)
     to_remove = _entries_to_remove(args, entries)
     if to_remove:
@@ -50,6 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
     mebibytes = sum(entry.num_bytes for entry in left) / 2**20
     total = f"{sum(entry.num_texts for entry in left):,} texts, {mebibytes:,.1f} MiB in {folder}"
     say(f"{_table(left)}\n{total}" if left else total)
+
+
+def _check(folder: Path, *, dry_run: bool) -> None:
+    from ..features.feature_cache import check_cache, set_aside
+
+    num_whole, damaged = check_cache(folder)
+    for path in damaged:
+        aside = None if dry_run else set_aside(path)
+        say(f"Damaged: {path}" + (f", set aside as {aside.name}" if aside else ""))
+    say(f"Checked {num_whole + len(damaged):,} files: {num_whole:,} whole, {len(damaged):,} damaged.")
 
 
 def _entries_to_remove(args: CacheArguments, entries: list[Any]) -> list[Any]:

@@ -4,7 +4,8 @@
 
 Before anything is sent, the card must equal what its sources (training/render_card.py) are rendered to, except for
 your own words between its marker lines; the results must belong to the weights; and a process that has only
-transformers must be able to load the folder. --dry_run stops after these checks.
+transformers must be able to load the folder. Its code must be the installed package's. --dry_run stops after these
+checks. Sent are the files that a model consists of, and what its card shows; all others stay.
 """
 
 from __future__ import annotations
@@ -43,6 +44,14 @@ class PushArguments:
         False,
         "Send a plain sentence-transformers folder instead, which loads without trust_remote_code; see ragcun export.",
     )
+    training_digests: bool = argument(
+        True,
+        "Send training_documents.txt, by which others see which of their test documents the model was trained on. "
+        "Whoever has a text can find out by it whether it is among the training documents.",
+    )
+    trust_remote_code: bool = argument(
+        False, "Send, and run in the check, code in the folder that is not the installed package's."
+    )
     dry_run: bool = argument(False, "Check everything and print what would be sent, without contacting the Hub.")
 
 
@@ -64,9 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _own_plan(args: PushArguments) -> Iterator[UploadPlan]:
     """Yield what to send of the model's own folder, described and checked."""
     folder = Path(str(args.model_path))
-    plan = plan_upload(folder)
+    plan = plan_upload(folder, training_digests=args.training_digests)
     say(describe_plan(plan, str(args.repo_id), revision=args.revision))
-    check_before_upload(folder, str(args.repo_id))
+    check_before_upload(folder, str(args.repo_id), trust_remote_code=args.trust_remote_code)
     say("Checked: the card against its sources, its figures against the weights, and loading in a clean process.")
     yield plan
 

@@ -17,7 +17,7 @@ from typing import Any
 from ..command_line import argument, parse_arguments, say
 from ..commands import command
 from ..errors import UserError
-from ..evaluation.results import read_json_object, read_results
+from ..evaluation.results import read_json_object, read_record, read_results
 from ..files import RECORD_FILE
 from ..publishing.card import CARD_TEMPLATE, write_card
 from ..publishing.card_sources import PUBLISHED_FIGURES, join_results, keep_sources, read_published
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     _check_model(results, folder)
     own = folder / RECORD_FILE
     record_file = Path(args.training_record) if args.training_record else own if own.is_file() else None
-    record = read_json_object(record_file) if record_file else None
+    record = read_record(record_file) if record_file else None
     sources = {
         "published": _published(args),
         "comparison": read_json_object(Path(args.comparison)) if args.comparison else None,

@@ -124,7 +124,9 @@ def _load_page(args: SearchDemoArguments, features: FeatureArguments) -> Any:
 def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     """Serve the page until Ctrl-C."""
     import gradio
+    from starlette.middleware import Middleware
 
+    from ..search_page.guard import PageGuard
     from ..search_page.page import STYLE
 
     # Gradio checks whether its own address answers, and must not ask a proxy.
@@ -132,12 +134,14 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # none that must be downloaded
     theme = gradio.themes.Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
     theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
+    # A public address of Gradio's has a name that only Gradio knows.
+    names = None if args.share else {"localhost", args.host.lower(), socket.gethostname().lower()}
     host = f"[{args.host}]" if ":" in args.host else args.host
     try:
         _, address, public_address = page.launch(
             server_name=host, server_port=port, share=args.share, theme=theme, head=f"<style>{STYLE}</style>",
             prevent_thread_lock=True, quiet=True, footer_links=[], enable_monitoring=False, run_history=False,
-            ssr_mode=False, pwa=False,
+            ssr_mode=False, pwa=False, app_kwargs={"middleware": [Middleware(PageGuard, hosts=names)]},
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UserError(f"expected to serve on {args.host}, port {port}, got: {error} Name another --port") from error

@@ -18,7 +18,7 @@ from ..commands import command
 from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import MAIN_METRIC, write_json
-from ..files import check_writable, disk_errors_explained, encoder_name, write_whole
+from ..files import check_writable, disk_errors_explained, encoder_name, owned_folder, write_whole
 from .train_contrastive import PairDataArguments, read_data
 from .training import parse_training_arguments, with_corpus
 
@@ -43,6 +43,19 @@ class SweepArguments:
 def main(arguments: list[str] | None = None) -> None:
     """Train all heads and report."""
     sweep, parsed = parse(arguments)
+    quiet_libraries()
+    settings, trials = make_trials(sweep, parsed)
+    with owned_folder(Path(str(parsed.training.output_dir))):
+        _run(sweep, parsed, settings, trials, arguments)
+
+
+def _run(
+    sweep: SweepArguments,
+    parsed: ParsedArguments,
+    settings: list[Setting],
+    trials: list[Trial],
+    arguments: list[str] | None,
+) -> None:
     from ..data.training_rows import rows_digest
     from ..objective.lexical import prepare_lexical_half
     from ..sweep.heads import HeadData
@@ -50,8 +63,6 @@ def main(arguments: list[str] | None = None) -> None:
     from ..sweep.run import run_rounds
     from ..trainer.record import recorded_arguments
 
-    quiet_libraries()
-    settings, trials = make_trials(sweep, parsed)
     read = with_corpus(read_data(parsed), parsed)
     base = parsed.model.build()
     fields, is_wanted = parsed.model.config_fields(), parsed.training.lexical
@@ -78,7 +89,6 @@ def main(arguments: list[str] | None = None) -> None:
     }
     folder = Path(str(parsed.training.output_dir))
     with disk_errors_explained(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         if parsed.run.overwrite:
             remove_sweep(folder)
         records = SweepRecords(folder, spec)
@@ -127,7 +137,7 @@ def make_trials(sweep: SweepArguments, parsed: ParsedArguments) -> tuple[list[Se
         raise UserError(f"a sweep does not support --{refused[0]}: leave the flag out")
     if not parsed.validation.val_data and not training.val_fraction:
         raise UserError("a sweep needs held-out pairs to judge by, got none: set --val_fraction or --val_data")
-    check_writable(Path(str(training.output_dir)))
+    check_writable(str(training.output_dir))
     trials = [make_trial(setting, seed, parsed.model, training) for setting in settings for seed in sweep.seeds]
     if sweep.select.endswith("predictor") and not any(trial.model.use_predictor for trial in trials):
         raise UserError(f"--select {sweep.select} needs heads with a predictor, got none: add --use_predictor")

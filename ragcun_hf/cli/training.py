@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from ..commands import command
 from ..data.documents import is_beir_folder
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
-from ..files import HELD_OUT_FILE, source_name
+from ..files import HELD_OUT_FILE, owned_folder, source_name
 from ..model.arguments import ModelArguments
 from ..model.base_models import check_base_name
 from ..objective.flags import ObjectiveArguments, ScheduleArguments
@@ -113,12 +114,9 @@ def train_from_command_line(
     (parsed,) = parse_training_arguments(
         data_class, description=description or "", arguments=arguments, defaults=defaults
     )
-    from transformers import set_seed
-
     from ..objective.arguments import with_values
     from ..trainer.plan import check_run, find_facts, format_plan, plan_run
-    from ..trainer.record import check_output_folder, open_checkpoint, remove_checkpoints
-    from ..trainer.trainer import IsotropicGaussianTrainer
+    from ..trainer.record import check_output_folder, open_checkpoint
 
     quiet_libraries()
     # In Python, what is named when a model is made counts more than a recipe; here, flags and recipe are one.
@@ -133,19 +131,31 @@ def train_from_command_line(
     if parsed.run.show_plan:
         say(format_plan(plan_run(training, facts)))
         return
+    # Of several processes, the first one writes.
+    with owned_folder(Path(folder)) if training.process_index == 0 else nullcontext():
+        check_output_folder(training, overwrite=parsed.run.overwrite)  # again: another run may have ended meanwhile
+        _train_and_save(parsed, training, data)
+    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
+    say(f"Next: {next_command(parsed, folder)}")
+
+
+def _train_and_save(parsed: ParsedArguments, training: IsotropicGaussianTrainingArguments, data: TrainingData) -> None:
+    from transformers import set_seed
+
+    from ..trainer.record import remove_checkpoints
+    from ..trainer.trainer import IsotropicGaussianTrainer
+
     set_seed(training.seed)
     model = parsed.model.build()
     model.given_fields = {}
     trainer = IsotropicGaussianTrainer(model, training, data)
     if trainer.is_world_process_zero() and not training.resume_from_checkpoint:
-        remove_checkpoints(Path(folder))
+        remove_checkpoints(Path(str(training.output_dir)))
     trainer.train()
     trainer.save_model()
     if training.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.wait_for_everyone()
-    say(f"\nSaved the model, its tokenizer and its training record in {folder}.")
-    say(f"Next: {next_command(parsed, folder)}")
 
 
 def next_command(parsed: ParsedArguments, folder: str) -> str:

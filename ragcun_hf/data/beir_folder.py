@@ -141,10 +141,10 @@ def read_qrels(folder: Path, split: str) -> dict[str, dict[str, int]]:
         fields = next(csv.reader([line], delimiter="\t")) if '"' in line else line.split("\t")
         if not line.strip() or (number == 1 and _is_header(fields)):
             continue
-        if len(fields) != 3 or not re.fullmatch(r"\s*-?\d+\s*", fields[2]) or not fields[0] or not fields[1]:
+        if len(fields) != 3 or not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", fields[2]) or not fields[0] or not fields[1]:
             raise UserError(
-                f"{path}, line {number}: expected query id, document id and whole score, separated by tabs, got "
-                f"{shorten(fields)}: correct the line"
+                f"{path}, line {number}: expected query id, document id and whole score (up to nine digits), "
+                f"separated by tabs, got {shorten(fields)}: correct the line"
             )
         qrels.setdefault(fields[0], {})[fields[1]] = int(fields[2])
     if not qrels:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .file_rows import path_of
 from .rows import Row, name_unused_columns, warn_once
 from .sources import Source, build_table, check_limit, open_source
 
@@ -37,7 +38,7 @@ def document_texts(documents: Iterable[Mapping[str, str]]) -> list[str]:
 
 def is_beir_folder(source: str | os.PathLike[str]) -> bool:
     """Return whether this is a folder with corpus.jsonl, queries.jsonl and qrels/."""
-    folder = Path(source).expanduser()
+    folder = path_of(source)
     files = os.fspath(source) != "" and (folder / "corpus.jsonl").is_file() and (folder / "queries.jsonl").is_file()
     return files and (folder / "qrels").is_dir()
 

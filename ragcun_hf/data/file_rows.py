@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import os
 import re
 import sys
 import zlib
@@ -39,6 +40,21 @@ def file_kind(path: Path) -> str | None:
         kind = _KIND_OF_SUFFIX.get(suffixes[-2]) if len(suffixes) > 1 else None
         return None if kind == "parquet" else kind
     return _KIND_OF_SUFFIX.get(suffixes[-1]) if suffixes else None
+
+
+def path_of(source: str | os.PathLike[str]) -> Path:
+    """Return the path that a data argument names, with `~` resolved; a name that no file can have is a UserError."""
+    name = os.fspath(source)
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"expected an existing file or folder, or a Hub dataset 'org/name', got {shorten(name)} ({reason}): check "
+            "the path"
+        ) from error
+    return path
 
 
 def read_rows(path: Path, is_read: Callable[[str], bool] | None = None) -> Iterator[Row]:
@@ -259,7 +275,8 @@ def _read_parquet(path: Path, is_read: Callable[[str], bool] | None) -> Iterator
                 for fields in batch.to_pylist():
                     number += 1
                     yield Row(origin, number, first | fields if number == 1 else fields)
-    except (OSError, pyarrow.ArrowException) as error:
+    # The others are of texts that are no UTF-8, and of dates and time zones that Python does not have.
+    except (OSError, pyarrow.ArrowException, ValueError, OverflowError, LookupError) as error:
         raise UserError(f"expected a Parquet file, got {str(path)!r} ({error}): check how it was written") from error
 
 

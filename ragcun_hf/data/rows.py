@@ -45,7 +45,7 @@ class Row(NamedTuple):
         if field in self.fields:
             found = shorten(self.fields[field])
         else:
-            names = ", ".join(repr(name) for name in list(self.fields)[:12]) or "none"
+            names = ", ".join(shorten(name) for name in list(self.fields)[:12]) or "none"
             found = f"no such field (it has {names})"
         place = self.origin.place(self.number)
         raise UserError(f"{place}, field '{field}': expected {expected}, got {found}: {advice}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files import check_hub_answers
-from .file_rows import KNOWN_SUFFIXES, file_kind, holds_text, read_rows
+from .file_rows import KNOWN_SUFFIXES, file_kind, holds_text, path_of, read_rows
 from .rows import Origin, Row, shorten
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def check_limit(limit: int | None) -> None:
     """Refuse a limit below one row; None means no limit."""
     if limit is not None and limit < 1:
         raise UserError(f"expected a limit of at least 1 row, got {limit}: leave it out to read all rows")
+    if limit is not None and limit > sys.maxsize:
+        raise UserError(f"expected a limit of at most {sys.maxsize} rows, got more: leave it out to read all rows")
 
 
 def open_source(
@@ -101,7 +104,7 @@ def open_source(
     if not isinstance(source, (str, os.PathLike)):
         return Source(name, dataset=source, dataset_origin=Origin(name, "row index"), limit=limit)
     name = os.fspath(source)
-    path = Path(name).expanduser()
+    path = path_of(name)
     if name and path.is_dir():
         if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
             return _open_saved_dataset(path, split, limit)

@@ -118,5 +118,5 @@ def check_trec_ids(ids: Iterable[str], what: str) -> None:
     """Raise a UserError, which calls an id `what`, if a TREC file cannot hold one: it is empty or contains a space."""
     for word in ids:
         # Readers of TREC files split at ASCII white space only; other Unicode spaces may be part of an id.
-        if not word or re.search(r"\s", word, flags=re.ASCII):
-            raise UserError(f"expected a {what} without spaces for a TREC file, got {word!r}: rename it")
+        if not word or re.search(r"[\s\0]", word, flags=re.ASCII):
+            raise UserError(f"expected a {what} without spaces and NUL for a TREC file, got {word!r}: rename it")

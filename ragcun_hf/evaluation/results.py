@@ -119,7 +119,7 @@ def read_json_object(path: Path, what: str = "a JSON file", remedy: str = "check
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"expected {what}, could not read {path} ({error.strerror}): {remedy}") from error
-    except ValueError as error:  # also a wrong encoding
+    except (ValueError, RecursionError) as error:  # also a wrong encoding
         raise UserError(f"{path}: expected JSON, got something else ({error}): write it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object, got a {type(content).__name__}: write it again")
@@ -137,6 +137,41 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     _check(results, _SCHEMA, path, "")
     return results
+
+
+_RECORD = {
+    **{f"?{part}": {_OPEN: object} for part in ("data", "model", "training_arguments")},
+    "?blend": _NUMBER,
+    "?seconds": {_EACH: _NUMBER},
+    f"?validation_{MAIN_METRIC}": {_EACH: _NUMBER},
+    "?essential": list,
+    "?log_history": list,
+    _OPEN: object,
+}
+
+
+def read_record(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a training record; raises a UserError if it cannot be read, or what a card shows of it has another form."""
+    path = Path(path)
+    record = read_json_object(path)
+    _check(record, _RECORD, path, "")
+    if record.get("energy") is not None:
+        _check(record["energy"], {"kwh": _NUMBER, "by": str}, path, "energy")
+    for place, name in enumerate(record.get("essential", [])):
+        _check(name, str, path, f"essential.{place}")
+    for place, entry in enumerate(record.get("log_history", [])):
+        _check(entry, {"?step": _NUMBER, "?epoch": _NUMBER, _OPEN: object}, path, f"log_history.{place}")
+        for name in (each for each in entry if "loss" in each):
+            if not _is_number_in_text(entry[name]):  # transformers writes some so
+                _check(entry[name], _NUMBER, path, f"log_history.{place}.{name}")
+    return record
+
+
+def _is_number_in_text(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and math.isfinite(float(value))
+    except ValueError:
+        return False
 
 
 def _check(value: Any, shape: Any, path: Path, key: str) -> None:
@@ -174,7 +209,9 @@ def _check_leaf(value: Any, allowed: tuple[Any, ...], path: Path, key: str) -> N
 
 
 def _wrong_value(path: Path, key: str, expected: str, value: Any) -> UserError:
-    return UserError(f"{path}: expected {expected} at {key or 'the top'!r}, got {value!r}: write the file again")
+    return UserError(
+        f"{path}: expected {expected} at {key or 'the top'!r}, got {shorten(repr(value), 80)}: write the file again"
+    )
 
 
 def mean_over_datasets(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import UserError
-from .tokenizing import CHARACTERS_PER_TOKEN, TokenBlock, text_size, token_ids
+from .tokenizing import CHARACTERS_PER_TOKEN, TokenBlock, text_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -207,9 +207,8 @@ def _tokenized_ahead(
     """
 
     def tokenize(positions: list[int]) -> TokenBlock:
-        prompted = [prompt + texts[position] for position in positions]
-        ids = token_ids(model.tokenizer, prompted, max_length=model.config.max_length)
-        return TokenBlock.of(model.tokenizer, positions, ids)
+        token_ids = model.token_ids([prompt + texts[position] for position in positions])
+        return TokenBlock.of(model.tokenizer, positions, token_ids)
 
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokenizer") as thread:
         upcoming = None

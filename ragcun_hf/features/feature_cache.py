@@ -1,11 +1,12 @@
-"""Feature cache on disk: Arrow shards in one folder per key, where the key covers everything that changes a feature.
+"""Feature cache on disk: shards in one folder per key, where the key covers everything that changes a feature.
 
-    <folder>/<key>/key.json                  what the key was computed from; its date is that of the last use
-    <folder>/<key>/<rows>-<checksum>.arrow   one shard: text digests and their features
+    <folder>/<key>/key.json                     what the key was computed from; its date is that of the last use
+    <folder>/<key>/<rows>-<checksum>.features   one shard: text digests and their features
 
-A shard is written under a temporary name of its own and renamed when it is complete. Its name carries the number of
-rows and a checksum of the content, so a cut or damaged file is recognized and never used. Shards are memory-mapped:
-memory holds the digests of all shards, and the features of the shard that is being read.
+A shard is written under a temporary name of its own and renamed when it is complete. It has its key and checksums, so
+a cut, damaged or misplaced file is recognized, set aside under the suffix .damaged and never used. Memory holds the
+digests of all shards, and the features of the shard that is being read. A cache that may only be read can be used as
+long as it holds all texts.
 """
 
 from __future__ import annotations
@@ -25,12 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import remove_leftovers, write_whole
 from .digest_index import DigestIndex
-from .shard_file import ShardFile, write_shard
+from .shard_file import SUFFIX, DamagedShardError, ShardFile, check_shard, write_shard
 
 logger = logging.getLogger(__name__)
 
@@ -68,9 +68,11 @@ class FeatureCache:
         self._dtype = np.dtype(dtype)
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
         self._shards: dict[str, ShardFile] = {}  # by the name of the file, in the order of the index
+        self._checked: set[str] = set()  # names of files whose features had their checksum
         self._damaged: dict[str, int] = {}  # name of a damaged file -> time of its last change
         self._index = DigestIndex()
-        self._make_folder()
+        self._make_folder(is_needed=False)
+        remove_leftovers(self.folder)
         self._rescan()
 
     def __len__(self) -> int:
@@ -107,8 +109,8 @@ class FeatureCache:
         opened = list(self._shards.values())
         for number, places in zip(numbers, np.split(order, starts[1:]), strict=False):
             try:
-                features[places] = opened[number].read()[1][rows[places]]
-            except OSError as error:
+                features[places] = opened[number].features()[rows[places]]
+            except (OSError, DamagedShardError) as error:
                 self._forget({opened[number].path.name})
                 raise KeyError(f"features were removed from {self.folder}: encode them again") from error
         return features
@@ -125,10 +127,10 @@ class FeatureCache:
         self._make_folder()
         try:
             try:
-                name = write_shard(self.folder, digests, stored)
+                name = write_shard(self.folder, digests, stored, key=self.folder.name)
             except FileNotFoundError:  # another process pruned the folder in this moment
                 self._make_folder()
-                name = write_shard(self.folder, digests, stored)
+                name = write_shard(self.folder, digests, stored, key=self.folder.name)
         except OSError as error:
             raise UserError(
                 f"expected room for {stored.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
@@ -167,23 +169,23 @@ class FeatureCache:
                 continue
             path = self.folder / name
             try:
-                self._add(ShardFile(path, self.feature_dim, self._dtype))
+                self._add(ShardFile(path, self.feature_dim, self._dtype, key=self.folder.name))
             except FileNotFoundError:  # removed in this moment
                 continue
-            except (OSError, pa.ArrowException, KeyError, ValueError):
+            except (OSError, DamagedShardError):
                 self._note_damage(path)
 
     def _add(self, shard: ShardFile) -> None:
         # The precedence makes every process read the same copy where several writers encoded a text.
-        self._index.add(shard.read()[0], precedence=shard.checksum)
+        self._index.add(shard.digests(), precedence=shard.checksum)
         self._shards[shard.path.name] = shard
 
     def _rescan(self) -> None:
         """Open shards that are new in the folder, and forget shards that are gone."""
         try:
             with os.scandir(self.folder) as entries:
-                present = {entry.name for entry in entries if entry.name.endswith(".arrow")}
-        except FileNotFoundError:  # pruned
+                present = {entry.name for entry in entries if entry.name.endswith(SUFFIX)}
+        except FileNotFoundError:  # pruned, or never made
             present = set()
         if gone := self._shards.keys() - present:
             self._forget(gone)
@@ -192,25 +194,38 @@ class FeatureCache:
         self.open_shards(sorted(present - unchanged))
 
     def _is_usable(self, shard: ShardFile) -> bool:
-        if not shard.path.exists():
+        if shard.path.name in self._checked:
+            return shard.path.exists()
+        try:
+            shard.features()
+        except FileNotFoundError:
             return False
-        if not shard.is_whole:
+        except (OSError, DamagedShardError):
             self._note_damage(shard.path)
-        return shard.is_whole
+            return False
+        self._checked.add(shard.path.name)
+        return True
 
     def _note_damage(self, path: Path) -> None:
         self._damaged[path.name] = _changed_at(path)
-        logger.warning("%s is cut or damaged and will not be used; its texts are encoded again.", path)
+        self._checked.discard(path.name)
+        aside = set_aside(path)
+        where = f"set aside as {aside.name}" if aside else "not used"
+        logger.warning("%s is cut or damaged and is %s; its texts are encoded again.", path, where)
 
     def _forget(self, names: set[str]) -> None:
         others = [shard for name, shard in self._shards.items() if name not in names]
         self._shards, self._index = {}, DigestIndex()
+        self._checked -= names
         for shard in others:
-            with contextlib.suppress(OSError, pa.ArrowException):  # removed too
+            with contextlib.suppress(OSError, DamagedShardError):  # removed too
                 self._add(shard)
 
-    def _make_folder(self) -> None:
-        """Make the folder, which may have been pruned, and update the date of the last use."""
+    def _make_folder(self, *, is_needed: bool = True) -> None:
+        """Make the folder, which may have been pruned, and update the date of the last use.
+
+        Unless it `is_needed`, a folder that is there and may only be read stays as it is.
+        """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             key_file = self.folder / _KEY_FILE
@@ -218,10 +233,36 @@ class FeatureCache:
                 write_whole(key_file, self._description + "\n")
             os.utime(key_file)
         except OSError as error:
+            if not is_needed and self.folder.is_dir() and os.access(self.folder, os.R_OK | os.X_OK):
+                return
             raise UserError(
                 f"expected a feature cache folder that can be written, got {self.folder} ({error}): name another "
                 "--feature_cache_dir, or use --no_feature_cache"
             ) from error
+
+
+def set_aside(path: Path) -> Path | None:
+    """Give a damaged shard a name under which it is not used; None if that is not allowed, or it is gone."""
+    aside = path.with_suffix(".damaged")
+    try:
+        path.replace(aside)
+    except OSError:
+        return None
+    return aside
+
+
+def check_cache(folder: str | Path) -> tuple[int, list[Path]]:
+    """Compare every shard with its checksums; return how many are whole, and the paths of the others."""
+    num_whole, damaged = 0, []
+    for path in sorted(Path(folder).glob(f"*/*{SUFFIX}")):
+        try:
+            check_shard(path)
+            num_whole += 1
+        except FileNotFoundError:  # pruned in this moment
+            continue
+        except (OSError, DamagedShardError):
+            damaged.append(path)
+    return num_whole, damaged
 
 
 def _changed_at(path: Path) -> int:
@@ -253,15 +294,20 @@ def list_cached_encoders(folder: str | Path) -> list[CachedEncoder]:
 def _describe(folder: Path) -> CachedEncoder | None:
     key_file = folder / _KEY_FILE
     try:
-        parts = json.loads(key_file.read_text(encoding="utf-8"))
         last_used = key_file.stat().st_mtime
-    except (OSError, ValueError):  # of another origin, or removed in this moment
+    except OSError:  # of another origin, or removed in this moment
         return None
+    try:
+        parts = json.loads(key_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        parts = None
+    if not isinstance(parts, dict):  # damaged: it can still be pruned
+        parts = {"name": "unknown (damaged key.json)"}
     sizes = {}
     for path in folder.glob("[!.]*"):  # skips the temporary files of writers
         with contextlib.suppress(FileNotFoundError):
             sizes[path.name] = path.stat().st_size
-    shards = [re.fullmatch(r"(\d+)-[0-9a-f]+\.arrow", name) for name in sizes]
+    shards = [re.fullmatch(rf"([0-9]{{1,9}})-[0-9a-f]+{re.escape(SUFFIX)}", name) for name in sizes]
     num_texts = sum(int(shard[1]) for shard in shards if shard)
     return CachedEncoder(folder, parts, num_texts, sum(sizes.values()), last_used)
 
@@ -282,6 +328,10 @@ def remove_abandoned_files(folder: str | Path) -> None:
     """Remove the files of killed writers and killed prunings."""
     for path in Path(folder).glob(".*.removed"):
         shutil.rmtree(path, ignore_errors=True)
+    for path in Path(folder).glob("*/*.damaged"):
+        path.unlink(missing_ok=True)
+    for path in Path(folder).glob("*"):
+        remove_leftovers(path)
     oldest = time.time() - _ABANDONED_SECONDS
     for path in Path(folder).glob("*/.*.tmp"):
         with contextlib.suppress(FileNotFoundError):

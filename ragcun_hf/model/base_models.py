@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,23 @@ def load_base_model(
             ) from error
         other = "" if name == EMBEDDED else f", or take --base_model {EMBEDDED}"
         raise UserError(f"no model can be made with --base_model {name}: {error} Change the flag{other}") from error
+    except Exception as error:
+        if not Path(name).is_dir():
+            raise
+        # Of damaged files, transformers raises any type.
+        raise UserError(_unreachable(name, error)) from error
 
 
 def check_base_name(name: str) -> None:
     """Refuse a misspelled `embedded`, before anything is looked for on the Hub."""
-    if name != EMBEDDED and not Path(name).exists() and did_you_mean(name.lower(), [EMBEDDED]):
+    try:
+        is_here = name == EMBEDDED or Path(name).exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(
+            f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name[:80]!r} ({error.strerror}): "
+            "check the name"
+        ) from error
+    if not is_here and did_you_mean(name.lower(), [EMBEDDED]):
         raise UserError(
             f"--base_model expects a Hub id, a folder, or the word {EMBEDDED}, got {name!r}: did you mean {EMBEDDED}?"
         )
@@ -67,7 +80,13 @@ def check_base_name(name: str) -> None:
 def check_model_path(path: str) -> None:
     """Refuse what can only be a folder, and is none, before it is looked for on the Hub."""
     folder = Path(path)
-    is_in_folder = folder.parent != Path() and folder.parent.is_dir()
+    try:
+        is_in_folder = folder.parent != Path() and folder.parent.is_dir()
+        folder.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(
+            f"--model_path expects a folder or a Hub id, got {path[:80]!r} ({error.strerror}): check the path"
+        ) from error
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or "\\" in path or is_in_folder
     if folder.exists() or not looks_local:
         return
@@ -111,13 +130,16 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
     try:
         _check_connection(folder, revision)
         options = transformer_options(folder, {"revision": revision} if revision else {})
-        return AutoTokenizer.from_pretrained(folder, **options)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(_unreachable(name, error)) from error
 
 
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
-    """Load a trained model in evaluation mode, with the installed code, never the folder's, or raise a UserError."""
+    """Load a trained model in evaluation mode, with the installed code, never the folder's, or raise a UserError.
+
+    A folder with missing, extra or misshapen weights is refused, and so are weights in a pickle.
+    """
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -128,13 +150,18 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
     options = {"revision": revision} if revision else {}
     try:
         _check_connection(path, revision)
-        config = AutoConfig.from_pretrained(path, **options)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False, **options)
         if config.model_type != "isotropic_gaussian":
             raise UserError(
                 f"--model_path expects a model of type isotropic_gaussian, got {config.model_type} in {path}: "
                 "train one first, or name the encoder with --base_model"
             )
-        model = IsotropicGaussianModel.from_pretrained(path, **options).eval()
+        with _quiet_loading():
+            model, report = IsotropicGaussianModel.from_pretrained(
+                path, output_loading_info=True, ignore_mismatched_sizes=True, use_safetensors=True, **options
+            )
+        _check_weights(path, report)
+        model.eval()
     except UserError:
         raise
     except SafetensorError as error:
@@ -142,7 +169,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
             f"--model_path expects whole weights, got {path!r} with a damaged model.safetensors ({error}): "
             "train, copy or download the model again"
         ) from error
-    except (OSError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 (of damaged files, transformers raises any type)
         raise UserError(
             f"--model_path expects a folder written by save_pretrained or a Hub id, got {path!r} "
             f"({_first_sentence(error)}): check the path, the id and the network"
@@ -151,10 +178,39 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
     return model
 
 
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Hide the table of weights that do not fit: `_check_weights` says the same in one line."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _check_weights(path: str, report: dict[str, Any]) -> None:
+    """Refuse weights that do not fit the configuration: transformers would make up the missing ones."""
+    for kind in ("missing", "unexpected", "mismatched"):
+        found = report.get(f"{kind}_keys") or ()
+        names = sorted(each if isinstance(each, str) else str(each[0]) for each in found)  # a mismatch has its shapes
+        if names:
+            what = {"missing": "without", "unexpected": "with the unknown", "mismatched": "with another shape of"}[
+                kind
+            ]
+            more = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            raise UserError(
+                f"--model_path expects the weights that config.json describes, got {path!r} {what} {names[0]}{more}: "
+                "train, copy or download the model again"
+            )
+
+
 def _check_tokenizer(model: IsotropicGaussianModel, path: str) -> None:
     try:
-        _ = model.tokenizer
-    except (OSError, ValueError) as error:
+        model.tokenize(["a text"])
+    except Exception as error:  # noqa: BLE001 (of damaged files, transformers and tokenizers raise any type)
         raise UserError(
             f"--model_path expects a model with its tokenizer, got {path!r}, whose tokenizer cannot be loaded: copy "
             "the tokenizer files into the folder"
@@ -187,4 +243,4 @@ def _unreachable(name: str, error: Exception) -> str:
 
 
 def _first_sentence(error: Exception) -> str:
-    return " ".join(str(error).split()).split(". ")[0][:200]
+    return " ".join(str(error).split()).split(". ")[0][:200] or type(error).__name__

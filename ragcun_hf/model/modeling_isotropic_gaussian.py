@@ -38,7 +38,7 @@ from transformers.utils import ModelOutput, is_peft_available
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
-from .encoding_isotropic_gaussian import EncodingMixin
+from .encoding_isotropic_gaussian import EncodingMixin, token_ids
 from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
 from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
@@ -326,10 +326,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             self.start_from_features(self._sample_features(texts, num_start_texts))
 
     def _token_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
-        options = {"truncation": True, "max_length": self.config.max_length, "return_attention_mask": False}
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             batch = [self.config.document_prompt + text for text in texts[start : start + _TEXTS_AT_ONCE]]
-            yield from self.tokenizer(batch, **options)["input_ids"]
+            yield from self.token_ids(batch)
 
     def _tokens_of_prompts(self) -> set[int]:
         """Return special tokens and those of the prompts, which say nothing of a text."""
@@ -376,9 +375,18 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a saved model, see `PreTrainedModel.from_pretrained`; a frozen encoder stays frozen."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        """Load a saved model, see `PreTrainedModel.from_pretrained`; a frozen encoder stays frozen.
+
+        Missing weights, other than those of a new predictor, are a ValueError instead of made up, unless
+        `output_loading_info` lets the caller see them.
+        """
+        is_reported = kwargs.pop("output_loading_info", False)
+        kwargs["output_loading_info"] = True
+        found: Any = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model, report = found
+        loaded = found if is_reported else model
+        if pretrained_model_name_or_path is not None and not is_reported:
+            _refuse_missing(report["missing_keys"], pretrained_model_name_or_path, made_up=("predictor.",))
         # Loading replaces the parameters that __init__ froze.
         model.apply_freezing()
         file_options = ("cache_dir", "revision", "subfolder", "token", "local_files_only")
@@ -600,8 +608,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 "`model.tokenizer` to the tokenizer of its encoder."
             )
         if self._tokenizer is None:
-            # With `config` given, AutoTokenizer does not load the folder's code again.
-            options = self._file_options()
+            # With `config` given, AutoTokenizer does not load the folder's code again; saved tokenizers need none.
+            options = {**self._file_options(), "trust_remote_code": False}
             self._tokenizer = AutoTokenizer.from_pretrained(self.name_or_path, config=self.config, **options)
         return self._tokenizer
 
@@ -620,10 +628,13 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
         An empty text becomes one attended padding token if the tokenizer adds no special tokens.
         """
-        options = {"truncation": True, "max_length": self.config.max_length, "return_token_type_ids": False}
-        token_ids = self.tokenizer([prompt + text for text in texts], **options)["input_ids"]
+        token_ids = self.token_ids([prompt + text for text in texts])
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
         return self.pad(token_ids)
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokenize texts, truncated to `config.max_length`; of a very long text, no more is read than is needed."""
+        return token_ids(self.tokenizer, texts, max_length=self.config.max_length)
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.
@@ -790,11 +801,24 @@ def _for_whole_texts(encoder: nn.Module) -> nn.Module:
     return encoder
 
 
+def _refuse_missing(missing: Any, name_or_path: Any, *, made_up: tuple[str, ...]) -> None:
+    """Refuse weights that are not in the files: transformers makes them up, with a warning."""
+    names = sorted(name for name in map(str, missing or ()) if not any(part in name for part in made_up))
+    if names:
+        raise ValueError(
+            f"{name_or_path} lacks {len(names)} of its weights, such as {names[0]}: copy or download it again."
+        )
+
+
 def _load_encoder(name_or_path: str, adapted: str | None, options: dict[str, Any]) -> nn.Module:
     """Load an encoder in float32; an adapter (PEFT) is merged into the encoder that it adapts."""
     if adapted is None:
         loader = encoder_class(AutoConfig.from_pretrained(name_or_path, **options))
-        return loader.from_pretrained(name_or_path, dtype=torch.float32, **options)
+        encoder, report = loader.from_pretrained(
+            name_or_path, dtype=torch.float32, output_loading_info=True, **options
+        )
+        _refuse_missing(report["missing_keys"], name_or_path, made_up=("pooler.",))
+        return encoder
     if not is_peft_available():
         raise ValueError(f"{name_or_path} is an adapter for {adapted}, which needs peft: run pip install peft.")
     code = {"trust_remote_code": options["trust_remote_code"]}

@@ -19,6 +19,7 @@ from ..model.arguments import ModelArguments
 from .flags import ContrastiveKind, IsotropyKind, ObjectiveArguments, PredictiveKind, ScheduleArguments
 
 Arguments = TypeVar("Arguments")
+_LARGEST = 2**31 - 1  # of counts
 
 
 @dataclass
@@ -101,6 +102,10 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         _refuse_backend_of_one_process(self)  # the parent would wait for the others, or fail
         try:
             super().__post_init__()
+        except OverflowError as error:
+            raise ValueError(
+                f"expected finite numbers as flags of the Trainer, got an infinite one: {error}."
+            ) from error
         except (ImportError, OSError) as error:  # of --deepspeed, and of files that flags name
             raise ValueError(
                 f"{error}: install what is missing, correct the file's name, or leave the flag out."
@@ -138,6 +143,9 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         for name, count in counts.items():
             if count is not None and count < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {count}.")
+        too_many = [name for name, count in {**counts, "max_steps": self.max_steps}.items() if (count or 0) > _LARGEST]
+        if too_many:
+            raise ValueError(f"`{too_many[0]}` must be at most {_LARGEST}, got more.")
         if any(width < 1 for width in self.matryoshka_dims):
             raise ValueError(f"`matryoshka_dims` must be widths of at least 1, got {self.matryoshka_dims}.")
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):

@@ -279,6 +279,16 @@ def _comparison_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]
             f"--comparison expects a file that {command('eval_beir')} --compare wrote, by {MAIN_METRIC}, got another: "
             "write it again"
         )
+    try:
+        return _rows_of_model(comparison, model)
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise UserError(
+            f"--comparison expects a file that {command('eval_beir')} --compare wrote, got one without {error}: write "
+            "it again"
+        ) from error
+
+
+def _rows_of_model(comparison: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
     name = model["name"]
     found = comparison["models"].get(name)
     if found is None or any(found["model"].get(key) != model.get(key) for key in _SAME):

@@ -14,6 +14,7 @@ from ..evaluation.results import (
     PROJECTION_SYSTEM,
     mean_over_datasets,
     read_json_object,
+    read_record,
     read_results,
     write_json,
 )
@@ -27,6 +28,11 @@ _RESULTS_FOLDER = "results"
 _EVAL_RESULTS_FOLDER = ".eval_results"
 _MEASUREMENT_KEYS = ("created", "command", "commit", "versions", "machine", "settings")
 _CARD_KEYS = {"published", "repo_id", "plots", "dataset_ids", "license_id", "languages"}
+_MANIFEST_TYPES = {
+    **dict.fromkeys(("results", "dataset_ids", "languages"), list),
+    **dict.fromkeys(("training_record", "comparison", "repo_id", "license_id"), str | None),
+    **{"plots": dict, "published": dict | None},
+}
 _MANIFEST_KEYS = {"results", "training_record", "comparison", *_CARD_KEYS}
 
 
@@ -69,7 +75,11 @@ def read_published(path: Path, recipe: str) -> dict[str, Any] | None:
     recipes = read_json_object(path).get("recipes")
     if not isinstance(recipes, Mapping):
         raise UserError(f"{path}: expected the key 'recipes', got none: see publishing/published.json of the package")
-    return {"recipe": recipe, **recipes[recipe]} if recipe in recipes else None
+    if recipe not in recipes:
+        return None
+    if not isinstance(recipes[recipe], Mapping):
+        raise UserError(f"{path}: expected an object for the recipe {recipe!r}, got another value: correct the file")
+    return {"recipe": recipe, **recipes[recipe]}
 
 
 def keep_sources(
@@ -136,6 +146,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     missing = _MANIFEST_KEYS - manifest.keys()
     if missing:
         raise UserError(f"{path}: expected the key {sorted(missing)[0]!r}, got none: render the card again")
+    for key, kind in _MANIFEST_TYPES.items():
+        parts = manifest[key] if isinstance(manifest[key], list) else []
+        if not isinstance(manifest[key], kind) or not all(isinstance(part, str) for part in parts):
+            raise UserError(f"{path}: expected another value of {key!r}: render the card again")
     return manifest
 
 
@@ -163,8 +177,8 @@ def read_sources(folder: Path) -> dict[str, Any]:
     else:
         joined = nothing_measured(folder.resolve().name, read_json_object(folder / "config.json"))
     sources = {**{key: manifest[key] for key in _MANIFEST_KEYS}, "results": joined}
-    for name in ("training_record", "comparison"):
-        sources[name] = None if manifest[name] is None else read_json_object(folder / manifest[name])
+    for name, read in (("training_record", read_record), ("comparison", read_json_object)):
+        sources[name] = None if manifest[name] is None else read(folder / manifest[name])
     return sources
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tempfile
@@ -17,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from ..commands import command
 from ..errors import UserError
 from ..evaluation.results import read_json_object
-from ..files import HELD_OUT_FILE, write_whole
+from ..files import DOCUMENTS_FILE, HELD_OUT_FILE, RECORD_FILE, write_whole
 from .card import check_card, read_own_words, render_card
-from .card_sources import read_manifest, read_sources
+from .card_sources import SOURCES_FILE, read_manifest, read_sources
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, HfApi
@@ -31,15 +33,34 @@ _NEEDED = {
     "tokenizer_config.json": "its tokenizer",
     _CARD: "its card",
 }
+_TOKENIZER = (
+    r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
+    r"(sentencepiece\.bpe|spiece|spm|tokenizer|source|target)\.model|chat_template\.jinja|bpe\.codes"
+)
+# What a model consists of; of a file under another name, nobody knows what is in it.
+_SENT = re.compile(
+    rf"{_TOKENIZER}|config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
+    rf"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|README\.md|LICENSE(\.txt|\.md)?|"
+    rf"{re.escape(SOURCES_FILE)}|{re.escape(RECORD_FILE)}|{re.escape(DOCUMENTS_FILE)}|\.eval_results/[\w-][\w.-]*\.yaml|"
+    rf"(onnx/)?(model(_int8)?\.onnx(\.data)?|onnx_config\.json)|onnx/({_TOKENIZER})"
+)
 _LEFT_OUT = (
-    (re.compile(r"(.*/)?(checkpoint-\d+|runs|__pycache__|\.unfinished)/.*"), "part of the run, not of the model"),
-    (re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)"), "a pickle, which can run code when it is loaded"),
+    (re.compile(r"(.*/)?(checkpoint-\d+|runs|__pycache__)/.*"), "part of the run, not of the model"),
+    (
+        re.compile(r".*\.(bin|pt|pth|pkl|pickle|ckpt|joblib)(\.\w+)?", re.IGNORECASE),
+        "a pickle, which can run code when it is loaded",
+    ),
     (re.compile(r".*\.(trec|tmp|pyc|log|lock)"), "part of the run, not of the model"),
     (re.compile(re.escape(HELD_OUT_FILE)), "texts of yours"),
     (re.compile(r"results/.*"), "not shown by the card"),
-    (re.compile(r"(?!\.eval_results/[^/]+\.yaml$)(.*/)?\..*"), "hidden"),
+    (re.compile(r"(.*/)?\..*"), "hidden"),
+    (re.compile(r".*", re.DOTALL), "not known as a part of a model"),
 )
 _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
+# The beginning of a path in somebody's own folder, which names the person.
+_PERSONAL = re.compile(r"(?<![\w.:/-])(/home/|/Users/|/root/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]+")
+_SHOWN = re.compile(r"([\w-][\w.-]*/)*[\w-][\w.-]*\.(png|jpe?g|svg|webp|gif)", re.IGNORECASE)
+_LARGEST_READ = 2**24  # bytes of a text that is searched for paths; a vocabulary may be larger
 _LOG_IN = "run hf auth login, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)"
 
 
@@ -51,8 +72,34 @@ class UploadPlan:
     left_out: dict[str, str]  # path in the folder -> why it stays
 
 
-def plan_upload(folder: Path) -> UploadPlan:
-    """List what to send of a model folder, by name: what it needs to load, and the results and plots of its card."""
+def plan_upload(folder: Path, *, training_digests: bool = True) -> UploadPlan:
+    """List what to send of a model folder, by name: what a model consists of, and the results and plots of its card.
+
+    All other files stay, and so does what a link names outside the folder. Without `training_digests`, the digests of
+    the training documents stay, too.
+    """
+    _check_parts(folder)
+    known = _files_of_card(folder) | {path.name for path in _own_code()}
+    plan, inside = UploadPlan({}, {}), folder.resolve()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if not path.resolve().is_relative_to(inside):
+            plan.left_out[name] = "a link to a file outside the folder"
+        elif name == DOCUMENTS_FILE and not training_digests:
+            plan.left_out[name] = "digests of training documents"
+        elif name in known or _SENT.fullmatch(name):
+            plan.files[name] = path
+        else:
+            plan.left_out[name] = next(reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name))
+    for name in _NEEDED:
+        if name not in plan.files:
+            raise UserError(
+                f"expected {name} in {folder} itself, got a link to outside: copy the file into the folder"
+            )
+    return plan
+
+
+def _check_parts(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(f"--model_path expects the folder of a trained model, got {folder}: check the path")
     render = f"evaluate it, then {command('render_card', '--model_path', folder)} --results ... --repo_id ..."
@@ -62,23 +109,76 @@ def plan_upload(folder: Path) -> UploadPlan:
             raise UserError(f"expected a model with {what} in {folder}, found no {name}: {remedy}")
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"expected weights in {folder}, found no *.safetensors: train the model again")
-    wanted = _files_of_card(folder)
-    plan = UploadPlan({}, {})
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        reasons = [reason for pattern, reason in _LEFT_OUT if pattern.fullmatch(name)]
-        if reasons and name not in wanted:
-            plan.left_out[name] = reasons[0]
-        else:
-            plan.files[name] = path
-    return plan
+
+
+def _own_code() -> list[Path]:
+    """Return the files of this package that travel with a model."""
+    return sorted((Path(__file__).parents[1] / "model").glob("*_isotropic_gaussian.py"))
+
+
+def check_code(folder: Path) -> None:
+    """Refuse a model folder with other code than the installed package's, before any of it runs."""
+    for own in _own_code():
+        path = folder / own.name
+        if path.is_file() and path.read_bytes() != own.read_bytes():
+            raise UserError(
+                f"{path}: expected the code of the installed package, got other code, which would run here and on the "
+                "machines of others: load the model and save it again, or, once you have read that code, add "
+                "--trust_remote_code"
+            )
+    known = {own.stem for own in _own_code()}
+    _check_modules(folder / "modules.json")
+    for name in ("config.json", "tokenizer_config.json"):
+        named = read_json_object(folder / name).get("auto_map", {}) if (folder / name).is_file() else {}
+        for word in _strings(named):
+            if word.rpartition(".")[0] not in known:
+                raise UserError(
+                    f"{folder / name}: expected only code of the installed package in auto_map, got {word!r}: remove "
+                    "it, or, once you have read that code, add --trust_remote_code"
+                )
+
+
+def _check_modules(path: Path) -> None:
+    try:
+        kinds = [each["type"] for each in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise UserError(
+            f"{path}: expected a list of modules, got something else ({error}): save the model again"
+        ) from error
+    if foreign := [kind for kind in kinds if not str(kind).startswith("sentence_transformers.")]:
+        raise UserError(
+            f"{path}: expected modules of sentence-transformers, got {foreign[0]!r}: save the model again, or, once "
+            "you have read that code, add --trust_remote_code"
+        )
+
+
+def check_no_personal_paths(plan: UploadPlan) -> None:
+    """Refuse to publish a file with a path in somebody's own folder, which has a name in it."""
+    for name, path in plan.files.items():
+        if path.suffix in (".json", ".md", ".yaml") and path.stat().st_size < _LARGEST_READ:
+            if found := _PERSONAL.search(path.read_text(encoding="utf-8", errors="replace")):
+                raise UserError(
+                    f"{path}: expected no path of this machine in a published file, got {found[0]!r} in {name}: write "
+                    "a Hub id or a relative path there"
+                )
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _files_of_card(folder: Path) -> set[str]:
     """Return the results, records and plots that the card in a folder shows, by their names in it."""
     manifest = read_manifest(folder)
-    shown = {*manifest["results"], manifest["training_record"], manifest["comparison"]} - {None}
-    return shown | set(_IMAGE.findall((folder / _CARD).read_text(encoding="utf-8")))
+    shown = {str(name) for name in (*manifest["results"], manifest["training_record"], manifest["comparison"]) if name}
+    images = _IMAGE.findall((folder / _CARD).read_text(encoding="utf-8"))
+    # Only JSON and pictures under plain names: a card may be written by somebody else.
+    is_json = re.compile(r"([\w-][\w.-]*/)*[\w-][\w.-]*\.json")
+    return set(filter(is_json.fullmatch, shown)) | set(filter(_SHOWN.fullmatch, images))
 
 
 def plan_plain_upload(folder: Path, target: Path, repo_id: str, texts: Sequence[str]) -> UploadPlan:
@@ -130,8 +230,11 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes:.1f} GB"
 
 
-def check_before_upload(folder: Path, repo_id: str) -> None:
-    """Refuse a folder whose card differs from its sources or names another id, or that others could not load."""
+def check_before_upload(folder: Path, repo_id: str, *, trust_remote_code: bool = False) -> None:
+    """Refuse a folder whose card differs from its sources or names another id, or that others could not load.
+
+    Code other than the installed package's is refused, too, unless `trust_remote_code`.
+    """
     config = read_json_object(folder / "config.json")
     if config.get("model_type") != "isotropic_gaussian" or "AutoModel" not in config.get("auto_map", {}):
         raise UserError(
@@ -145,6 +248,9 @@ def check_before_upload(folder: Path, repo_id: str) -> None:
             f"{command('render_card')} again with --repo_id {repo_id}"
         )
     check_card(folder / _CARD, read_sources(folder))
+    check_no_personal_paths(plan_upload(folder))
+    if not trust_remote_code:
+        check_code(folder)
     check_clean_load(folder)
 
 
@@ -175,17 +281,24 @@ if not np.isfinite(vectors).all() or np.allclose(vectors[:, 0], vectors[:, 1]):
     sys.exit("expected finite vectors that differ between texts, got others")
 """
 _SECONDS = 600
+# All that a process needs of the environment to find its libraries: tokens and everything else stay here.
+_ENVIRONMENT = re.compile(
+    r"PATH|LANG|LC_\w+|TMPDIR|TEMP|TMP|SYSTEMROOT|COMSPEC|PATHEXT|VIRTUAL_ENV|LD_LIBRARY_PATH|DYLD_LIBRARY_PATH|"
+    r"(OMP|MKL|OPENBLAS)_NUM_THREADS|TOKENIZERS_PARALLELISM"
+)
 
 
 def check_clean_load(folder: Path, *, is_plain: bool = False) -> None:
     """Load a model folder without this package, the network or any cache, and embed two texts; quote what fails.
 
-    A plain folder is loaded by sentence-transformers, without the right to run its code.
+    The process that runs the folder's code has neither tokens nor anything else of the user's environment. A plain
+    folder is loaded by sentence-transformers, without the right to run its code.
     """
     with tempfile.TemporaryDirectory() as empty:
-        caches = {name: empty for name in ("HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
-        left_out = ("HUGGINGFACE_HUB_CACHE", "PYTHONPATH", "TRANSFORMERS_CACHE")
-        kept = {name: value for name, value in os.environ.items() if name not in left_out}
+        caches = {name: empty for name in ("HOME", "USERPROFILE", "HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
+        kept = {name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)}
+        if site.ENABLE_USER_SITE:  # packages may be installed below the user's own folder
+            kept["PYTHONUSERBASE"] = site.getuserbase()
         try:
             done = subprocess.run(
                 [sys.executable, "-c", _PLAIN_LOAD_SCRIPT if is_plain else _LOAD_SCRIPT, str(folder.resolve())],

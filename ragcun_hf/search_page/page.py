@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 INK = "#010203"  # text colour in figures; replaced by the page's text colour, dark or light
 _SCORES = {"cosine": "cosine similarity", "dot": "dot product", "euclidean": "distance"}
+_LONGEST_QUEUE = 200  # queries that wait; further ones are told to try again
 _FAR = 100  # a document with a rank beyond this in the other ranking is new, or gone
 _TITLE_CHARACTERS, _SNIPPET_CHARACTERS, _TEXT_CHARACTERS = 90, 170, 6_000
 _INTRODUCTION = (
@@ -239,4 +240,4 @@ def make_page(
                 answer, [query, box], found, show_progress="minimal", api_visibility="private",
                 concurrency_id="search", concurrency_limit=1,
             )  # fmt: skip
-    return page
+    return page.queue(max_size=_LONGEST_QUEUE)

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from ..evaluation.results import read_json_object
 from ..files import write_whole
 from .settings import Setting, setting_name
 
 _TRIALS_FILE, _SPEC_FILE = "trials.jsonl", "sweep.json"
+_START_OVER = "start over with --overwrite"
 _REPORT_FILES = ("table.md", "results.json", "best.yaml", "settings.png")
 
 
@@ -56,7 +58,7 @@ class SweepRecords:
         spec = json.loads(json.dumps(spec, default=str))
         if not spec_path.exists():
             write_whole(spec_path, json.dumps(spec, indent=1) + "\n")
-        elif changed := _differing(spec, json.loads(spec_path.read_text(encoding="utf-8"))):
+        elif changed := _differing(spec, read_json_object(spec_path, "a sweep's settings", _START_OVER)):
             raise UserError(
                 f"{folder} holds a sweep with another {' and '.join(changed)}: name another --output_dir, or start "
                 "over with --overwrite"
@@ -93,12 +95,31 @@ class SweepRecords:
     def _read(self) -> list[TrialRecord]:
         if not self._path.exists():
             return []
-        lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        try:
+            lines = self._path.read_text(encoding="utf-8").splitlines(keepends=True)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._path}: expected readable records of a sweep, got {error}: {_START_OVER}"
+            ) from error
         if lines and not lines[-1].endswith("\n"):
             # The process was killed while it wrote this line; the head is trained again.
             lines.pop()
             write_whole(self._path, "".join(lines))
-        return [TrialRecord(**json.loads(line)) for line in lines]
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _record(self, number: int, line: str) -> TrialRecord:
+        try:
+            record = TrialRecord(**json.loads(line))
+            figures = record.figures.values()
+            numbers = (record.seed, record.round_number, record.steps, record.seconds, *figures)
+            if not isinstance(record.setting, dict) or not all(type(each) in (int, float) for each in numbers):
+                raise ValueError("values of other types")
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            raise UserError(
+                f"{self._path}, line {number}: expected the record of a trained head, got another line ({error}): "
+                f"{_START_OVER}"
+            ) from error
+        return record
 
 
 def remove_sweep(folder: Path) -> None:

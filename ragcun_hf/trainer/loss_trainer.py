@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
 from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
-from ..objective.arguments import IsotropicGaussianTrainingArguments
+from ..files import write_checksums
+from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.inputs import FeaturePairs
 from ..objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from ..objective.known_pairs import PairIds, QueryBalancedRows
@@ -186,6 +187,21 @@ class LossTrainer(Trainer):
             logger.warning("%s is of the last step: nothing is left to train.", self.checkpoint.path)
             num_epochs = 0
         return num_epochs, *others, max_steps
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Save a checkpoint, with checksums written last; only then remove older ones."""
+        limit = self.args.save_total_limit
+        self.args = with_values(self.args, save_total_limit=None)
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args = with_values(self.args, save_total_limit=limit)
+        self.accelerator.wait_for_everyone()  # each process has saved its own random state
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial))
+            write_checksums(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model; whole, if it is sharded."""

@@ -51,12 +51,12 @@ def write_training_card(
     folder: Path, repo_id: str | None, *, license_id: str | None = None, language: str | Sequence[str] | None = None
 ) -> None:
     """Write the card of a model that is saved in a folder; it says that nothing was evaluated yet."""
-    from ..evaluation.results import read_json_object
+    from ..evaluation.results import read_json_object, read_record
     from ..publishing.card import write_card
     from ..publishing.card_plots import draw_learning_curves
     from ..publishing.card_sources import keep_sources, nothing_measured
 
-    record = read_json_object(folder / RECORD_FILE)
+    record = read_record(folder / RECORD_FILE)
     plots = draw_learning_curves(record, folder / "README.md")
     name = (repo_id or folder.resolve().name).split("/")[-1]
     results = nothing_measured(name, read_json_object(folder / "config.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,15 +18,18 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..command_line import argument_facts, say
 from ..data.documents import text_digest
+from ..data.rows import warn_once
 from ..errors import UserError
 from ..evaluation.calibration import fit_calibration
 from ..evaluation.results import MAIN_METRIC, remark_on_few_documents
 from ..files import (
+    CHECKSUMS_FILE,
     DOCUMENTS_FILE,
     HELD_OUT_FILE,
     RECORD_FILE,
     WEIGHT_FILES,
     check_writable,
+    damaged_file,
     disk_errors_explained,
     replaced_folder,
 )
@@ -40,6 +44,8 @@ if TYPE_CHECKING:
     from .trainer import IsotropicGaussianTrainer
 
 logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -62,8 +68,8 @@ class Checkpoint:
 
 def check_output_folder(training: IsotropicGaussianTrainingArguments, *, overwrite: bool) -> None:
     """Raise a UserError if the output folder is not writable, or holds another run and may not be overwritten."""
+    check_writable(str(training.output_dir))
     folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
-    check_writable(folder)
     checkpoint = open_checkpoint(folder, wanted)
     is_used = any(_is_whole(each) for each in _checkpoints(folder)) or (folder / "model.safetensors").exists()
     is_own = checkpoint is not None and Path(checkpoint.path).resolve().parent == folder.resolve()
@@ -75,32 +81,78 @@ def check_output_folder(training: IsotropicGaussianTrainingArguments, *, overwri
 
 
 def open_checkpoint(folder: Path, wanted: str | None) -> Checkpoint | None:
-    """Open the checkpoint to resume from: a folder, or `last` for the last one in the output folder."""
+    """Open the checkpoint to resume from: a folder, or `last` for the last whole one in the output folder."""
     if not wanted:
         return None
-    whole = [checkpoint for checkpoint in _checkpoints(folder) if _is_whole(checkpoint)]
-    if wanted == "last" and not whole:
-        raise UserError(
-            f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found none: leave the flag out"
-        )
-    path = whole[-1] if wanted == "last" else Path(wanted)
-    if not _is_whole(path):
+    path = _last_whole(folder) if wanted == "last" else Path(wanted)
+    if not path.is_dir():
         raise UserError(
             f"--resume_from_checkpoint expects a checkpoint folder or the word last, got {path}, which is not one "
             "whole checkpoint: name another, or leave the flag out"
         )
-    state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
-    callbacks = {name: each["attributes"] for name, each in state.stateful_callbacks.items() if "attributes" in each}
+    if fault := _fault(path):
+        raise UserError(
+            f"--resume_from_checkpoint expects a whole checkpoint, got {path} {fault}: name another, or leave the "
+            "flag out"
+        )
+    try:
+        state = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME))
+        callbacks = {
+            name: each["attributes"] for name, each in state.stateful_callbacks.items() if "attributes" in each
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"--resume_from_checkpoint expects a checkpoint of the Trainer, got {path} with another "
+            f"{TRAINER_STATE_NAME} ({error}): name another, or leave the flag out"
+        ) from error
     return Checkpoint(str(path), state.global_step, callbacks)
 
 
+def _last_whole(folder: Path) -> Path:
+    """Return the last whole checkpoint in the output folder, and say which later ones are not whole."""
+    faults: list[str] = []
+    for checkpoint in reversed(_checkpoints(folder)):
+        fault = _fault(checkpoint)
+        if fault is None:
+            if faults:
+                warn_once(f"{'; '.join(faults)}; the run goes on from {checkpoint}.")
+            return checkpoint
+        faults.append(f"{checkpoint} {fault}")
+    found = f"{len(faults)}, none whole ({faults[0]})" if faults else "none"
+    raise UserError(
+        f"--resume_from_checkpoint last expects a whole checkpoint in {folder}, found {found}: leave the flag out"
+    )
+
+
 def _checkpoints(folder: Path) -> list[Path]:
-    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    return sorted((path for path in steps if steps[path].isdigit()), key=lambda path: int(steps[path]))
+    steps = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if path.is_dir()}
+    return sorted((path for path in steps if _STEP.fullmatch(steps[path])), key=lambda path: int(steps[path]))
+
+
+# Without one of these parts, a run would go on in silence to other weights.
+_PARTS = {
+    "the weights": ("*.safetensors", "pytorch_model_fsdp*"),
+    "the state of the optimizer": ("optimizer*",),
+    "the state of the schedule": ("scheduler.pt",),
+    "the random state": ("rng_state*.pth",),
+    "the settings of the model": ("config.json",),
+    "the state of the Trainer": (TRAINER_STATE_NAME,),
+}
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """Return why a run cannot go on from a checkpoint; None if it can."""
+    for part, patterns in _PARTS.items():
+        if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
+            return f"lacks {part} ({patterns[0]})"
+    damaged = damaged_file(checkpoint)
+    if damaged == CHECKSUMS_FILE:
+        return f"is unfinished, or of an earlier version (no valid {CHECKSUMS_FILE})"
+    return None if damaged is None else f"is damaged ({damaged})"
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    # The Trainer writes this file last.
+    # The Trainer writes this file after all others of its own.
     return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,7 +20,7 @@ from ..data.training_rows import TableRows, TrainingRows
 from ..errors import UserError
 from ..evaluation.validation import RetrievalValidation
 from ..features.arguments import FeatureArguments
-from ..files import disk_errors_explained, encoder_name
+from ..files import disk_errors_explained, encoder_name, owned_folder
 from ..model.arguments import ModelArguments
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
@@ -136,7 +137,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         own = [] if self._validation is None else [self._validation]
         super().__init__(
             model=model,
-            args=with_values(self.plan.arguments),  # a copy, so that later changes are seen
+            args=_without_token(self.plan.arguments),  # a copy, so that later changes are seen
             data_collator=inputs.collator,
             train_dataset=inputs.train_rows,
             eval_dataset=inputs.validation_rows,
@@ -219,7 +220,16 @@ class IsotropicGaussianTrainer(LossTrainer):
         Returns:
             The `TrainOutput` of transformers. The model is saved by `save_model`.
         """
-        changed = {name: value for name, value in vars(self.args).items() if vars(self.plan.arguments)[name] != value}
+        with self._owned(self.args.output_dir):
+            return self._train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _owned(self, folder: Any) -> AbstractContextManager[None]:
+        """Own an output folder; of several processes, the first one does."""
+        return owned_folder(Path(str(folder))) if self.is_world_process_zero() else nullcontext()
+
+    def _train(self, resume_from_checkpoint: str | bool | None, trial: Any, ignore_keys_for_eval: Any) -> TrainOutput:
+        planned = vars(_without_token(self.plan.arguments))
+        changed = {name: value for name, value in vars(self.args).items() if planned[name] != value}
         self._given_args = with_values(self._given_args, **changed)
         wanted = self.args.resume_from_checkpoint if resume_from_checkpoint is None else resume_from_checkpoint
         self.checkpoint = open_checkpoint(
@@ -233,7 +243,7 @@ class IsotropicGaussianTrainer(LossTrainer):
             started = time.perf_counter()
             self._find_start(model)
             self._seconds_of_features += time.perf_counter() - started
-            self.args = with_values(self.plan.arguments)
+            self.args = _without_token(self.plan.arguments)
             for warning in self.plan.warnings:
                 logger.warning(warning)
             self._attach_run_callbacks()
@@ -380,7 +390,8 @@ class IsotropicGaussianTrainer(LossTrainer):
         weights = whole_weights(self.accelerator, self.model)
         folder = Path(output_dir or str(self.args.output_dir))
         if self.is_world_process_zero():
-            save_run(self, folder, self.record(), weights)
+            with owned_folder(folder):
+                save_run(self, folder, self.record(), weights)
         self.accelerator.wait_for_everyone()
         # The place of its weights, from which an evaluation tells what was measured.
         self.accelerator.unwrap_model(self.model).name_or_path = str(folder)
@@ -460,6 +471,11 @@ class IsotropicGaussianTrainer(LossTrainer):
             "energy": energy,
             "validation_ndcg@10": self._validation_figures,
         }
+
+
+def _without_token(args: IsotropicGaussianTrainingArguments) -> IsotropicGaussianTrainingArguments:
+    """Return a copy without the token: the Trainer of transformers writes its arguments into every checkpoint."""
+    return with_values(args, hub_token=None)
 
 
 def _recipe_fields(model: IsotropicGaussianModel, args: IsotropicGaussianTrainingArguments) -> dict[str, Any]:

@@ -466,7 +466,7 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
         runs = {path.name: path.read_bytes() for path in sorted((output / "model").glob("*.trec"))}
         gamma = results["settings"]["closed_form_gamma"]
         written[processes] = (runs, results["datasets"], results["isotropy"], gamma)
-        assert len(list((folder / f"features_{processes}").rglob("*.arrow"))) > processes  # each its own shards
+        assert len(list((folder / f"features_{processes}").rglob("*.features"))) > processes  # each its own shards
     assert len(written[1][0]) == 6
     assert written[1][3] != {"toy": 0.0}
     assert written[3] == written[1]

@@ -4,13 +4,16 @@ import errno
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ragcun_hf.command_line import _make_parser, run_script
+from ragcun_hf.commands import portable_command
 from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
@@ -273,7 +276,7 @@ BAD = {
     "half a checkpoint": (
         CONTRASTIVE,
         _train("--output_dir", "half", "--resume_from_checkpoint", "last"),
-        ["--resume_from_checkpoint last", "a whole checkpoint in half", "found none"],
+        ["--resume_from_checkpoint last", "a whole checkpoint in half", "checkpoint-5 lacks the state of"],
     ),
 }
 
@@ -404,6 +407,69 @@ def test_a_model_whose_weights_are_cut(end, folder):
     _check(end(EVALUATE, *_evaluate("--model_path", "cut")), script=EVALUATE, words=["--model_path expects", "'cut'"])
 
 
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (
+            lambda weights: [weights.pop(name) for name in list(weights) if name.startswith("encoder")],
+            "without encoder.",
+        ),
+        (lambda weights: weights.pop("projection.linear.weight"), "without projection.linear.weight"),
+        (lambda weights: weights.update({"more": torch.zeros(2)}), "with the unknown more"),
+        (lambda weights: weights.update({"projection.linear.bias": torch.zeros(3)}), "another shape of projection."),
+    ],
+    ids=["no encoder", "a matrix is missing", "more", "another shape"],
+)
+def test_weights_that_do_not_fit_are_never_made_up(end, folder, change, word):
+    from safetensors.torch import load_file, save_file
+
+    from ragcun_hf import IsotropicGaussianModel
+
+    IsotropicGaussianModel.from_encoder("encoder").save_pretrained("odd")
+    weights = load_file("odd/model.safetensors")
+    change(weights)
+    save_file(weights, "odd/model.safetensors", {"format": "pt"})
+    flags = ["--model_path", "odd", "--format", "sentence-transformers"]
+    _check(end("export", *flags), script="export", words=["--model_path expects the weights", "'odd'", word])
+    if "without" in word:
+        with pytest.raises(ValueError, match="odd lacks .* of its weights"):
+            IsotropicGaussianModel.from_pretrained("odd")
+
+
+@pytest.mark.parametrize(
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+)
+def test_a_run_goes_on_from_the_last_whole_checkpoint_only(end, folder, name, caplog):
+    flags = ["--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1", "--batch_size", "2"]
+    assert end(CONTRASTIVE, *_train(*flags, "--max_steps", "2"))[0] == 0
+    content = bytearray((folder / "out" / "checkpoint-2" / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "out" / "checkpoint-2" / name).write_bytes(bytes(content))
+    (folder / "out" / "checkpoint-1" / name).unlink()
+    resumed = _train(*flags, "--max_steps", "3", "--resume_from_checkpoint", "last")
+    _check(
+        end(CONTRASTIVE, *resumed),
+        script=CONTRASTIVE,
+        words=["found 2, none whole", f"checkpoint-2 is damaged ({name})"],
+    )
+    shutil.copytree(folder / "out" / "checkpoint-2", folder / "out" / "checkpoint-3")  # of another run, and damaged
+    assert end(CONTRASTIVE, *_train(*flags, "--max_steps", "1", "--overwrite"))[0] == 0
+    shutil.copytree(folder / "out" / "checkpoint-1", folder / "out" / "checkpoint-4")
+    (folder / "out" / "checkpoint-4" / name).unlink()
+    assert end(CONTRASTIVE, *resumed)[0] == 0
+    assert "checkpoint-4 lacks" in caplog.text or "checkpoint-4 is damaged" in caplog.text
+
+
+def test_a_token_stands_in_no_file(end, folder):
+    token = "hf_" + "secret" * 5
+    flags = ["--output_dir", "out", "--hub_token", token, "--save_strategy", "steps", "--save_steps", "1"]
+    assert end(CONTRASTIVE, *_train(*flags, "--max_steps", "1"))[0] == 0
+    assert (folder / "out" / "checkpoint-1" / "training_args.bin").is_file()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+    assert token not in portable_command("sweep", ["--hub_token", token, f"--hub_token={token}", token])
+
+
 def test_a_model_without_its_tokenizer(end, folder):
     from ragcun_hf import IsotropicGaussianModel
 
@@ -418,9 +484,7 @@ def _full_disk(*args, **kwargs):
 
 
 def test_a_disk_that_is_full_when_features_are_written(end, monkeypatch):
-    from datasets import arrow_writer
-
-    monkeypatch.setattr(arrow_writer.ArrowWriter, "finalize", _full_disk)
+    monkeypatch.setattr("ragcun_hf.features.feature_cache.write_shard", _full_disk)
     outcome = end(CONTRASTIVE, *_train("--feature_cache_dir", "features"))
     _check(outcome, script=CONTRASTIVE, words=["features", "No space left", "--no_feature_cache"])
 

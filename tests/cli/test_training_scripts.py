@@ -227,7 +227,7 @@ def test_without_cached_features_masks_change_from_epoch_to_epoch(run, documents
 def test_training_without_the_cache_gives_the_same_head_and_leaves_no_features(run, pairs_file, tmp_path):
     flags = ["--train_data", pairs_file, "--batch_size", "4", "--epochs", "2", "--encoder_dtype", "float32"]
     cached = run("train_contrastive", *flags, "--feature_cache_dir", tmp_path / "features", output="cached")
-    assert list((tmp_path / "features").glob("*/*.arrow"))
+    assert list((tmp_path / "features").glob("*/*.features"))
     flags += ["--no_feature_cache", "--feature_cache_dir", tmp_path / "none"]
     fresh = run("train_contrastive", *flags, output="fresh")
     assert not (tmp_path / "none").exists()

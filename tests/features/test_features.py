@@ -1,5 +1,6 @@
 """Features: encoded once, cached, never read from damaged files, and kept after an interruption."""
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -31,8 +32,9 @@ from ragcun_hf.features.encoder_loop import (
 )
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
-from ragcun_hf.features.tokenizing import TokenBlock, token_ids
+from ragcun_hf.features.tokenizing import TokenBlock
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
+from ragcun_hf.model.encoding_isotropic_gaussian import token_ids
 
 TEXTS = [
     "sort an array",
@@ -75,7 +77,7 @@ def encoded(monkeypatch):
 
 
 def _shards(folder):
-    return sorted(folder.glob("*/*.arrow"))
+    return sorted(folder.glob("*/*.features"))
 
 
 # What comes out
@@ -679,7 +681,7 @@ def _garbage(path):
 
 
 def _rename(path):
-    path.rename(path.with_name("6-0123456789abcdef.arrow"))
+    path.rename(path.with_name("6-0123456789abcdef.features"))
 
 
 def _leave_half_written(path):
@@ -731,6 +733,85 @@ def test_a_shard_of_another_width_is_not_read(tmp_path):
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=4)) == 2
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=8)) == 0
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=3)) == 0
+
+
+def _filled_cache(folder, key="a", num_rows=40):
+    rng = np.random.default_rng(0)
+    digests = [f"{row:016d}".encode() for row in range(num_rows)]
+    features = rng.standard_normal((num_rows, 16)).astype(np.float32)
+    FeatureCache(folder, {"key": key}, feature_dim=16).write(digests, features)
+    return digests, features
+
+
+def test_no_damage_of_a_shard_is_read_or_ends_the_process(tmp_path, caplog):
+    """Bits that flip, cuts, and pieces that are lost or repeated: the texts are missing, or the features are right."""
+    digests, features = _filled_cache(tmp_path)
+    (path,) = _shards(tmp_path)
+    whole, draw, num_missing = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        content, place = bytearray(whole), draw.randrange(len(whole))
+        kind = draw.choice(["flip", "cut", "lost", "repeated", "zeros"])
+        if kind == "flip":
+            content[place] ^= 1 << draw.randrange(8)
+        elif kind == "zeros":
+            content[place : place + 64] = bytes(len(content[place : place + 64]))
+        else:
+            end = {"cut": len(whole), "lost": place + draw.randrange(1, 100), "repeated": place}[kind]
+            content = content[:place] + (whole[place - 50 :] if kind == "repeated" and place > 50 else whole[end:])
+        path.write_bytes(bytes(content))
+        cache = FeatureCache(tmp_path, {"key": "a"}, feature_dim=16)
+        missing = cache.missing(digests)
+        assert missing in ([], list(range(len(digests))))
+        if missing:
+            num_missing += 1
+        else:
+            np.testing.assert_array_equal(cache.read(digests), features)
+    assert num_missing > 350  # zeros over zeros, and a piece repeated at the end, may change nothing
+
+
+def test_a_shard_that_is_copied_to_another_encoder_is_set_aside_in_one_line(tmp_path, caplog):
+    digests, _ = _filled_cache(tmp_path, "a")
+    (own,) = _shards(tmp_path)
+    other = FeatureCache(tmp_path, {"key": "b"}, feature_dim=16)
+    shutil.copy(own, other.folder)
+    assert len(FeatureCache(tmp_path, {"key": "b"}, feature_dim=16)) == 0
+    assert caplog.text.count("set aside") == 1
+    assert [path.suffix for path in other.folder.glob("*.damaged")] == [".damaged"]
+    assert len(FeatureCache(tmp_path, {"key": "a"}, feature_dim=16)) == len(digests)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link to nothing"])
+def test_what_is_no_file_is_no_shard(tmp_path, kind):
+    digests, features = _filled_cache(tmp_path)
+    odd = _shards(tmp_path)[0].with_name("7-0123456789abcdef.features")
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link to nothing": lambda path: path.symlink_to("nowhere")}[kind](odd)
+    np.testing.assert_array_equal(FeatureCache(tmp_path, {"key": "a"}, feature_dim=16).read(digests), features)
+
+
+def test_a_cache_that_may_only_be_read_is_read(tmp_path, monkeypatch):
+    digests, features = _filled_cache(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("os.utime", refuse)
+    cache = FeatureCache(tmp_path, {"key": "a"}, feature_dim=16)
+    np.testing.assert_array_equal(cache.read(digests), features)
+    with pytest.raises(UserError, match="--feature_cache_dir"):
+        cache.write([b"n" * 16], features[:1])
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7", "[" * 100_000, "\xff"])
+def test_a_damaged_key_file_stops_neither_listing_nor_pruning(tmp_path, content):
+    _filled_cache(tmp_path, "a")
+    _filled_cache(tmp_path, "b")
+    damaged, _ = sorted(tmp_path.glob("*/key.json"))
+    damaged.write_text(content, encoding="latin-1")
+    entries = list_cached_encoders(tmp_path)
+    assert len(entries) == 2
+    for entry in entries:
+        remove_cached_encoder(entry)
+    assert not list_cached_encoders(tmp_path)
 
 
 # What is kept
@@ -853,8 +934,6 @@ def test_shards_are_written_during_encoding_not_only_at_the_end(tiny_model, tmp_
 
 
 def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_path):
-    import datasets.arrow_writer  # noqa: F401 (once, before the threads race)
-
     start, failures = threading.Barrier(4, timeout=600), []
     digests = [f"{row:016d}".encode() for row in range(200)]
 
@@ -921,10 +1000,10 @@ def test_a_cache_that_is_pruned_while_a_shard_is_written_is_made_again(tmp_path,
     cache, digests = FeatureCache(tmp_path, {"a": 1}, feature_dim=4), [b"a" * 16]
     write_shard = feature_cache.write_shard
 
-    def prune_first(folder, *content):
+    def prune_first(folder, *content, key):
         monkeypatch.setattr(feature_cache, "write_shard", write_shard)
         shutil.rmtree(folder)
-        return write_shard(folder, *content)
+        return write_shard(folder, *content, key=key)
 
     monkeypatch.setattr(feature_cache, "write_shard", prune_first)
     cache.write(digests, np.ones((1, 4), np.float32))
@@ -1018,19 +1097,18 @@ def _no_space(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("step", ["write_table", "finalize", "replace"])
+@pytest.mark.parametrize("step", ["write", "replace"])
 def test_a_full_disk_is_a_user_error_and_leaves_no_half_written_file(tiny_model, tmp_path, monkeypatch, step):
-    from datasets.arrow_writer import ArrowWriter
-
     store = _store(tiny_model, tmp_path)
     store.features(TEXTS[:2])
     if step == "replace":
         monkeypatch.setattr("pathlib.Path.replace", _no_space)
     else:
-        monkeypatch.setattr(ArrowWriter, step, _no_space)
+        full = contextlib.nullcontext(Path("/dev/full"))
+        monkeypatch.setattr("ragcun_hf.features.shard_file.replaced_file", lambda *_, **__: full)
     with pytest.raises(UserError, match="expected room for .* No space left on device.*--no_feature_cache"):
         store.features(TEXTS)
-    assert {path.suffix for path in tmp_path.glob("*/*")} == {".json", ".arrow"}
+    assert {path.suffix for path in tmp_path.glob("*/*")} == {".json", ".features"}
     assert len(_shards(tmp_path)) == 1
     monkeypatch.undo()
     fresh = _store(tiny_model, tmp_path)

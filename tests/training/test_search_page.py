@@ -31,7 +31,15 @@ from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.model.base_models import load_trained_model
 from ragcun_hf.search_page import index as search_index
 from ragcun_hf.search_page.index import Hit, SearchIndex, clean_query, measure_spread, rank_all, score_documents
-from ragcun_hf.search_page.page import INK, answer_query, describe_change, render_hit, render_spread, shorten_text
+from ragcun_hf.search_page.page import (
+    INK,
+    answer_query,
+    describe_change,
+    make_page,
+    render_hit,
+    render_spread,
+    shorten_text,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
@@ -467,6 +475,52 @@ def test_a_missing_gradio_is_an_error_with_the_install_command(script, monkeypat
 
 
 # The Space
+
+
+@pytest.fixture(scope="module")
+def guarded(_tiny_model):
+    """The page as the command serves it to 127.0.0.1, without a socket."""
+    pytest.importorskip("gradio")
+    from gradio.routes import App
+    from starlette.middleware import Middleware
+    from starlette.testclient import TestClient
+
+    from ragcun_hf.search_page.guard import PageGuard
+
+    index = SearchIndex(_tiny_model, _table(_documents()), features=_features())
+    page = make_page(index, headings=[("a", "b")] * 2, top_k=2, examples=[], use_predictor=False)
+    app = App.create_app(page, app_kwargs={"middleware": [Middleware(PageGuard, hosts={"localhost"})]})
+    return TestClient(app, base_url="http://127.0.0.1:7860")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "[::1]:7860", "192.168.1.5"])
+def test_the_page_answers_under_its_own_addresses(guarded, host):
+    assert guarded.get("/config", headers={"host": host}).status_code == 200
+    assert guarded.get("/config", headers={"host": host, "origin": f"http://{host}"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 403),
+        ({"host": "localhost.evil.example:7860"}, 403),
+        ({"host": "[broken"}, 403),
+        ({"host": ""}, 403),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+    ids=str,
+)
+def test_the_page_answers_no_foreign_site(guarded, headers, status):
+    for path in ("/", "/config", "/gradio_api/info"):
+        assert guarded.get(path, headers=headers).status_code == status
+
+
+def test_the_page_takes_neither_files_nor_large_requests(guarded):
+    for path in ("/upload", "/gradio_api/upload", "/gradio_api/upload?upload_id=a"):
+        assert guarded.post(path, files={"files": ("a.txt", b"a")}).status_code == 403
+    assert guarded.post("/gradio_api/queue/join", content=b"x" * 2**19).status_code == 413
+    assert guarded.post("/gradio_api/queue/join", content=iter([b"x"])).status_code == 413  # of unknown length
 
 
 def test_the_space_s_requirements_are_among_the_package_s():

@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             for name in ("filled", "read") if dtype == "float32" else ("filled",):
                 steps[f"{name} {dtype}"] = run_process(args, f"{folder}/{dtype}")
-            sizes[dtype] = sum(path.stat().st_size for path in Path(folder).rglob("*.arrow")) / 2**20
+            sizes[dtype] = sum(path.stat().st_size for path in Path(folder).rglob("*.features")) / 2**20
     filled, read = steps["filled float32"], steps["read float32"]
     claims = [
         at_most(f"resident memory while encoding {args.num_texts:,} texts", filled["gib"], _LARGEST_GIB, "GiB"),

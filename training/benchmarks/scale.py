@@ -71,7 +71,7 @@ def measure_encoding(args: Arguments) -> dict[str, float]:
             started = time.perf_counter()
             store.encode(texts)
             seconds.append(time.perf_counter() - started)
-        num_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*.arrow"))
+        num_bytes = sum(path.stat().st_size for path in Path(folder).rglob("*.features"))
     return {
         "width": float(model.config.feature_dim),
         "tokens per passage": sum(map(len, tokens)) / len(passages),

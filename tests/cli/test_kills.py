@@ -1,0 +1,320 @@
+"""A kill at any file event leaves the old files or the new ones, never a mixture, and never a half that loads."""
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+from ragcun_hf.data.writing import write_beir_folder, write_json_rows
+from ragcun_hf.errors import UserError
+from ragcun_hf.evaluation.results import write_json
+from ragcun_hf.features.feature_cache import FeatureCache
+from ragcun_hf.files import LOCK_FILE, owned_folder, remove_leftovers
+from ragcun_hf.publishing.card import check_card, write_card
+from ragcun_hf.publishing.card_sources import keep_sources, nothing_measured, read_sources
+from ragcun_hf.sweep.records import SweepRecords, TrialRecord
+from ragcun_hf.trainer.record import open_checkpoint
+
+pytestmark = [
+    pytest.mark.usefixtures("quick_garbage_collection"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
+]
+
+_KILLED = 9
+# What Python reports before it changes files. Between two of these events, files change inside of temporary ones only.
+_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime"}
+_CHANGES |= {"os.truncate", "shutil.rmtree", "ctypes.dlsym"}  # the last comes before two folders are exchanged
+
+
+def _is_change(event, arguments, root):
+    if event == "open":
+        _, mode, flags = arguments
+        is_written = any(letter in (mode or "") for letter in "wax+") or bool(flags & (os.O_WRONLY | os.O_RDWR))
+    else:
+        is_written = event in _CHANGES
+    path = str(arguments[0]) if arguments else ""
+    return is_written and (event == "ctypes.dlsym" or path.startswith(root))
+
+
+def _run_child(operation, root, fatal):
+    """Run an operation in a forked child, which ends at its change number `fatal`; return the number of changes."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        count = 0
+
+        def hook(event, arguments):
+            nonlocal count
+            if _is_change(event, arguments, root):
+                count += 1
+                if count == fatal:
+                    os._exit(_KILLED)
+
+        sys.addaudithook(hook)
+        code = 1
+        try:
+            operation()
+            code = 0
+        finally:
+            os.write(writer, str(count).encode())
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        count = file.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, _KILLED), f"change {fatal}: exit code {code}"
+    return int(count) if code == 0 else None
+
+
+def _kill_everywhere(prepare, operation, check, tmp_path):
+    """Run `operation(folder)` with a kill at each of its changes; `check(folder, is_done)` after each."""
+    folder = tmp_path / "0" / "work"
+    prepare(folder)
+    total = _run_child(lambda: operation(folder), str(tmp_path), 0)
+    check(folder, True)
+    for fatal in range(1, total + 1):
+        folder = tmp_path / str(fatal) / "work"
+        prepare(folder)
+        assert _run_child(lambda folder=folder: operation(folder), str(tmp_path), fatal) is None
+        check(folder, False)
+        operation(folder)  # the next run puts it right, and removes what the dead one left
+        check(folder, True)
+        remove_leftovers(folder)
+        remove_leftovers(folder.parent)
+        assert not [path for path in folder.parent.rglob(".*") if path.name.endswith((".tmp", LOCK_FILE))]
+        shutil.rmtree(folder.parent)
+    print(f"{total} kills")  # noqa: T201 (shown by make fuzz)
+    return total
+
+
+def _content(folder):
+    paths = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in paths
+        if not any(part.endswith(".tmp") for part in path.parts)
+    }
+
+
+@pytest.fixture
+def trainer(tiny_encoder_folder, tiny_pairs, tmp_path):
+    args = IsotropicGaussianTrainingArguments(
+        output_dir=str(tmp_path / "trainer"), use_cpu=True, max_steps=2, save_strategy="no", disable_tqdm=True,
+        per_device_train_batch_size=4, feature_cache_dir=str(tmp_path / "features"), report_to="none",
+        val_fraction=0.3,
+    )  # fmt: skip
+    model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder))
+    trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs)
+    trainer.train()
+    return trainer
+
+
+def test_saving_a_model_over_another(trainer, tmp_path):
+    trainer.save_model(str(tmp_path / "old"))
+    (tmp_path / "old" / "README.md").write_text("own words", encoding="utf-8")
+    (tmp_path / "old" / "checkpoint-1").mkdir()
+    (tmp_path / "old" / "checkpoint-1" / "state").write_text("kept", encoding="utf-8")
+    with torch.no_grad():
+        trainer.model.projection.linear.weight += 1
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    trainer.save_model(str(tmp_path / "new"))
+    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
+    assert old != new
+    seen = set()
+
+    def check(folder, is_done):
+        content = _content(folder)
+        assert content == new or (content == old and not is_done)
+        seen.add(content == new)
+
+    total = _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: trainer.save_model(str(folder)),
+        check,
+        tmp_path / "kills",
+    )
+    assert total > 30
+    assert seen == {True, False}
+
+
+@pytest.mark.slow
+def test_saving_a_first_model(trainer, tmp_path):
+    trainer.save_model(str(tmp_path / "new"))
+    new = _content(tmp_path / "new")
+
+    def check(folder, is_done):
+        content = _content(folder) if folder.exists() else {}
+        assert content == new or (not content and not is_done)
+
+    _kill_everywhere(
+        lambda folder: folder.parent.mkdir(parents=True),
+        lambda folder: trainer.save_model(str(folder)),
+        check,
+        tmp_path / "kills",
+    )
+
+
+def test_a_checkpoint_that_replaces_the_one_before(trainer, tmp_path):
+    trainer.create_optimizer_and_scheduler(4)
+    trainer.args.save_total_limit = 1
+
+    def save(folder, step):
+        trainer.args.output_dir, trainer.state.global_step = str(folder), step
+        trainer._save_checkpoint(trainer.model, None)
+
+    save(tmp_path / "first", 1)
+
+    def check(folder, is_done):
+        step = open_checkpoint(folder, "last").step
+        assert step == 2 or (step == 1 and not is_done)
+
+    total = _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "first", folder),
+        lambda folder: save(folder, 2),
+        check,
+        tmp_path / "kills",
+    )
+    assert total > 20
+
+
+def _card(folder, repo_id):
+    results = nothing_measured("work", json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    write_card(folder / "README.md", results=results, training_record=None, repo_id=repo_id)
+    keep_sources(folder, repo_id=repo_id)
+
+
+def test_a_card_with_its_sources(tiny_model, tmp_path):
+    tiny_model.save_pretrained(tmp_path / "model")
+    _card(tmp_path / "model", "org/old")
+
+    def check(folder, is_done):
+        text = (folder / "README.md").read_text(encoding="utf-8")
+        named = json.loads((folder / "card_sources.json").read_text(encoding="utf-8"))["repo_id"]
+        is_of_one = ("org/new" in text) == (named == "org/new")
+        with contextlib.nullcontext() if is_of_one else pytest.raises(UserError):
+            check_card(folder / "README.md", read_sources(folder))  # so that half a card is never pushed
+        assert not is_done or (is_of_one and named == "org/new")
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "model", folder),
+        lambda folder: _card(folder, "org/new"),
+        check,
+        tmp_path / "kills",
+    )
+
+
+def test_results_and_rows_and_folders_of_data(tmp_path):
+    def prepare(folder):
+        write_all(folder, "old")
+
+    def write_all(folder, word):
+        write_json(folder / "results.json", {"word": word})
+        write_json_rows([{"word": word}] * 3, folder / "rows.jsonl")
+        write_beir_folder(folder / "beir", {"d": ("", word)}, {"q": word}, {"test": {"q": {"d": 1}}})
+
+    def check(folder, is_done):
+        files = {name: (folder / name).read_text(encoding="utf-8") for name in ("results.json", "rows.jsonl")}
+        beir = "".join(path.read_text(encoding="utf-8") for path in sorted((folder / "beir").glob("*.jsonl")))
+        for content in (*files.values(), beir):
+            assert ("old" in content) != ("new" in content)
+            assert not is_done or "new" in content
+        assert files["rows.jsonl"].count("\n") == 3
+
+    _kill_everywhere(prepare, lambda folder: write_all(folder, "new"), check, tmp_path / "kills")
+
+
+def test_the_feature_cache(tmp_path):
+    digests = [f"{row:016d}".encode() for row in range(50)]
+    features = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+
+    def operation(folder):
+        cache = FeatureCache(folder, {"a": 1}, feature_dim=8)
+        batches = [(digests[start : start + 10], features[start : start + 10]) for start in range(0, 50, 10)]
+        for batch in batches:
+            cache.write(*batch)
+
+    def check(folder, is_done):
+        cache = FeatureCache(folder, {"a": 1}, feature_dim=8)
+        missing = cache.missing(digests)
+        kept = [row for row in range(50) if row not in missing]
+        np.testing.assert_array_equal(cache.read([digests[row] for row in kept]), features[kept])
+        assert len(missing) % 10 == 0
+        assert not (is_done and missing)
+
+    _kill_everywhere(lambda folder: folder.mkdir(parents=True), operation, check, tmp_path / "kills")
+
+
+def test_the_records_of_a_sweep(tmp_path):
+    def operation(folder):
+        records = SweepRecords(folder, {"a": 1})
+        for seed in range(3):
+            record = TrialRecord({"learning_rate": 0.1}, seed, 0, 5, {"ndcg@10": 0.5}, 1.0)
+            if record.key not in records:
+                records.add([record])
+
+    def check(folder, is_done):
+        records = SweepRecords(folder, {"a": 1})
+        kept = [seed for seed in range(3) if TrialRecord({"learning_rate": 0.1}, seed, 0, 5, {}, 1.0).key in records]
+        assert kept == list(range(len(kept)))
+        assert not is_done or len(kept) == 3
+
+    _kill_everywhere(lambda folder: folder.mkdir(parents=True), operation, check, tmp_path / "kills")
+
+
+def test_one_run_owns_a_folder_until_it_ends_or_is_killed(tmp_path):
+    folder, (reader, writer) = tmp_path / "out", os.pipe()
+    child = os.fork()
+    if child == 0:
+        with owned_folder(folder):
+            (folder / "half").mkdir()
+            os.write(writer, b"x")
+            os.read(os.pipe()[0], 1)  # waits for ever
+    os.read(reader, 1)
+    with pytest.raises(UserError, match="out for one run, got another run that is at work there.*--output_dir"):
+        with owned_folder(folder):
+            raise AssertionError("two owners")
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    with owned_folder(folder), owned_folder(Path(folder, "..", "out")):  # the same process may nest
+        assert (folder / "half").is_dir()
+    assert not (folder / LOCK_FILE).exists()
+
+
+@pytest.mark.slow
+def test_exporting_over_another_export(tiny_model, tmp_path):
+    pytest.importorskip("sentence_transformers")
+    from ragcun_hf.cli import export
+
+    tiny_model.save_pretrained(tmp_path / "first")
+    with torch.no_grad():
+        tiny_model.projection.linear.weight += 1
+    tiny_model.save_pretrained(tmp_path / "second")
+    (tmp_path / "texts.txt").write_text("bread is food\nthe moon is on the river\n", encoding="utf-8")
+
+    def write(folder, source):
+        flags = ["--model_path", str(tmp_path / source), "--output_dir", str(folder)]
+        export.main([*flags, "--format", "sentence-transformers", "--check_texts", str(tmp_path / "texts.txt")])
+
+    write(tmp_path / "old", "first")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    write(tmp_path / "new", "second")
+    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
+    assert old != new
+
+    def check(folder, is_done):
+        content = _content(folder)
+        assert content == new or (content == old and not is_done)
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: write(folder, "second"),
+        check,
+        tmp_path / "kills",
+    )
