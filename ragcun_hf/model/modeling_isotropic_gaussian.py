@@ -292,8 +292,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             dim: L, the width of the lexical half. Default: `config.lexical_dim`, or the encoder's width if that is 0.
             weight: Its share of the similarity, in [0, 1); 0 adds no lexical half. Default: chosen by how many of the
                 documents' words `dim` directions hold, see `lexical_weight` in lexical_isotropic_gaussian.py.
-            num_start_texts: How many documents to encode for the head's start: 64 tokens of each. With 0, a head as wide as the encoder
-                stays at the encoder's own vectors, which ignore the lexical half, until `start_from_features`.
+            num_start_texts: How many documents to encode for the head's start, 64 tokens of each. With 0, a head as
+                wide as the encoder stays at the encoder's own vectors, which ignore the lexical half, until
+                `start_from_features`.
 
         Raises:
             ValueError: If the head is trained, so that it has seen other features, or too few documents have words.
@@ -336,9 +337,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
     @torch.no_grad()
     def _sample_features(self, texts: Sequence[str], num_texts: int, max_length: int) -> Tensor:
-        """Return features of up to `num_texts` documents, evenly spread, on the CPU, in the order of their lengths."""
-        num_texts = min(num_texts, len(texts))
-        chosen = sorted((texts[row * len(texts) // num_texts] for row in range(num_texts)), key=len)
+        """Return features of up to `num_texts` random documents, always the same ones, shortest first, on the CPU."""
+        rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:num_texts]
+        chosen = sorted((texts[row] for row in rows.tolist()), key=len)
         parts = []
         for start in range(0, len(chosen), 32):
             tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt, max_length)
