@@ -61,6 +61,7 @@ _HUB_OPTIONS = ("commit_message", "commit_description", "private", "token", "rev
 _FAMILIES_WITH_AN_ENCODER_OF_THEIR_OWN = ("t5", "mt5", "umt5")
 
 _TEXTS_AT_ONCE = 1_024  # tokenized together
+_START_TOKENS = 64  # of each document: many beginnings give better directions than few whole texts, and cost less
 
 # Fields of the configuration that describe the head; an unset width follows the others.
 _HEAD_FIELDS = (
@@ -299,8 +300,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             dim: L, the width of the lexical half. Default: `config.lexical_dim`, or the encoder's width if that is 0.
             weight: Its share of the similarity, in [0, 1); 0 adds no lexical half. Default: chosen by how many of the
                 documents' words `dim` directions hold, see `lexical_weight` in lexical_isotropic_gaussian.py.
-            num_start_texts: How many documents to encode for the head's start. With 0, a head as wide as the encoder
-                stays at the encoder's own vectors, which ignore the lexical half, until `start_from_features`.
+            num_start_texts: How many documents to encode for the head's start, 64 tokens of each. With 0, a head as
+                wide as the encoder stays at the encoder's own vectors, which ignore the lexical half, until
+                `start_from_features`.
 
         Raises:
             ValueError: If the head is trained, so that it has seen other features, or too few documents have words.
@@ -323,7 +325,9 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         self.reset_head(lexical_dim=dim if weight else 0, lexical_weight=weight, lexical_scale=scale)
         self.lexical = lexical.to(self.device) if weight else None
         if num_start_texts and weight:
-            self.start_from_features(self._sample_features(texts, num_start_texts))
+            num_of_prompt = len(self.tokenizer(self.config.document_prompt)["input_ids"])
+            max_length = min(self.config.max_length, num_of_prompt + _START_TOKENS)
+            self.start_from_features(self._sample_features(texts, num_start_texts, max_length))
 
     def _token_ids(self, texts: Sequence[str]) -> Iterator[list[int]]:
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -339,18 +343,19 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         }
 
     @torch.no_grad()
-    def _sample_features(self, texts: Sequence[str], num_texts: int) -> Tensor:
-        """Return features of up to `num_texts` documents, evenly spread, on the CPU, in the order of their lengths."""
-        num_texts = min(num_texts, len(texts))
-        chosen = sorted((texts[row * len(texts) // num_texts] for row in range(num_texts)), key=len)
+    def _sample_features(self, texts: Sequence[str], num_texts: int, max_length: int) -> Tensor:
+        """Return features of up to `num_texts` random documents, always the same ones, shortest first, on the CPU."""
+        rows = torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[:num_texts]
+        chosen = sorted((texts[row] for row in rows.tolist()), key=len)
         parts = []
         for start in range(0, len(chosen), 32):
-            tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt).to(self.device)
+            tokens = self.tokenize(chosen[start : start + 32], self.config.document_prompt, max_length)
+            tokens = tokens.to(self.device)
             parts.append(self(**tokens, return_dict=True).features.float().cpu())
         return torch.cat(parts)
 
     def _mean_length(self, texts: Sequence[str]) -> float:
-        return float(self.encoder_part(self._sample_features(texts, 256)).norm(dim=1).mean())
+        return float(self.encoder_part(self._sample_features(texts, 256, self.config.max_length)).norm(dim=1).mean())
 
     def reset_head(self, **config_fields: Any) -> None:
         """Give the model a new head, initialized from torch's current seed.
@@ -623,18 +628,20 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         folder = Path(self.name_or_path, self._loading_options.get("subfolder", ""))
         return folder.is_dir() and not (folder / "tokenizer_config.json").is_file()
 
-    def tokenize(self, texts: Sequence[str], prompt: str = "") -> dict[str, Tensor]:
-        """Prepend the prompt, tokenize, truncate to `config.max_length` and pad to the longest: (B, T) tensors.
+    def tokenize(self, texts: Sequence[str], prompt: str = "", max_length: int | None = None) -> dict[str, Tensor]:
+        """Prepend the prompt, tokenize, truncate and pad to the longest: (B, T) tensors.
+
+        The longest text has `max_length` tokens, by default `config.max_length`.
 
         An empty text becomes one attended padding token if the tokenizer adds no special tokens.
         """
-        token_ids = self.token_ids([prompt + text for text in texts])
+        token_ids = self.token_ids([prompt + text for text in texts], max_length=max_length)
         token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
         return self.pad(token_ids)
 
-    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokenize texts, truncated to `config.max_length`; of a very long text, no more is read than is needed."""
-        return token_ids(self.tokenizer, texts, max_length=self.config.max_length)
+    def token_ids(self, texts: Sequence[str], *, max_length: int | None = None) -> list[list[int]]:
+        """Tokenize texts, truncated to `config.max_length` or less; of a long text, only as much is read as counts."""
+        return token_ids(self.tokenizer, texts, max_length=max_length or self.config.max_length)
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.

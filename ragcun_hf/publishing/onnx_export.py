@@ -2,7 +2,7 @@
 
     input_ids, attention_mask (B, T), int64 -> embeddings (B, D) and, with a predictor, predictions (B, D), float32
 
-A model whose documents keep the encoder's vectors has a third output, documents (B, D).
+A model whose documents keep the encoder's vectors has a further output, documents (B, D).
 
 The folder also holds tokenizer.json, which truncates and pads as the model does, and onnx_config.json, which documents
 the rest. Shape letters: B = texts, T = tokens per text, D = embedding width.

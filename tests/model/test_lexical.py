@@ -32,10 +32,10 @@ def model(tiny_encoder_folder):
 def test_the_start_is_computed_from_as_many_documents_as_are_asked_for(model):
     texts = [f"{text} {word}" for text in DOCUMENTS for word in ("fish", "moon", "bread", "water")]
     model.fit_lexical(texts, weight=0.3, num_start_texts=0)
-    every = model._sample_features(texts, 100)
+    every = model._sample_features(texts, 100, 16)
     assert every.shape[0] == len(texts)
     for number in (1, 7, 13, 23):  # 24 texts, of which a whole step would take 1, 6, 12 and 12
-        sample = model._sample_features(texts, number)
+        sample = model._sample_features(texts, number, 16)
         assert len(sample) == number
         nearest = torch.cdist(sample, every).min(dim=1)
         assert nearest.values.max() < 1e-4 and len(set(nearest.indices.tolist())) == number
