@@ -12,7 +12,6 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "RELIABILITY.md",
-    "SECURITY.md",
     "training/SCALE.md",
     "training/examples/README.md",
     "training/space/README.md",
@@ -25,7 +24,7 @@ def _sections(path):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("name", ["README.md", "EXPERIMENTS.md", "training/examples/README.md"])
+@pytest.mark.parametrize("name", ["README.md", "SECURITY.md", "EXPERIMENTS.md", "training/examples/README.md"])
 def test_links_of_a_page_lead_to_files_and_sections_that_exist(name):
     page = ROOT / name
     links = re.findall(r"\]\((?!http)([^)\s]+)\)", page.read_text(encoding="utf-8"))
