@@ -25,7 +25,6 @@ from .commands import program_name, with_commands
 from .errors import UserError, did_you_mean, name_flags
 
 _SECONDS_BEFORE_EXIT = 5.0
-_LONGEST_MESSAGE = 1_500  # characters; a value that is quoted may be a whole file
 _CONFIG_FLAGS = ("--config", "--recipe")
 _SHIPPED = Path(__file__).parent / "cli"  # holds the recipes and launch files
 
@@ -45,7 +44,6 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
         _disconnect_processes()
     except UserError as error:
         message = " ".join(str(error).split())
-        message = message if len(message) <= _LONGEST_MESSAGE else f"{message[:_LONGEST_MESSAGE]}..."
         print(f"{program_name()}: {message}", file=sys.stderr)  # noqa: T201 (output of the command)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:

@@ -17,6 +17,7 @@ _ARGUMENTS = {
     "val_corpus": "corpus",
     "similarity": "similarity_fn_name",
 }
+_LONGEST = 1_500  # characters of a message; a value that is quoted may be a whole file
 _is_command: list[bool] = []
 
 
@@ -35,7 +36,8 @@ class UserError(ValueError):
     """
 
     def __str__(self) -> str:
-        return for_reader(super().__str__())
+        text = super().__str__()
+        return for_reader(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
 class NotFiniteError(UserError):

@@ -381,7 +381,7 @@ def _outcome(reader, number, name, folder):
         reader(draw, folder)
     except UserError as error:
         text = str(error)
-        return "refused" if 0 < len(text) < 30_000 else f"a message of {len(text)} characters"
+        return "refused" if 0 < len(text) < 2_000 else f"a message of {len(text)} characters"
     except SystemExit as error:
         return f"exit {error.code}"
     except BaseException as error:  # noqa: BLE001 (whatever it is, it is wrong)
