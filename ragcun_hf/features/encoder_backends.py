@@ -7,11 +7,13 @@ shape (rows, H), float32, on the model's device, where the work may still be und
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib.util
 import math
+import sys
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -118,10 +120,36 @@ def _openvino_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> Com
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
-    request = openvino.Core().compile_model(_openvino_graph(model), "CPU", settings).create_infer_request()
+    with _same_signal_stack():
+        request = openvino.Core().compile_model(_openvino_graph(model), "CPU", settings).create_infer_request()
     compute = _infer_with(request)
     _check_other_shapes(model, compute, least=0.999 if dtype == torch.float32 else 0.98)
     return compute
+
+
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux: where a thread's signal handlers run."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _same_signal_stack() -> Iterator[None]:
+    """Leave the thread's stack for signals as it was.
+
+    Compiling a graph in OpenVINO replaces it, and removes the new one with the graph, from whichever thread that
+    happens in. Then the next signal that Python handles, such as an interruption or the end of a child process, would
+    end the process without a word.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    library, before = ctypes.CDLL(None), _SignalStack()
+    library.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        library.sigaltstack(ctypes.byref(before), None)
 
 
 def _infer_with(request: Any) -> ComputeFeatures:

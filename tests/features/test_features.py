@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import subprocess
 import sys
 import threading
 import weakref
@@ -1181,6 +1182,27 @@ def test_hundreds_of_processes_share_a_round_evenly():
         for size in sizes:
             loads[share.deal(size)] += size
         assert max(loads) < 1.1 * np.mean(loads), num_processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has this layout of the stack")
+def test_openvino_leaves_the_stack_of_signals_so_that_an_interruption_is_no_crash(tiny_encoder_folder):
+    pytest.importorskip("openvino")
+    code = f"""
+import faulthandler, os, signal, threading, torch
+faulthandler.enable()
+from ragcun_hf import IsotropicGaussianModel
+from ragcun_hf.features.encoder_backends import feature_function
+model = IsotropicGaussianModel.from_encoder({str(tiny_encoder_folder)!r})
+held = [feature_function(model, dtype=torch.float32, backend="openvino")]
+thread = threading.Thread(target=held.clear)
+thread.start(), thread.join()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
 @pytest.mark.slow
