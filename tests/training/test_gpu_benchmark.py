@@ -13,12 +13,13 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
 
     gpu.main(["--device", "cpu", "--quick", "--output_dir", str(tmp_path)])
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
-    assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training"}
+    assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training", "sweep", "encoder training"}
     assert set(content["details"]["seconds"]["MiniLM-L6"]) == {
         "tokenizing alone",
         "bare encoder",
         "ours, first run",
         "ours, second run",
+        "ours, float16",
         "sentence-transformers, float32",
         "sentence-transformers, bfloat16, batches of 32",
     }

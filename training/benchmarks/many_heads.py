@@ -28,7 +28,7 @@ class Arguments(BenchmarkArguments):
     num_pairs: int = argument(10_000, "Pairs, a fifth of them for validation.")
     epochs: int = argument(3, "Passes over the training pairs.")
     batch_size: int = argument(128, "Pairs per step.")
-    repeats: int = argument(2, "Timed rounds.")
+    repeats: int = argument(2, "Timed rounds; one round is not warmed up.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -69,7 +69,7 @@ def time_heads(args: Any, device: torch.device) -> Any:
             "one, by the sweep": sweep_run(args, data, {}, folder),
             "24, by the sweep": sweep_run(args, data, sweep_grid(), folder),
         }
-        return compare(contenders, repeats=args.repeats)
+        return compare(contenders, repeats=args.repeats, warm_up=args.repeats > 1)
 
 
 def training_arguments(args: Any, folder: Path, device: torch.device) -> Any:
