@@ -92,7 +92,7 @@ def portable_command(module_or_script: str, arguments: Sequence[str] | None = No
 _running: list[str] = []
 _HIDDEN = "HIDDEN"
 _SECRET_FLAG = re.compile(r"--\w*(token|password|secret|api_key)")
-_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{6,}")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # the Hub's have 34 after the underscore
 
 
 def _start(module: str) -> str:

@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
 def _own_plan(args: PushArguments) -> Iterator[UploadPlan]:
     """Yield what to send of the model's own folder, described and checked."""
     folder = Path(str(args.model_path))
-    plan = plan_upload(folder, training_digests=args.training_digests)
+    options = {"training_digests": args.training_digests, "foreign_code": args.trust_remote_code}
+    plan = plan_upload(folder, **options)
     say(describe_plan(plan, str(args.repo_id), revision=args.revision))
     check_before_upload(folder, str(args.repo_id), trust_remote_code=args.trust_remote_code)
     say("Checked: the card against its sources, its figures against the weights, and loading in a clean process.")

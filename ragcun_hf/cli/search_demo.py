@@ -44,6 +44,9 @@ class SearchDemoArguments:
     use_predictor: bool = argument(False, "Search with the predictor's output at the start; a checkbox changes it.")
     top_k: int = argument(10, "Documents shown for each system, 1 to 100.")
     host: str = argument("127.0.0.1", "Address to serve on; 0.0.0.0 lets other machines connect.")
+    allowed_hosts: list[str] = argument(
+        [], "More names that the page answers under, such as that of a proxy before it."
+    )
     port: int = argument(7860, "Port to serve on; 0 uses any free one.")
     share: bool = argument(False, "Get a public address from Gradio's servers too.")
 
@@ -135,7 +138,9 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     theme = gradio.themes.Default(primary_hue="blue", font=fonts, font_mono=["ui-monospace", "Consolas", "monospace"])
     theme.set(button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700")
     # A public address of Gradio's has a name that only Gradio knows.
-    names = None if args.share else {"localhost", args.host.lower(), socket.gethostname().lower()}
+    own = socket.gethostname().lower()
+    known = {"localhost", args.host.lower(), own, f"{own}.local", *map(str.lower, args.allowed_hosts)}
+    names = None if args.share else known
     host = f"[{args.host}]" if ":" in args.host else args.host
     try:
         _, address, public_address = page.launch(

@@ -109,7 +109,7 @@ class FeatureCache:
         opened = list(self._shards.values())
         for number, places in zip(numbers, np.split(order, starts[1:]), strict=False):
             try:
-                features[places] = opened[number].features()[rows[places]]
+                features[places] = opened[number].rows(rows[places])
             except (OSError, DamagedShardError) as error:
                 self._forget({opened[number].path.name})
                 raise KeyError(f"features were removed from {self.folder}: encode them again") from error

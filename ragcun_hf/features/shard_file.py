@@ -24,6 +24,7 @@ from ..files import replaced_file
 
 SUFFIX = ".features"
 _MAGIC = b"RAGCUNF1"
+_FEW = 32  # a whole file is read as fast as this part of its rows, one by one
 _HEADER = struct.Struct("<8s 24s 8s Q Q Q Q 8x")  # the last number is the checksum of what stands before it
 
 
@@ -57,6 +58,7 @@ class ShardFile:
         self.path = path
         self._dim, self._dtype, self._key = feature_dim, dtype, key
         self._num_rows, self._checksum_of_features = 0, 0
+        self._checked: tuple[int, ...] | None = None  # the file's state when its features had their checksum
         with _opened(path) as file:
             self.num_bytes = os.fstat(file.fileno()).st_size
             facts, digests = self._read_head(file)
@@ -77,10 +79,28 @@ class ShardFile:
         with _opened(self.path) as file:
             facts, _ = self._read_head(file)
             self._check_same(facts)
-            content = file.read()
+            state, content = _state(file), file.read()
         if xxhash.xxh3_64_intdigest(content) != self._checksum_of_features:
             raise DamagedShardError(f"{self.path}: expected features with their checksum")
-        return np.frombuffer(content, dtype=self._dtype.newbyteorder("<")).reshape(self._num_rows, self._dim)
+        self._checked = state
+        return np.frombuffer(content, dtype=self._stored_dtype).reshape(self._num_rows, self._dim)
+
+    def rows(self, numbers: np.ndarray) -> np.ndarray:
+        """Return some rows of the features, (len(numbers), H); of a checked, unchanged file, few are read alone."""
+        with _opened(self.path) as file:
+            is_checked = self._checked is not None and self._checked == _state(file)
+            if is_checked and len(numbers) * _FEW < self._num_rows:
+                start, size = _HEADER.size + 16 * self._num_rows, self._dim * self._dtype.itemsize
+                content = bytearray()
+                for number in numbers.tolist():
+                    file.seek(start + number * size)
+                    content += file.read(size)
+                return np.frombuffer(content, dtype=self._stored_dtype).reshape(len(numbers), self._dim)
+        return self.features()[numbers]
+
+    @property
+    def _stored_dtype(self) -> np.dtype:
+        return self._dtype.newbyteorder("<")
 
     def _read_head(self, file: BinaryIO) -> tuple[tuple[Any, ...], bytes]:
         header, size = file.read(_HEADER.size), os.fstat(file.fileno()).st_size
@@ -124,6 +144,12 @@ def _opened(path: Path) -> BinaryIO:
         file.close()
         raise DamagedShardError(f"{path}: expected a plain file")
     return file
+
+
+def _state(file: BinaryIO) -> tuple[int, ...]:
+    """Return what changes when a file is written or replaced."""
+    found = os.fstat(file.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _little_endian(features: np.ndarray) -> np.ndarray:

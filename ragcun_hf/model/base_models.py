@@ -140,6 +140,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
 
     A folder with missing, extra or misshapen weights is refused, and so are weights in a pickle.
     """
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig
 
@@ -162,7 +163,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
             )
         _check_weights(path, report)
         model.eval()
-    except UserError:
+    except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except SafetensorError as error:
         raise UserError(
@@ -196,6 +197,8 @@ def _check_weights(path: str, report: dict[str, Any]) -> None:
     for kind in ("missing", "unexpected", "mismatched"):
         found = report.get(f"{kind}_keys") or ()
         names = sorted(each if isinstance(each, str) else str(each[0]) for each in found)  # a mismatch has its shapes
+        if kind == "unexpected":  # a predictor that the configuration has switched off
+            names = [name for name in names if not name.startswith("predictor.")]
         if names:
             what = {"missing": "without", "unexpected": "with the unknown", "mismatched": "with another shape of"}[
                 kind

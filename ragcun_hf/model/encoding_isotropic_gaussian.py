@@ -200,8 +200,7 @@ class EncodingMixin:
     ) -> np.ndarray | Tensor:
         """Embed texts. For retrieval, take `encode_query` and `encode_document`, which add the model's prompts.
 
-        With `config.freeze_documents`, texts are documents, with the encoder's own vectors, unless the prompt's name
-        is `query`.
+        With `config.freeze_documents`, texts are documents, with the encoder's own vectors, whatever their prompt.
 
         Args:
             sentences: One text, which gives shape (K,), or several, which give shape (N, K).
@@ -245,9 +244,8 @@ class EncodingMixin:
             truncate_dim,
             ranges,
         )
-        is_query = (prompt_name or self.config.default_prompt_name) == "query"
         prompt = self._prompt(prompt, prompt_name, self.config.default_prompt_name)
-        return self._encode(sentences, prompt, options, is_query=is_query)
+        return self._encode(sentences, prompt, options, is_query=False)
 
     @overload
     def encode_query(

@@ -60,6 +60,7 @@ _IMAGE = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 # The beginning of a path in somebody's own folder, which names the person.
 _PERSONAL = re.compile(r"(?<![\w.:/-])(/home/|/Users/|/root/|[A-Za-z]:\\{1,2}Users\\{1,2})[\w.-]+")
 _SHOWN = re.compile(r"([\w-][\w.-]*/)*[\w-][\w.-]*\.(png|jpe?g|svg|webp|gif)", re.IGNORECASE)
+_JSON = re.compile(r"([^./\\][^/\\]*/)*[^./\\][^/\\]*\.json")  # in the folder, and not hidden
 _LARGEST_READ = 2**24  # bytes of a text that is searched for paths; a vocabulary may be larger
 _LOG_IN = "run hf auth login, or set HF_TOKEN to a token with write access (huggingface.co/settings/tokens)"
 
@@ -72,14 +73,15 @@ class UploadPlan:
     left_out: dict[str, str]  # path in the folder -> why it stays
 
 
-def plan_upload(folder: Path, *, training_digests: bool = True) -> UploadPlan:
+def plan_upload(folder: Path, *, training_digests: bool = True, foreign_code: bool = False) -> UploadPlan:
     """List what to send of a model folder, by name: what a model consists of, and the results and plots of its card.
 
     All other files stay, and so does what a link names outside the folder. Without `training_digests`, the digests of
-    the training documents stay, too.
+    the training documents stay, too. With `foreign_code`, other modules beside the weights are sent with them.
     """
     _check_parts(folder)
     known = _files_of_card(folder) | {path.name for path in _own_code()}
+    known |= {path.name for path in folder.glob("*.py")} if foreign_code else set()
     plan, inside = UploadPlan({}, {}), folder.resolve()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -176,9 +178,8 @@ def _files_of_card(folder: Path) -> set[str]:
     manifest = read_manifest(folder)
     shown = {str(name) for name in (*manifest["results"], manifest["training_record"], manifest["comparison"]) if name}
     images = _IMAGE.findall((folder / _CARD).read_text(encoding="utf-8"))
-    # Only JSON and pictures under plain names: a card may be written by somebody else.
-    is_json = re.compile(r"([\w-][\w.-]*/)*[\w-][\w.-]*\.json")
-    return set(filter(is_json.fullmatch, shown)) | set(filter(_SHOWN.fullmatch, images))
+    # Only JSON, and pictures under plain names: a card may be written by somebody else.
+    return set(filter(_JSON.fullmatch, shown)) | set(filter(_SHOWN.fullmatch, images))
 
 
 def plan_plain_upload(folder: Path, target: Path, repo_id: str, texts: Sequence[str]) -> UploadPlan:
@@ -248,10 +249,19 @@ def check_before_upload(folder: Path, repo_id: str, *, trust_remote_code: bool =
             f"{command('render_card')} again with --repo_id {repo_id}"
         )
     check_card(folder / _CARD, read_sources(folder))
-    check_no_personal_paths(plan_upload(folder))
+    plan = plan_upload(folder, foreign_code=trust_remote_code)
+    check_no_personal_paths(plan)
     if not trust_remote_code:
         check_code(folder)
-    check_clean_load(folder)
+    with tempfile.TemporaryDirectory() as sent:  # what others will have
+        for name, path in plan.files.items():
+            place = Path(sent) / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                place.symlink_to(path.resolve())
+            except OSError:  # Windows allows links to administrators only
+                shutil.copyfile(path, place)
+        check_clean_load(Path(sent), name=folder)
 
 
 _LOAD_SCRIPT = """
@@ -288,11 +298,11 @@ _ENVIRONMENT = re.compile(
 )
 
 
-def check_clean_load(folder: Path, *, is_plain: bool = False) -> None:
+def check_clean_load(folder: Path, *, is_plain: bool = False, name: Path | None = None) -> None:
     """Load a model folder without this package, the network or any cache, and embed two texts; quote what fails.
 
     The process that runs the folder's code has neither tokens nor anything else of the user's environment. A plain
-    folder is loaded by sentence-transformers, without the right to run its code.
+    folder is loaded by sentence-transformers, without the right to run its code. Messages call the folder `name`.
     """
     with tempfile.TemporaryDirectory() as empty:
         caches = {name: empty for name in ("HOME", "USERPROFILE", "HF_HOME", "HF_MODULES_CACHE", "HF_HUB_CACHE")}
@@ -310,13 +320,13 @@ def check_clean_load(folder: Path, *, is_plain: bool = False) -> None:
             )
         except subprocess.TimeoutExpired as error:
             raise UserError(
-                f"expected {folder} to load within {_SECONDS} seconds, got no result: try again"
+                f"expected {name or folder} to load within {_SECONDS} seconds, got no result: try again"
             ) from error
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(
-            f"expected {folder} to load with {'SentenceTransformer' if is_plain else 'AutoModel'} in a clean process, "
-            f"got {reason!r}: train or save the model again, so that nothing is missing"
+            f"expected {name or folder} to load with {'SentenceTransformer' if is_plain else 'AutoModel'} in a clean "
+            f"process, got {reason!r}: train or save the model again, so that nothing is missing"
         )
 
 

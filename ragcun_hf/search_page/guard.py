@@ -42,8 +42,9 @@ class PageGuard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = _host_name(f"//{headers.get('host', '')}")
         if not self._is_own(host):
-            return 403, "The search page answers under the names of its own machine only."
-        if "origin" in headers and _host_name(headers["origin"]) != host:
+            return 403, "The search page answers under the names of its own machine and --allowed_hosts only."
+        origin = _host_name(headers["origin"]) if "origin" in headers else host
+        if origin != host and not (self._hosts is not None and origin in self._hosts):
             return 403, "The search page answers its own forms only."
         if "/upload" in scope["path"]:
             return 403, "The search page takes no files."

@@ -199,7 +199,9 @@ class LossTrainer(Trainer):
         self.accelerator.wait_for_everyone()  # each process has saved its own random state
         if self.args.should_save:
             folder = Path(self._get_output_dir(trial=trial))
-            write_checksums(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit
+            write_checksums(checkpoint)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
 

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,18 @@ def _fault(checkpoint: Path) -> str | None:
     for part, patterns in _PARTS.items():
         if not any(any(checkpoint.glob(pattern)) for pattern in patterns):
             return f"lacks {part} ({patterns[0]})"
-    damaged = damaged_file(checkpoint)
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    states = [(found.st_size, found.st_mtime_ns) for found in map(Path.stat, files)]
+    damaged = _damaged_file(checkpoint, tuple(zip(files, states, strict=True)))
     if damaged == CHECKSUMS_FILE:
         return f"is unfinished, or of an earlier version (no valid {CHECKSUMS_FILE})"
     return None if damaged is None else f"is damaged ({damaged})"
+
+
+@lru_cache(maxsize=16)
+def _damaged_file(checkpoint: Path, states: tuple[Any, ...]) -> str | None:
+    """Compare the checksums of a checkpoint once for each state of its files: several parts of a run ask."""
+    return damaged_file(checkpoint)
 
 
 def _is_whole(checkpoint: Path) -> bool:

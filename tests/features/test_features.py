@@ -33,6 +33,7 @@ from ragcun_hf.features.encoder_loop import (
 )
 from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
 from ragcun_hf.features.feature_store import FeatureStore
+from ragcun_hf.features.shard_file import DamagedShardError, ShardFile, write_shard
 from ragcun_hf.features.tokenizing import TokenBlock
 from ragcun_hf.model.base_models import load_base_model, load_trained_model
 from ragcun_hf.model.encoding_isotropic_gaussian import token_ids
@@ -254,6 +255,24 @@ def test_a_batch_is_padded_on_the_right_as_the_model_pads_it(tiny_model, side):
     expected = tiny_model.pad([token_ids[row] for row in rows])
     assert torch.equal(ids, expected["input_ids"])
     assert torch.equal(mask, expected["attention_mask"])
+
+
+def test_a_few_rows_of_a_checked_shard_are_read_alone_and_a_changed_file_is_checked_again(tmp_path):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((400, 6), dtype=np.float32)
+    digests = [bytes([0, row // 256, row % 256]) + bytes(13) for row in range(400)]
+    shard = ShardFile(
+        tmp_path / write_shard(tmp_path, digests, features, key="key"), 6, np.dtype(np.float32), key="key"
+    )
+    few, many = np.array([399, 0, 7, 7]), rng.integers(0, 400, 300)
+    for _ in range(2):  # not checked yet, and then
+        for rows in (few, many):
+            np.testing.assert_array_equal(shard.rows(rows), features[rows])
+    content = bytearray(shard.path.read_bytes())
+    content[-1] ^= 1
+    shard.path.write_bytes(content)
+    with pytest.raises(DamagedShardError, match="expected features with their checksum"):
+        shard.rows(few)
 
 
 def _trained_tokenizer(kind):

@@ -381,7 +381,7 @@ def train(tiny_encoder_folder, tiny_pairs, tmp_path):
 
 @pytest.mark.slow
 def test_training_pushes_one_commit_and_the_evaluated_model_is_pushed_in_the_next(hub, train, tmp_path, monkeypatch):
-    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder, **_: None)  # has a test of its own
     folder = train("--push_to_hub", "--hub_model_id", "org/trained", "--val_fraction", "0.25")
     repository = hub.repositories["org/trained"]
     (oid,) = repository.history  # no checkpoint, no card by the Trainer
@@ -408,7 +408,7 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
 ):
     from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 
-    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder, **_: None)
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), base_model_name="org/encoder")
     options = {"output_dir": str(tmp_path / "mine"), "hub_model_id": "org/mine", "max_steps": 2, "use_cpu": True}
     args = IsotropicGaussianTrainingArguments(**options, save_strategy="no", disable_tqdm=True, report_to="none")
@@ -436,7 +436,7 @@ def test_a_card_made_in_python_of_an_evaluation_in_python_may_be_pushed(
 ):
     from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments, RetrievalEvaluator
 
-    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder, **_: None)  # has a test of its own
     folder = tmp_path / "mine"
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), base_model_name="org/encoder")
     options = {"output_dir": str(folder), "hub_model_id": REPO, "max_steps": 2, "use_cpu": True, "report_to": "none"}
@@ -472,7 +472,7 @@ def test_a_bad_token_is_refused_before_training(hub, train, monkeypatch):
 
 @pytest.mark.slow
 def test_training_without_an_id_pushes_under_the_name_of_the_folder(hub, train, monkeypatch):
-    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder: None)  # has a test of its own
+    monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder, **_: None)  # has a test of its own
     train("--push_to_hub")
     assert set(hub.repositories) == {"me/trained"}
 
