@@ -262,7 +262,7 @@ def test_a_few_rows_of_a_checked_shard_are_read_alone_and_a_changed_file_is_chec
     features = rng.standard_normal((400, 6), dtype=np.float32)
     digests = [bytes([0, row // 256, row % 256]) + bytes(13) for row in range(400)]
     shard = ShardFile(
-        tmp_path / write_shard(tmp_path, digests, features, key="key"), 6, np.dtype(np.float32), key="key"
+        tmp_path / write_shard(tmp_path, digests, features, key="k" * 24), 6, np.dtype(np.float32), key="k" * 24
     )
     few, many = np.array([399, 0, 7, 7]), rng.integers(0, 400, 300)
     for _ in range(2):  # not checked yet, and then
