@@ -358,6 +358,7 @@ def test_reading_a_command_line_begins_without_importing_anything_heavy():
         (["--data_dir", "../shared/beir"], "--data_dir beir"),
         (["--data_dir", "data/beir", "--top_k", "100"], "--data_dir data/beir --top_k 100"),
         (["--run_name", "two words"], "--run_name 'two words'"),
+        (["--run_name", "hf_checkpoints1", "--top_k", "hf_" + "a" * 34], "--run_name hf_checkpoints1 --top_k HIDDEN"),
     ],
 )
 def test_a_recorded_command_can_be_repeated_and_names_no_folder_of_the_machine(words, written):

@@ -53,6 +53,24 @@ def _features(rows=50, width=16, seed=3):
 # The start of the head
 
 
+def test_a_predictor_that_is_switched_off_is_left_out_and_a_lack_of_memory_is_no_wrong_path(
+    tiny_encoder_folder, tmp_path, monkeypatch
+):
+    from ragcun_hf.model.base_models import load_trained_model
+
+    IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), use_predictor=True).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "use_predictor": False}), encoding="utf-8")
+    assert load_trained_model(str(tmp_path)).predictor is None
+
+    def refuse(*_args, **_options):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(IsotropicGaussianModel, "from_pretrained", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_trained_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("kind", ["mlp", "linear"])
 def test_identity_start_gives_exactly_the_scaled_encoder_features(tiny_encoder_folder, kind):
     model = _start(tiny_encoder_folder, projection_kind=kind)

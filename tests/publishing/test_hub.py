@@ -171,6 +171,18 @@ def test_another_process_loads_a_pushed_model_by_branch_and_by_commit(hub, folde
         np.testing.assert_allclose(by_sentence_transformers, expected, atol=1e-5)
 
 
+def test_results_of_any_name_go_with_the_card_that_shows_them_and_other_code_only_on_request(folder):
+    sources = folder / "card_sources.json"
+    (folder / "results" / "tiny.json").rename(folder / "results" / "tiny (2) + more.json")
+    text = sources.read_text(encoding="utf-8")
+    sources.write_text(text.replace("results/tiny.json", "results/tiny (2) + more.json"), encoding="utf-8")
+    (folder / "helper.py").write_text("VALUE = 1\n", encoding="utf-8")
+    plan = plan_upload(folder)
+    assert "results/tiny (2) + more.json" in plan.files
+    assert "helper.py" in plan.left_out
+    assert "helper.py" in plan_upload(folder, foreign_code=True).files
+
+
 def test_the_model_goes_in_one_commit_without_files_of_the_run(hub, folder):
     (folder / "results" / "older.json").write_text("{}", encoding="utf-8")
     plan, api = plan_upload(folder), HfApi()
