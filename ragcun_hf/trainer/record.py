@@ -72,7 +72,8 @@ def check_output_folder(training: IsotropicGaussianTrainingArguments, *, overwri
     check_writable(str(training.output_dir))
     folder, wanted = Path(str(training.output_dir)), training.resume_from_checkpoint
     checkpoint = open_checkpoint(folder, wanted)
-    is_used = any(_is_whole(each) for each in _checkpoints(folder)) or (folder / "model.safetensors").exists()
+    has_weights = any(any(folder.glob(pattern)) for pattern in WEIGHT_FILES)
+    is_used = has_weights or any(_is_whole(each) for each in _checkpoints(folder))
     is_own = checkpoint is not None and Path(checkpoint.path).resolve().parent == folder.resolve()
     if is_used and not is_own and not overwrite:
         raise UserError(

@@ -471,6 +471,17 @@ def test_a_token_stands_in_no_file(end, folder):
     assert token not in portable_command("sweep", ["--hub_token", token, f"--hub_token={token}", token])
 
 
+def test_a_model_in_shards_is_not_trained_over(end, folder):
+    from ragcun_hf import IsotropicGaussianModel
+
+    IsotropicGaussianModel.from_encoder("encoder").save_pretrained("in_shards", max_shard_size="2KB")
+    before = sorted(path.name for path in Path("in_shards").iterdir())
+    assert "model.safetensors" not in before
+    words = ["in_shards holds an earlier run", "--overwrite"]
+    _check(end(CONTRASTIVE, *_train("--output_dir", "in_shards")), script=CONTRASTIVE, words=words)
+    assert sorted(path.name for path in Path("in_shards").iterdir()) == before
+
+
 def test_a_model_without_its_tokenizer(end, folder):
     from ragcun_hf import IsotropicGaussianModel
 
