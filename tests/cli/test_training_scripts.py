@@ -875,7 +875,7 @@ def test_an_interrupted_process_ends_with_130_and_can_be_resumed(tiny_encoder_fo
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment}
     with subprocess.Popen([*command, "1000000"], **options) as process:
         deadline = time.monotonic() + 1_800  # a training that writes no checkpoint never ends
-        while not list(tmp_path.glob("out/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        while not list(tmp_path.glob("out/checkpoint-*/checksums.json")) and time.monotonic() < deadline:
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, shown = process.communicate(timeout=1_800)  # nor does a process that ignores the signal
@@ -883,7 +883,7 @@ def test_an_interrupted_process_ends_with_130_and_can_be_resumed(tiny_encoder_fo
     assert "Traceback" not in shown
     assert "interrupted: finished checkpoints and cached features are kept" in shown
     assert not (tmp_path / "out" / "model.safetensors").exists()
-    step = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("out/checkpoint-*/trainer_state.json"))
+    step = max(int(path.parent.name.split("-")[1]) for path in tmp_path.glob("out/checkpoint-*/checksums.json"))
     (tmp_path / "out" / f"checkpoint-{step + 50}").mkdir()  # an interruption while a checkpoint was written
     resume = [str(step + 2), "--resume_from_checkpoint", "last", "--save_strategy", "no"]
     done = subprocess.run([*command, *resume], capture_output=True, text=True, env=environment)
