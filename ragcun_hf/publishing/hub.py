@@ -37,7 +37,7 @@ _TOKENIZER = (
     r"tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|vocab\.(json|txt)|merges\.txt|"
     r"(sentencepiece\.bpe|spiece|spm|tokenizer|source|target)\.model|chat_template\.jinja|bpe\.codes"
 )
-# What a model consists of; of a file under another name, nobody knows what is in it.
+# A model consists of these files. A file under another name may hold anything.
 _SENT = re.compile(
     rf"{_TOKENIZER}|config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|"
     rf"modules\.json|sentence_bert_config\.json|config_sentence_transformers\.json|README\.md|LICENSE(\.txt|\.md)?|"

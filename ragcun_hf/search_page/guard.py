@@ -1,4 +1,4 @@
-"""What the search page refuses before Gradio sees it: uploads, large requests, foreign hosts and foreign origins.
+"""Refuse uploads, large requests, foreign hosts and foreign origins before Gradio sees them.
 
 The page has no field for files, but Gradio would store any that are sent. A name in `Host` that is not this machine's
 is how a web site reads a page of a private network (DNS rebinding), and another `Origin` is a form of such a site.
