@@ -1,10 +1,12 @@
 """What a UserError says: flags where a command runs, arguments in Python."""
 
+import importlib
 import pickle
 
 import pytest
 
 from ragcun_hf import errors
+from ragcun_hf.commands import COMMANDS
 from ragcun_hf.errors import NotFiniteError, UserError
 
 
@@ -52,3 +54,66 @@ def test_a_real_message_names_the_argument_that_a_python_user_gave(in_python, tm
         UserError, match="got 'adpt' .*: did you mean adapt[?] check the path, or name one of .*unlabelled"
     ):
         IsotropicGaussianTrainingArguments.from_recipe("adpt")
+
+
+def _train(tiny_model, **changes):
+    from ragcun_hf import IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
+
+    arguments = IsotropicGaussianTrainingArguments(output_dir="unused", use_cpu=True, report_to="none")
+    pairs = [{"query": "what is bread", "positive": "bread is food"}] * 4
+    IsotropicGaussianTrainer(**{"model": tiny_model, "args": arguments, "train_dataset": pairs, **changes}).train()
+
+
+def _evaluate(tiny_model, queries, documents, judgements):
+    from ragcun_hf import RetrievalEvaluator
+
+    RetrievalEvaluator(queries, documents, judgements)(tiny_model)
+
+
+def _arguments(**values):
+    from ragcun_hf import IsotropicGaussianTrainingArguments
+
+    IsotropicGaussianTrainingArguments(output_dir="unused", use_cpu=True, **values)
+
+
+def _encoder(**fields):
+    from ragcun_hf import IsotropicGaussianModel
+
+    IsotropicGaussianModel.from_encoder("embedded", **fields)
+
+
+_DOCUMENTS = {"d": "bread", "e": "food"}
+_MISTAKES = {
+    "no rows": (lambda model: _train(model, train_dataset=[]), "expected rows, got an empty dataset"),
+    "rows without texts": (lambda model: _train(model, train_dataset=[{"query": 1, "positive": "a"}]), "got 1"),
+    "no model": (lambda model: _train(model, model="embedded"), "expected an IsotropicGaussianModel, got str"),
+    "a dictionary as arguments": (lambda model: _train(model, args={}), "TrainingArguments, got dict"),
+    "a text as a number": (lambda _: _arguments(temperature="0.05"), "`temperature` must be a number.*'0.05'"),
+    "a number below 0": (lambda _: _arguments(temperature=-1), "`temperature` must be a finite number above 0"),
+    "an unknown field": (lambda _: _encoder(output_dims=3), "got `output_dims`: did you mean `output_dim`?"),
+    "a field of another kind": (lambda _: _encoder(similarity_fn_name="near"), "`similarity_fn_name` must be one of"),
+    "an unknown field of a head": (lambda model: model.reset_head(widths=3), "got `widths`: leave it out"),
+    "no texts to fit": (lambda model: model.fit_lexical([]), "at least two documents with words, got 0"),
+    "a number to fit": (lambda model: model.fit_lexical(["a b", 3]), "must be strings, got int at position 1"),
+    "a number to encode": (lambda model: model.encode_query(3), "must be a string or a list of strings, got int"),
+    "bytes to encode": (lambda model: model.encode([b"a"]), "must be strings, got bytes at position 0"),
+    "too many numbers": (lambda model: model.encode(["a"], truncate_dim=10**4), "`truncate_dim` must be between 1"),
+    "no queries": (lambda model: _evaluate(model, {}, _DOCUMENTS, {}), "queries: expected at least one entry"),
+    "a document that is not there": (
+        lambda model: _evaluate(model, {"q": "a"}, _DOCUMENTS, {"q": {"z": 1}}), "relevant_docs",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mistake", "said"), _MISTAKES.values(), ids=list(_MISTAKES))
+def test_a_mistake_in_python_is_a_value_error_that_says_what_came(tiny_model, mistake, said):
+    # UserError is a ValueError, too: one `except` is enough. What transformers loads raises an OSError, as there.
+    with pytest.raises(ValueError, match=said):
+        mistake(tiny_model)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_called_from_python_raises_instead_of_leaving(name):
+    module = importlib.import_module(f"ragcun_hf.cli.{COMMANDS[name].module}")
+    with pytest.raises(UserError, match="no_such_flag|required: --output"):
+        module.main(["--no_such_flag"])

@@ -5,7 +5,7 @@ Shape letters: N, M = texts or vectors, D = embedding width, K = coordinates tha
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, overload
 
@@ -554,16 +554,23 @@ class EncodingMixin:
         is_query: bool,
         use_predictor: bool = False,
     ) -> np.ndarray | Tensor:
+        if not isinstance(sentences, Iterable):
+            raise ValueError(f"Texts to encode must be a string or a list of strings, got {type(sentences).__name__}.")
         texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        for position, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
+        check_texts(texts)
         options.check(len(texts), self.config.output_dim)
         num_queries = self.num_queries(is_query=is_query)
         vectors_ND = _embed(self, texts, prompt, options, num_queries, use_predictor)
         vectors_NK = options.apply(vectors_ND, has_unit_vectors=self.config.has_unit_vectors)
         vectors = vectors_NK[0] if isinstance(sentences, str) else vectors_NK
         return vectors if options.convert_to_tensor else vectors.numpy()
+
+
+def check_texts(texts: Sequence[Any]) -> None:
+    """Raise a ValueError that names the place of the first value that is not a text."""
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"Texts to encode must be strings, got {type(text).__name__} at position {position}.")
 
 
 def _embed(

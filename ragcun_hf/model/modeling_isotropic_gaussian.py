@@ -14,6 +14,8 @@ Shape letters: B = texts, T = tokens per text, H = encoder width, L = width of t
 D = embedding width.
 """
 
+import dataclasses
+import difflib
 import json
 import logging
 import math
@@ -38,7 +40,7 @@ from transformers.utils import ModelOutput, is_peft_available
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
-from .encoding_isotropic_gaussian import EncodingMixin, token_ids
+from .encoding_isotropic_gaussian import EncodingMixin, check_texts, token_ids
 from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
 from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
@@ -241,7 +243,12 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
         Returns:
             The model in evaluation mode, with an untrained head.
+
+        Raises:
+            ValueError: If a field has another name or is out of range.
+            OSError: If there is no such encoder, as from `AutoModel`.
         """
+        _refuse_unknown(config_fields, cls.config_class)
         fields = dict(config_fields)
         if name_or_path == EMBEDDED:
             name_or_path = str(embedded_model_folder())
@@ -317,6 +324,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 "`fit_lexical` needs a model with an untrained head, got one that was trained on other features: make "
                 "a model with `from_encoder`, fit it, then train it."
             )
+        check_texts(texts)
         dim = dim or self.config.lexical_dim or self.config.encoder_dim
         lexical = LexicalHalf(self.config.encoder_config.get_text_config().vocab_size, dim)
         share = lexical.fit(self._token_ids(texts), ignored=self._tokens_of_prompts())
@@ -364,6 +372,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
             **config_fields: Fields of the configuration to change. Of the others, those of an untrained head are as in
                 `from_encoder`, and all others as they are.
         """
+        _refuse_unknown(config_fields, self.config_class)
         kept = {name: value for name, value in vars(self.config).items() if name in type(self.config).__annotations__}
         if self.is_untrained:
             kept = {name: value for name, value in kept.items() if name not in _HEAD_FIELDS}
@@ -806,6 +815,15 @@ def _for_whole_texts(encoder: nn.Module) -> nn.Module:
         encoder.set_attention_type("original_full")
         encoder.config.attention_type = "original_full"
     return encoder
+
+
+def _refuse_unknown(config_fields: dict[str, Any], config_class: type[Any]) -> None:
+    """Refuse fields that a configuration would keep without ever reading them."""
+    known = [field.name for field in dataclasses.fields(config_class)]
+    for name in config_fields.keys() - set(known):
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean `{close[0]}`?" if close else "leave it out."
+        raise ValueError(f"Expected fields of {config_class.__name__}, got `{name}`: {hint}")
 
 
 def _refuse_missing(missing: Any, name_or_path: Any, *, made_up: tuple[str, ...]) -> None:

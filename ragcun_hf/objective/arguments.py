@@ -7,6 +7,7 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any, Self, TypeVar, get_args
 
 import torch
@@ -49,6 +50,12 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
     )
     label_names: list[str] | None = argument([], "Must stay empty: there are no labels.")
     disable_tqdm: bool | None = argument(None, "Hide progress bars.", recorded="never")
+    hub_training_digests: bool = argument(
+        True,
+        "With --push_to_hub, also send training_documents.txt, the digests of the training documents; see "
+        "--training_digests of ragcun push.",
+        recorded="never",
+    )
     hub_token: str | None = argument(
         None, "Token for --push_to_hub. Default: the one saved by hf auth login.", recorded="never"
     )
@@ -126,6 +133,7 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         """Raise a ValueError that names the field if a weight, rate, count or kind is out of range."""
         above_0 = ("temperature", "learning_rate", "encoder_learning_rate")
         at_least_0 = ("lambda_contrastive", "lambda_isotropy", "lambda_predictive", "margin", "weight_decay")
+        self._check_types()
         for name in (*at_least_0, *above_0):
             value, bound = getattr(self, name), "above 0" if name in above_0 else "of at least 0"
             if value is not None and not (math.isfinite(value) and (value > 0 or (value == 0 and name in at_least_0))):
@@ -151,6 +159,12 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         if self.max_steps <= 0 and not (math.isfinite(self.num_train_epochs) and self.num_train_epochs > 0):
             raise ValueError(f"`epochs` must be a finite number above 0, got {self.num_train_epochs}.")
         self._check_shares_and_kinds()
+
+    def _check_types(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(each.default, Real) and not (value is None or isinstance(value, Real)):
+                raise ValueError(f"`{each.name}` must be a number or a truth value, got {value!r}.")
 
     def _check_shares_and_kinds(self) -> None:
         ranges = {"whitening": "[0, 0.5]", "blend": "[0, 1]", "val_fraction": "[0, 1)"}

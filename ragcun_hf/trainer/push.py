@@ -25,6 +25,7 @@ class PlannedPush:
     api: HfApi
     repo_id: str
     revision: str | None
+    training_digests: bool = True
 
     def send(self, folder: Path, commit_message: str | None = None) -> CommitInfo:
         """Check a folder, which has its card, and send it.
@@ -33,7 +34,7 @@ class PlannedPush:
         """
         from ..publishing.hub import check_before_upload, describe_plan, plan_upload, upload
 
-        plan = plan_upload(folder)
+        plan = plan_upload(folder, training_digests=self.training_digests)
         say(describe_plan(plan, self.repo_id, revision=self.revision))
         try:
             check_before_upload(folder, self.repo_id)
@@ -90,4 +91,4 @@ def plan_push(
     api, revision = HfApi(token=token or args.hub_token), revision or args.hub_revision
     is_private = args.hub_private_repo if private is None else private
     repo_id = prepare_repository(api, wanted, private=is_private, revision=revision)
-    return PlannedPush(api, repo_id, revision)
+    return PlannedPush(api, repo_id, revision, args.hub_training_digests)

@@ -399,6 +399,8 @@ def test_training_pushes_one_commit_and_the_evaluated_model_is_pushed_in_the_nex
     (oid,) = repository.history  # no checkpoint, no card by the Trainer
     sent = repository.commits[oid]
     assert {"model.safetensors", "modeling_isotropic_gaussian.py", "learning_curves.png"} <= set(sent)
+    assert "training_documents.txt" in sent
+    assert "a digest of each training document" in sent["README.md"].decode()
     assert not [path for path in sent if path.startswith("checkpoint")]
     card = sent["README.md"].decode()
     assert "Retrieval: not measured" in card
@@ -423,7 +425,8 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
     monkeypatch.setattr("ragcun_hf.publishing.hub.check_clean_load", lambda folder, **_: None)
     model = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder), base_model_name="org/encoder")
     options = {"output_dir": str(tmp_path / "mine"), "hub_model_id": "org/mine", "max_steps": 2, "use_cpu": True}
-    args = IsotropicGaussianTrainingArguments(**options, save_strategy="no", disable_tqdm=True, report_to="none")
+    options |= {"save_strategy": "no", "disable_tqdm": True, "report_to": "none"}
+    args = IsotropicGaussianTrainingArguments(**options, hub_training_digests=False)
     trainer = IsotropicGaussianTrainer(model, args, train_dataset=tiny_pairs[:6], eval_dataset=tiny_pairs[6:])
     trainer.train()
     assert not hub.repositories  # nothing is sent before it is asked for
@@ -434,8 +437,9 @@ def test_the_trainer_pushes_model_and_card_in_one_commit_without_texts_of_the_us
     assert repository.private
     sent = repository.commits[oid]
     assert {"model.safetensors", "README.md", "training_record.json", "learning_curves.png"} <= set(sent)
-    assert "held_out.jsonl" not in sent
-    assert (tmp_path / "mine" / "held_out.jsonl").is_file()
+    kept = ["held_out.jsonl", "training_documents.txt"]
+    assert not sent.keys() & set(kept)
+    assert all((tmp_path / "mine" / name).is_file() for name in kept)
     card = huggingface_hub.ModelCard(sent["README.md"].decode())
     assert "Retrieval: not measured" in card.text
     assert (card.data.license, card.data.language) == ("mit", ["en"])
