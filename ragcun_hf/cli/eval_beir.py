@@ -35,7 +35,14 @@ from ..evaluation.results import (
     write_results,
 )
 from ..features.arguments import FeatureArguments
-from ..files import check_file_name, check_writable, disk_errors_explained, weights_digest
+from ..files import (
+    check_file_name,
+    check_writable,
+    disk_errors_explained,
+    replaced_file,
+    replaced_folder,
+    weights_digest,
+)
 from ..model.arguments import BaseArguments
 from ..model.base_models import check_base_name, check_model_path
 
@@ -364,31 +371,42 @@ def _model_facts(args: EvaluationArguments, model: Any, name: str | None) -> dic
 
 
 def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) -> None:
-    """Write the results file, print the table, write the run files and the plots, and say where they are."""
-    from ..evaluation.ranking import write_trec_run
-
+    """Print the table, write the results file, the run files and the plots, all or none, and say where they are."""
     figures = {"datasets": evaluation.datasets, "mean": evaluation.mean, "isotropy": evaluation.isotropy}
     results = {"schema_version": SCHEMA_VERSION, **facts, **figures}
     name = facts["model"]["name"]
     folder = Path(args.output_dir) / name
     results_path = Path(args.output_dir) / f"{name}.json"
     say(format_results_table(results))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(results_path) as finished, replaced_folder(folder) as new:
+        write_results(finished, results)
+        _write_runs(evaluation, new, name)
+        if args.model_path:
+            _plot(evaluation, results, new)
+        results_path.unlink(missing_ok=True)  # whoever finds it has the run files of the same evaluation, too
+    if not args.model_path:
+        say(f"\nWrote {results_path}, and run files in {folder}.")
+        return
+    say(f"\nWrote {results_path}, and run files and plots in {folder}.")
+    say(f"Next: {command('render_card', '--model_path', args.model_path, '--results', results_path)}")
+
+
+def _write_runs(evaluation: Any, folder: Path, name: str) -> None:
+    from ..evaluation.ranking import write_trec_run
+
     for dataset in evaluation.evaluations:
         for system, run in dataset.runs.items():
             tag = re.sub(r"\s+", "_", f"{name}.{system}")
             write_trec_run(folder / f"{dataset.name}.{system}.trec", run, tag=tag)
-    if not args.model_path:
-        write_results(results_path, results)
-        say(f"\nWrote {results_path}, and run files in {folder}.")
-        return
+
+
+def _plot(evaluation: Any, results: dict[str, Any], folder: Path) -> None:
     from ..evaluation.plots import plot_comparison, plot_isotropy
 
     plot_comparison(results, folder / "comparison.png")
     samples = evaluation.samples
     plot_isotropy(samples[BASE_SYSTEM], samples[PROJECTION_SYSTEM], folder / "isotropy.png")
-    write_results(results_path, results)  # last: whoever finds it has the rest, too
-    say(f"\nWrote {results_path}, and run files and plots in {folder}.")
-    say(f"Next: {command('render_card', '--model_path', args.model_path, '--results', results_path)}")
 
 
 def _compare(
@@ -416,6 +434,6 @@ def _compare(
     folder, name = Path(args.output_dir), args.run_name or "comparison"
     facts = {"schema_version": SCHEMA_VERSION, **measurement_facts("eval_beir", arguments)}
     with disk_errors_explained(folder):
-        write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
         model_comparison.plot_model_comparison(comparison, folder / f"{name}.png")
+        write_json(folder / f"{name}.json", {**facts, "models": models, **comparison})
     say(f"{model_comparison.format_comparison(comparison)}\n\nWrote {folder / name}.json and {folder / name}.png.")

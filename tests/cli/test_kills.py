@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 _KILLED = 9
+_OF_COMMANDS = 1 if int(os.environ.get("FUZZ_INPUTS", "0")) >= 10_000 else 4  # each kill costs a whole command
 # What Python reports before it changes files. Between two of these events, files change inside of temporary ones only.
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime"}
 _CHANGES |= {"os.truncate", "shutil.rmtree", "ctypes.dlsym"}  # the last comes before two folders are exchanged
@@ -73,13 +74,16 @@ def _run_child(operation, root, fatal):
     return int(count) if code == 0 else None
 
 
-def _kill_everywhere(prepare, operation, check, tmp_path):
-    """Run `operation(folder)` with a kill at each of its changes; `check(folder, is_done)` after each."""
+def _kill_everywhere(prepare, operation, check, tmp_path, every=1):
+    """Run `operation(folder)` with a kill at each of its changes; `check(folder, is_done)` after each.
+
+    With `every` above 1, only at some of them.
+    """
     folder = tmp_path / "0" / "work"
     prepare(folder)
     total = _run_child(lambda: operation(folder), str(tmp_path), 0)
     check(folder, True)
-    for fatal in range(1, total + 1):
+    for fatal in range(1, total + 1, every):
         folder = tmp_path / str(fatal) / "work"
         prepare(folder)
         assert _run_child(lambda folder=folder: operation(folder), str(tmp_path), fatal) is None
@@ -90,7 +94,7 @@ def _kill_everywhere(prepare, operation, check, tmp_path):
         remove_leftovers(folder.parent)
         assert not [path for path in folder.parent.rglob(".*") if path.name.endswith((".tmp", LOCK_FILE))]
         shutil.rmtree(folder.parent)
-    print(f"{total} kills")  # noqa: T201 (shown by make fuzz)
+    print(f"{len(range(0, total, every))} kills")  # noqa: T201 (shown by make fuzz)
     return total
 
 
@@ -317,4 +321,89 @@ def test_exporting_over_another_export(tiny_model, tmp_path):
         lambda folder: write(folder, "second"),
         check,
         tmp_path / "kills",
+    )
+
+
+@pytest.mark.slow
+def test_evaluating_over_an_earlier_evaluation(tiny_model, tmp_path, monkeypatch):
+    """Results, run files and plots are of one evaluation; for a moment there may be no results."""
+    from ragcun_hf.cli import eval_beir
+
+    tiny_model.save_pretrained(tmp_path / "first" / "model")
+    with torch.no_grad():
+        tiny_model.projection.linear.weight.copy_(torch.randn(tiny_model.projection.linear.weight.shape))
+    tiny_model.save_pretrained(tmp_path / "second" / "model")
+    texts = {"d0": ("", "bread is food"), "d1": ("", "the moon is on the river"), "d2": ("", "fish sleep in water")}
+    queries = {"q0": "what is bread", "q1": "where is the moon"}
+    write_beir_folder(tmp_path / "beir" / "toy", texts, queries, {"test": {"q0": {"d0": 1}, "q1": {"d1": 1}}})
+
+    def write(folder, source):
+        flags = ["--model_path", str(tmp_path / source / "model"), "--datasets", "toy"]
+        eval_beir.main([*flags, "--data_dir", str(tmp_path / "beir"), "--output_dir", str(folder), "--no_bm25"])
+
+    write(tmp_path / "old", "first")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    write(tmp_path / "new", "second")
+
+    def scores(folder):
+        return [(folder / "model" / f"toy.{system}.trec").read_text("utf-8") for system in ("base", "projection")]
+
+    def weights(folder):
+        path = folder / "model.json"
+        return json.loads(path.read_text("utf-8"))["model"]["weights_sha256"] if path.exists() else None
+
+    old, new = ((scores(tmp_path / name), weights(tmp_path / name)) for name in ("old", "new"))
+    assert old[0] != new[0]
+    assert old[1] != new[1]
+
+    def check(folder, is_done):
+        found, digest = scores(folder), weights(folder)
+        assert found in (old[0], new[0])
+        assert digest in (None, (old if found == old[0] else new)[1])
+        assert not is_done or (found, digest) == new
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: write(folder, "second"),
+        check,
+        tmp_path / "kills",
+        every=_OF_COMMANDS,
+    )
+
+
+@pytest.mark.slow
+def test_converting_over_an_earlier_conversion(tiny_encoder_folder, tmp_path):
+    from transformers import AutoModel
+
+    from ragcun_hf.cli import convert_checkpoint
+
+    encoder = AutoModel.from_pretrained(tiny_encoder_folder).state_dict()
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        head = {"projection.0.weight": (24, 16), "projection.0.bias": (24,)}
+        head |= {"projection.3.weight": (10, 24), "projection.3.bias": (10,)}
+        state = {key: torch.randn(shape) for key, shape in head.items()}
+        state |= {f"base.0.auto_model.{key}": value for key, value in encoder.items()}
+        torch.save(state, tmp_path / f"{name}.pt")
+
+    def write(folder, source):
+        flags = ["--checkpoint", str(tmp_path / f"{source}.pt"), "--base_model", str(tiny_encoder_folder)]
+        convert_checkpoint.main([*flags, "--output_dir", str(folder), "--overwrite"])
+
+    write(tmp_path / "old", "first")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    write(tmp_path / "new", "second")
+    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
+    assert old != new
+
+    def check(folder, is_done):
+        content = _content(folder)
+        assert content == new or (content == old and not is_done)
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: write(folder, "second"),
+        check,
+        tmp_path / "kills",
+        every=_OF_COMMANDS,
     )
