@@ -292,8 +292,15 @@ def test_one_run_owns_a_folder_until_it_ends_or_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_exporting_over_another_export(tiny_model, tmp_path):
-    pytest.importorskip("sentence_transformers")
+@pytest.mark.parametrize(
+    ("kind", "package"),
+    [
+        ("sentence-transformers", "sentence_transformers"),
+        pytest.param("onnx", "onnxscript", marks=pytest.mark.skipif(_OF_COMMANDS > 1, reason="minutes: make fuzz")),
+    ],
+)
+def test_exporting_over_another_export(tiny_model, tmp_path, kind, package):
+    pytest.importorskip(package)
     from ragcun_hf.cli import export
 
     tiny_model.save_pretrained(tmp_path / "first")
@@ -304,7 +311,7 @@ def test_exporting_over_another_export(tiny_model, tmp_path):
 
     def write(folder, source):
         flags = ["--model_path", str(tmp_path / source), "--output_dir", str(folder)]
-        export.main([*flags, "--format", "sentence-transformers", "--check_texts", str(tmp_path / "texts.txt")])
+        export.main([*flags, "--format", kind, "--check_texts", str(tmp_path / "texts.txt")])
 
     write(tmp_path / "old", "first")
     shutil.copytree(tmp_path / "old", tmp_path / "new")
