@@ -5,13 +5,21 @@ import json
 import pytest
 import torch
 
+from ragcun_hf.data.writing import write_beir_folder
+
 
 @pytest.mark.slow
 def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_folder, capsys):
     pytest.importorskip("sentence_transformers")
     import gpu
 
-    gpu.main(["--device", "cpu", "--quick", "--output_dir", str(tmp_path)])
+    pairs = {f"q{row}": {f"d{row}": 1} for row in range(3)}
+    texts = {"d0": "this is about bread", "d1": "this is about rain", "d2": "this is about fish"}
+    queries = {"q0": "what is bread", "q1": "when does rain come", "q2": "how do fish sleep"}
+    write_beir_folder(tmp_path / "toy", {name: ("", text) for name, text in texts.items()}, queries, {"test": pairs})
+    parts = [part for part in gpu.PARTS if part != "processes"]  # tests/cli/test_accelerate.py has two processes
+    flags = ["--parts", *parts, "--data_dir", str(tmp_path / "toy"), "--output_dir", str(tmp_path)]
+    gpu.main(["--device", "cpu", "--quick", *flags])
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training", "sweep", "encoder training"}
     assert set(content["details"]["seconds"]["MiniLM-L6"]) == {
@@ -25,6 +33,9 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
     }
     claims = {claim["claim"]: claim["value"] for claim in content["claims"]}
     assert claims["share of its results among ours"] > 0.99
+    assert claims["its NDCG@10"] > 0.5  # most first words of a passage find it
+    assert claims["NDCG@10 on toy, on the processor in float32"] == 1
+    assert claims["its difference to NDCG@10 on the device, auto"] == 0
     assert "MiniLM-L6, ours, first run: " in capsys.readouterr().out
 
 

@@ -3,6 +3,8 @@
     python training/benchmarks/gpu.py
     python training/benchmarks/gpu.py --texts_file texts.txt --shapes MiniLM-L6
     python training/benchmarks/gpu.py --device cpu --quick
+    python training/benchmarks/gpu.py --parts evaluation --num_passages 1000000
+    python training/benchmarks/gpu.py --parts quality --data_dir data/beir/scifact
 
 It downloads nothing and takes a few minutes. MiniLM-L6 is the embedded model where it is installed; the other encoders
 have its shape, or those of MPNet-base and BERT-base, with random weights, whose speed is the same. Without
@@ -21,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparison import BenchmarkArguments, at_least, at_most, figure, report, set_threads
+from comparison import BenchmarkArguments, at_least, at_most, describe, figure, report, set_threads
 from exact_search import random_rows, write_documents
+from gpu_pipeline import evaluation, quality, two_processes
 from head_training import RandomStore, trainer_run
 from many_heads import time_heads
 
@@ -34,6 +37,7 @@ SHAPES = {  # name -> model type, width, layers
     "MPNet-base": ("mpnet", 768, 12),
     "BERT-base": ("bert", 768, 12),
 }
+PARTS = ("encoding", "search", "head", "sweep", "encoder", "evaluation", "quality", "processes")
 _WORDS = (
     "the of and in to a with for that is was by are on as from these cells protein expression human patients results "
     "study activity gene treatment disease response levels mice cancer associated increased role risk factor binding "
@@ -55,6 +59,7 @@ class Arguments(BenchmarkArguments):
     """The device, and what to time there."""
 
     device: str = argument("cuda", "Device of the models: cuda, cuda:1, or cpu.")
+    parts: list[str] = argument(list(PARTS), "What to time.")
     quick: bool = argument(False, "Time small sizes, to see that the script runs; the figures mean nothing.")
     shapes: list[str] = argument(list(SHAPES), "Encoders to time.")
     texts_file: str | None = argument(None, "Texts to encode, one a line. Default: random words.")
@@ -68,6 +73,8 @@ class Arguments(BenchmarkArguments):
     repeats: int = argument(2, "Timed rounds of the sweep; one round is not warmed up.")
     encoder_steps: int = argument(60, "Steps that train the encoder too.")
     encoder_batch_size: int = argument(64, "Pairs in each of them.")
+    num_passages: int = argument(100_000, "Passages of an evaluation from texts to figures.")
+    data_dir: str | None = argument(None, "BEIR folder of one data set, for NDCG@10 beside that of the processor.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,8 +83,11 @@ def main(arguments: list[str] | None = None) -> None:
     quiet_libraries()
     import torch
 
-    if unknown := sorted(set(args.shapes) - set(SHAPES)):
-        raise UserError(f"--shapes expects names of {', '.join(SHAPES)}, got {unknown[0]!r}: use one of these names")
+    for flag, given, known in (("shapes", args.shapes, SHAPES), ("parts", args.parts, PARTS)):
+        if unknown := sorted(set(given) - set(known)) or ["none"] * (not given):
+            raise UserError(
+                f"--{flag} expects names of {', '.join(known)}, got {unknown[0]!r}: use one of these names"
+            )
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         say("No CUDA device here: run this script on a machine with one, or see it run with --device cpu --quick.")
         return
@@ -91,16 +101,29 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any]]:
-    """Time encoding, search and training; note the seconds in the details, and return the claims."""
-    claims: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        texts = _texts(args)
-        for name in args.shapes:
-            claims += encoding(args, name, texts, Path(folder) / name, details["seconds"])
-        claims += searching(args, Path(folder) / "documents.npy", details["seconds"])
-        claims += head_training(args, Path(folder) / "trained", details["seconds"])
-        claims += sweeping(args, details["seconds"])
-        claims += encoder_training(args, texts, Path(folder) / "unfrozen", details["seconds"])
+    """Time all parts; note the seconds in the details, and return the claims."""
+    seconds, claims = details["seconds"], []
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, texts = Path(temporary), _texts(args)
+        path = encoder_folder(args.shapes[0], folder / "encoder")
+        timed: dict[str, Callable[[], list[dict[str, Any]]]] = {
+            "encoding": lambda: [
+                claim for name in args.shapes for claim in encoding(args, name, texts, folder / name, seconds)
+            ],
+            "search": lambda: searching(args, folder / "documents.npy", seconds),
+            "head": lambda: head_training(args, path, seconds),
+            "sweep": lambda: sweeping(args, seconds),
+            "encoder": lambda: encoder_training(args, path, texts, folder / "trained", seconds),
+            "evaluation": lambda: evaluation(path, _WORDS, args.num_passages, args.num_queries, args.device),
+            "quality": lambda: quality(path, Path(args.data_dir), args.device) if args.data_dir else [],
+            "processes": lambda: two_processes(path, texts, args.device),
+        }
+        for part in PARTS:
+            if part in args.parts:
+                found = timed[part]()
+                claims += found
+                for claim in found:  # a later part may fail, or be stopped
+                    say(f"  {describe(claim)}")
     return claims
 
 
@@ -108,6 +131,7 @@ def _shrunk(args: Arguments) -> Arguments:
     args.num_texts, args.max_length, args.shapes = min(args.num_texts, 16), 48, args.shapes[:1]
     args.num_documents, args.num_queries, args.num_pairs, args.epochs = 20_000, 50, 192, 1
     args.encoder_steps, args.encoder_batch_size, args.repeats = 1, 2, 1
+    args.num_passages = 200
     return args
 
 
@@ -342,14 +366,13 @@ def searching(args: Arguments, path: Path, seconds: dict[str, Any]) -> list[dict
     ]
 
 
-def head_training(args: Arguments, folder: Path, seconds: dict[str, Any]) -> list[dict[str, Any]]:
+def head_training(args: Arguments, path: str, seconds: dict[str, Any]) -> list[dict[str, Any]]:
     """Train a head on random features, as the training commands do."""
     import torch
 
     from ragcun_hf import IsotropicGaussianModel
     from ragcun_hf.objective.inputs import FeaturePairs
 
-    path = encoder_folder(args.shapes[0], folder)
     model = IsotropicGaussianModel.from_encoder(path, use_predictor=True)
     queries, documents = ([f"{kind}{row}" for row in range(args.num_pairs)] for kind in "qd")
     store = RandomStore(args.num_pairs, model.config.feature_dim)
@@ -382,13 +405,14 @@ def sweeping(args: Arguments, seconds: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def encoder_training(args: Arguments, texts: list[str], folder: Path, seconds: dict[str, Any]) -> list[dict[str, Any]]:
+def encoder_training(
+    args: Arguments, path: str, texts: list[str], folder: Path, seconds: dict[str, Any]
+) -> list[dict[str, Any]]:
     """Train the encoder too, on pairs of the two halves of each text, and with sentence-transformers."""
     halves = [(text[: len(text) // 2], text[len(text) // 2 :]) for text in texts]
     halves = (halves * (args.encoder_steps * args.encoder_batch_size // len(halves) + 1))[
         : args.encoder_steps * args.encoder_batch_size
     ]
-    path = encoder_folder(args.shapes[0], folder / "encoder")
     kinds = {"ours": _our_training(args, path, halves, folder), "its peer": _peer_training(args, path, halves, folder)}
     if not args.quick:
         kinds["ours, compiled"] = _our_training(args, path, halves, folder, torch_compile=True)
