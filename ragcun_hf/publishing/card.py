@@ -13,10 +13,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import UserError
 from ..files import write_whole
 from .card_content import card_metadata, card_sections, hub_id
+from .card_findings import without_markup
 from .card_labels import card_license, check_languages
 from .card_sources import join_results
 
@@ -25,6 +27,7 @@ BEGIN_WORDS = "<!-- begin: your own words, no digits -->"
 END_WORDS = "<!-- end: your own words -->"
 
 _SECTION = re.compile(rf"^{re.escape(BEGIN_WORDS)}\n(.*?)^{re.escape(END_WORDS)}$", re.MULTILINE | re.DOTALL)
+_ENDS_ADDRESS = re.compile(r"[:()\[\]<>\s\\`|%]")  # or makes it that of another machine
 # An open tag, comment or code block in the words of the user would hide what follows the section.
 _HIDING = re.compile(r"<[A-Za-z/!?]|```|~~~")
 
@@ -66,14 +69,14 @@ def render_card(
         languages=check_languages(languages),
         is_plain=is_plain,
     )
-    sections = card_sections(results, training_record, published, comparison)
+    sections = card_sections(*map(without_markup, (results, training_record, published, comparison)))
     try:
         card = ModelCard.from_template(
             metadata,
             template_str=_read_template(template),
-            name=name,
-            model_id=repo_id or f"path/to/{name}",
-            plots=plots or {},
+            name=without_markup(name),
+            model_id=repo_id or f"path/to/{without_markup(name)}",
+            plots={without_markup(description): _address(place) for description, place in (plots or {}).items()},
             license=license_of_model,
             is_plain=is_plain,
             **sections,
@@ -91,6 +94,11 @@ def render_card(
     if section is None:
         raise UserError(f"{template}: expected the lines {BEGIN_WORDS} and {END_WORDS} once in the card: correct it")
     return text[: section.start(1)] + own_words + text[section.end(1) :]
+
+
+def _address(place: str) -> str:
+    """Return the address of a plot in a card: always that of a file beside it, or below."""
+    return _ENDS_ADDRESS.sub(lambda found: quote(found[0], safe=""), place.lstrip("/"))
 
 
 def _read_template(path: Path) -> str:

@@ -29,6 +29,9 @@ _SUBJECTS = {BM25_SYSTEM: "BM25", MOVED_SYSTEM: "the projection with known docum
 
 # Entities, not backslashes, which would show up inside code and in front of letters.
 _ESCAPED = {each: f"&#{ord(each)};" for each in "\\`*_[]|~$"}
+# What begins code, a link, HTML or a cell anywhere, and what makes a heading, a quotation or a list of a line.
+_MARKUP = re.compile(r"[`\[\]<|$]|^(?:[#>=+*-]|~(?=~))")
+_DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # signs that show the text after them backwards
 _PATH = re.compile(r"(?:~|[A-Za-z]:)?[\\/].*[\\/](?=[^\\/])", re.DOTALL)
 
 _OUTCOMES = {
@@ -69,7 +72,7 @@ def format_difference(value: float | None) -> str:
 
 
 def format_setting(value: Any) -> str:
-    """Write a setting or a count from a JSON file as one line that is safe inside a table."""
+    """Write a setting or a count from a JSON file as one line."""
     if value is None:
         return "not recorded"
     if isinstance(value, bool):
@@ -80,7 +83,7 @@ def format_setting(value: Any) -> str:
         return ", ".join(f"{format_setting(key)} {format_setting(item)}" for key, item in value.items()) or "none"
     if isinstance(value, list | tuple):
         return ", ".join(format_setting(item) for item in value) or "none"
-    return " ".join(without_folders(str(value)).split()).replace("|", "\\|")
+    return " ".join(without_folders(str(value)).split())
 
 
 def format_text(text: str) -> str:
@@ -89,7 +92,35 @@ def format_text(text: str) -> str:
     >>> format_text("a | *b* <c> [d](e)")
     'a &#124; &#42;b&#42; &lt;c&gt; &#91;d&#93;(e)'
     """
-    return "".join(_ESCAPED.get(each, each) for each in html.escape(" ".join(text.split()), quote=False))
+    return "".join(_ESCAPED.get(each, each) for each in html.escape(_one_line(text), quote=False))
+
+
+def without_markup(value: Any) -> Any:
+    r"""Return the content of a JSON file with all keys and texts on one line each, and without Markdown or HTML.
+
+    Results, records and comparisons may come from somebody else. Commands, which a card has in code blocks, keep all
+    signs that cannot end the block; `format_text` writes the texts of examples.
+
+    >>> without_markup({"name": "a<b> [c](d)", "command": "run `x`\n```", "seeds": [1, "# 2"]})
+    {'name': 'a&#60;b> &#91;c&#93;(d)', 'command': "run `x` '''", 'seeds': [1, '&#35; 2']}
+    """
+    if isinstance(value, Mapping):
+        return {without_markup(key): _without_markup(key, item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_markup(item) for item in value]
+    if isinstance(value, str):
+        return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", _one_line(value))
+    return value
+
+
+def _without_markup(key: Any, value: Any) -> Any:
+    if key == "command" and isinstance(value, str):
+        return re.sub("```|~~~", "'''", _one_line(value))
+    return value if key == "examples" else without_markup(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(_DIRECTIONS.sub(" ", text).split())
 
 
 def without_folders(text: str) -> str:
