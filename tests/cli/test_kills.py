@@ -328,6 +328,7 @@ def test_exporting_over_another_export(tiny_model, tmp_path, kind, package):
         lambda folder: write(folder, "second"),
         check,
         tmp_path / "kills",
+        every=4 if kind == "onnx" else 1,
     )
 
 
