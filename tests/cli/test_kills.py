@@ -107,6 +107,51 @@ def _content(folder):
     }
 
 
+def _state(facts):
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def _unsynced(operation, root):
+    """Run an operation in a forked child; return what it renamed before the disk had it, and folders left unsynced."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        synced, faults, folders, fsync = set(), [], set(), os.fsync
+
+        def recorded(descriptor):
+            fsync(descriptor)
+            synced.add(_state(os.fstat(descriptor)))
+            folders.discard(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+
+        def hook(event, arguments):
+            if event == "os.rename" and str(arguments[0]).startswith(root):
+                renamed = [Path(os.fsdecode(arguments[0]))]
+                folders.add(os.path.realpath(Path(os.fsdecode(arguments[1])).parent))
+            elif event == "ctypes.dlsym" and arguments[1] == "renameat2":  # before a new folder and an old are swapped
+                renamed = list(Path(root).rglob("*.tmp"))
+                folders.update(os.path.realpath(each.parent) for each in renamed)
+            else:
+                return
+            for path in [each for top in renamed for each in (top, *top.rglob("*"))]:
+                if not path.is_dir() and _state(path.lstat()) not in synced:
+                    faults.append(f"{event} of {path.name}")
+
+        os.fsync = recorded
+        sys.addaudithook(hook)
+        code = 1
+        try:
+            operation()
+            code = 0
+        finally:
+            os.write(writer, "\n".join([*faults, *(f"folder {each}" for each in folders)]).encode())
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as file:
+        found = file.read().decode()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    return found.splitlines()
+
+
 @pytest.fixture
 def trainer(tiny_encoder_folder, tiny_pairs, tmp_path):
     args = IsotropicGaussianTrainingArguments(
@@ -253,6 +298,35 @@ def test_the_feature_cache(tmp_path):
         assert not (is_done and missing)
 
     _kill_everywhere(lambda folder: folder.mkdir(parents=True), operation, check, tmp_path / "kills")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_power_cut_after_a_rename_loses_nothing_that_was_renamed(trainer, tmp_path):
+    """What gets its final name has reached the disk before, and its folder does so after."""
+    trainer.create_optimizer_and_scheduler(4)
+    trainer.save_model(str(tmp_path / "power" / "model"))
+
+    def checkpoint():
+        trainer.args.output_dir = str(tmp_path / "power" / "out")
+        trainer._save_checkpoint(trainer.model, None)
+        assert open_checkpoint(tmp_path / "power" / "out", "last")
+
+    folder = tmp_path / "power"
+    texts = {"d": ("", "bread"), "e": ("", "food")}
+    operations = {
+        "a first model": lambda: trainer.save_model(str(folder / "other")),
+        "a model over another": lambda: trainer.save_model(str(folder / "model")),
+        "a card": lambda: _card(folder / "model", "org/model"),
+        "results": lambda: write_json(folder / "results.json", {"a": 1}),
+        "rows": lambda: write_json_rows([{"a": 1}], folder / "rows.jsonl"),
+        "a folder": lambda: write_beir_folder(folder / "beir", texts, {"q": "a"}, {"test": {"q": {"d": 1}}}),
+        "sweep": lambda: SweepRecords(folder / "sweep", {"a": 1}).add(
+            [TrialRecord({"learning_rate": 0.1}, 0, 0, 5, {"ndcg@10": 0.5}, 1.0)]
+        ),
+        "a checkpoint": checkpoint,
+    }  # fmt: skip
+    found = {name: _unsynced(operation, str(folder)) for name, operation in operations.items()}
+    assert found == {name: [] for name in operations}
 
 
 def test_the_records_of_a_sweep(tmp_path):
