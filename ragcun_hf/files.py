@@ -32,6 +32,8 @@ HELD_OUT_FILE = "held_out.jsonl"
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 """Patterns of the names of weight files in a model folder."""
 
+_CHECKED_FILES = (*WEIGHT_FILES, "tokenizer.json")
+
 CHECKSUMS_FILE = "checksums.json"
 """File of a checkpoint, written last, with the checksums of all others."""
 
@@ -327,6 +329,21 @@ def _names_of_files(folder: Path) -> list[str]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of the files of a model folder whose damage nothing else would show."""
+    return {path.name: _digest(path) for pattern in _CHECKED_FILES for path in sorted(folder.glob(pattern))}
+
+
+def damaged_model_file(folder: Path) -> str | None:
+    """Name a file of a model folder that differs from its checksum in the training record; None without these."""
+    try:
+        known = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))["checksums"].items()
+        found = model_digests(folder) if known else {}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        return None
+    return next((name for name, digest in known if found.get(name, digest) != digest), None)
 
 
 def weights_digest(folder: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, did_you_mean
-from ..files import check_hub_answers
+from ..files import RECORD_FILE, check_hub_answers, damaged_model_file
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder, has_embedded_model
 
 if TYPE_CHECKING:
@@ -138,7 +138,8 @@ def load_base_tokenizer(name: str, *, revision: str | None = None) -> Any:
 def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGaussianModel:
     """Load a trained model in evaluation mode, with the installed code, never the folder's, or raise a UserError.
 
-    A folder with missing, extra or misshapen weights is refused, and so are weights in a pickle.
+    A folder with missing, extra or misshapen weights is refused, and so are weights in a pickle, and files that differ
+    from their checksums in the training record.
     """
     import torch
     from safetensors import SafetensorError
@@ -147,6 +148,7 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
     from .modeling_isotropic_gaussian import IsotropicGaussianModel
 
     check_model_path(path)
+    refuse_damage(Path(path))
     register_auto_classes()
     options = {"revision": revision} if revision else {}
     try:
@@ -177,6 +179,16 @@ def load_trained_model(path: str, *, revision: str | None = None) -> IsotropicGa
         ) from error
     _check_tokenizer(model, path)
     return model
+
+
+def refuse_damage(folder: Path) -> None:
+    """Refuse weights and a tokenizer that are not those of the training record: nothing else shows a changed bit."""
+    if name := damaged_model_file(folder):
+        raise UserError(
+            f"--model_path expects the files that {folder / RECORD_FILE} has checksums of, got another {name}: it is "
+            "damaged, so copy or train the model again; if it was changed on purpose, remove that record, which is "
+            "about another model"
+        )
 
 
 @contextlib.contextmanager

@@ -236,12 +236,15 @@ def check_before_upload(folder: Path, repo_id: str, *, trust_remote_code: bool =
 
     Code other than the installed package's is refused, too, unless `trust_remote_code`.
     """
+    from ..model.base_models import refuse_damage
+
     config = read_json_object(folder / "config.json")
     if config.get("model_type") != "isotropic_gaussian" or "AutoModel" not in config.get("auto_map", {}):
         raise UserError(
             f"{folder / 'config.json'}: expected an isotropic_gaussian model with its code, got "
             f"{config.get('model_type')!r}: name the folder that a training script wrote"
         )
+    refuse_damage(folder)
     named = read_manifest(folder)["repo_id"]
     if named != repo_id:
         raise UserError(

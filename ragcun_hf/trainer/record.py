@@ -32,6 +32,7 @@ from ..files import (
     check_writable,
     damaged_file,
     disk_errors_explained,
+    model_digests,
     replaced_folder,
 )
 from ..objective.head_weights import blend_weights, trainable_weights
@@ -277,7 +278,7 @@ def save_run(
     held_out = trainer.data.validation
     with disk_errors_explained(folder), replaced_folder(folder, obsolete=(*WEIGHT_FILES, HELD_OUT_FILE)) as new:
         save_whole(trainer.accelerator.unwrap_model(trainer.model), new, weights)
-        record = {**facts, "log_history": trainer.state.log_history}
+        record = {**facts, "checksums": model_digests(new), "log_history": trainer.state.log_history}
         (new / RECORD_FILE).write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
         seen = (*trainer.data.train.documents, *trainer.data.documents)
         digests = sorted({text_digest(text).hex() for text in seen})

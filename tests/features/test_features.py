@@ -763,32 +763,6 @@ def _filled_cache(folder, key="a", num_rows=40):
     return digests, features
 
 
-def test_no_damage_of_a_shard_is_read_or_ends_the_process(tmp_path, caplog):
-    """Bits that flip, cuts, and pieces that are lost or repeated: the texts are missing, or the features are right."""
-    digests, features = _filled_cache(tmp_path)
-    (path,) = _shards(tmp_path)
-    whole, draw, num_missing = path.read_bytes(), random.Random(0), 0
-    for _ in range(400):
-        content, place = bytearray(whole), draw.randrange(len(whole))
-        kind = draw.choice(["flip", "cut", "lost", "repeated", "zeros"])
-        if kind == "flip":
-            content[place] ^= 1 << draw.randrange(8)
-        elif kind == "zeros":
-            content[place : place + 64] = bytes(len(content[place : place + 64]))
-        else:
-            end = {"cut": len(whole), "lost": place + draw.randrange(1, 100), "repeated": place}[kind]
-            content = content[:place] + (whole[place - 50 :] if kind == "repeated" and place > 50 else whole[end:])
-        path.write_bytes(bytes(content))
-        cache = FeatureCache(tmp_path, {"key": "a"}, feature_dim=16)
-        missing = cache.missing(digests)
-        assert missing in ([], list(range(len(digests))))
-        if missing:
-            num_missing += 1
-        else:
-            np.testing.assert_array_equal(cache.read(digests), features)
-    assert num_missing > 350  # zeros over zeros, and a piece repeated at the end, may change nothing
-
-
 def test_a_shard_that_is_copied_to_another_encoder_is_set_aside_in_one_line(tmp_path, caplog):
     digests, _ = _filled_cache(tmp_path, "a")
     (own,) = _shards(tmp_path)
