@@ -11,7 +11,10 @@ import sys
 import tempfile
 
 import pytest
-import torch
+
+# The models are tiny: a second thread would cost more waiting than it saves work, and other tests need the other core.
+# NumPy and torch read it when imported; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Before any import of a Hugging Face library, which read these when imported.
 _CACHES = tempfile.mkdtemp(prefix="ragcun_hf_tests_")
@@ -24,13 +27,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # As in an activated environment, so that messages name programs without their folder.
 os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
 
 # A shell that starts the tests in the background lets them, and all that they start, ignore interruptions.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # the models are tiny: a second thread would cost more waiting than it saves work
+import torch  # noqa: E402 (after the settings above)
 
 WORDS = (
     "a an the of in on is are how what why where does do to and sort array list sum mean tree bird fish river "
@@ -46,6 +47,14 @@ def _as_in_a_command(monkeypatch):
     from ragcun_hf import errors
 
     monkeypatch.setattr(errors, "_is_command", [True])
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Take the threads back that a benchmark has set: in the tests after it, they would wait for each other."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 LONGEST = (

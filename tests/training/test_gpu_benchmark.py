@@ -11,7 +11,7 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
     pytest.importorskip("sentence_transformers")
     import gpu
 
-    gpu.main(["--device", "cpu", "--quick", "--output_dir", str(tmp_path)])
+    gpu.main(["--device", "cpu", "--quick", "--threads", "1", "--output_dir", str(tmp_path)])
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training", "sweep", "encoder training"}
     assert set(content["details"]["seconds"]["MiniLM-L6"]) == {
