@@ -106,40 +106,57 @@ run_script(main, shares_work=True)
 """
 
 
-# Waits for jobs and runs each script as if `accelerate launch` had just started it: a real start takes seconds. The
-# processes stay connected, because the store through which they find each other serves only one start.
+# Waits for jobs and runs each script in a fork of itself, as if `accelerate launch` had just started it: a real start
+# takes seconds, most of them for imports. The processes of a job find each other at an address of their own.
 WAITING = """
 import contextlib, json, os, runpy, sys, traceback
 from pathlib import Path
-import torch.distributed
-torch.distributed.destroy_process_group = lambda *group: None
+import torch.distributed.fsdp
+import transformers
+import ragcun_hf.cli.eval_beir
+from ragcun_hf import IsotropicGaussianTrainer, RetrievalEvaluator
 rank = os.environ["RANK"]
+
+def run(job):
+    for name in ("TORCHELASTIC_USE_AGENT_STORE", *(("RANK", "LOCAL_RANK") if job["processes"] == 1 else ())):
+        os.environ.pop(name)
+    os.environ.update(job["environment"])
+    os.chdir(job["cwd"])
+    sys.argv, code = job["command"], 0
+    output = Path(job["output"])
+    with open(output / f"stdout_{rank}", "w") as out, open(output / f"stderr_{rank}", "w") as err:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+    return code
+
 with open(Path(sys.argv[1]) / f"jobs_{rank}") as jobs:
     for line in jobs:
         job = json.loads(line)
-        os.chdir(job["cwd"])
-        sys.argv, code = job["command"], 0
-        output = Path(job["output"])
-        with open(output / f"stdout_{rank}", "w") as out, open(output / f"stderr_{rank}", "w") as err:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                try:
-                    runpy.run_path(sys.argv[0], run_name="__main__")
-                except SystemExit as end:
-                    code = end.code or 0
-                except BaseException:
-                    traceback.print_exc()
-                    code = 1
-        (output / f"code_{rank}.tmp").write_text(str(code))
-        (output / f"code_{rank}.tmp").rename(output / f"code_{rank}")
+        child = os.fork()
+        if child == 0:
+            os._exit(run(job))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        file = Path(job["output"]) / f"code_{rank}"
+        file.with_suffix(".tmp").write_text(str(code))
+        file.with_suffix(".tmp").rename(file)
 """
 LONGEST_WAIT = 1_800  # seconds; processes that wait for each other forever are a failure
 
 
-def _launch_command(launch, processes):
-    config = LAUNCH_FILES / f"{launch[0]}.yaml"
+def _free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        return taken.getsockname()[1]
+
+
+def _launch_command(launch, processes):
+    config, port = LAUNCH_FILES / f"{launch[0]}.yaml", _free_port()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
     return [*command, "--num_processes", str(processes), "--main_process_port", str(port)]
 
@@ -161,41 +178,45 @@ def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
     )
 
 
-class TwoProcesses:
-    """Two processes of one `accelerate launch`, which run one script after another."""
+class WaitingProcesses:
+    """Three processes of one `accelerate launch`, which run one script after another, in the first of them."""
 
     def __init__(self, folder):
         script, self._outputs = folder / "waiting.py", folder / "outputs"
         script.write_text(WAITING, encoding="utf-8")
-        pipes = [folder / f"jobs_{rank}" for rank in range(2)]
+        pipes = [folder / f"jobs_{rank}" for rank in range(3)]
         for pipe in pipes:
             os.mkfifo(pipe)
-        command = [*_launch_command(("two_cpu_processes",), 2), str(script), str(folder)]
+        command = [*_launch_command(("two_cpu_processes",), 3), str(script), str(folder)]
         self._launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True)
-        # If this process dies, the pipes close, which ends the two.
+        # If this process dies, the pipes close, which ends the three.
         self._jobs = [pipe.open("w", encoding="utf-8") for pipe in pipes]
 
-    def run(self, script, *flags, cwd):
-        """Run a script in both; return its exit code and output as `subprocess.run` does."""
+    def run(self, processes, script, *flags, cwd, environment=None):
+        """Run a script in so many processes; return the exit code and output as `subprocess.run` does."""
         output = self._outputs / str(len(list(self._outputs.glob("*"))))
         output.mkdir(parents=True)
         job = {"command": [str(script), *(str(flag) for flag in flags)], "cwd": str(cwd), "output": str(output)}
-        for pipe in self._jobs:
+        sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(_free_port())}
+        job |= {"processes": processes, "environment": {**sizes, **(environment or {})}}
+        for pipe in self._jobs[:processes]:
             pipe.write(json.dumps(job) + "\n")
             pipe.flush()
         ends = time.monotonic() + LONGEST_WAIT
-        while len(list(output.glob("code_?"))) < 2:
+        while len(list(output.glob("code_?"))) < processes:
             assert self._launcher.poll() is None, "the processes have ended"
             assert time.monotonic() < ends, "the processes wait for each other"
             time.sleep(0.02)
         code, stdout, stderr = (
-            [(output / f"{name}_{rank}").read_text(encoding="utf-8") for rank in range(2)]
+            [(output / f"{name}_{rank}").read_text(encoding="utf-8") for rank in range(processes)]
             for name in ("code", "stdout", "stderr")
         )
-        return subprocess.CompletedProcess(job["command"], max(map(int, code)), "".join(stdout), "".join(stderr))
+        return subprocess.CompletedProcess(
+            job["command"], max(map(abs, map(int, code))), *map("".join, (stdout, stderr))
+        )
 
     def stop(self):
-        """End both."""
+        """End all."""
         for pipe in self._jobs:
             pipe.close()
         try:
@@ -205,8 +226,8 @@ class TwoProcesses:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
+def waiting(tmp_path_factory):
+    processes = WaitingProcesses(tmp_path_factory.mktemp("waiting"))
     yield processes
     processes.stop()
 
@@ -219,7 +240,7 @@ def folder(tmp_path, tiny_pairs):
 
 
 @pytest.fixture
-def train(folder, two_processes, monkeypatch):
+def train(folder, waiting, monkeypatch):
     """Train with all eight rows in each step, in two processes or in this one; return the output and the folder."""
     monkeypatch.chdir(folder)
 
@@ -229,7 +250,7 @@ def train(folder, two_processes, monkeypatch):
         if processes == 1:
             importlib.import_module(f"ragcun_hf.cli.{script}").main(flags)
             return None, output
-        done = two_processes.run(TRAINING / f"{script}.py", *flags, cwd=folder)
+        done = waiting.run(2, TRAINING / f"{script}.py", *flags, cwd=folder)
         assert done.returncode == 0, done.stderr
         return done, output
 
@@ -241,12 +262,33 @@ def _common(encoder, output, processes):
     return [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, *size, "--output_dir", output]
 
 
-def _train_sharded(folder, encoder, *flags, precision="no", output="sharded"):
-    """Train contrastively on two processes with FSDP2; return the model's folder and the notes of each process."""
-    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
-    launch = ("fsdp2_trainable_encoder", "--mixed_precision", precision)
-    common = [*_common(encoder, folder / output, 2), "--no_freeze_base"]
-    done = _run(2, folder / "sharding.py", *common, *flags, cwd=folder, launch=launch)
+def _set_by_launch(*flags):
+    """Return the variables that `accelerate launch` sets for the file for a trainable encoder."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    config = LAUNCH_FILES / "fsdp2_trainable_encoder.yaml"
+    arguments = launch_command_parser().parse_args(["--config_file", str(config), *flags, "script.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    found = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in found.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+def _train_sharded(folder, encoder, *flags, waiting=None, precision="no", output="sharded"):
+    """Train contrastively on two processes with FSDP2, which wait or are launched for it.
+
+    Return the model's folder and the notes of each process.
+    """
+    script = folder / "sharding.py"
+    script.write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    flags, launch = (
+        [*_common(encoder, folder / output, 2), "--no_freeze_base", *flags],
+        ("--mixed_precision", precision),
+    )
+    if waiting is None:
+        done = _run(2, script, *flags, cwd=folder, launch=("fsdp2_trainable_encoder", *launch))
+    else:
+        done = waiting.run(2, script, *flags, cwd=folder, environment=_set_by_launch(*launch))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved the model") == 1
     return folder / output, [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
@@ -362,8 +404,8 @@ def test_a_yaml_file_trains_the_same_in_two_processes(folder, train, tiny_encode
 
 
 @pytest.mark.parametrize("script", ["sweep", "prepare_data"])
-def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, two_processes, script):
-    done = two_processes.run(TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
+def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, waiting, script):
+    done = waiting.run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
     assert done.returncode != 0
     assert done.stderr.count(f"{script}.py: expected one process, got 2: this command cannot share its work") == 1
     assert not (folder / "out").exists()
@@ -425,7 +467,7 @@ run_script(eval_beir.main, shares_work=True)
 """
 
 
-def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_folder):
+def test_several_processes_write_the_same_run_files_as_one(folder, waiting, tiny_encoder_folder):
     torch.manual_seed(3)
     model = IsotropicGaussianModel.from_encoder(
         str(tiny_encoder_folder), use_predictor=True, similarity_fn_name="euclidean"
@@ -458,7 +500,7 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
     for processes in (1, 3):
         output = folder / f"of_{processes}"
         caches = ["--feature_cache_dir", folder / f"features_{processes}", "--encoder_dtype", "float32"]
-        done = _run(processes, script, *flags, *caches, "--output_dir", output, cwd=folder)
+        done = waiting.run(processes, script, *flags, *caches, "--output_dir", output, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Wrote ") == 1
         assert "15 texts encoded" in done.stdout  # one is there twice
@@ -508,23 +550,24 @@ def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, t
     assert sum(each["own_share"] for each in seen) == trained
 
 
-def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder):
+def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder, waiting):
     (folder / "not_finite.py").write_text(NOT_FINITE, encoding="utf-8")
-    done = _run(2, folder / "not_finite.py", cwd=folder)
+    done = waiting.run(2, folder / "not_finite.py", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert all("infinity in weight" in (folder / f"said_{rank}").read_text() for rank in range(2))
 
 
-def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encoder(folder, tiny_mpnet_folder):
+def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encoder(folder, waiting, tiny_mpnet_folder):
     # MPNet's layers are sharded although transformers does not name their class.
     flags = ["--train_data", "pairs.json", "--epochs", "2", "--save_strategy", "epoch", "--optim", "adamw_torch"]
     flags += ["--lr_scheduler_type", "constant", "--learning_rate", "0.003", "--encoder_learning_rate", "0.0001"]
-    whole, seen = _train_sharded(folder, tiny_mpnet_folder, *flags)
+    whole, seen = _train_sharded(folder, tiny_mpnet_folder, *flags, waiting=waiting)
     for path in whole.iterdir():
         if path.is_file():
             path.rename(folder / path.name)
     shutil.rmtree(whole / "checkpoint-2")
-    resumed, _ = _train_sharded(folder, tiny_mpnet_folder, *flags, "--resume_from_checkpoint", "last")
+    flags += ["--resume_from_checkpoint", "last"]
+    resumed, _ = _train_sharded(folder, tiny_mpnet_folder, *flags, waiting=waiting)
     assert _record(resumed)["steps"] == 2
     first, again = _saved_weights(folder), _saved_weights(resumed)
     assert first.keys() == again.keys()
@@ -542,10 +585,12 @@ def _saved_weights(output):
     return load_file(output / "model.safetensors")
 
 
-def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(folder, train, tiny_encoder_folder):
+def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(
+    folder, train, waiting, tiny_encoder_folder
+):
     encoder = _without_dropout(tiny_encoder_folder, folder)
     flags = ["--train_data", "pairs.json", "--epochs", "5", "--encoder_learning_rate", "0.01"]
-    two, seen = _train_sharded(folder, encoder, *flags, precision="bf16")
+    two, seen = _train_sharded(folder, encoder, *flags, waiting=waiting, precision="bf16")
     _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     assert {weight.dtype for weight in _saved_weights(two).values()} == {torch.float32}
     for each in seen:
@@ -576,14 +621,9 @@ def test_accelerate_reads_the_shipped_files_and_they_say_how_to_use_them(path, t
 
 
 def test_the_file_for_a_trainable_encoder_asks_for_fsdp2_in_bfloat16(monkeypatch):
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin
-    from accelerate.utils.launch import prepare_multi_gpu_env
 
-    path = LAUNCH_FILES / "fsdp2_trainable_encoder.yaml"
-    arguments = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    environment = prepare_multi_gpu_env(arguments)
+    environment = _set_by_launch()
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     for name in (each for each in environment if each.startswith("FSDP_")):
