@@ -109,13 +109,14 @@ run_script(main, shares_work=True)
 # Waits for jobs and runs each script in a fork of itself, as if `accelerate launch` had just started it: a real start
 # takes seconds, most of them for imports. The processes of a job find each other at an address of their own.
 WAITING = """
-import contextlib, json, os, runpy, sys, traceback
+import contextlib, gc, json, os, runpy, sys, traceback
 from pathlib import Path
 import torch.distributed.fsdp
 import transformers
 import ragcun_hf.cli.eval_beir
 from ragcun_hf import IsotropicGaussianTrainer, RetrievalEvaluator
 rank = os.environ["RANK"]
+gc.freeze()  # no collection walks through all imported modules
 
 def run(job):
     for name in ("TORCHELASTIC_USE_AGENT_STORE", *(("RANK", "LOCAL_RANK") if job["processes"] == 1 else ())):
@@ -434,9 +435,9 @@ def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
     assert not (folder / "out" / "model.safetensors").exists()
 
 
-def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_folder):
+def test_a_bad_input_ends_all_processes_with_its_message(folder, waiting, tiny_encoder_folder):
     flags = ["--use_cpu", "--train_data", "nowhere.json", "--base_model", tiny_encoder_folder]
-    done = _run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder)
+    done = waiting.run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder)
     assert done.returncode != 0
     assert "train_contrastive.py: expected an existing file or folder" in done.stderr
     assert not (folder / "checkpoints").exists()
