@@ -7,8 +7,10 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +74,41 @@ def pytest_collection_modifyitems(items):
     """Start with the longest files, so that two workers end at about the same time."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+# Runs each script in a fork of one new process, which pays once for the seconds of the imports.
+_FORKING = """
+import importlib, json, os, pathlib, runpy, sys
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+for name, command in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if child == 0:
+        for number, kind in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+        sys.exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pathlib.Path(f"{name}.code").write_text(str(code))
+"""
+
+
+def run_in_forks(commands, folder, *, imports):
+    """Run scripts with their flags, by name, as real processes in a folder, one after another; return how they ended.
+
+    Use it where only a process of its own shows the property: each start of Python with all imports takes seconds.
+    `imports` names the modules that they share.
+    """
+    given = {name: list(map(str, command)) for name, command in commands.items()}
+    line = [sys.executable, "-c", _FORKING, json.dumps(given), json.dumps(imports)]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=1_800)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
+    ended = {}
+    for name, command in given.items():
+        code, *shown = (Path(folder, f"{name}.{kind}").read_text("utf-8") for kind in ("code", "stdout", "stderr"))
+        ended[name] = subprocess.CompletedProcess(command, int(code), *shown)
+    return ended
 
 
 @pytest.fixture

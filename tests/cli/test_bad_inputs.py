@@ -5,12 +5,12 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_in_forks
 
 from ragcun_hf.command_line import _make_parser, run_script
 from ragcun_hf.commands import portable_command
@@ -368,7 +368,7 @@ def test_a_setting_of_the_trainer_that_cannot_work(end, flags, words):
         ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 1}'],
         ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0.1}'],
         ["--optim", "sgd", "--optim_args", "momentum=0.5"],
-        ["--dataloader_multiprocessing_context", "spawn", "--dataloader_num_workers", "1"],
+        ["--dataloader_multiprocessing_context", "spawn", "--dataloader_num_workers", "1", "--epochs", "1"],
     ],
     ids=lambda flags: flags[1],
 )
@@ -567,36 +567,10 @@ def test_fsdp_of_what_it_cannot_shard_or_save(end, monkeypatch, flags, settings,
     _check(end(CONTRASTIVE, *_train(*flags)), script=CONTRASTIVE, words=words)
 
 
-# Runs each command in a fork of one real process, which pays once for the seconds of the imports.
-FORKING = """
-import json, os, pathlib, runpy, sys
-from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, RetrievalEvaluator
-for name, command in json.loads(sys.argv[1]).items():
-    child = os.fork()
-    if child == 0:
-        for number, kind in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT), number)
-        sys.argv = command
-        runpy.run_path(command[0], run_name="__main__")
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    pathlib.Path(f"{name}.code").write_text(str(code))
-"""
-
-
 @pytest.mark.slow
 def test_a_real_process_says_it_in_one_line_too(folder):
     names = ("missing field", "unreachable encoder", "no model")
-    commands = {name: [str(TRAINING / f"{BAD[name][0]}.py"), *map(str, BAD[name][1])] for name in names}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, json.dumps(commands)],
-        capture_output=True,
-        text=True,
-        timeout=1_800,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    for name in names:
-        code, stdout, stderr = ((folder / f"{name}.{kind}").read_text() for kind in ("code", "stdout", "stderr"))
-        _check((int(code), stderr), script=BAD[name][0], words=BAD[name][2])
-        assert stdout == "", name
+    commands = {name: [TRAINING / f"{BAD[name][0]}.py", *BAD[name][1]] for name in names}
+    for name, done in run_in_forks(commands, folder, imports=["ragcun_hf.trainer.trainer"]).items():
+        _check((done.returncode, done.stderr), script=BAD[name][0], words=BAD[name][2])
+        assert done.stdout == "", name
