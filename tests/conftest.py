@@ -62,11 +62,19 @@ def _one_thread():
 LONGEST = (
     "test_readme.py",
     "test_accelerate.py",
-    "test_notebook.py",
-    "test_packaging.py",
+    "test_hub.py",
     "test_onnx_export.py",
-    "test_mteb.py",
+    "test_bad_inputs.py",
+    "test_packaging.py",
+    "test_plain_export.py",
     "test_training_scripts.py",
+    "test_search_page.py",
+    "test_mteb.py",
+    "test_foreign_code.py",
+    "test_notebook.py",
+    "test_kills.py",
+    "test_store_metrics.py",
+    "test_vector_stores.py",
 )
 
 

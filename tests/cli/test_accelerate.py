@@ -106,8 +106,8 @@ run_script(main, shares_work=True)
 """
 
 
-# Waits for jobs and runs each script in a fork of itself, as if `accelerate launch` had just started it: a real start
-# takes seconds, most of them for imports. The processes of a job find each other at an address of their own.
+# Waits for jobs and runs each script in forks of itself, as if `accelerate launch` had just started them: a real start
+# takes seconds, most of them for imports.
 WAITING = """
 import contextlib, gc, json, os, runpy, sys, traceback
 from pathlib import Path
@@ -115,13 +115,11 @@ import torch.distributed.fsdp
 import transformers
 import ragcun_hf.cli.eval_beir
 from ragcun_hf import IsotropicGaussianTrainer, RetrievalEvaluator
-rank = os.environ["RANK"]
 gc.freeze()  # no collection walks through all imported modules
 
-def run(job):
-    for name in ("TORCHELASTIC_USE_AGENT_STORE", *(("RANK", "LOCAL_RANK") if job["processes"] == 1 else ())):
-        os.environ.pop(name)
-    os.environ.update(job["environment"])
+def run(job, rank):
+    if job["processes"] > 1:
+        os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
     os.chdir(job["cwd"])
     sys.argv, code = job["command"], 0
     output = Path(job["output"])
@@ -136,15 +134,17 @@ def run(job):
                 code = 1
     return code
 
-with open(Path(sys.argv[1]) / f"jobs_{rank}") as jobs:
-    for line in jobs:
-        job = json.loads(line)
+for line in sys.stdin:
+    job, ranks = json.loads(line), {}
+    for rank in range(job["processes"]):
         child = os.fork()
         if child == 0:
-            os._exit(run(job))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        file = Path(job["output"]) / f"code_{rank}"
-        file.with_suffix(".tmp").write_text(str(code))
+            os._exit(run(job, rank))
+        ranks[child] = rank
+    while ranks:
+        child, status = os.wait()
+        file = Path(job["output"]) / f"code_{ranks.pop(child)}"
+        file.with_suffix(".tmp").write_text(str(os.waitstatus_to_exitcode(status)))
         file.with_suffix(".tmp").rename(file)
 """
 LONGEST_WAIT = 1_800  # seconds; processes that wait for each other forever are a failure
@@ -168,9 +168,8 @@ def _environment():
 
 
 def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
-    command = [sys.executable] if processes == 1 else _launch_command(launch, processes)
     return subprocess.run(
-        [*command, str(script), *(str(flag) for flag in flags)],
+        [*_launch_command(launch, processes), str(script), *(str(flag) for flag in flags)],
         capture_output=True,
         text=True,
         timeout=LONGEST_WAIT,
@@ -179,33 +178,40 @@ def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
     )
 
 
-class WaitingProcesses:
-    """Three processes of one `accelerate launch`, which run one script after another, in the first of them."""
+def _set_by_launch(file, *flags):
+    """Return the variables that `accelerate launch` sets for one of our files."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(LAUNCH_FILES / f"{file}.yaml"), *flags, "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    found = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in found.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+class WaitingProcess:
+    """One process, of which forks run one script after another."""
 
     def __init__(self, folder):
         script, self._outputs = folder / "waiting.py", folder / "outputs"
         script.write_text(WAITING, encoding="utf-8")
-        pipes = [folder / f"jobs_{rank}" for rank in range(3)]
-        for pipe in pipes:
-            os.mkfifo(pipe)
-        command = [*_launch_command(("two_cpu_processes",), 3), str(script), str(folder)]
-        self._launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True)
-        # If this process dies, the pipes close, which ends the three.
-        self._jobs = [pipe.open("w", encoding="utf-8") for pipe in pipes]
+        # If this process dies, the pipe closes, which ends the other.
+        pipe = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        self._process = subprocess.Popen([sys.executable, str(script)], cwd=folder, env=_environment(), **pipe)
 
-    def run(self, processes, script, *flags, cwd, environment=None):
+    def run(self, processes, script, *flags, cwd, launch=("two_cpu_processes",)):
         """Run a script in so many processes; return the exit code and output as `subprocess.run` does."""
         output = self._outputs / str(len(list(self._outputs.glob("*"))))
         output.mkdir(parents=True)
         job = {"command": [str(script), *(str(flag) for flag in flags)], "cwd": str(cwd), "output": str(output)}
-        sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_PORT": str(_free_port())}
-        job |= {"processes": processes, "environment": {**sizes, **(environment or {})}}
-        for pipe in self._jobs[:processes]:
-            pipe.write(json.dumps(job) + "\n")
-            pipe.flush()
+        sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        job |= {"processes": processes, "environment": {**_set_by_launch(*launch), **sizes, **place}}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
         ends = time.monotonic() + LONGEST_WAIT
         while len(list(output.glob("code_?"))) < processes:
-            assert self._launcher.poll() is None, "the processes have ended"
+            assert self._process.poll() is None, "the process has ended"
             assert time.monotonic() < ends, "the processes wait for each other"
             time.sleep(0.02)
         code, stdout, stderr = (
@@ -217,20 +223,19 @@ class WaitingProcesses:
         )
 
     def stop(self):
-        """End all."""
-        for pipe in self._jobs:
-            pipe.close()
+        """End it, and what a failed test has left running."""
+        self._process.stdin.close()
         try:
-            self._launcher.wait(60)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(self._launcher.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory):
-    processes = WaitingProcesses(tmp_path_factory.mktemp("waiting"))
-    yield processes
-    processes.stop()
+    process = WaitingProcess(tmp_path_factory.mktemp("waiting"))
+    yield process
+    process.stop()
 
 
 @pytest.fixture
@@ -263,33 +268,13 @@ def _common(encoder, output, processes):
     return [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, *size, "--output_dir", output]
 
 
-def _set_by_launch(*flags):
-    """Return the variables that `accelerate launch` sets for the file for a trainable encoder."""
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-    from accelerate.utils.launch import prepare_multi_gpu_env
-
-    config = LAUNCH_FILES / "fsdp2_trainable_encoder.yaml"
-    arguments = launch_command_parser().parse_args(["--config_file", str(config), *flags, "script.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    found = prepare_multi_gpu_env(arguments)
-    return {name: value for name, value in found.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
-
-
-def _train_sharded(folder, encoder, *flags, waiting=None, precision="no", output="sharded"):
-    """Train contrastively on two processes with FSDP2, which wait or are launched for it.
-
-    Return the model's folder and the notes of each process.
-    """
+def _train_sharded(run, folder, encoder, *flags, precision="no", output="sharded"):
+    """Train contrastively on two processes with FSDP2; return the model's folder and the notes of each process."""
     script = folder / "sharding.py"
     script.write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
-    flags, launch = (
-        [*_common(encoder, folder / output, 2), "--no_freeze_base", *flags],
-        ("--mixed_precision", precision),
-    )
-    if waiting is None:
-        done = _run(2, script, *flags, cwd=folder, launch=("fsdp2_trainable_encoder", *launch))
-    else:
-        done = waiting.run(2, script, *flags, cwd=folder, environment=_set_by_launch(*launch))
+    flags = [*_common(encoder, folder / output, 2), "--no_freeze_base", *flags]
+    launch = ("fsdp2_trainable_encoder", "--mixed_precision", precision)
+    done = run(2, script, *flags, cwd=folder, launch=launch)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved the model") == 1
     return folder / output, [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
@@ -528,7 +513,7 @@ def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, t
     # Four batches a step, clipped gradients, held-out pairs that choose the checkpoint, a frozen first layer.
     flags = ["--train_data", "many.json", "--gradient_accumulation_steps", "4", "--epochs", "5"]
     flags += ["--freeze_layers", "1", "--val_data", "pairs.json", "--encoder_learning_rate", "0.02"]
-    two, seen = _train_sharded(folder, encoder, *flags)
+    two, seen = _train_sharded(_run, folder, encoder, *flags)
     _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     _check_alike(one, two, encoder)
     assert _logged(two, "grad_norm") == pytest.approx(_logged(one, "grad_norm"), rel=1e-4)
@@ -562,13 +547,13 @@ def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encod
     # MPNet's layers are sharded although transformers does not name their class.
     flags = ["--train_data", "pairs.json", "--epochs", "2", "--save_strategy", "epoch", "--optim", "adamw_torch"]
     flags += ["--lr_scheduler_type", "constant", "--learning_rate", "0.003", "--encoder_learning_rate", "0.0001"]
-    whole, seen = _train_sharded(folder, tiny_mpnet_folder, *flags, waiting=waiting)
+    whole, seen = _train_sharded(waiting.run, folder, tiny_mpnet_folder, *flags)
     for path in whole.iterdir():
         if path.is_file():
             path.rename(folder / path.name)
     shutil.rmtree(whole / "checkpoint-2")
     flags += ["--resume_from_checkpoint", "last"]
-    resumed, _ = _train_sharded(folder, tiny_mpnet_folder, *flags, waiting=waiting)
+    resumed, _ = _train_sharded(waiting.run, folder, tiny_mpnet_folder, *flags)
     assert _record(resumed)["steps"] == 2
     first, again = _saved_weights(folder), _saved_weights(resumed)
     assert first.keys() == again.keys()
@@ -591,7 +576,7 @@ def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(
 ):
     encoder = _without_dropout(tiny_encoder_folder, folder)
     flags = ["--train_data", "pairs.json", "--epochs", "5", "--encoder_learning_rate", "0.01"]
-    two, seen = _train_sharded(folder, encoder, *flags, waiting=waiting, precision="bf16")
+    two, seen = _train_sharded(waiting.run, folder, encoder, *flags, precision="bf16")
     _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     assert {weight.dtype for weight in _saved_weights(two).values()} == {torch.float32}
     for each in seen:
@@ -624,7 +609,7 @@ def test_accelerate_reads_the_shipped_files_and_they_say_how_to_use_them(path, t
 def test_the_file_for_a_trainable_encoder_asks_for_fsdp2_in_bfloat16(monkeypatch):
     from accelerate.utils import FullyShardedDataParallelPlugin
 
-    environment = _set_by_launch()
+    environment = _set_by_launch("fsdp2_trainable_encoder")
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     for name in (each for each in environment if each.startswith("FSDP_")):
