@@ -62,6 +62,7 @@ def _one_thread():
 LONGEST = (
     "test_readme.py",
     "test_accelerate.py",
+    "test_encoder_families.py",
     "test_hub.py",
     "test_onnx_export.py",
     "test_bad_inputs.py",
