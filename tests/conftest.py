@@ -72,6 +72,7 @@ LONGEST = (
     "test_search_page.py",
     "test_mteb.py",
     "test_foreign_code.py",
+    "test_automatic.py",
     "test_notebook.py",
     "test_kills.py",
     "test_store_metrics.py",
@@ -275,8 +276,6 @@ def embedded_folder():
 
 @pytest.fixture(scope="module")
 def quick_garbage_collection():
-    """Keep every collection from walking through all imported modules."""
+    """Keep every collection from walking through all imported modules; what is frozen stays so for later files."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
