@@ -7,11 +7,16 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
-import torch
+
+# The models are tiny: a second thread would cost more waiting than it saves work, and other tests need the other core.
+# NumPy and torch read it when imported; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # Before any import of a Hugging Face library, which read these when imported.
 _CACHES = tempfile.mkdtemp(prefix="ragcun_hf_tests_")
@@ -24,13 +29,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # As in an activated environment, so that messages name programs without their folder.
 os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start: the cores are shared
 
 # A shell that starts the tests in the background lets them, and all that they start, ignore interruptions.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-torch.set_num_threads(1)  # the models are tiny: a second thread would cost more waiting than it saves work
+import torch  # noqa: E402 (after the settings above)
 
 WORDS = (
     "a an the of in on is are how what why where does do to and sort array list sum mean tree bird fish river "
@@ -48,14 +51,32 @@ def _as_in_a_command(monkeypatch):
     monkeypatch.setattr(errors, "_is_command", [True])
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Take the threads back that a benchmark has set: in the tests after it, they would wait for each other."""
+    yield
+    if torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 LONGEST = (
     "test_readme.py",
     "test_accelerate.py",
-    "test_notebook.py",
-    "test_packaging.py",
+    "test_encoder_families.py",
+    "test_hub.py",
     "test_onnx_export.py",
-    "test_mteb.py",
+    "test_bad_inputs.py",
+    "test_packaging.py",
+    "test_plain_export.py",
     "test_training_scripts.py",
+    "test_search_page.py",
+    "test_mteb.py",
+    "test_foreign_code.py",
+    "test_automatic.py",
+    "test_notebook.py",
+    "test_kills.py",
+    "test_store_metrics.py",
+    "test_vector_stores.py",
 )
 
 
@@ -63,6 +84,41 @@ def pytest_collection_modifyitems(items):
     """Start with the longest files, so that two workers end at about the same time."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
+
+
+# Runs each script in a fork of one new process, which pays once for the seconds of the imports.
+_FORKING = """
+import importlib, json, os, pathlib, runpy, sys
+for name in json.loads(sys.argv[2]):
+    importlib.import_module(name)
+for name, command in json.loads(sys.argv[1]).items():
+    child = os.fork()
+    if child == 0:
+        for number, kind in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = command
+        runpy.run_path(command[0], run_name="__main__")
+        sys.exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    pathlib.Path(f"{name}.code").write_text(str(code))
+"""
+
+
+def run_in_forks(commands, folder, *, imports):
+    """Run scripts with their flags, by name, as real processes in a folder, one after another; return how they ended.
+
+    Use it where only a process of its own shows the property: each start of Python with all imports takes seconds.
+    `imports` names the modules that they share.
+    """
+    given = {name: list(map(str, command)) for name, command in commands.items()}
+    line = [sys.executable, "-c", _FORKING, json.dumps(given), json.dumps(imports)]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, timeout=1_800)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), done.stderr
+    ended = {}
+    for name, command in given.items():
+        code, *shown = (Path(folder, f"{name}.{kind}").read_text("utf-8") for kind in ("code", "stdout", "stderr"))
+        ended[name] = subprocess.CompletedProcess(command, int(code), *shown)
+    return ended
 
 
 @pytest.fixture
@@ -220,8 +276,6 @@ def embedded_folder():
 
 @pytest.fixture(scope="module")
 def quick_garbage_collection():
-    """Keep every collection from walking through all imported modules."""
+    """Keep every collection from walking through all imported modules; what is frozen stays so for later files."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

@@ -32,13 +32,14 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     for name in ("training", "model_cards"):
         (folder / name).symlink_to(ROOT / name)
-    # Few and short, to be encoded fast; of 260 the recipe `unlabelled` can hold out the hundred that it needs.
-    entries = sorted(build_python_docs(["numpy"]), key=lambda entry: len(entry.document))[100:360]
-    pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries[::3]]
+    # Few and short, to be encoded fast; of 220 the recipe `unlabelled` can hold out the hundred that it needs.
+    entries = sorted(build_python_docs(["numpy"]), key=lambda entry: len(entry.document))[100:320]
+    entries = [entry._replace(document=" ".join(entry.document.split()[:20])) for entry in entries]
+    pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries[::5]]
     (folder / "your_pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     documents = [json.dumps({"text": entry.document}) for entry in entries]
     (folder / "your_documents.jsonl").write_text("\n".join(documents), encoding="utf-8")
-    write_entries(entries[::3], folder / "data" / "beir" / "my_set")
+    write_entries(entries[::5], folder / "data" / "beir" / "my_set")
     return folder
 
 

@@ -106,40 +106,58 @@ run_script(main, shares_work=True)
 """
 
 
-# Waits for jobs and runs each script as if `accelerate launch` had just started it: a real start takes seconds. The
-# processes stay connected, because the store through which they find each other serves only one start.
+# Waits for jobs and runs each script in forks of itself, as if `accelerate launch` had just started them: a real start
+# takes seconds, most of them for imports.
 WAITING = """
-import contextlib, json, os, runpy, sys, traceback
+import contextlib, gc, json, os, runpy, sys, traceback
 from pathlib import Path
-import torch.distributed
-torch.distributed.destroy_process_group = lambda *group: None
-rank = os.environ["RANK"]
-with open(Path(sys.argv[1]) / f"jobs_{rank}") as jobs:
-    for line in jobs:
-        job = json.loads(line)
-        os.chdir(job["cwd"])
-        sys.argv, code = job["command"], 0
-        output = Path(job["output"])
-        with open(output / f"stdout_{rank}", "w") as out, open(output / f"stderr_{rank}", "w") as err:
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-                try:
-                    runpy.run_path(sys.argv[0], run_name="__main__")
-                except SystemExit as end:
-                    code = end.code or 0
-                except BaseException:
-                    traceback.print_exc()
-                    code = 1
-        (output / f"code_{rank}.tmp").write_text(str(code))
-        (output / f"code_{rank}.tmp").rename(output / f"code_{rank}")
+import torch.distributed.fsdp
+import transformers
+import ragcun_hf.cli.eval_beir
+from ragcun_hf import IsotropicGaussianTrainer, RetrievalEvaluator
+gc.freeze()  # no collection walks through all imported modules
+
+def run(job, rank):
+    if job["processes"] > 1:
+        os.environ.update(job["environment"], RANK=str(rank), LOCAL_RANK=str(rank))
+    os.chdir(job["cwd"])
+    sys.argv, code = job["command"], 0
+    output = Path(job["output"])
+    with open(output / f"stdout_{rank}", "w") as out, open(output / f"stderr_{rank}", "w") as err:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                runpy.run_path(sys.argv[0], run_name="__main__")
+            except SystemExit as end:
+                code = end.code or 0
+            except BaseException:
+                traceback.print_exc()
+                code = 1
+    return code
+
+for line in sys.stdin:
+    job, ranks = json.loads(line), {}
+    for rank in range(job["processes"]):
+        child = os.fork()
+        if child == 0:
+            os._exit(run(job, rank))
+        ranks[child] = rank
+    while ranks:
+        child, status = os.wait()
+        file = Path(job["output"]) / f"code_{ranks.pop(child)}"
+        file.with_suffix(".tmp").write_text(str(os.waitstatus_to_exitcode(status)))
+        file.with_suffix(".tmp").rename(file)
 """
 LONGEST_WAIT = 1_800  # seconds; processes that wait for each other forever are a failure
 
 
-def _launch_command(launch, processes):
-    config = LAUNCH_FILES / f"{launch[0]}.yaml"
+def _free_port():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+        return taken.getsockname()[1]
+
+
+def _launch_command(launch, processes):
+    config, port = LAUNCH_FILES / f"{launch[0]}.yaml", _free_port()
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *launch[1:]]
     return [*command, "--num_processes", str(processes), "--main_process_port", str(port)]
 
@@ -150,9 +168,8 @@ def _environment():
 
 
 def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
-    command = [sys.executable] if processes == 1 else _launch_command(launch, processes)
     return subprocess.run(
-        [*command, str(script), *(str(flag) for flag in flags)],
+        [*_launch_command(launch, processes), str(script), *(str(flag) for flag in flags)],
         capture_output=True,
         text=True,
         timeout=LONGEST_WAIT,
@@ -161,54 +178,64 @@ def _run(processes, script, *flags, cwd, launch=("two_cpu_processes",)):
     )
 
 
-class TwoProcesses:
-    """Two processes of one `accelerate launch`, which run one script after another."""
+def _set_by_launch(file, *flags):
+    """Return the variables that `accelerate launch` sets for one of our files."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(LAUNCH_FILES / f"{file}.yaml"), *flags, "script.py"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    found = prepare_multi_gpu_env(arguments)
+    return {name: value for name, value in found.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
+class WaitingProcess:
+    """One process, of which forks run one script after another."""
 
     def __init__(self, folder):
         script, self._outputs = folder / "waiting.py", folder / "outputs"
         script.write_text(WAITING, encoding="utf-8")
-        pipes = [folder / f"jobs_{rank}" for rank in range(2)]
-        for pipe in pipes:
-            os.mkfifo(pipe)
-        command = [*_launch_command(("two_cpu_processes",), 2), str(script), str(folder)]
-        self._launcher = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True)
-        # If this process dies, the pipes close, which ends the two.
-        self._jobs = [pipe.open("w", encoding="utf-8") for pipe in pipes]
+        # If this process dies, the pipe closes, which ends the other.
+        pipe = {"stdin": subprocess.PIPE, "text": True, "start_new_session": True}
+        self._process = subprocess.Popen([sys.executable, str(script)], cwd=folder, env=_environment(), **pipe)
 
-    def run(self, script, *flags, cwd):
-        """Run a script in both; return its exit code and output as `subprocess.run` does."""
+    def run(self, processes, script, *flags, cwd, launch=("two_cpu_processes",)):
+        """Run a script in so many processes; return the exit code and output as `subprocess.run` does."""
         output = self._outputs / str(len(list(self._outputs.glob("*"))))
         output.mkdir(parents=True)
         job = {"command": [str(script), *(str(flag) for flag in flags)], "cwd": str(cwd), "output": str(output)}
-        for pipe in self._jobs:
-            pipe.write(json.dumps(job) + "\n")
-            pipe.flush()
+        sizes = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes)}
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        job |= {"processes": processes, "environment": {**_set_by_launch(*launch), **sizes, **place}}
+        self._process.stdin.write(json.dumps(job) + "\n")
+        self._process.stdin.flush()
         ends = time.monotonic() + LONGEST_WAIT
-        while len(list(output.glob("code_?"))) < 2:
-            assert self._launcher.poll() is None, "the processes have ended"
+        while len(list(output.glob("code_?"))) < processes:
+            assert self._process.poll() is None, "the process has ended"
             assert time.monotonic() < ends, "the processes wait for each other"
             time.sleep(0.02)
         code, stdout, stderr = (
-            [(output / f"{name}_{rank}").read_text(encoding="utf-8") for rank in range(2)]
+            [(output / f"{name}_{rank}").read_text(encoding="utf-8") for rank in range(processes)]
             for name in ("code", "stdout", "stderr")
         )
-        return subprocess.CompletedProcess(job["command"], max(map(int, code)), "".join(stdout), "".join(stderr))
+        return subprocess.CompletedProcess(
+            job["command"], max(map(abs, map(int, code))), *map("".join, (stdout, stderr))
+        )
 
     def stop(self):
-        """End both."""
-        for pipe in self._jobs:
-            pipe.close()
+        """End it, and what a failed test has left running."""
+        self._process.stdin.close()
         try:
-            self._launcher.wait(60)
+            self._process.wait(60)
         except subprocess.TimeoutExpired:
-            os.killpg(self._launcher.pid, signal.SIGKILL)
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
-    processes = TwoProcesses(tmp_path_factory.mktemp("two_processes"))
-    yield processes
-    processes.stop()
+def waiting(tmp_path_factory):
+    process = WaitingProcess(tmp_path_factory.mktemp("waiting"))
+    yield process
+    process.stop()
 
 
 @pytest.fixture
@@ -219,7 +246,7 @@ def folder(tmp_path, tiny_pairs):
 
 
 @pytest.fixture
-def train(folder, two_processes, monkeypatch):
+def train(folder, waiting, monkeypatch):
     """Train with all eight rows in each step, in two processes or in this one; return the output and the folder."""
     monkeypatch.chdir(folder)
 
@@ -229,7 +256,7 @@ def train(folder, two_processes, monkeypatch):
         if processes == 1:
             importlib.import_module(f"ragcun_hf.cli.{script}").main(flags)
             return None, output
-        done = two_processes.run(TRAINING / f"{script}.py", *flags, cwd=folder)
+        done = waiting.run(2, TRAINING / f"{script}.py", *flags, cwd=folder)
         assert done.returncode == 0, done.stderr
         return done, output
 
@@ -241,12 +268,13 @@ def _common(encoder, output, processes):
     return [*TRAIN.split(), *DESCENT.split(), "--base_model", encoder, *size, "--output_dir", output]
 
 
-def _train_sharded(folder, encoder, *flags, precision="no", output="sharded"):
+def _train_sharded(run, folder, encoder, *flags, precision="no", output="sharded"):
     """Train contrastively on two processes with FSDP2; return the model's folder and the notes of each process."""
-    (folder / "sharding.py").write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    script = folder / "sharding.py"
+    script.write_text(SHARDING.format(training=str(TRAINING)), encoding="utf-8")
+    flags = [*_common(encoder, folder / output, 2), "--no_freeze_base", *flags]
     launch = ("fsdp2_trainable_encoder", "--mixed_precision", precision)
-    common = [*_common(encoder, folder / output, 2), "--no_freeze_base"]
-    done = _run(2, folder / "sharding.py", *common, *flags, cwd=folder, launch=launch)
+    done = run(2, script, *flags, cwd=folder, launch=launch)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Saved the model") == 1
     return folder / output, [json.loads((folder / f"seen_{rank}.json").read_text()) for rank in range(2)]
@@ -362,8 +390,8 @@ def test_a_yaml_file_trains_the_same_in_two_processes(folder, train, tiny_encode
 
 
 @pytest.mark.parametrize("script", ["sweep", "prepare_data"])
-def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, two_processes, script):
-    done = two_processes.run(TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
+def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, waiting, script):
+    done = waiting.run(2, TRAINING / f"{script}.py", "--output_dir", "out", cwd=folder)
     assert done.returncode != 0
     assert done.stderr.count(f"{script}.py: expected one process, got 2: this command cannot share its work") == 1
     assert not (folder / "out").exists()
@@ -392,9 +420,9 @@ def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):
     assert not (folder / "out" / "model.safetensors").exists()
 
 
-def test_a_bad_input_ends_all_processes_with_its_message(folder, tiny_encoder_folder):
+def test_a_bad_input_ends_all_processes_with_its_message(folder, waiting, tiny_encoder_folder):
     flags = ["--use_cpu", "--train_data", "nowhere.json", "--base_model", tiny_encoder_folder]
-    done = _run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder)
+    done = waiting.run(2, TRAINING / "train_contrastive.py", *flags, cwd=folder)
     assert done.returncode != 0
     assert "train_contrastive.py: expected an existing file or folder" in done.stderr
     assert not (folder / "checkpoints").exists()
@@ -425,7 +453,7 @@ run_script(eval_beir.main, shares_work=True)
 """
 
 
-def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_folder):
+def test_several_processes_write_the_same_run_files_as_one(folder, waiting, tiny_encoder_folder):
     torch.manual_seed(3)
     model = IsotropicGaussianModel.from_encoder(
         str(tiny_encoder_folder), use_predictor=True, similarity_fn_name="euclidean"
@@ -458,7 +486,7 @@ def test_several_processes_write_the_same_run_files_as_one(folder, tiny_encoder_
     for processes in (1, 3):
         output = folder / f"of_{processes}"
         caches = ["--feature_cache_dir", folder / f"features_{processes}", "--encoder_dtype", "float32"]
-        done = _run(processes, script, *flags, *caches, "--output_dir", output, cwd=folder)
+        done = waiting.run(processes, script, *flags, *caches, "--output_dir", output, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Wrote ") == 1
         assert "15 texts encoded" in done.stdout  # one is there twice
@@ -485,7 +513,7 @@ def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, t
     # Four batches a step, clipped gradients, held-out pairs that choose the checkpoint, a frozen first layer.
     flags = ["--train_data", "many.json", "--gradient_accumulation_steps", "4", "--epochs", "5"]
     flags += ["--freeze_layers", "1", "--val_data", "pairs.json", "--encoder_learning_rate", "0.02"]
-    two, seen = _train_sharded(folder, encoder, *flags)
+    two, seen = _train_sharded(_run, folder, encoder, *flags)
     _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     _check_alike(one, two, encoder)
     assert _logged(two, "grad_norm") == pytest.approx(_logged(one, "grad_norm"), rel=1e-4)
@@ -508,23 +536,24 @@ def test_two_processes_that_shard_the_encoder_train_the_weights_of_one(folder, t
     assert sum(each["own_share"] for each in seen) == trained
 
 
-def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder):
+def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder, waiting):
     (folder / "not_finite.py").write_text(NOT_FINITE, encoding="utf-8")
-    done = _run(2, folder / "not_finite.py", cwd=folder)
+    done = waiting.run(2, folder / "not_finite.py", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert all("infinity in weight" in (folder / f"said_{rank}").read_text() for rank in range(2))
 
 
-def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encoder(folder, tiny_mpnet_folder):
+def test_a_sharded_run_resumes_to_the_last_digit_and_keeps_the_rate_of_the_encoder(folder, waiting, tiny_mpnet_folder):
     # MPNet's layers are sharded although transformers does not name their class.
     flags = ["--train_data", "pairs.json", "--epochs", "2", "--save_strategy", "epoch", "--optim", "adamw_torch"]
     flags += ["--lr_scheduler_type", "constant", "--learning_rate", "0.003", "--encoder_learning_rate", "0.0001"]
-    whole, seen = _train_sharded(folder, tiny_mpnet_folder, *flags)
+    whole, seen = _train_sharded(waiting.run, folder, tiny_mpnet_folder, *flags)
     for path in whole.iterdir():
         if path.is_file():
             path.rename(folder / path.name)
     shutil.rmtree(whole / "checkpoint-2")
-    resumed, _ = _train_sharded(folder, tiny_mpnet_folder, *flags, "--resume_from_checkpoint", "last")
+    flags += ["--resume_from_checkpoint", "last"]
+    resumed, _ = _train_sharded(waiting.run, folder, tiny_mpnet_folder, *flags)
     assert _record(resumed)["steps"] == 2
     first, again = _saved_weights(folder), _saved_weights(resumed)
     assert first.keys() == again.keys()
@@ -542,10 +571,12 @@ def _saved_weights(output):
     return load_file(output / "model.safetensors")
 
 
-def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(folder, train, tiny_encoder_folder):
+def test_a_sharded_run_in_bfloat16_keeps_weights_sums_and_losses_in_float32(
+    folder, train, waiting, tiny_encoder_folder
+):
     encoder = _without_dropout(tiny_encoder_folder, folder)
     flags = ["--train_data", "pairs.json", "--epochs", "5", "--encoder_learning_rate", "0.01"]
-    two, seen = _train_sharded(folder, encoder, *flags, precision="bf16")
+    two, seen = _train_sharded(waiting.run, folder, encoder, *flags, precision="bf16")
     _, one = train(encoder, "train_contrastive", 1, "--no_freeze_base", *flags)
     assert {weight.dtype for weight in _saved_weights(two).values()} == {torch.float32}
     for each in seen:
@@ -576,14 +607,9 @@ def test_accelerate_reads_the_shipped_files_and_they_say_how_to_use_them(path, t
 
 
 def test_the_file_for_a_trainable_encoder_asks_for_fsdp2_in_bfloat16(monkeypatch):
-    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils import FullyShardedDataParallelPlugin
-    from accelerate.utils.launch import prepare_multi_gpu_env
 
-    path = LAUNCH_FILES / "fsdp2_trainable_encoder.yaml"
-    arguments = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
-    arguments, _, _ = _validate_launch_command(arguments)
-    environment = prepare_multi_gpu_env(arguments)
+    environment = _set_by_launch("fsdp2_trainable_encoder")
     assert environment["ACCELERATE_USE_FSDP"] == "true"
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     for name in (each for each in environment if each.startswith("FSDP_")):

@@ -5,12 +5,12 @@ import importlib
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_in_forks
 
 from ragcun_hf.command_line import _make_parser, run_script
 from ragcun_hf.commands import portable_command
@@ -368,7 +368,7 @@ def test_a_setting_of_the_trainer_that_cannot_work(end, flags, words):
         ["--lr_scheduler_type", "warmup_stable_decay", "--lr_scheduler_kwargs", '{"num_decay_steps": 1}'],
         ["--lr_scheduler_type", "cosine_with_min_lr", "--lr_scheduler_kwargs", '{"min_lr": 0.1}'],
         ["--optim", "sgd", "--optim_args", "momentum=0.5"],
-        ["--dataloader_multiprocessing_context", "spawn", "--dataloader_num_workers", "1"],
+        ["--dataloader_multiprocessing_context", "spawn", "--dataloader_num_workers", "1", "--epochs", "1"],
     ],
     ids=lambda flags: flags[1],
 )
@@ -568,16 +568,9 @@ def test_fsdp_of_what_it_cannot_shard_or_save(end, monkeypatch, flags, settings,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["missing field", "unreachable encoder", "no model"])
-def test_a_real_process_says_it_in_one_line_too(folder, name):
-    script, flags, words = BAD[name]
-    done = subprocess.run(
-        [sys.executable, str(TRAINING / f"{script}.py"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=1_800,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    _check((done.returncode, done.stderr), script=script, words=words)
-    assert done.stdout == ""
+def test_a_real_process_says_it_in_one_line_too(folder):
+    names = ("missing field", "unreachable encoder", "no model")
+    commands = {name: [TRAINING / f"{BAD[name][0]}.py", *BAD[name][1]] for name in names}
+    for name, done in run_in_forks(commands, folder, imports=["ragcun_hf.trainer.trainer"]).items():
+        _check((done.returncode, done.stderr), script=BAD[name][0], words=BAD[name][2])
+        assert done.stdout == "", name

@@ -3,12 +3,11 @@
 import importlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import run_in_forks
 
 from ragcun_hf import IsotropicGaussianModel
 from ragcun_hf.errors import UserError
@@ -205,23 +204,32 @@ def _plant(folder, place, witness):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", [(), ("--trust_remote_code",)], ids=["without the flag", "with it"])
-@pytest.mark.parametrize("place", ["model code", "tokenizer", "module list"])
+@pytest.mark.parametrize("place", ["tokenizer", "module list"])
 def test_code_in_a_folder_of_our_own_type_never_runs(scripts, tiny_folder, tmp_path, place, flags):
     pytest.importorskip("mteb")
     by_mteb, _ = scripts
-    witness = tmp_path / "witness"
+    _plant(tiny_folder, place, tmp_path / "witness")
+    task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
+    with pytest.raises(UserError, match="--model_path expects"):
+        by_mteb("--model_path", tiny_folder, *task, *flags)
+    assert not (tmp_path / "witness").exists()
+
+
+@pytest.mark.slow
+def test_the_installed_classes_replace_changed_model_code(scripts, tiny_folder, tmp_path):
+    pytest.importorskip("mteb")
+    by_mteb, _ = scripts
     task = ("--beir_folders", _write_beir(tmp_path / "beir" / "toy", [("r", "b")]))
     unchanged = by_mteb("--model_path", tiny_folder, *task)["tasks"][0]["scores"]
-    _plant(tiny_folder, place, witness)
-    if place == "model code":  # a new process shows that the installed classes replace it
-        command = [sys.executable, TRAINING / "eval_mteb.py", "--model_path", tiny_folder, *task, *flags]
-        subprocess.run([*map(str, command), "--run_name", "again"], check=True, capture_output=True)
-        again = json.loads(Path("results/mteb/again.json").read_text(encoding="utf-8"))
-        assert again["tasks"][0]["scores"] == unchanged
-    else:
-        with pytest.raises(UserError, match="--model_path expects"):
-            by_mteb("--model_path", tiny_folder, *task, *flags)
-    assert not witness.exists()
+    _plant(tiny_folder, "model code", tmp_path / "witness")
+    command = [TRAINING / "eval_mteb.py", "--model_path", tiny_folder, *task, "--run_name"]
+    # In new processes, as this one has loaded the model's code.
+    commands = {"without": [*command, "without"], "with": [*command, "with", "--trust_remote_code"]}
+    for name, done in run_in_forks(commands, Path.cwd(), imports=["mteb"]).items():
+        assert done.returncode == 0, (name, done.stderr)
+        again = json.loads(Path(f"results/mteb/{name}.json").read_text(encoding="utf-8"))
+        assert again["tasks"][0]["scores"] == unchanged, name
+    assert not (tmp_path / "witness").exists()
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import copy
 import dataclasses
 import errno
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -1041,22 +1040,32 @@ def test_two_stores_at_once_leave_a_readable_cache(tiny_model, tmp_path, monkeyp
     np.testing.assert_allclose(fresh.features(TEXTS).expanded(), expected, atol=1e-6)
 
 
-def _write_shards(folder, number):
-    cache = FeatureCache(folder, {"a": 1}, feature_dim=4)
-    for turn in range(10):
-        # Odd turns write what the other process writes too, under the same name.
-        value = turn if turn % 2 else 100 * number + turn
-        cache.write([f"{value:016d}".encode()], np.full((1, 4), value, np.float32))
+WRITE_SHARDS = """
+import sys
+import numpy as np
+from ragcun_hf.features.feature_cache import FeatureCache
+
+cache, number = FeatureCache(sys.argv[1], {"a": 1}, feature_dim=4), int(sys.argv[2])
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(10):
+    # Odd turns write what the other process writes too, under the same name.
+    value = turn if turn % 2 else 100 * number + turn
+    cache.write([f"{value:016d}".encode()], np.full((1, 4), value, np.float32))
+"""
 
 
 def test_two_processes_at_once_leave_a_readable_cache(tmp_path):
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-    processes = [context.Process(target=_write_shards, args=(tmp_path, number)) for number in (1, 2)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    line = [sys.executable, "-c", WRITE_SHARDS, str(tmp_path)]
+    processes = [subprocess.Popen([*line, str(number)], **pipes) for number in (1, 2)]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
     for process in processes:
-        process.start()
+        process.stdin.write("\n")
+        process.stdin.flush()
     for process in processes:
-        process.join(600)
-    assert [process.exitcode for process in processes] == [0, 0]
+        process.communicate(timeout=600)
+    assert [process.returncode for process in processes] == [0, 0]
     cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=4)
     values = sorted({*range(1, 10, 2), *(100 * number + turn for number in (1, 2) for turn in range(0, 10, 2))})
     assert len(cache) == len(values)

@@ -143,18 +143,13 @@ print(json.dumps(vectors))
 
 
 @pytest.mark.slow
-def test_another_process_loads_a_pushed_model_by_branch_and_by_commit(hub, folder, tiny_encoder_folder, tmp_path):
-    command = [sys.executable, str(ROOT / "training" / "push_to_hub.py"), "--model_path", str(folder)]
-    pushed = subprocess.run(
-        [*command, "--repo_id", REPO, "--private"],
-        env=_environment(hub, tmp_path / "pusher", OWNER_TOKEN),
-        capture_output=True,
-        text=True,
-    )
-    assert pushed.returncode == 0, pushed.stderr
+def test_another_process_loads_a_pushed_model_by_branch_and_by_commit(
+    hub, folder, tiny_encoder_folder, tmp_path, capsys
+):
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", REPO, "--private"])
     repository = hub.repositories[REPO]
     (first,) = repository.history
-    assert first in pushed.stdout
+    assert first in capsys.readouterr().out
     assert repository.private
     # A later model on a branch of its own, and yet another on main: the first commit stays what it was.
     api, models = HfApi(), {first: IsotropicGaussianModel.from_pretrained(folder)}
@@ -565,11 +560,7 @@ print(json.dumps([model.encode(json.load(sys.stdin), prompt_name="query").tolist
 
 @pytest.mark.slow
 def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, folder, tmp_path, capsys):
-    flags = ["--model_path", str(folder), "--repo_id", "org/tiny-plain", "--plain"]
-    _script("push_to_hub").main([*flags, "--dry_run"])
-    assert "Nothing was sent" in capsys.readouterr().out
-    assert not hub.requests
-    _script("push_to_hub").main(flags)
+    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/tiny-plain", "--plain"])
     assert 'SentenceTransformer("org/tiny-plain", revision=' in capsys.readouterr().out
     repository = hub.repositories["org/tiny-plain"]
     (commit,) = repository.history
@@ -596,7 +587,10 @@ def test_a_plain_push_takes_no_file_from_outside_the_folder(hub, folder, capsys,
     monkeypatch.setattr(push_to_hub, "plan_plain_upload", watched)
     _replace(folder / "README.md", BEGIN_WORDS, f"{BEGIN_WORDS}\n![mine](../secret.png) ![web](https://a.b/c.png)")
     _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/plain", "--plain", "--dry_run"])
-    assert "results/tiny.json" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "results/tiny.json" in shown
+    assert "Nothing was sent" in shown
+    assert not hub.requests
     assert not (made[0].parent / "secret.png").exists()
 
 

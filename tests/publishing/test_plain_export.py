@@ -119,7 +119,17 @@ def loaded(request, models, tmp_path_factory):
         pytest.skip("the tokenizers of 2024 have no wheel for Python 3.13")
     packages, target = ENVIRONMENTS[request.param], tmp_path_factory.mktemp("packages")
     if packages:
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-deps",
+            "--no-compile",
+            "--only-binary",
+            ":all:",
+        ]
         done = subprocess.run([*pip, "--target", str(target), *packages], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2_000:]
     folder, made = models

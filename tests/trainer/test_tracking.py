@@ -18,25 +18,26 @@ SIGNS = {"train/embedding_std", "train/effective_rank", "train/sigreg", "train/s
 PLOTS = {"plots/loss", "plots/isotropy"}
 
 
-def _train(folder, encoder_folder, pairs, *flags):
+def _flags(folder, encoder_folder, pairs, *flags):
     (folder / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     common = ["--base_model", str(encoder_folder), "--train_data", "pairs.json", "--use_predictor", "--epochs", "2"]
     common += ["--batch_size", "4", "--logging_steps", "1", "--output_dir", "out", "--encoder_dtype", "float32"]
-    common += ["--feature_cache_dir", "features", *flags]
-    return subprocess.run(
-        [sys.executable, str(ROOT / "training" / "train_contrastive.py"), *common],
-        cwd=folder,
-        env={**os.environ, "TRACKIO_DIR": str(folder / "trackio"), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    return [*common, "--feature_cache_dir", "features", "--use_cpu", *flags]
 
 
 @pytest.mark.slow
 def test_trackio_shows_terms_signs_of_collapse_and_plots(tmp_path, tiny_encoder_folder, tiny_pairs):
     pytest.importorskip("trackio")
     flags = ["--report_to", "trackio", "--project", "heads", "--run_name", "first", "--measure_energy"]
-    done = _train(tmp_path, tiny_encoder_folder, tiny_pairs, *flags)
+    flags = _flags(tmp_path, tiny_encoder_folder, tiny_pairs, *flags)
+    # A process of its own, as trackio reads its folder when imported.
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training" / "train_contrastive.py"), *flags],
+        cwd=tmp_path,
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     # Read with trackio's command, as a user would without its page.
     command = [shutil.which("trackio", path=Path(sys.executable).parent), "list", "metrics", "--json"]
@@ -55,12 +56,14 @@ def test_trackio_shows_terms_signs_of_collapse_and_plots(tmp_path, tiny_encoder_
 
 
 @pytest.mark.slow
-def test_tensorboard_shows_the_same(tmp_path, tiny_encoder_folder, tiny_pairs):
+def test_tensorboard_shows_the_same(tmp_path, tiny_encoder_folder, tiny_pairs, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    done = _train(tmp_path, tiny_encoder_folder, tiny_pairs, "--report_to", "tensorboard")
-    assert done.returncode == 0, done.stderr
+    from ragcun_hf.cli import train_contrastive
+
+    monkeypatch.chdir(tmp_path)
+    train_contrastive.main(_flags(tmp_path, tiny_encoder_folder, tiny_pairs, "--report_to", "tensorboard"))
     (file,) = (tmp_path / "out").rglob("events.out.*")
     events = EventAccumulator(str(file.parent))
     events.Reload()

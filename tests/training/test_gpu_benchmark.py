@@ -19,7 +19,7 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
     write_beir_folder(tmp_path / "toy", {name: ("", text) for name, text in texts.items()}, queries, {"test": pairs})
     parts = [part for part in gpu.PARTS if part != "processes"]  # tests/cli/test_accelerate.py has two processes
     flags = ["--parts", *parts, "--data_dir", str(tmp_path / "toy"), "--output_dir", str(tmp_path)]
-    gpu.main(["--device", "cpu", "--quick", *flags])
+    gpu.main(["--device", "cpu", "--quick", "--threads", "1", *flags])
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training", "sweep", "encoder training"}
     assert set(content["details"]["seconds"]["MiniLM-L6"]) == {

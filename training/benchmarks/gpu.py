@@ -128,8 +128,9 @@ def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, 
 
 
 def _shrunk(args: Arguments) -> Arguments:
-    args.num_texts, args.max_length, args.shapes = min(args.num_texts, 16), 48, args.shapes[:1]
-    args.num_documents, args.num_queries, args.num_pairs, args.epochs = 20_000, 50, 192, 1
+    args.num_texts, args.max_length, args.shapes = min(args.num_texts, 8), 24, args.shapes[:1]
+    args.num_documents, args.num_queries, args.num_pairs, args.epochs = 2_000, 20, 64, 1
+    args.batch_size = 16
     args.encoder_steps, args.encoder_batch_size, args.repeats = 1, 2, 1
     args.num_passages = 200
     return args
