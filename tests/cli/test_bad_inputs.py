@@ -437,7 +437,7 @@ def test_weights_that_do_not_fit_are_never_made_up(end, folder, change, word):
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "running_sums.json", "trainer_state.json", "config.json"]
 )
 def test_a_run_goes_on_from_the_last_whole_checkpoint_only(end, folder, name, caplog):
     flags = ["--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1", "--batch_size", "2"]
