@@ -571,6 +571,25 @@ def test_the_text_collator_puts_queries_before_positives_before_all_negatives(ti
     assert _pattern(batch["document_ids"]) == [0, 1, 2, 3, 0]
 
 
+def test_the_text_collator_gives_a_text_of_any_length_the_tokens_of_the_model(tiny_model):
+    texts = ["bread is food " * 1_000, " " * 500 + "fish sleep", "x" * 500 + " star", "", "the moon"]
+    rows = [{"query": text, "positive": text} for text in texts]
+    tokenizer, read = tiny_model.tokenizer, []
+
+    class Recording:
+        is_fast, truncation_side, pad_token_id, pad = False, "right", tokenizer.pad_token_id, tokenizer.pad
+
+        def __call__(self, texts, **options):
+            read.extend(map(len, texts))
+            return tokenizer(texts, **options)
+
+    batch = TextPairCollator(Recording(), max_length=8, query_prompt="query: ")(rows)
+    whole = tokenizer([*(f"query: {text}" for text in texts), *texts], truncation=True, max_length=8, padding=True)
+    assert batch["input_ids"].tolist() == whole["input_ids"]
+    assert batch["attention_mask"].tolist() == whole["attention_mask"]
+    assert max(read) < 2_000 < len(texts[0])
+
+
 def _pattern(ids):
     """Number ids in the order of their first occurrence."""
     known = list(dict.fromkeys(ids.tolist()))
