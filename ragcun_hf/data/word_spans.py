@@ -16,7 +16,7 @@ _ABBREVIATIONS = frozenset(
 )
 _STOP = r"[.!?\u2026\u061f\u06d4\u0964\u0965\u1362\u17d4]"
 # A sentence may end at a stop, with closing quotes or brackets, if whitespace follows; Chinese and Japanese stops and
-# paragraph breaks need no whitespace. A run of stops is tried once, from its start, or thousands of dots would take hours.
+# paragraph breaks need no whitespace. A run of stops is tried only from its start: a million dots would take hours.
 _POSSIBLE_END = re.compile(
     rf"""(?<!{_STOP})(?P<stop>{_STOP}+)["'\u201d\u2019\u00bb)\]]*(?=\s)"""
     r"""|[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\u201d\u2019\uff09"')]*"""

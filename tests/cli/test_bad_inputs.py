@@ -346,6 +346,10 @@ def test_every_choice_that_is_planned_trains(end, flag):
         (["--adam_beta1", "2"], ["`optim` adamw", "2.0"]),
         (["--lr_scheduler_kwargs", '{"fast": 1}'], ["`lr_scheduler_type` linear", "'fast'"]),
         (["--lr_scheduler_type", "warmup_stable_decay"], ["`lr_scheduler_kwargs`", "num_decay_steps"]),
+        (
+            ["--lr_scheduler_type", "polynomial", "--warmup_steps", "3"],
+            ["--lr_scheduler_type polynomial", "got 3 steps"],
+        ),
         (["--dataloader_num_workers", "-1"], ["`dataloader_num_workers` -1"]),
         (["--dataloader_persistent_workers"], ["`dataloader_persistent_workers` True"]),
         (["--seed", "-1"], ["`seed`", "got -1"]),
