@@ -429,6 +429,12 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 child.eval()
         return self
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients; the Trainer calls this at every step, and a frozen encoder has none."""
+        for child in self.children():
+            if child is not self.encoder or not self.config.freeze_base:
+                child.zero_grad(set_to_none)
+
     def _frozen_modules(self) -> list[nn.Module]:
         if self.config.freeze_base:
             return [self.encoder] if self.pooled_layers is None else [self.encoder, self.pooled_layers]

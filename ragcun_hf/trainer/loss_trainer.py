@@ -154,6 +154,14 @@ class LossTrainer(Trainer):
                     )
         return self.optimizer
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # As in transformers, without a walk through all parameters of a frozen encoder at every step.
+        if model is not self.model or not model.config.freeze_base:
+            return super()._clip_grad_norm(model)
+        heads = (child for child in model.children() if child is not model.encoder)
+        parameters = [parameter for head in heads for parameter in head.parameters()]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         try:
             return super()._determine_best_metric(metrics, trial)

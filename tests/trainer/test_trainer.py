@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
@@ -129,6 +129,22 @@ def test_a_frozen_encoder_stays_bit_for_bit_without_gradient_and_without_optimiz
     assert not encoder & set(in_groups)
     assert not encoder & set(optimizer.state)
     assert len(optimizer.state) == len(in_groups) == len(list(tiny_model.parameters())) - len(encoder)
+
+
+@pytest.mark.parametrize("freeze_base", [True, False])
+def test_gradients_are_clipped_and_dropped_as_by_transformers(make_model, make_trainer, monkeypatch, freeze_base):
+    found = []
+    for is_own in (True, False):
+        model = make_model(freeze_base=freeze_base, dropout=0.3)
+        if not is_own:
+            monkeypatch.setattr(LossTrainer, "_clip_grad_norm", Trainer._clip_grad_norm)
+            monkeypatch.setattr(IsotropicGaussianModel, "zero_grad", torch.nn.Module.zero_grad)
+        trainer = make_trainer(model, max_steps=3, max_grad_norm=1e-3)
+        trainer.train()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        found.append((_weights(model), _logged(trainer, "grad_norm"), _logged(trainer, "loss")))
+    assert _difference(found[0][0], found[1][0]) == 0
+    assert found[0][1:] == found[1][1:]
 
 
 def test_dropout_is_off_in_the_frozen_encoder_and_on_in_the_head_while_training(make_model, make_trainer):
