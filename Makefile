@@ -28,9 +28,9 @@ test: check  ## Run the linters and all tests, including the slow ones.
 test-fast: install  ## Run only the quick tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-fuzz: install  ## Try 10,000 inputs and damages, kill every write, and plant code; prints the counts.
+fuzz: install  ## Try 10,000 inputs and damages, kill every write, resume after every step, plant code; prints the counts.
 	FUZZ_INPUTS=10000 $(BIN)/python -m pytest -q -s tests/cli/test_fuzz.py tests/cli/test_kills.py \
-		tests/cli/test_foreign_code.py tests/cli/test_damage.py -m ''
+		tests/cli/test_foreign_code.py tests/cli/test_damage.py tests/trainer/test_resume.py -m ''
 
 benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the folder with BEIR's scifact.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)

@@ -14,10 +14,11 @@ _ABBREVIATIONS = frozenset(
     "inc ltd co corp dept univ gen col lt sgt capt rev hon jan feb mar apr jun jul aug sep sept oct nov dec a.m p.m "
     "u.s u.k u.n z.b d.h bzw usw bspw vgl nr abb hr fr bl av p.ex env".split()
 )
+_STOP = r"[.!?\u2026\u061f\u06d4\u0964\u0965\u1362\u17d4]"
 # A sentence may end at a stop, with closing quotes or brackets, if whitespace follows; Chinese and Japanese stops and
-# paragraph breaks need no whitespace.
+# paragraph breaks need no whitespace. A run of stops is tried only from its start: a million dots would take hours.
 _POSSIBLE_END = re.compile(
-    r"""(?P<stop>[.!?\u2026\u061f\u06d4\u0964\u0965\u1362\u17d4]+)["'\u201d\u2019\u00bb)\]]*(?=\s)"""
+    rf"""(?<!{_STOP})(?P<stop>{_STOP}+)["'\u201d\u2019\u00bb)\]]*(?=\s)"""
     r"""|[\u3002\uff01\uff1f\uff61]+[\u300d\u300f\u201d\u2019\uff09"')]*"""
     r"""|(?<=\S)(?=\s*\n\s*\n)"""
 )

@@ -618,27 +618,46 @@ def _embed_if_it_fits(
     return None
 
 
+def tokenize(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> Any:
+    """Tokenize, truncate and pad to the longest: `input_ids` and `attention_mask`, (B, T) tensors."""
+    found = token_ids(tokenizer, texts, max_length=max_length)
+    return pad(tokenizer, [ids or [tokenizer.pad_token_id] for ids in found])
+
+
+def pad(tokenizer: Any, token_ids: Sequence[Sequence[int]]) -> Any:
+    """Pad on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.
+
+    On the left, encoders with absolute positions would number the tokens of a text by the others in its batch.
+    """
+    return tokenizer.pad({"input_ids": token_ids}, padding_side="right", return_tensors="pt")
+
+
 def token_ids(tokenizer: Any, texts: Sequence[str], *, max_length: int) -> list[list[int]]:
     """Return what `tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]` returns, faster.
 
-    Of a long text, only the first words are read; if they give fewer than `max_length` tokens, all of it is. This
-    changes nothing for tokenizers whose tokens end where words do.
+    Of a long text, only the first words are read, and more of them until they give `max_length` tokens. This changes
+    nothing for tokenizers whose tokens end where words do. A text without spaces and line breaks is read whole.
     """
-    may_cut = tokenizer.truncation_side == "right"
-    begun = [_beginning(text, _CHARACTERS_PER_TOKEN * max_length) if may_cut else text for text in texts]
-    found = _ids(tokenizer, begun, max_length)
-    if short := [row for row, ids in enumerate(found) if len(ids) < max_length and len(begun[row]) < len(texts[row])]:
-        for row, ids in zip(short, _ids(tokenizer, [texts[row] for row in short], max_length), strict=True):
+    if tokenizer.truncation_side != "right":
+        return _ids(tokenizer, list(texts), max_length)
+    found: list[list[int]] = [[]] * len(texts)
+    rows, num_characters = list(range(len(texts))), _CHARACTERS_PER_TOKEN * max_length
+    while rows:
+        begun = [_beginning(texts[row], num_characters) for row in rows]
+        too_short = []
+        for row, text, ids in zip(rows, begun, _ids(tokenizer, begun, max_length), strict=True):
             found[row] = ids
+            if len(text) < len(texts[row]) and (not text or len(ids) < max_length):
+                too_short.append(row)
+        rows, num_characters = too_short, 2 * num_characters
     return found
 
 
 def _beginning(text: str, num_characters: int) -> str:
-    """Return the whole words before some character, or the whole text if there are none."""
+    """Return the whole words before some character, which may be none."""
     if len(text) <= num_characters:
         return text
-    end = max(text.rfind(space, 0, num_characters) for space in (" ", "\n"))
-    return text[: max(end, 0)].rstrip() or text
+    return text[: max(text.rfind(space, 0, num_characters) for space in (" ", "\n")) + 1].rstrip()
 
 
 def _ids(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:

@@ -40,7 +40,7 @@ from transformers.utils import ModelOutput, is_peft_available
 
 from .configuration_isotropic_gaussian import IsotropicGaussianConfig
 from .embedded_isotropic_gaussian import EMBEDDED, EMBEDDED_NAME, embedded_model_folder
-from .encoding_isotropic_gaussian import EncodingMixin, check_texts, token_ids
+from .encoding_isotropic_gaussian import EncodingMixin, check_texts, pad, token_ids, tokenize
 from .lexical_isotropic_gaussian import LexicalHalf, lexical_weight
 from .pooling_isotropic_gaussian import PooledLayers, pool
 from .sentence_transformers_isotropic_gaussian import (
@@ -438,6 +438,12 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 child.eval()
         return self
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients; the Trainer calls this at every step, and a frozen encoder has none."""
+        for child in self.children():
+            if child is not self.encoder or not self.config.freeze_base:
+                child.zero_grad(set_to_none)
+
     def _frozen_modules(self) -> list[nn.Module]:
         if self.config.freeze_base:
             return [self.encoder] if self.pooled_layers is None else [self.encoder, self.pooled_layers]
@@ -644,20 +650,16 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
 
         An empty text becomes one attended padding token if the tokenizer adds no special tokens.
         """
-        token_ids = self.token_ids([prompt + text for text in texts], max_length=max_length)
-        token_ids = [ids or [self.tokenizer.pad_token_id] for ids in token_ids]
-        return self.pad(token_ids)
+        prompted = [prompt + text for text in texts]
+        return tokenize(self.tokenizer, prompted, max_length=max_length or self.config.max_length)
 
     def token_ids(self, texts: Sequence[str], *, max_length: int | None = None) -> list[list[int]]:
         """Tokenize texts, truncated to `config.max_length` or less; of a long text, only as much is read as counts."""
         return token_ids(self.tokenizer, texts, max_length=max_length or self.config.max_length)
 
     def pad(self, token_ids: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors.
-
-        On the left, encoders with absolute positions would number the tokens of a text by the others in its batch.
-        """
-        return self.tokenizer.pad({"input_ids": token_ids}, padding_side="right", return_tensors="pt")
+        """Pad token ids on the right, to the longest: `input_ids` and `attention_mask`, (B, T) tensors."""
+        return pad(self.tokenizer, token_ids)
 
     def save_pretrained(
         self, save_directory: str | Path, *, is_main_process: bool = True, push_to_hub: bool = False, **kwargs: Any

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from ..command_line import argument, recipe_values
+from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..model.arguments import ModelArguments
 from .flags import ContrastiveKind, IsotropyKind, ObjectiveArguments, PredictiveKind, ScheduleArguments
@@ -132,7 +133,8 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
     def check_values(self) -> None:
         """Raise a ValueError that names the field if a weight, rate, count or kind is out of range."""
         above_0 = ("temperature", "learning_rate", "encoder_learning_rate")
-        at_least_0 = ("lambda_contrastive", "lambda_isotropy", "lambda_predictive", "margin", "weight_decay")
+        at_least_0: tuple[str, ...] = ("lambda_contrastive", "lambda_isotropy", "lambda_predictive", "margin")
+        at_least_0 += ("weight_decay", "warmup_steps")
         self._check_types()
         for name in (*at_least_0, *above_0):
             value, bound = getattr(self, name), "above 0" if name in above_0 else "of at least 0"
@@ -244,7 +246,7 @@ def _try_compilation(args: TrainingArguments) -> None:
             raise ValueError(f"`torch_compile_{setting}` must be one of {', '.join(names)}, got {name!r}.")
 
 
-_UNMADE = (ValueError, TypeError, ImportError, RuntimeError)
+_UNMADE = (ValueError, TypeError, ImportError, RuntimeError, ArithmeticError)
 
 
 def _try_optimizer(args: TrainingArguments) -> None:
@@ -278,6 +280,35 @@ def _try_schedule(args: TrainingArguments, optimizer: torch.optim.Optimizer) -> 
             f"`lr_scheduler_type` {choice_name(args.lr_scheduler_type)} cannot be made with `lr_scheduler_kwargs` "
             f"{settings} ({error}): give the settings that it needs, as JSON, or name another schedule."
         ) from error
+
+
+def learning_rates(args: TrainingArguments, num_steps: int, num_warmup_steps: int) -> list[float]:
+    """Return the shares of the learning rate where a schedule turns: at its ends and around the end of the warm-up.
+
+    A UserError says that the schedule has none there, or one that is no finite number of at least 0.
+    """
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=args.learning_rate)
+    settings: Any = args.lr_scheduler_kwargs
+    steps = {0, 1, num_warmup_steps - 1, num_warmup_steps, num_warmup_steps + 1, num_steps - 1}
+    try:
+        schedule = get_scheduler(
+            args.lr_scheduler_type, optimizer, num_warmup_steps, num_steps, scheduler_specific_kwargs=settings
+        )
+        rate_at = getattr(schedule, "lr_lambdas", [lambda _: 1.0])[0]  # others follow from evaluations
+        rate_at(num_steps)  # asked for after the last step, but not used
+        rates = [rate_at(step) for step in sorted(steps) if 0 <= step < num_steps]
+        fault = "" if all(math.isfinite(rate) and rate >= 0 for rate in rates) else f"rates {rates}"
+    except _UNMADE as error:
+        fault = str(error)
+    if fault:
+        raise UserError(
+            f"--lr_scheduler_type {choice_name(args.lr_scheduler_type)} with --lr_scheduler_kwargs {settings} expects "
+            f"other settings, got {num_warmup_steps} steps of warm-up in {num_steps} steps of training ({fault}): "
+            "change --warmup_steps or --lr_scheduler_kwargs, or name another schedule"
+        )
+    return rates
 
 
 def _names(dataclass_type: type) -> set[str]:

@@ -22,6 +22,7 @@ from ..data.documents import text_digest
 from ..data.training_rows import TrainingRow, TrainingRows, read_columns
 from ..evaluation.validation import RetrievalValidation
 from ..features.feature_store import SAMPLE_ROWS, FeatureStore
+from ..model.encoding_isotropic_gaussian import tokenize
 from .known_pairs import PairIds
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def text_ids(texts: Sequence[str]) -> Tensor:
 
 @dataclass
 class TextPairCollator:
-    """Tokenizes rows of texts, with prompts, padded to the longest text of the batch."""
+    """Tokenizes rows of texts, with prompts, as the model does."""
 
     tokenizer: Any
     max_length: int
@@ -48,14 +49,7 @@ class TextPairCollator:
         documents = [row["positive"] for row in rows]
         documents += [text for row in rows for text in row.get("negative") or []]
         texts = [self.query_prompt + text for text in queries] + [self.document_prompt + text for text in documents]
-        tokens = self.tokenizer(
-            texts,
-            padding=True,
-            truncation=True,
-            max_length=self.max_length,
-            return_token_type_ids=False,
-            return_tensors="pt",
-        )
+        tokens = tokenize(self.tokenizer, texts, max_length=self.max_length)
         return {
             "query_ids": text_ids(queries),
             "document_ids": text_ids(documents),

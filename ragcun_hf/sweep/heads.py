@@ -25,6 +25,7 @@ from ..errors import NotFiniteError, UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
+from ..objective.arguments import learning_rates
 from ..objective.head_weights import trainable_weights
 from ..objective.inputs import FeaturePairs, retrieval_validation
 from ..objective.isotropy import random_directions
@@ -288,6 +289,7 @@ class HeadBatch:
         warmup = args.get_warmup_steps(total_steps)
         if args.warmup_steps >= 1:
             warmup = math.ceil(share * warmup)
+        learning_rates(args, total_steps, warmup)
         schedule = get_scheduler(
             args.lr_scheduler_type,
             optimizer,

@@ -1,4 +1,4 @@
-"""Callbacks of the Trainer: epochs, early stopping after a resume, the position in a stream, progress and plots."""
+"""Callbacks of the Trainer: epochs, what a resumed run goes on with, log lines, progress and plots."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.state import GradientState
 from torch import Tensor
 from transformers import EarlyStoppingCallback, ProgressCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -39,6 +40,17 @@ class EpochCallback(TrainerCallback):
         """Pass the epoch on. It is counted here: for a stream, the epoch of the state is a share of the steps."""
         self._dataset.set_epoch(self._epoch)
         self._epoch += 1
+
+
+class RestoredSums(TrainerCallback):
+    """Calls a function when the Trainer has set its sums to 0, which is after it has read a checkpoint."""
+
+    def __init__(self, restore: Callable[[], None]) -> None:
+        self._restore = restore
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Call it."""
+        self._restore()
 
 
 def early_stopping(patience: int, checkpoint: Checkpoint | None) -> EarlyStoppingCallback:
@@ -79,16 +91,23 @@ class StreamPosition(TrainerCallback, ExportableState):
         """Begin to count a pass."""
         self._num_batches = 0
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Count a batch."""
+    def on_substep_end(self, *_: Any, **__: Any) -> None:
+        """Count a batch that is not the last of its step."""
         self._num_batches += 1
 
-    on_substep_end = on_step_end  # after a batch that is not the last of its step
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Count the last batch of a step, and correct the epoch, which the Trainer counts from the resume."""
+        self._num_batches += 1
+        share = self._num_rows / self._rows_per_batch / (state.max_steps * args.gradient_accumulation_steps)
+        state.epoch = self._stream.number_of_pass + share
+
+    @property
+    def _num_rows(self) -> int:
+        return self._stream.num_skipped + self._num_batches * self._rows_per_batch
 
     def state(self) -> dict[str, Any]:
         """Return the position in the form that the Trainer writes."""
-        num_rows = self._stream.num_skipped + self._num_batches * self._rows_per_batch
-        position = {"number_of_pass": self._stream.number_of_pass, "num_rows": num_rows}
+        position = {"number_of_pass": self._stream.number_of_pass, "num_rows": self._num_rows}
         return {"args": {}, "attributes": {**position, **self._stream.stream_order}}
 
 
@@ -123,13 +142,21 @@ _LABELS = {
 }
 
 
-class ShortRunLog(TrainerCallback):
-    """Logs about ten times in a run with fewer steps than lie between two log lines, so that it has a curve."""
+class LogTimes(TrainerCallback):
+    """Asks for log lines at other times than transformers does.
+
+    A run with fewer steps than lie between two log lines has about ten, so that it has a curve. The line of an epoch
+    comes at the end of its last step, before a checkpoint of that step is saved: a resumed run would lack it.
+    """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a log line."""
-        is_short = args.logging_strategy == "steps" and state.max_steps < state.logging_steps
-        if is_short and state.global_step % -(-state.max_steps // 10) == 0:
+        if args.logging_strategy == "steps":
+            is_due = state.max_steps < state.logging_steps and state.global_step % -(-state.max_steps // 10) == 0
+        else:
+            is_last = GradientState().end_of_dataloader or state.global_step >= state.max_steps
+            is_due = args.logging_strategy == "epoch" and is_last
+        if is_due:
             control.should_log = True
 
 

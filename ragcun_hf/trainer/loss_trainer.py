@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
+from ..distributed import gather_objects
 from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
 from ..files import write_checksums
@@ -22,7 +24,8 @@ from ..objective.inputs import FeaturePairs
 from ..objective.isotropy import SIGREG_NULL_FLOOR, random_directions, sigreg_statistic
 from ..objective.known_pairs import PairIds, QueryBalancedRows
 from ..objective.terms import Objective, resolve_weights
-from .callbacks import EpochCallback
+from .callbacks import EpochCallback, RestoredSums
+from .record import RUNNING_SUMS_FILE
 from .sharding import prepare_sharding, save_whole, whole_weights
 
 if TYPE_CHECKING:
@@ -94,6 +97,7 @@ class LossTrainer(Trainer):
             self.train_dataset = QueryBalancedRows(self.train_dataset, pair_ids.query_ids, seed=self.args.seed)
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(EpochCallback(self.train_dataset, is_stream=not has_length(self.train_dataset)))
+        self.add_callback(RestoredSums(self._restore_sums))
         self._similarity = config.similarity_fn_name
         self._objectives = {"train": self._objective(pair_ids), "eval": self._objective(eval_pair_ids)}
         self._term_sums: dict[str, dict[str, Tensor]] = {"train": {}, "eval": {}}
@@ -150,6 +154,14 @@ class LossTrainer(Trainer):
                     )
         return self.optimizer
 
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        # As in transformers, without a walk through all parameters of a frozen encoder at every step.
+        if model is not self.model or not model.config.freeze_base:
+            return super()._clip_grad_norm(model)
+        heads = (child for child in model.children() if child is not model.encoder)
+        parameters = [parameter for head in heads for parameter in head.parameters()]
+        return self.accelerator.clip_grad_norm_(parameters, self.args.max_grad_norm)
+
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         try:
             return super()._determine_best_metric(metrics, trial)
@@ -189,7 +201,8 @@ class LossTrainer(Trainer):
         return num_epochs, *others, max_steps
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Save a checkpoint, with checksums written last; only then remove older ones."""
+        """Save a checkpoint, with running sums, and checksums written last; only then remove older ones."""
+        sums = gather_objects(self._running_sums())
         limit = self.args.save_total_limit
         self.args = with_values(self.args, save_total_limit=None)
         try:
@@ -201,6 +214,7 @@ class LossTrainer(Trainer):
             folder = Path(self._get_output_dir(trial=trial))
             checkpoint = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)  # with the limit
+            (checkpoint / RUNNING_SUMS_FILE).write_text(json.dumps(sums) + "\n", encoding="utf-8")
             write_checksums(checkpoint)
             best = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), save_total_limit=limit, best_model_checkpoint=best, use_mtime=True)
@@ -250,7 +264,35 @@ class LossTrainer(Trainer):
         if "loss" in logs:
             logs.update({f"loss/{name}": value for name, value in self._pop_terms("train").items()})
             logs.update(self._collapse_measures())
+        if "train_loss" in logs and self.checkpoint is not None:
+            # The mean over all steps; transformers divides by the number of steps since the resume.
+            logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step, 0.001)
         super().log(logs, *args, **kwargs)
+
+    def _running_sums(self) -> dict[str, float]:
+        """Return what this process has summed up for the next log line; `_restore_sums` reads it."""
+        return {
+            "loss": float(self._tr_loss),
+            "logged_loss": self._total_loss_scalar,
+            "logged_step": self._globalstep_last_logged,
+            "num_batches": self._term_counts["train"],
+            **{f"loss/{name}": float(value) for name, value in self._term_sums["train"].items()},
+        }
+
+    def _restore_sums(self) -> None:
+        """Let the next log line have the means over the same steps as that of a run without interruption."""
+        self._term_sums, self._term_counts = {"train": {}, "eval": {}}, {"train": 0, "eval": 0}
+        if self.checkpoint is None:
+            return
+        sums = self.checkpoint.running_sums(self.args.process_index, self.args.world_size)
+        # transformers has no public place for these.
+        self._tr_loss.fill_(sums.pop("loss"))
+        self._total_loss_scalar = sums.pop("logged_loss")
+        self._globalstep_last_logged = int(sums.pop("logged_step"))
+        self._term_counts["train"] = int(sums.pop("num_batches"))
+        device = self._tr_loss.device
+        terms = {name.removeprefix("loss/"): torch.tensor(value, device=device) for name, value in sums.items()}
+        self._term_sums["train"] = terms
 
     def _track(self, terms: dict[str, Tensor], embeddings: Tensor, *, num_queries: int) -> None:
         mode = self._mode

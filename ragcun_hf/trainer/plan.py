@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from ..command_line import format_table, shipped_file
 from ..data.training_rows import read_columns
 from ..errors import UserError
 from ..evaluation.results import MAIN_METRIC
-from ..objective.arguments import IsotropicGaussianTrainingArguments, choice_name, with_values
+from ..objective.arguments import IsotropicGaussianTrainingArguments, choice_name, learning_rates, with_values
 from ..objective.terms import resolve_weights
 from ..sweep.automatic import CHOSEN_FIELDS
 from ..sweep.settings import trainer_only_flags
@@ -92,6 +93,18 @@ def _epoch_rows(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> in
     return facts.num_queries if args.balance_queries else facts.num_rows
 
 
+def _rates(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> list[float]:
+    """Return `learning_rates` of the steps, counted as the Trainer does; none if they cannot be counted yet."""
+    num_steps, num_rows = args.max_steps, _epoch_rows(args, facts)
+    if num_steps <= 0:
+        if num_rows is None or (facts.is_automatic and facts.chosen is None):
+            return []
+        rows_per_batch = args.per_device_train_batch_size * facts.num_processes
+        num_batches = num_rows // rows_per_batch if args.dataloader_drop_last else -(-num_rows // rows_per_batch)
+        num_steps = math.ceil(args.num_train_epochs * max(1, -(-num_batches // args.gradient_accumulation_steps)))
+    return learning_rates(args, num_steps, args.get_warmup_steps(num_steps))
+
+
 def plan_run(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> RunPlan:
     """Decide every setting of a run. Changes neither the arguments nor anything else."""
     warnings = []
@@ -117,6 +130,9 @@ def plan_run(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> RunPl
     elif args.dataloader_drop_last and num_rows < rows_per_step:
         decided["dataloader_drop_last"] = False
         warnings.append(f"The {num_rows} rows of an epoch do not fill a batch of {rows_per_step}; it is kept smaller.")
+    planned = with_values(args, **decided)
+    if planned.blend > 0 and (rates := _rates(planned, facts)) and not any(rates):
+        warnings.append("The learning rate is 0 in all steps, so nothing is trained: set --warmup_steps 0.")
     if facts.is_automatic and facts.chosen is None:
         warnings.append("Whitening, projection, epochs and blend are chosen after encoding, by pseudo-queries.")
     if facts.has_documents and facts.is_untrained and (replaced := _replaced_by_documents(args)):
@@ -124,7 +140,7 @@ def plan_run(args: IsotropicGaussianTrainingArguments, facts: RunFacts) -> RunPl
             f"If the documents without labels help, their head is the start, and {', '.join(replaced)} of this run do "
             "not count."
         )
-    return RunPlan(with_values(args, **decided), facts, tuple(warnings))
+    return RunPlan(planned, facts, tuple(warnings))
 
 
 def _replaced_by_documents(args: IsotropicGaussianTrainingArguments) -> list[str]:
@@ -210,6 +226,8 @@ def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> 
         _check_automatic(training, facts)
     if facts.has_documents:
         _check_documents(facts)
+    if training.blend > 0:
+        _rates(training, facts)
     _check_start(training, facts)
     _check_sharding(training, facts)
 

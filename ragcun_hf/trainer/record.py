@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+RUNNING_SUMS_FILE = "running_sums.json"  # in a checkpoint: a list, with the sums of each process
 _STEP = re.compile(r"[0-9]{1,18}")
 
 
@@ -62,6 +63,13 @@ class Checkpoint:
     def bad_evaluations(self) -> int:
         """Evaluations in a row without a better figure, as early stopping counts them."""
         return self.callbacks.get("EarlyStoppingCallback", {}).get("early_stopping_patience_counter", 0)
+
+    def running_sums(self, rank: int, num_processes: int) -> dict[str, float]:
+        """Return what a process had summed up for the next log line; each of another number gets the mean of all."""
+        saved = json.loads((Path(self.path) / RUNNING_SUMS_FILE).read_text(encoding="utf-8"))
+        if len(saved) == num_processes:
+            return dict(saved[rank])
+        return {name: sum(each[name] for each in saved) / len(saved) for name in saved[0]}
 
     def is_at_end(self, max_steps: int, patience: int | None) -> bool:
         """Return whether the run had no step left, or was stopped early."""
@@ -132,13 +140,14 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted((path for path in steps if _STEP.fullmatch(steps[path])), key=lambda path: int(steps[path]))
 
 
-# Without one of these parts, a run would go on in silence to other weights.
+# Without one of these parts, a run would go on in silence to other weights, or with another log.
 _PARTS = {
     "the weights": ("*.safetensors", "pytorch_model_fsdp*"),
     "the state of the optimizer": ("optimizer*",),
     "the state of the schedule": ("scheduler.pt",),
     "the random state": ("rng_state*.pth",),
     "the settings of the model": ("config.json",),
+    "the sums for the log": (RUNNING_SUMS_FILE,),
     "the state of the Trainer": (TRAINER_STATE_NAME,),
 }
 

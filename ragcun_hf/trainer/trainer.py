@@ -28,7 +28,7 @@ from ..objective.head_weights import trainable_weights
 from ..objective.inputs import TrainerInputs, feature_inputs, retrieval_validation, text_inputs
 from ..objective.lexical import prepare_lexical_half
 from ..sweep.automatic import CHOSEN_FIELDS, ChosenSettings, choose_settings
-from .callbacks import ShortRunLog, StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
+from .callbacks import LogTimes, StreamPosition, TermsProgressCallback, TrackedPlots, early_stopping
 from .data import TrainingData, read_held_out
 from .loss_trainer import Evaluator, LossTrainer, check_names
 from .plan import RunPlan, check_run, find_facts, plan_run
@@ -150,7 +150,7 @@ class IsotropicGaussianTrainer(LossTrainer):
         # The plots run the model in the main process alone, where a sharded model would wait for the others.
         if args.report_to and not self.accelerator.is_fsdp2:
             TrackedPlots(inputs.sample).attach(self)
-        self.add_callback(ShortRunLog)
+        self.add_callback(LogTimes)
         if not args.disable_tqdm and self.pop_callback(ProgressCallback) is not None:
             self.add_callback(TermsProgressCallback)
 
@@ -253,6 +253,7 @@ class IsotropicGaussianTrainer(LossTrainer):
                 if self.args.blend > 0:
                     with disk_errors_explained(Path(str(self.args.output_dir))):
                         output = super().train(path, trial, ignore_keys_for_eval)
+                    output = output._replace(training_loss=output.metrics["train_loss"])
             finally:
                 model.is_untrained = False  # after an interruption, too: the weights are no longer those of the start
         self._energy.append(energy)

@@ -399,7 +399,7 @@ def test_a_command_that_cannot_share_its_work_refuses_several_processes(folder, 
 
 def test_two_processes_share_a_stream_and_continue_where_they_stopped(folder, train, tiny_encoder_folder):
     flags = ["--train_data", "pairs.json", "--streaming", "--no_feature_cache", "--max_steps", "3"]
-    halved = [*flags, "--batch_size", "2"]  # two steps a pass
+    halved = [*flags, "--batch_size", "2", "--logging_steps", "2"]  # two steps a pass
     _, two = train(
         tiny_encoder_folder, "train_contrastive", 2, *halved, "--save_steps", "1", "--save_total_limit", "9"
     )
@@ -409,6 +409,14 @@ def test_two_processes_share_a_stream_and_continue_where_they_stopped(folder, tr
     train(tiny_encoder_folder, "train_contrastive", 2, *halved, *resume)
     first, second = _weights(two), _weights(folder / "resumed")
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert _log(two) == _log(folder / "resumed")  # its first line is due in the middle of two
+
+
+def _log(output):
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(("runtime", "per_second"))}
+        for entry in _record(output)["log_history"]
+    ]
 
 
 def test_a_failure_of_one_process_ends_all_of_them(folder, tiny_encoder_folder):

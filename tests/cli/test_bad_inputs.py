@@ -346,6 +346,10 @@ def test_every_choice_that_is_planned_trains(end, flag):
         (["--adam_beta1", "2"], ["`optim` adamw", "2.0"]),
         (["--lr_scheduler_kwargs", '{"fast": 1}'], ["`lr_scheduler_type` linear", "'fast'"]),
         (["--lr_scheduler_type", "warmup_stable_decay"], ["`lr_scheduler_kwargs`", "num_decay_steps"]),
+        (
+            ["--lr_scheduler_type", "polynomial", "--warmup_steps", "3"],
+            ["--lr_scheduler_type polynomial", "got 3 steps"],
+        ),
         (["--dataloader_num_workers", "-1"], ["`dataloader_num_workers` -1"]),
         (["--dataloader_persistent_workers"], ["`dataloader_persistent_workers` True"]),
         (["--seed", "-1"], ["`seed`", "got -1"]),
@@ -437,7 +441,7 @@ def test_weights_that_do_not_fit_are_never_made_up(end, folder, change, word):
 
 
 @pytest.mark.parametrize(
-    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+    "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "running_sums.json", "trainer_state.json", "config.json"]
 )
 def test_a_run_goes_on_from_the_last_whole_checkpoint_only(end, folder, name, caplog):
     flags = ["--output_dir", "out", "--save_strategy", "steps", "--save_steps", "1", "--batch_size", "2"]

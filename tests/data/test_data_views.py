@@ -200,6 +200,7 @@ def test_split_views_change_with_the_epoch():
         ("Title without stop\n\nA paragraph... that goes on. End", 3),
         ("", 0),
         (" \n ", 0),
+        ("A row of dots " + "." * 200_000 + "x ends it. It is read once.", 2),
     ],
 )
 def test_sentences_are_counted_correctly(text, sentences):

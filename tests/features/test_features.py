@@ -320,6 +320,8 @@ def test_token_ids_are_those_of_the_tokenizer_for_texts_of_any_length(kind, side
     counts = [0, 1, 3, 20, 200, 2_000] * 4
     texts = [rng.choice([" ", "", "\n "]).join(rng.choices(pieces, k=count)) for count in counts]
     texts += ["w" * 5_000, " " * 5_000, "\u4e2d" * 5_000, "a " * 5_000]
+    texts += [start * 2_000 + "expected a row " * 400 for start in (" ", "\n", "\t", "w", "\u0301")]
+    texts += [f" {mark}x" * 2_000 for mark in ("\u0308", "\u200d\U0001f525", "\u3000", "\u00a0")]
     for max_length in (1, 7, 64):
         expected = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
         assert token_ids(tokenizer, texts, max_length=max_length) == expected
@@ -335,10 +337,11 @@ def test_a_long_text_is_read_only_as_far_as_it_counts(tiny_tokenizer):
             read.extend(map(len, texts))
             return tiny_tokenizer(texts, **options)
 
-    texts = ["bread is food " * 100_000, "short"]
-    found = token_ids(Recording(), texts, max_length=8)
-    assert found == tiny_tokenizer(texts, truncation=True, max_length=8)["input_ids"]
-    assert max(read) < 100
+    for start in ("", " " * 1_000, "x" * 1_000 + " "):
+        texts = [start + "bread is food " * 100_000, "short"]
+        found = token_ids(Recording(), texts, max_length=8)
+        assert found == tiny_tokenizer(texts, truncation=True, max_length=8)["input_ids"]
+        assert max(read) < 100 + 2 * len(start)
 
 
 def test_a_tokenizer_that_changes_texts_itself_is_asked_for_all_of_them(tiny_tokenizer):

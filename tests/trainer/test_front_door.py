@@ -434,6 +434,25 @@ def test_an_early_stopping_of_the_user_stays_when_training_begins_again(make_mod
     assert trainer.train().global_step == 3
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"num_train_epochs": 2.5},
+        {"per_device_train_batch_size": 3, "dataloader_drop_last": False, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2},
+        {"per_device_train_batch_size": 9},
+    ],
+    ids=str,
+)
+def test_a_schedule_that_fails_at_the_last_step_is_refused_before_the_first(make_model, make_args, pairs, fields):
+    fields = {"max_steps": -1, "num_train_epochs": 2, **fields}
+    trainer = IsotropicGaussianTrainer(make_model(), make_args(**fields), train_dataset=pairs)
+    num_steps = trainer.train().global_step
+    fields |= {"lr_scheduler_type": "polynomial", "warmup_steps": num_steps}
+    with pytest.raises(UserError, match=f"--lr_scheduler_type polynomial .* in {num_steps} steps of training .*zero"):
+        IsotropicGaussianTrainer(make_model(), make_args(**fields), train_dataset=pairs)
+
+
 def test_a_blend_of_zero_trains_nothing(make_model, make_args, pairs):
     trainer = IsotropicGaussianTrainer(make_model(), make_args(blend=0.0), train_dataset=pairs)
     before = {name: weight.clone() for name, weight in _head(trainer.model).items()}

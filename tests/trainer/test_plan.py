@@ -2,11 +2,14 @@
 
 import ast
 import dataclasses
+import itertools
 import json
+import math
 from pathlib import Path
 
 import pytest
-from transformers import HfArgumentParser
+import torch
+from transformers import HfArgumentParser, get_scheduler
 
 from ragcun_hf import IsotropicGaussianTrainingArguments
 from ragcun_hf.cli import train_contrastive, train_self_supervised
@@ -138,6 +141,63 @@ def test_checks_refuse_arguments_that_do_not_fit_together(make_args, training, f
 
 
 # A plan that is printed
+
+
+SCHEDULES = {
+    "linear": [{}],
+    "cosine": [{}, {"num_cycles": 0}],
+    "cosine_with_restarts": [{}, {"num_cycles": 0}, {"num_cycles": 3}],
+    "polynomial": [{}, {"power": -1}, {"power": 0.5}, {"lr_end": 0}],
+    "constant": [{}],
+    "constant_with_warmup": [{}],
+    "inverse_sqrt": [{}, {"timescale": 0}, {"timescale": -5}, {"timescale": 1}],
+    "cosine_with_min_lr": [{"min_lr": 1e-5}, {"min_lr_rate": 0.1}],
+    "cosine_warmup_with_min_lr": [{"min_lr_rate": 0.1}, {"min_lr_rate": 0.1, "warmup_lr_rate": -1}],
+    "warmup_stable_decay": [{"num_decay_steps": 0}, {"num_decay_steps": 3}, {"num_decay_steps": 9}],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_refused_before_the_run_if_and_only_if_one_of_its_steps_fails(make_args, name):
+    for settings, num_steps in itertools.product(SCHEDULES[name], (1, 2, 7)):
+        for warmup in (0, 1, num_steps - 1, num_steps, num_steps + 1, 100):
+            args = make_args()
+            fields = {"lr_scheduler_type": name, "lr_scheduler_kwargs": settings}
+            args = with_values(args, max_steps=num_steps, warmup_steps=warmup, **fields)
+            works = _works(name, settings, num_steps, warmup)
+            try:
+                check_run(args, _facts(num_rows=100))
+            except UserError as error:
+                assert not works
+                assert f"got {warmup} steps of warm-up in {num_steps} steps of training" in str(error)
+            else:
+                assert works, (settings, num_steps, warmup)
+
+
+def _works(name, settings, num_steps, warmup):
+    """Take all steps; return whether every rate is a number of at least 0."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    try:
+        schedule = get_scheduler(name, optimizer, warmup, num_steps, scheduler_specific_kwargs=settings)
+        rates = []
+        for _ in range(num_steps):
+            rates += schedule.get_last_lr()
+            optimizer.step()
+            schedule.step()
+    except (ValueError, ZeroDivisionError):
+        return False
+    return all(math.isfinite(rate) and rate >= 0 for rate in rates)
+
+
+@pytest.mark.parametrize("warmup_steps", [-1, float("nan"), float("inf")])
+def test_a_warm_up_is_a_finite_number_of_at_least_0(make_args, warmup_steps):
+    with pytest.raises(ValueError, match="`warmup_steps` must be a finite number of at least 0"):
+        make_args(warmup_steps=warmup_steps)
+
+
+def test_a_run_whose_only_step_has_a_rate_of_0_is_warned_of(make_args):
+    plans = [plan_run(make_args(max_steps=1, warmup_steps=steps), _facts(num_rows=100)) for steps in (0.1, 0)]
+    assert ["set --warmup_steps 0" in "".join(plan.warnings) for plan in plans] == [True, False]
 
 
 def test_a_printed_plan_shows_the_settings_of_the_run(make_args):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, Trainer
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
@@ -129,6 +129,22 @@ def test_a_frozen_encoder_stays_bit_for_bit_without_gradient_and_without_optimiz
     assert not encoder & set(in_groups)
     assert not encoder & set(optimizer.state)
     assert len(optimizer.state) == len(in_groups) == len(list(tiny_model.parameters())) - len(encoder)
+
+
+@pytest.mark.parametrize("freeze_base", [True, False])
+def test_gradients_are_clipped_and_dropped_as_by_transformers(make_model, make_trainer, monkeypatch, freeze_base):
+    found = []
+    for is_own in (True, False):
+        model = make_model(freeze_base=freeze_base, dropout=0.3)
+        if not is_own:
+            monkeypatch.setattr(LossTrainer, "_clip_grad_norm", Trainer._clip_grad_norm)
+            monkeypatch.setattr(IsotropicGaussianModel, "zero_grad", torch.nn.Module.zero_grad)
+        trainer = make_trainer(model, max_steps=3, max_grad_norm=1e-3)
+        trainer.train()
+        assert all(parameter.grad is None for parameter in model.parameters())
+        found.append((_weights(model), _logged(trainer, "grad_norm"), _logged(trainer, "loss")))
+    assert _difference(found[0][0], found[1][0]) == 0
+    assert found[0][1:] == found[1][1:]
 
 
 def test_dropout_is_off_in_the_frozen_encoder_and_on_in_the_head_while_training(make_model, make_trainer):
@@ -569,6 +585,25 @@ def test_the_text_collator_puts_queries_before_positives_before_all_negatives(ti
     ]
     assert _pattern(batch["query_ids"]) == [0, 1, 0]
     assert _pattern(batch["document_ids"]) == [0, 1, 2, 3, 0]
+
+
+def test_the_text_collator_gives_a_text_of_any_length_the_tokens_of_the_model(tiny_model):
+    texts = ["bread is food " * 1_000, " " * 500 + "fish sleep", "x" * 500 + " star", "", "the moon"]
+    rows = [{"query": text, "positive": text} for text in texts]
+    tokenizer, read = tiny_model.tokenizer, []
+
+    class Recording:
+        is_fast, truncation_side, pad_token_id, pad = False, "right", tokenizer.pad_token_id, tokenizer.pad
+
+        def __call__(self, texts, **options):
+            read.extend(map(len, texts))
+            return tokenizer(texts, **options)
+
+    batch = TextPairCollator(Recording(), max_length=8, query_prompt="query: ")(rows)
+    whole = tokenizer([*(f"query: {text}" for text in texts), *texts], truncation=True, max_length=8, padding=True)
+    assert batch["input_ids"].tolist() == whole["input_ids"]
+    assert batch["attention_mask"].tolist() == whole["attention_mask"]
+    assert max(read) < 2_000 < len(texts[0])
 
 
 def _pattern(ids):
