@@ -213,6 +213,7 @@ def replaced_folder(folder: Path, *, obsolete: Sequence[str] = (), last: str = "
     Where a swap is impossible (other systems, a mount point, the working folder, a file system without hard links),
     the old `last` is removed, the other files are moved one by one, and the new `last` is moved at the end. `last` is
     a file that loading needs: if the process is killed in between, the folder does not load, rather than a mixture.
+    If the new files have no `last`, the old one stays, like all others.
 
     Yields the new folder. After an exception the old folder, if there is one, is unchanged. Old files under other
     names stay, unless their names match the patterns in `obsolete`.
@@ -273,9 +274,10 @@ def _others(old: Path, new: Path, obsolete: Sequence[str]) -> list[Path]:
 
 
 def _move_one_by_one(new: Path, old: Path, obsolete: Sequence[str], last: str) -> None:
-    (old / last).unlink(missing_ok=True)
-    _sync(old)
     kept = {path.name for path in _others(old, new, obsolete)} | {new.name}
+    if last not in kept:
+        (old / last).unlink(missing_ok=True)
+        _sync(old)
     for path in [path for path in old.iterdir() if path.name not in kept and not _TEMPORARY.fullmatch(path.name)]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     for path in sorted(new.iterdir(), key=lambda path: path.name == last):

@@ -121,3 +121,11 @@ def test_all_that_is_old_can_be_named_obsolete(tmp_path):
     with replaced_folder(tmp_path / "model", obsolete=("*",)) as new:
         _fill(new, NEW)
     assert _content(tmp_path / "model") == NEW
+
+
+def test_a_file_that_loading_needs_stays_if_no_new_one_replaces_it(tmp_path, monkeypatch):
+    _fill(tmp_path / "model", OLD)
+    monkeypatch.chdir(tmp_path / "model")  # the working folder is not swapped
+    with replaced_folder(Path()) as new:
+        _fill(new, {"toy.trec": "a run of an evaluation"})
+    assert _content(tmp_path / "model") == {**OLD, "toy.trec": "a run of an evaluation"}
