@@ -451,14 +451,15 @@ def check_writable(folder: Path | str) -> None:
 
 @contextmanager
 def disk_errors_explained(folder: Path) -> Iterator[None]:
-    """Turn the exceptions that libraries raise for a full or read-only disk into a UserError."""
+    """Turn the exceptions of a full or read-only disk, and of a folder in the place of a file, into a UserError."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, OSError):
-            is_of_disk = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+            full, taken = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EISDIR, errno.ENOTDIR)
+            is_of_disk = error.errno in (*full, *taken, errno.EROFS, errno.EACCES)
         else:  # safetensors and torch.save have no exception type for it
             words = ("I/O error", "inline_container", "PytorchStreamWriter")
             is_of_disk = any(word in str(error) for word in words)

@@ -3,6 +3,7 @@
 import importlib
 import pickle
 
+import numpy as np
 import pytest
 
 from ragcun_hf import errors
@@ -94,6 +95,8 @@ _MISTAKES = {
     "a field of another kind": (lambda _: _encoder(similarity_fn_name="near"), "`similarity_fn_name` must be one of"),
     "an unknown field of a head": (lambda model: model.reset_head(widths=3), "got `widths`: leave it out"),
     "no texts to fit": (lambda model: model.fit_lexical([]), "at least two documents with words, got 0"),
+    "a text instead of texts to fit": (lambda model: model.fit_lexical("bread"), "needs a list of texts, got str"),
+    "no list to fit": (lambda model: model.fit_lexical(iter(["a"])), "needs a list of texts, got list_iterator"),
     "a number to fit": (lambda model: model.fit_lexical(["a b", 3]), "must be strings, got int at position 1"),
     "a number to encode": (lambda model: model.encode_query(3), "must be a string or a list of strings, got int"),
     "bytes to encode": (lambda model: model.encode([b"a"]), "must be strings, got bytes at position 0"),
@@ -110,6 +113,10 @@ def test_a_mistake_in_python_is_a_value_error_that_says_what_came(tiny_model, mi
     # UserError is a ValueError, too: one `except` is enough. What transformers loads raises an OSError, as there.
     with pytest.raises(ValueError, match=said):
         mistake(tiny_model)
+
+
+def test_numbers_and_truth_values_of_numpy_are_arguments():
+    _arguments(learning_rate=np.float32(1e-3), max_steps=np.int64(3), push_to_hub=np.bool_(False))
 
 
 @pytest.mark.parametrize("name", COMMANDS)

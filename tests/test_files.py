@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from ragcun_hf import files
-from ragcun_hf.files import replaced_file, replaced_folder, write_whole
+from ragcun_hf.errors import UserError
+from ragcun_hf.files import disk_errors_explained, replaced_file, replaced_folder, write_whole
 
 OLD = {"config.json": "old", "model-1-of-2.safetensors": "old", "tokenizer.json": "old", "checkpoint-7/state": "kept"}
 NEW = {"config.json": "new", "model.safetensors": "new", "tokenizer.json": "new"}
@@ -121,6 +122,16 @@ def test_all_that_is_old_can_be_named_obsolete(tmp_path):
     with replaced_folder(tmp_path / "model", obsolete=("*",)) as new:
         _fill(new, NEW)
     assert _content(tmp_path / "model") == NEW
+
+
+@pytest.mark.parametrize("taken", ["folder", "file"])
+def test_a_folder_in_the_place_of_a_file_and_the_reverse_are_one_line(tmp_path, taken):
+    path = tmp_path / "taken"
+    path.mkdir() if taken == "folder" else path.write_text("a file", encoding="utf-8")
+    target = path if taken == "folder" else path / "text"
+    with pytest.raises(UserError, match="choose another --output_dir"), disk_errors_explained(tmp_path):
+        with replaced_file(target) as new:
+            new.write_text("new", encoding="utf-8")
 
 
 def test_a_file_that_loading_needs_stays_if_no_new_one_replaces_it(tmp_path, monkeypatch):

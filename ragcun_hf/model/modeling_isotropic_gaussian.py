@@ -20,7 +20,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -324,6 +324,8 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
                 "`fit_lexical` needs a model with an untrained head, got one that was trained on other features: make "
                 "a model with `from_encoder`, fit it, then train it."
             )
+        if isinstance(texts, str) or not isinstance(texts, Sized):
+            raise ValueError(f"`fit_lexical` needs a list of texts, got {type(texts).__name__}.")
         check_texts(texts)
         dim = dim or self.config.lexical_dim or self.config.encoder_dim
         lexical = LexicalHalf(self.config.encoder_config.get_text_config().vocab_size, dim)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, Self, TypeVar, get_args
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
@@ -165,7 +166,7 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
     def _check_types(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(each.default, Real) and not (value is None or isinstance(value, Real)):
+            if isinstance(each.default, Real) and not (value is None or isinstance(value, Real | np.bool_)):
                 raise ValueError(f"`{each.name}` must be a number or a truth value, got {value!r}.")
 
     def _check_shares_and_kinds(self) -> None:

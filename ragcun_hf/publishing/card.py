@@ -27,7 +27,7 @@ BEGIN_WORDS = "<!-- begin: your own words, no digits -->"
 END_WORDS = "<!-- end: your own words -->"
 
 _SECTION = re.compile(rf"^{re.escape(BEGIN_WORDS)}\n(.*?)^{re.escape(END_WORDS)}$", re.MULTILINE | re.DOTALL)
-_ENDS_ADDRESS = re.compile(r"[:()\[\]<>\s\\`|%]")  # or makes it that of another machine
+_ENDS_ADDRESS = re.compile(r"[:()\[\]<>\s\\`|%?#]")  # or makes it that of another machine
 # An open tag, comment or code block in the words of the user would hide what follows the section.
 _HIDING = re.compile(r"<[A-Za-z/!?]|```|~~~")
 

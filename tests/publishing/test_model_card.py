@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import jinja2
 import pytest
@@ -660,6 +661,15 @@ def test_repo_id_and_plots_are_used(results):
     assert 'AutoModel.from_pretrained("org/name", trust_remote_code=True)' in card
     assert "![A plot](plot.png)" in card
     assert card.count("# name\n") == 1
+
+
+def test_the_address_of_a_plot_is_that_of_its_file_whatever_its_name(results):
+    name = "a #1? 50% (b) [c].png"
+    (address,) = re.findall(
+        r"^!\[A plot\]\((.*)\)$", render_card(results=results, plots={"A plot": name}), re.MULTILINE
+    )
+    assert not set(address) & set(" ?#()[]")
+    assert unquote(address) == name
 
 
 def test_tables_are_unbroken(card):
