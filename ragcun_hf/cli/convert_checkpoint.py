@@ -43,7 +43,16 @@ def main(arguments: list[str] | None = None) -> None:
     if words and not words[0].startswith("-"):
         words.insert(0, "--checkpoint")
     (args,) = parse_arguments([ConversionArguments], description=__doc__ or "", arguments=words)
-    from ..files import WEIGHT_FILES, check_writable, disk_errors_explained, owned_folder, replaced_folder
+    from ..files import (
+        DOCUMENTS_FILE,
+        HELD_OUT_FILE,
+        RECORD_FILE,
+        WEIGHT_FILES,
+        check_writable,
+        disk_errors_explained,
+        owned_folder,
+        replaced_folder,
+    )
     from ..model.original_checkpoint import convert_original, difference_to_original, read_original_checkpoint
 
     quiet_libraries()
@@ -61,10 +70,11 @@ def main(arguments: list[str] | None = None) -> None:
             f"expected the vectors of the original, got a difference of {difference:.1e} standard deviations: nothing "
             "was written, check --base_model"
         )
+    of_another_model = (*WEIGHT_FILES, RECORD_FILE, DOCUMENTS_FILE, HELD_OUT_FILE)
     with (
         disk_errors_explained(folder),
         owned_folder(folder),
-        replaced_folder(folder, obsolete=WEIGHT_FILES) as new,
+        replaced_folder(folder, obsolete=of_another_model) as new,
     ):
         model.save_pretrained(new)
     encoder = "the frozen encoder of --base_model" if is_frozen else "an encoder that was trained too"

@@ -1,6 +1,7 @@
 """Checkpoints of the original project: the same vectors, and nothing but weights."""
 
 import importlib
+import json
 import pickle
 from pathlib import Path
 
@@ -183,3 +184,13 @@ def test_a_model_is_replaced_only_when_told(original, convert):
     convert(original.state_dict(), "--overwrite")
     assert (folder / "notes.txt").read_text() == "mine"
     assert not list(folder.parent.glob(".*.tmp"))
+
+
+def test_a_model_that_replaces_a_trained_one_does_not_keep_its_record(original, convert):
+    folder = convert(original.state_dict())
+    record = {"checksums": {"model.safetensors": "of the trained model"}}
+    (folder / "training_record.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "training_documents.txt").write_text("a digest\n", encoding="utf-8")
+    convert(original.state_dict(), "--overwrite")
+    load_trained_model(str(folder))
+    assert not list(folder.glob("training_*"))
