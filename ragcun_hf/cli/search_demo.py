@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import os
 import socket
 import sys
@@ -130,7 +131,7 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     from starlette.middleware import Middleware
 
     from ..search_page.guard import PageGuard
-    from ..search_page.page import MOST_AT_ONCE, STYLE
+    from ..search_page.page import STYLE
 
     # Gradio checks whether its own address answers, and must not ask a proxy.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "localhost", "127.0.0.1", args.host]))
@@ -146,8 +147,7 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
         _, address, public_address = page.launch(
             server_name=host, server_port=port, share=args.share, theme=theme, head=f"<style>{STYLE}</style>",
             prevent_thread_lock=True, quiet=True, footer_links=[], enable_monitoring=False, run_history=False,
-            ssr_mode=False, pwa=False, max_threads=MOST_AT_ONCE,
-            app_kwargs={"middleware": [Middleware(PageGuard, hosts=names)]},
+            ssr_mode=False, pwa=False, app_kwargs={"middleware": [Middleware(PageGuard, hosts=names)]},
         )  # fmt: skip
     except (OSError, ValueError) as error:
         raise UserError(f"expected to serve on {args.host}, port {port}, got: {error} Name another --port") from error
@@ -159,4 +159,7 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     except KeyboardInterrupt:
         say("Stopped.")
     finally:
+        # Do not wait for the answers to waiting queries, nor show where they break off.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        page.server.force_exit = True
         page.close(verbose=False)

@@ -203,7 +203,9 @@ class _PromptedEncoder:
     def __init__(self, model: IsotropicGaussianModel, features: FeatureArguments) -> None:
         self.model = model
         self._document_store = features.store(model)
-        self._query_store = replace(features, feature_cache=False).store(model, show_progress=False)
+        self._query_store = replace(features, feature_cache=False).store(
+            model, show_progress=False, is_interactive=True
+        )
         self.summary = self._document_store.summary
 
     def documents(self, texts: Sequence[str]) -> Array:
@@ -228,7 +230,7 @@ def clean_query(query: str) -> str:
     return re.sub("[\ud800-\udfff]", " ", query[:_LONGEST_QUERY]).strip()
 
 
-def score_documents(query_1D: Array, documents_ND: Array, similarity: str, *, block_rows: int = 8_192) -> Array:
+def score_documents(query_1D: Array, documents_ND: Array, similarity: str, *, block_rows: int = 2_048) -> Array:
     """Score all documents for one query, block by block: (N,), larger is better."""
     query, documents = torch.from_numpy(query_1D), torch.from_numpy(documents_ND)
     return torch.cat([score_rows(query, block, similarity) for block in documents.split(block_rows)]).numpy()

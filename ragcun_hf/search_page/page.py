@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import unicodedata
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 INK = "#010203"  # text colour in figures; replaced by the page's text colour, dark or light
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 _SCORES = {"cosine": "cosine similarity", "dot": "dot product", "euclidean": "distance"}
-_LARGEST_BATCH = 32  # queries that are encoded and searched together
-MOST_AT_ONCE = 2 * _LARGEST_BATCH  # queries in work: one batch is answered while the next one gathers
+_LARGEST_BATCH = 16  # queries that are encoded and searched together; more gain little
+_MOST_AT_ONCE = 2 * _LARGEST_BATCH  # one batch is answered while the next one gathers; Gradio takes up to 40
 _LONGEST_QUEUE = 200  # queries that wait; further ones are told to try again
 _FAR = 100  # a document with a rank beyond this in the other ranking is new, or gone
 _TITLE_CHARACTERS, _SNIPPET_CHARACTERS, _TEXT_CHARACTERS = 90, 170, 6_000
@@ -75,7 +77,7 @@ def shorten_text(text: str, length: int) -> str:
     """
     # Read no more than can be needed: a document may be a book.
     start = text[: 4 * length + 64]
-    line = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in start).split())
+    line = " ".join(_CONTROL_CHARACTERS.sub(" ", start).split())
     if len(line) <= length and len(start) == len(text):
         return line
     words = line[: length + 1].rpartition(" ")[0]
@@ -224,8 +226,9 @@ def make_page(
     `examples` are queries to click. A model with a predictor gets a checkbox for it, ticked at first if
     `use_predictor`.
     """
-    # Gradio reads this when it is imported.
+    # Gradio reads these when it is imported, and when a page is made. It would sum up all events after each one.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(sys.maxsize))
     import gradio
 
     batches = Batches(partial(answer_queries, index, headings=headings, top_k=top_k), most=_LARGEST_BATCH)
@@ -262,6 +265,6 @@ def make_page(
         for trigger in triggers:
             trigger(
                 answer, [query, box], found, show_progress="minimal", api_visibility="private",
-                concurrency_id="search", concurrency_limit=MOST_AT_ONCE,
+                concurrency_id="search", concurrency_limit=_MOST_AT_ONCE,
             )  # fmt: skip
     return page.queue(max_size=_LONGEST_QUEUE)

@@ -32,11 +32,13 @@ _ODD_QUERIES = (
     "日本語" * 300,
 )
 _TARGET = 2.0  # seconds
-_TIMEOUT = 60.0  # seconds without any answer
+_TIMEOUT = 60.0  # seconds after which an answer counts as missing
 
 
 def page_trial(args: Any, trial: Trial) -> None:
     """Ask each query once alone, then let all clients ask at once; every answer must be the one given alone."""
+    # A shell that starts this in the background lets it, and all that it starts, ignore interruptions.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as folder:
         model_path = args.model_path or _saved_start(args.base_model, folder)
         flags = ["--model_path", model_path, "--corpus", str(Path(args.data_dir) / "scifact")]
@@ -59,7 +61,7 @@ def _saved_start(base_model: str, folder: str) -> str:
 
 @contextlib.contextmanager
 def _serving(flags: list[str], trial: Trial) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Start the page, yield its address and process, and end it as Ctrl-C does."""
+    """Start the page, and yield its address and its process, which is to be ended."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
         command = [sys.executable, str(_SCRIPT), *flags, "--port", "0"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
@@ -70,15 +72,14 @@ def _serving(flags: list[str], trial: Trial) -> Iterator[tuple[str, subprocess.P
                 errors.seek(0)
                 raise RuntimeError(f"the page ended before it served: {errors.read()[-2_000:]}")
             yield address, process
-            started = time.perf_counter()
-            process.send_signal(signal.SIGINT)
-            exit_code = process.wait(60)
-            trial.note("seconds from Ctrl-C, with queries waiting, to the end", time.perf_counter() - started, "s")
-            trial.count("ends with another exit code than 0", int(exit_code != 0), of=1)
         finally:
             process.kill()
+            process.wait()
         errors.seek(0)
-        trial.count("ends with a traceback", int("Traceback" in errors.read()), of=1)
+        said = errors.read()
+        trial.count("tracebacks", said.count("Traceback"), of=1)
+        if "Traceback" in said:
+            trial.wrong.append(said[-2_000:])
 
 
 async def _load(args: Any, trial: Trial, address: str, process: Any) -> None:
@@ -93,9 +94,9 @@ async def _load(args: Any, trial: Trial, address: str, process: Any) -> None:
         function = _search_function((await client.get("/config")).json())
         alone, seconds = {}, []
         for query in queries:
-            started = time.perf_counter()
-            alone[query] = _shown(await _ask(client, function, query, uuid.uuid4().hex))
-            seconds.append(time.perf_counter() - started)
+            answer, taken = await _ask(client, function, query, uuid.uuid4().hex)
+            alone[query] = _shown(answer)
+            seconds.append(taken)
         trial.note("median seconds of a query alone", float(np.median(seconds)), "s")
         trial.count("queries without an answer alone", sum(not found for found in alone.values()), of=len(queries))
         trial.note_process("of the page before", process.pid)
@@ -106,13 +107,24 @@ async def _load(args: Any, trial: Trial, address: str, process: Any) -> None:
         await asyncio.gather(*tasks)
         trial.note_process("of the page in the end", process.pid)
         clients.report(trial, args)
-        # These are left behind when the page ends.
         waiting = [
             asyncio.create_task(_ask(client, function, queries[0], uuid.uuid4().hex)) for _ in range(args.clients)
         ]
-        await asyncio.sleep(0.1)
-        for task in waiting:
-            task.cancel()
+        await asyncio.sleep(0.3)
+        await _interrupt(process, trial)
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def _interrupt(process: Any, trial: Trial) -> None:
+    """End the page as Ctrl-C does, while queries wait."""
+    started = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    try:
+        exit_code = await asyncio.to_thread(process.wait, _TIMEOUT)
+    except subprocess.TimeoutExpired:
+        exit_code = None
+    trial.note("seconds from Ctrl-C, with queries waiting, to the end", time.perf_counter() - started, "s")
+    trial.count(f"ends with exit code {exit_code}", int(exit_code != 0), of=1)
 
 
 class _Clients:
@@ -130,13 +142,13 @@ class _Clients:
 
         generator, session, queries = random.Random(number), uuid.uuid4().hex, list(self._alone)
         while time.perf_counter() < self._end:
-            query, started = generator.choice(queries), time.perf_counter()
+            query = generator.choice(queries)
             try:
-                answer = await _ask(self._client, self._function, query, session)
-            except (httpx.HTTPError, RuntimeError) as error:
+                answer, seconds = await _ask(self._client, self._function, query, session)
+            except (httpx.HTTPError, RuntimeError, TimeoutError) as error:
                 self.errors.append(f"{type(error).__name__}: {error}")
                 continue
-            self.seconds.append(time.perf_counter() - started)
+            self.seconds.append(seconds)
             self.num_unlike += _shown(answer) != self._alone[query]
 
     def report(self, trial: Trial, args: Any) -> None:
@@ -158,23 +170,24 @@ def _search_function(config: dict[str, Any]) -> int:
     )
 
 
-async def _ask(client: Any, function: int, query: str, session: str) -> str:
-    """Send a query as the page in a browser does, and return the HTML of its answer."""
+async def _ask(client: Any, function: int, query: str, session: str) -> tuple[str, float]:
+    """Send a query as the page in a browser does; return the HTML of its answer, and the seconds until it came."""
     body = {"data": [query, False], "fn_index": function, "session_hash": session, "event_data": None}
-    # Half a surrogate pair, which a browser can send, is written as an escape.
-    sent = await client.post(
-        "/gradio_api/queue/join", content=json.dumps(body), headers={"content-type": "application/json"}
-    )
-    sent.raise_for_status()
-    event = sent.json()["event_id"]
-    async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
-        async for line in stream.aiter_lines():
-            message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
-            if message.get("msg") == "process_completed" and message.get("event_id") == event:
-                if not message["success"]:
-                    raise RuntimeError(f"no answer to {query[:40]!r}: {message['output']}")
-                return str(message["output"]["data"][0])
-    raise RuntimeError(f"the stream ended without an answer to {query[:40]!r}")
+    started, answer = time.perf_counter(), None
+    async with asyncio.timeout(_TIMEOUT):
+        # Half a surrogate pair, which a browser can send, is written as an escape.
+        headers = {"content-type": "application/json"}
+        sent = await client.post("/gradio_api/queue/join", content=json.dumps(body), headers=headers)
+        sent.raise_for_status()
+        # Read to the end: Gradio drops what a session asks while it notes that an earlier stream was broken off.
+        async with client.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+            async for line in stream.aiter_lines():
+                message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+                if message.get("event_id") == sent.json()["event_id"] and message["msg"] == "process_completed":
+                    answer, seconds = message["output"], time.perf_counter() - started
+    if answer is None or "data" not in answer:
+        raise RuntimeError(f"no answer to {query[:40]!r}: {answer}")
+    return str(answer["data"][0]), seconds
 
 
 def _shown(answer: str) -> list[str]:
