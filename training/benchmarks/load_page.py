@@ -89,7 +89,8 @@ async def _load(args: Any, trial: Trial, address: str, process: Any) -> None:
     path = Path(args.data_dir) / "scifact" / "queries.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
     queries = [*(json.loads(line)["text"] for line in generator.sample(lines, _QUERIES)), *_ODD_QUERIES]
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Shorter than the server keeps an idle connection; where it closes one just then, a browser asks again.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=1.0)
     async with httpx.AsyncClient(base_url=address, timeout=_TIMEOUT, limits=limits) as client:
         function = _search_function((await client.get("/config")).json())
         alone, seconds = {}, []
