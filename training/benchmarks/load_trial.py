@@ -41,8 +41,8 @@ class Trial:
         self.note(f"open files {when}", len(list((folder / "fd").iterdir())))
 
 
-def num_unlike(found: np.ndarray, expected: np.ndarray, *, tolerance: float = 1e-3) -> int:
-    """Return how many features, (N, H), differ by more than their last bits, which depend on the batch."""
+def num_unlike(found: np.ndarray, expected: np.ndarray, *, tolerance: float = 0.02) -> int:
+    """Return how many features, (N, H), differ by more than rounding to bfloat16, which depends on the batch."""
     distances = np.linalg.norm(found - expected, axis=1)
     return int((~(distances <= tolerance * np.linalg.norm(expected, axis=1))).sum())
 
