@@ -4,7 +4,7 @@ BIN := .venv/bin
 DATA_DIR ?= data/beir
 export TOKENIZERS_PARALLELISM := true
 
-.PHONY: help install demo test test-fast fuzz benchmark ablations anchors docs check fix clean
+.PHONY: help install demo test test-fast fuzz load benchmark ablations anchors docs check fix clean
 .DEFAULT_GOAL := help
 
 help:  ## Show this list.
@@ -31,6 +31,9 @@ test-fast: install  ## Run only the quick tests.
 fuzz: install  ## Try 10,000 inputs and damages, kill every write, resume after every step, plant code; prints the counts.
 	FUZZ_INPUTS=10000 $(BIN)/python -m pytest -q -s tests/cli/test_fuzz.py tests/cli/test_kills.py \
 		tests/cli/test_foreign_code.py tests/cli/test_damage.py tests/trainer/test_resume.py -m ''
+
+load: install  ## 50 clients at the search page, writers and prunings of one cache, a million texts, 100 trainings.
+	$(BIN)/python training/benchmarks/load.py --data_dir $(DATA_DIR)
 
 benchmark: install  ## Measure every claim about speed; DATA_DIR=... is the folder with BEIR's scifact.
 	$(BIN)/python training/benchmarks/run_all.py --data_dir $(DATA_DIR)

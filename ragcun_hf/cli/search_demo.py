@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import logging
 import os
 import socket
 import sys
@@ -158,4 +159,7 @@ def _serve(page: Any, args: SearchDemoArguments, port: int) -> None:
     except KeyboardInterrupt:
         say("Stopped.")
     finally:
+        # Do not wait for the answers to waiting queries, nor show where they break off.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        page.server.force_exit = True
         page.close(verbose=False)

@@ -42,7 +42,9 @@ class FeatureArguments:
         names = ("encoder_dtype", "encoder_backend", "feature_dtype")
         return {name: getattr(self, name) for name in names}
 
-    def store(self, model: IsotropicGaussianModel, *, show_progress: bool = True) -> FeatureStore:
+    def store(
+        self, model: IsotropicGaussianModel, *, show_progress: bool = True, is_interactive: bool = False
+    ) -> FeatureStore:
         """Create the feature store of a model, shared by all processes; without the cache it keeps no features."""
         from .feature_store import FeatureStore, default_cache_folder
 
@@ -55,4 +57,5 @@ class FeatureArguments:
             feature_dtype=self.feature_dtype,
             show_progress=show_progress,
             is_shared=True,
+            is_interactive=is_interactive,
         )

@@ -12,6 +12,7 @@ long as it holds all texts.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -20,10 +21,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -38,7 +39,11 @@ FEATURE_DTYPES = ("float32", "float16")
 _KEY_FILE = "key.json"
 TEXTS_PER_SHARD = 4_096  # bounds the memory of features that are not written yet
 SECONDS_PER_SHARD = 20.0  # at most this much work is lost when a process is killed
+_MAX_PRUNINGS = 20  # of a folder, while one file is written into it
 _ABANDONED_SECONDS = 24 * 3600  # no writer is at work on a temporary file of this age
+
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class FeatureCache:
@@ -124,13 +129,8 @@ class FeatureCache:
                 f"--feature_dtype {self._dtype} expects features below {np.finfo(self._dtype).max:.0f}, got "
                 f"{np.abs(features).max():.0f}: use --feature_dtype float32"
             )
-        self._make_folder()
         try:
-            try:
-                name = write_shard(self.folder, digests, stored, key=self.folder.name)
-            except FileNotFoundError:  # another process pruned the folder in this moment
-                self._make_folder()
-                name = write_shard(self.folder, digests, stored, key=self.folder.name)
+            name = _while_pruned(self._written, digests, stored)
         except OSError as error:
             raise UserError(
                 f"expected room for {stored.nbytes / 2**20:.0f} MiB of features in {self.folder}, got {error}: free "
@@ -138,6 +138,10 @@ class FeatureCache:
             ) from error
         self.open_shards([name])
         return name
+
+    def _written(self, digests: Sequence[bytes], stored: np.ndarray) -> str:
+        self._make_folder()
+        return write_shard(self.folder, digests, stored, key=self.folder.name)
 
     def write_as_computed(self, batches: Iterable[tuple[list[bytes], np.ndarray]]) -> list[str]:
         """Write batches of digests and features while they are computed, and return the names of the files.
@@ -227,11 +231,7 @@ class FeatureCache:
         Unless it `is_needed`, a folder that is there and may only be read stays as it is.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            key_file = self.folder / _KEY_FILE
-            if not key_file.exists():
-                write_whole(key_file, self._description + "\n")
-            os.utime(key_file)
+            _while_pruned(self._make_key_file)
         except OSError as error:
             if not is_needed and self.folder.is_dir() and os.access(self.folder, os.R_OK | os.X_OK):
                 return
@@ -239,6 +239,22 @@ class FeatureCache:
                 f"expected a feature cache folder that can be written, got {self.folder} ({error}): name another "
                 "--feature_cache_dir, or use --no_feature_cache"
             ) from error
+
+    def _make_key_file(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        key_file = self.folder / _KEY_FILE
+        if not key_file.exists():
+            write_whole(key_file, self._description + "\n")
+        os.utime(key_file)
+
+
+def _while_pruned(act: Callable[P, Result], *args: P.args, **options: P.kwargs) -> Result:
+    """Do what needs the folder of a key, again if another process pruned it in this moment."""
+    for _ in range(_MAX_PRUNINGS):
+        # The latter is what `mkdir(exist_ok=True)` makes of a folder that was there and is gone.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            return act(*args, **options)
+    return act(*args, **options)
 
 
 def set_aside(path: Path) -> Path | None:
@@ -317,7 +333,12 @@ def remove_cached_encoder(entry: CachedEncoder) -> None:
     trash = entry.folder.with_name(f".{entry.folder.name}.{uuid.uuid4().hex}.removed")
     try:
         entry.folder.rename(trash)  # first, so that no writer adds a file to a folder that is being removed
-        shutil.rmtree(trash)
+        for _ in range(_MAX_PRUNINGS):
+            try:
+                return shutil.rmtree(trash)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:  # a writer that had the folder before it was renamed adds a file
+                    raise
     except FileNotFoundError:  # another process was faster
         return
     except OSError as error:

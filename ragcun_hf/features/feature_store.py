@@ -49,7 +49,8 @@ class FeatureStore:
     once: none of them may change while a store is in use. Without a `cache_folder`, nothing is kept. `dtype` (auto,
     float32, bfloat16, float16) is the arithmetic of the encoder, and `backend` (torch, openvino) runs it. Features are
     stored in `feature_dtype` (float32, float16). With `is_shared`, all processes call `encode` and `features` with the
-    same texts; each encodes a part and reads what the others wrote.
+    same texts; each encodes a part and reads what the others wrote. With `is_interactive`, for a few texts again and
+    again, the prepared encoder is kept, and on a processor a feature does not depend on the texts that come with it.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class FeatureStore:
         feature_dtype: str = "float32",
         show_progress: bool = True,
         is_shared: bool = False,
+        is_interactive: bool = False,
     ) -> None:
         self._model = model
         self._dtype = choose_dtype(dtype, model.device)
@@ -73,13 +75,16 @@ class FeatureStore:
             "description": model.config.base_model_name,
             "is_shown": show_progress,
             "is_shared": is_shared,
+            "is_padded": not is_interactive,
         }
+        # Compiling a graph takes seconds; casting weights takes as long as a short query.
+        self._keeps_function = is_interactive or backend == "openvino"
         self._encoder_parts: dict[str, Any] | None = None
         self._encoder = TextVectors(
             model, self._encoder_function, self.key_parts, dim=model.config.encoder_dim, **self._options
         )
         self._lexical: TextVectors | None = None
-        self._compiled: ComputeFeatures | None = None
+        self._kept_function: ComputeFeatures | None = None
 
     @property
     def dtype_name(self) -> str:
@@ -119,9 +124,9 @@ class FeatureStore:
         return f"{line}; the cache holds {num_texts:,} of this encoder ({num_bytes / 2**20:,.1f} MiB)."
 
     def _encoder_function(self) -> ComputeFeatures:
-        compute = self._compiled or feature_function(self._model, dtype=self._dtype, backend=self.backend)
-        if self.backend == "openvino":  # compiling a graph takes seconds
-            self._compiled = compute
+        compute = self._kept_function or feature_function(self._model, dtype=self._dtype, backend=self.backend)
+        if self._keeps_function:
+            self._kept_function = compute
         return compute
 
     def _halves(self) -> list[TextVectors]:

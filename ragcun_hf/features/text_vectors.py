@@ -12,7 +12,6 @@ import numpy as np
 from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..distributed import broadcast_from_first, gather_objects, rank, world_size
-from ..errors import UserError
 from .encoder_loop import BatchLimits, EncodingProgress, WorkShare, encode_in_batches
 from .feature_cache import FeatureCache
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
 TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
-_MAX_READS = 3  # of vectors that another process keeps removing
+_MAX_READS = 3  # of vectors that another process keeps removing; after that, they are not kept
 
 
 class TextVectors:
@@ -31,7 +30,8 @@ class TextVectors:
     `make_compute` returns the function from tokens to vectors; it is called when texts are computed, and what it
     returned is dropped afterwards. `key_parts` returns, for a prompt, all that changes a vector. Without a
     `cache_folder`, nothing is kept. With `is_shared`, all processes call `fill` with the same texts; each computes a
-    part and reads what the others wrote.
+    part and reads what the others wrote. Unless `is_padded`, only texts of equal length are computed together, at
+    least on a processor.
     """
 
     def __init__(
@@ -46,10 +46,12 @@ class TextVectors:
         description: str | None = None,
         is_shown: bool = True,
         is_shared: bool = False,
+        is_padded: bool = True,
     ) -> None:
         self._model, self._make_compute, self._key_parts = model, make_compute, key_parts
         self._dim, self._dtype, self._cache_folder = dim, dtype, cache_folder
         self._description, self._is_shown, self._is_shared = description, is_shown, is_shared
+        self._is_padded = is_padded
         self._caches: dict[str, FeatureCache] = {}
         self._limits: dict[str, BatchLimits] = {}  # by device; what was learned about its memory is kept
         self.num_asked = self.num_computed = 0
@@ -73,11 +75,7 @@ class TextVectors:
         if self._cache_folder is not None:
             return self._read_through(self._cache(prompt), texts, prompt)
         self.num_asked += len(texts)
-        vectors = np.empty((len(texts), self._dim), dtype=np.float32)
-        with self._progress() as progress:
-            for batch, computed in self._batches(texts, prompt, progress):
-                vectors[batch] = computed
-        return vectors
+        return self._computed(texts, prompt)
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
@@ -113,10 +111,15 @@ class TextVectors:
                 return cache.read(digests)
             except KeyError:  # pruned by another process in this moment
                 continue
-        raise UserError(
-            f"expected the features to stay in {cache.folder}, but they were removed {_MAX_READS} times while they "
-            "were read: name another --feature_cache_dir"
-        )
+        return self._computed(texts, prompt)  # whoever keeps pruning costs time, and nothing else
+
+    def _computed(self, texts: list[str], prompt: str) -> np.ndarray:
+        """Compute the vectors of distinct texts in memory."""
+        vectors = np.empty((len(texts), self._dim), dtype=np.float32)
+        with self._progress() as progress:
+            for batch, computed in self._batches(texts, prompt, progress):
+                vectors[batch] = computed
+        return vectors
 
     def _encoded(
         self,
@@ -143,6 +146,8 @@ class TextVectors:
         self.num_computed += len(texts)
         device = self._model.device
         limits = self._limits.setdefault(str(device), BatchLimits.of(device))
+        if not self._is_padded:
+            limits.padding_share = 0.0
         was_training = self._model.training
         self._model.eval()
         try:

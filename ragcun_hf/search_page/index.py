@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -131,17 +131,46 @@ class SearchIndex:
         Raises a UserError for a blank query, or without the predictor whose output should be the query vector.
         Characters that an encoder cannot read are ignored.
         """
-        if not (text := clean_query(query)):
-            raise UserError("Nothing to search for: type a few words.")
+        (found,) = self.search_all([(query, use_predictor)], top_k=top_k)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def search_all(self, queries: Sequence[tuple[str, bool]], *, top_k: int) -> list[BothRankings | UserError]:
+        """Search as `search` does for several queries, each with its own choice of the predictor.
+
+        They are encoded together. A query for which `search` would raise a UserError has that as its answer.
+        """
+        answers: list[BothRankings | UserError | None] = [self._refusal(*query) for query in queries]
+        rows = [row for row, refusal in enumerate(answers) if refusal is None]
+        if rows:
+            for row, found in zip(rows, self._found([queries[row] for row in rows], top_k=top_k), strict=True):
+                answers[row] = found
+        return [answer for answer in answers if answer is not None]
+
+    def _refusal(self, query: str, use_predictor: bool) -> UserError | None:
+        if not clean_query(query):
+            return UserError("Nothing to search for: type a few words.")
         if use_predictor and self.model.predictor is None:
-            raise UserError("expected a model with a predictor, got one without: search without it")
+            return UserError("expected a model with a predictor, got one without: search without it")
+        return None
+
+    def _found(self, queries: Sequence[tuple[str, bool]], *, top_k: int) -> Iterator[BothRankings]:
+        """Encode queries and rank all documents for each."""
+        texts = [clean_query(query) for query, _ in queries]
         with self._lock:
-            feature_1H, is_cut = self._encoder.query(text)
+            features_QH, are_cut = self._encoder.queries(texts)
             is_shared = self._base_encoder is self._encoder
-            of_base = feature_1H if is_shared else self._base_encoder.query(text)[0]
-            base_1H = self._base_encoder.model.encoder_part(of_base)
-            embedding_1D, prediction_1D = apply_head(self.model, feature_1H)
-        vector_1D = prediction_1D if use_predictor and prediction_1D is not None else embedding_1D
+            of_base = features_QH if is_shared else self._base_encoder.queries(texts)[0]
+            base_QH = self._base_encoder.model.encoder_part(of_base)
+            embeddings_QD, predictions_QD = apply_head(self.model, features_QH)
+        for row, (query, use_predictor) in enumerate(queries):
+            vectors_QD = predictions_QD if use_predictor and predictions_QD is not None else embeddings_QD
+            found = self._rankings(base_QH[row : row + 1], vectors_QD[row : row + 1], top_k, use_predictor)
+            yield replace(found, is_cut=are_cut[row] or len(query) > _LONGEST_QUERY)
+
+    def _rankings(self, base_1H: Array, vector_1D: Array, top_k: int, use_predictor: bool) -> BothRankings:
+        """Rank all documents for the vectors of one query."""
         base_scores_N = score_documents(base_1H, self._base_NH, self.base_similarity)
         trained_scores_N = score_documents(vector_1D, self._trained_ND, self.similarity)
         probability = None
@@ -156,7 +185,7 @@ class SearchIndex:
         return BothRankings(
             base=self._hits(base_scores_N, base_ranks_N, trained_ranks_N, top_k),
             trained=self._hits(trained_scores_N, trained_ranks_N, base_ranks_N, top_k),
-            is_cut=is_cut or len(query) > _LONGEST_QUERY,
+            is_cut=False,
             probability=probability,
         )
 
@@ -174,18 +203,20 @@ class _PromptedEncoder:
     def __init__(self, model: IsotropicGaussianModel, features: FeatureArguments) -> None:
         self.model = model
         self._document_store = features.store(model)
-        self._query_store = replace(features, feature_cache=False).store(model, show_progress=False)
+        self._query_store = replace(features, feature_cache=False).store(
+            model, show_progress=False, is_interactive=True
+        )
         self.summary = self._document_store.summary
 
     def documents(self, texts: Sequence[str]) -> Array:
         return self._document_store.features(texts, prompt=self.model.config.document_prompt).expanded()
 
-    def query(self, text: str) -> tuple[Array, bool]:
-        """Return the feature (1, H), and whether the query is longer than the encoder's input."""
+    def queries(self, texts: Sequence[str]) -> tuple[Array, list[bool]]:
+        """Return the features (Q, H), and for each query whether it is longer than the encoder's input."""
         prompt = self.model.config.query_prompt
-        num_tokens = len(self.model.tokenizer(prompt + text, truncation=False, verbose=False)["input_ids"])
-        feature_1H = self._query_store.features([text], prompt=prompt).vectors
-        return feature_1H, num_tokens > self.model.config.max_length
+        tokens = self.model.tokenizer([prompt + text for text in texts], truncation=False, verbose=False)
+        features_QH = self._query_store.features(texts, prompt=prompt).expanded()
+        return features_QH, [len(ids) > self.model.config.max_length for ids in tokens["input_ids"]]
 
 
 def clean_query(query: str) -> str:
@@ -199,7 +230,7 @@ def clean_query(query: str) -> str:
     return re.sub("[\ud800-\udfff]", " ", query[:_LONGEST_QUERY]).strip()
 
 
-def score_documents(query_1D: Array, documents_ND: Array, similarity: str, *, block_rows: int = 8_192) -> Array:
+def score_documents(query_1D: Array, documents_ND: Array, similarity: str, *, block_rows: int = 2_048) -> Array:
     """Score all documents for one query, block by block: (N,), larger is better."""
     query, documents = torch.from_numpy(query_1D), torch.from_numpy(documents_ND)
     return torch.cat([score_rows(query, block, similarity) for block in documents.split(block_rows)]).numpy()

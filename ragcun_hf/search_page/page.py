@@ -5,16 +5,20 @@ Gradio serves the page. It fetches nothing from other hosts, and every text of a
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
-import unicodedata
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from .batches import Batches
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -24,7 +28,10 @@ if TYPE_CHECKING:
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 INK = "#010203"  # text colour in figures; replaced by the page's text colour, dark or light
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc
 _SCORES = {"cosine": "cosine similarity", "dot": "dot product", "euclidean": "distance"}
+_LARGEST_BATCH = 16  # queries that are encoded and searched together; more gain little
+_MOST_AT_ONCE = 2 * _LARGEST_BATCH  # one batch is answered while the next one gathers; Gradio takes up to 40
 _LONGEST_QUEUE = 200  # queries that wait; further ones are told to try again
 _FAR = 100  # a document with a rank beyond this in the other ranking is new, or gone
 _TITLE_CHARACTERS, _SNIPPET_CHARACTERS, _TEXT_CHARACTERS = 90, 170, 6_000
@@ -70,7 +77,7 @@ def shorten_text(text: str, length: int) -> str:
     """
     # Read no more than can be needed: a document may be a book.
     start = text[: 4 * length + 64]
-    line = " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in start).split())
+    line = " ".join(_CONTROL_CHARACTERS.sub(" ", start).split())
     if len(line) <= length and len(start) == len(text):
         return line
     words = line[: length + 1].rpartition(" ")[0]
@@ -179,10 +186,24 @@ def answer_query(
     index: SearchIndex, query: str, *, headings: Sequence[tuple[str, str]], top_k: int, use_predictor: bool
 ) -> str:
     """Search, and render the best `top_k` documents of each system, or the reason why there are none."""
-    try:
-        found = index.search(query, top_k=top_k, use_predictor=use_predictor)
-    except UserError as error:
-        return f'<p class="sp-note" role="status">{escape(str(error))}</p>'
+    return answer_queries(index, [(query, use_predictor)], headings=headings, top_k=top_k)[0]
+
+
+def answer_queries(
+    index: SearchIndex, queries: Sequence[tuple[str, bool]], *, headings: Sequence[tuple[str, str]], top_k: int
+) -> list[str]:
+    """Answer several queries as `answer_query` does, each with its own choice of the predictor."""
+    return [
+        _render_reason(found) if isinstance(found, UserError) else _render_answer(index, found, headings)
+        for found in index.search_all(queries, top_k=top_k)
+    ]
+
+
+def _render_reason(error: UserError) -> str:
+    return f'<p class="sp-note" role="status">{escape(str(error))}</p>'
+
+
+def _render_answer(index: SearchIndex, found: BothRankings, headings: Sequence[tuple[str, str]]) -> str:
     note = f"Only the first {index.model.config.max_length} tokens of the query count. " if found.is_cut else ""
     if found.probability is not None and found.probability < 0.5:
         note += (
@@ -205,12 +226,18 @@ def make_page(
     `examples` are queries to click. A model with a predictor gets a checkbox for it, ticked at first if
     `use_predictor`.
     """
-    # Gradio reads this when it is imported.
+    # Gradio reads these when it is imported, and when a page is made. It would sum up all events after each one.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ.update(GRADIO_ANALYTICS_MAX_EVENTS="1", GRADIO_ANALYTICS_CACHE_FREQUENCY=str(sys.maxsize))
     import gradio
 
-    def answer(query: str | None, with_predictor: bool) -> str:
-        return answer_query(index, query or "", headings=headings, top_k=top_k, use_predictor=with_predictor)
+    batches = Batches(partial(answer_queries, index, headings=headings, top_k=top_k), most=_LARGEST_BATCH)
+
+    async def answer(query: str | None, with_predictor: bool) -> str:
+        try:
+            return await asyncio.wrap_future(batches.submit((query or "", with_predictor)))
+        except UserError as error:
+            return _render_reason(error)
 
     def show(content: str) -> Any:
         return gradio.HTML(content, apply_default_css=False, js_on_load=None)
@@ -238,6 +265,6 @@ def make_page(
         for trigger in triggers:
             trigger(
                 answer, [query, box], found, show_progress="minimal", api_visibility="private",
-                concurrency_id="search", concurrency_limit=1,
+                concurrency_id="search", concurrency_limit=_MOST_AT_ONCE,
             )  # fmt: skip
     return page.queue(max_size=_LONGEST_QUEUE)

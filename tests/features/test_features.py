@@ -30,7 +30,13 @@ from ragcun_hf.features.encoder_loop import (
     blocks_by_size,
     encode_in_batches,
 )
-from ragcun_hf.features.feature_cache import FeatureCache, list_cached_encoders, remove_cached_encoder
+from ragcun_hf.features.feature_cache import (
+    FeatureCache,
+    check_cache,
+    list_cached_encoders,
+    remove_abandoned_files,
+    remove_cached_encoder,
+)
 from ragcun_hf.features.feature_store import FeatureStore
 from ragcun_hf.features.shard_file import DamagedShardError, ShardFile, write_shard
 from ragcun_hf.features.tokenizing import TokenBlock
@@ -893,13 +899,14 @@ def test_features_removed_just_before_they_are_read_are_encoded_again(tiny_model
     assert len(calls) == 2
 
 
-def test_features_that_are_always_removed_are_a_user_error(tiny_model, tmp_path, monkeypatch):
+def test_features_that_are_always_removed_are_computed_without_the_cache(tiny_model, tmp_path, monkeypatch):
+    expected = _store(tiny_model, tmp_path / "other").features(TEXTS).vectors
+
     def gone(cache, digests):
         raise KeyError
 
     monkeypatch.setattr(FeatureCache, "read", gone)
-    with pytest.raises(UserError, match="removed 3 times"):
-        _store(tiny_model, tmp_path).features(TEXTS)
+    np.testing.assert_allclose(_store(tiny_model, tmp_path).features(TEXTS).vectors, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("cached", [False, True])
@@ -952,6 +959,41 @@ def test_threads_that_write_the_same_shards_at_once_leave_a_readable_cache(tmp_p
     assert len(_shards(tmp_path)) == 8
     assert len(FeatureCache(tmp_path, {"a": 1}, feature_dim=256)) == 200
     assert not list(tmp_path.glob("*/.*.tmp"))
+
+
+def test_writers_and_prunings_at_once_neither_fail_nor_read_a_wrong_feature(tmp_path):
+    done = threading.Event()
+
+    def write(number):
+        generator, is_right = random.Random(number), []
+        for _ in range(25):
+            values = generator.sample(range(500), 20)
+            digests = [f"{value:016d}".encode() for value in values]
+            cache = FeatureCache(tmp_path, {"a": 1}, feature_dim=4)
+            if missing := [values[row] for row in cache.missing(digests)]:
+                features = np.tile(np.array(missing, np.float32)[:, None], 4)
+                cache.write([f"{value:016d}".encode() for value in missing], features)
+            with contextlib.suppress(KeyError):  # pruned
+                is_right.append(cache.read(digests)[:, 0].tolist() == values)
+        return is_right
+
+    def prune():
+        while not done.is_set():
+            for entry in list_cached_encoders(tmp_path):
+                remove_cached_encoder(entry)
+            remove_abandoned_files(tmp_path)
+
+    with ThreadPoolExecutor(5) as pool:
+        pruner, writers = pool.submit(prune), [pool.submit(write, number) for number in range(4)]
+        try:
+            is_right = [each for writer in writers for each in writer.result(600)]
+        finally:
+            done.set()
+        pruner.result(600)
+    assert is_right
+    assert all(is_right)
+    assert check_cache(tmp_path)[1] == []
+    assert not list(tmp_path.glob("*/.*"))
 
 
 def test_pruned_features_are_encoded_again_when_needed(tiny_model, tmp_path):

@@ -100,6 +100,21 @@ def test_documents_without_labels_are_split_as_by_the_command(
     assert _same(_head(trainer.model), _head(IsotropicGaussianModel.from_pretrained("command")))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs Linux's /proc")
+def test_five_trainings_in_one_process_leave_the_threads_and_files_of_one_and_equal_models(
+    make_model, make_args, pairs
+):
+    counts, heads = [], []
+    for _ in range(5):
+        trainer = IsotropicGaussianTrainer(make_model(), make_args(), train_dataset=pairs)
+        trainer.train()
+        trainer.save_model()
+        heads.append(_head(trainer.model))
+        counts.append([len(list(Path("/proc/self", name).iterdir())) for name in ("fd", "task")])
+    assert counts[1:] == [counts[0]] * 4
+    assert all(_same(heads[0], head) for head in heads)
+
+
 def test_the_seed_of_the_arguments_decides_the_head_of_an_untrained_model(make_model, make_args, pairs):
     heads = []
     for seed in (1, 1, 2):

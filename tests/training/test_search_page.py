@@ -1,5 +1,6 @@
 """The search page: its rankings equal plain NumPy, hostile texts stay text, and it works in a real browser."""
 
+import asyncio
 import configparser
 import contextlib
 import importlib
@@ -30,6 +31,7 @@ from ragcun_hf.evaluation.metrics.isotropy.measures import isotropy_report
 from ragcun_hf.features.arguments import FeatureArguments
 from ragcun_hf.model.base_models import load_trained_model
 from ragcun_hf.search_page import index as search_index
+from ragcun_hf.search_page.batches import Batches
 from ragcun_hf.search_page.index import Hit, SearchIndex, clean_query, measure_spread, rank_all, score_documents
 from ragcun_hf.search_page.page import (
     INK,
@@ -227,6 +229,27 @@ def test_simultaneous_searches_find_the_same_as_single_ones(tiny_model, monkeypa
     assert max(most) == 1
 
 
+def _places(found):
+    """Return both rankings without their scores, whose last digits depend on the batch."""
+    return [[(hit.rank, hit.other_rank, hit.text) for hit in hits] for hits in (found.base, found.trained)]
+
+
+def test_queries_that_are_answered_together_get_the_answers_of_single_ones(tiny_model):
+    index = SearchIndex(_train(tiny_model), _table(_documents()), features=_features())
+    words = [word for word in WORDS if word.isalpha()]
+    queries = [(" ".join(words[start : start + 1 + start % 5]), start % 2 == 0) for start in range(20)]
+    queries[5:5] = [(" ", False), ("fish " * 50, True), ("\ud800", True), *((text, False) for text in HOSTILE)]
+    together = index.search_all(queries, top_k=60)
+    for (query, use_predictor), found in zip(queries, together, strict=True):
+        if not clean_query(query):
+            assert "Nothing to search for" in str(found)
+            continue
+        alone = index.search(query, top_k=60, use_predictor=use_predictor)
+        assert (found.is_cut, _places(found)) == (alone.is_cut, _places(alone))
+        for hits, of_alone in ((found.base, alone.base), (found.trained, alone.trained)):
+            assert [hit.score for hit in hits] == pytest.approx([hit.score for hit in of_alone], abs=1e-4)
+
+
 def test_vectors_that_are_not_finite_are_refused_at_the_start(tiny_model):
     with torch.no_grad():
         tiny_model.projection.linear.bias[0] = torch.nan
@@ -277,6 +300,95 @@ def test_a_calibrated_model_says_that_probably_nothing_is_relevant(tiny_model, s
         assert "Probably nothing" not in answer_query(index, QUERY, **options, use_predictor=True)
     single = SearchIndex(index.model, _table(rows[:1]), features=_features())
     assert single.search(QUERY, top_k=3).probability is None
+
+
+# Batches
+
+
+@pytest.fixture
+def gate():
+    """Batches of numbers, whose answers wait until the gate is open; 13 has none."""
+    opened, started, seen = threading.Event(), threading.Event(), []
+
+    def answer_all(numbers):
+        seen.append(list(numbers))
+        started.set()
+        assert opened.wait(600)
+        if 13 in numbers:
+            raise ValueError("13 is unlucky")
+        return [10 * number for number in numbers]
+
+    batches = Batches(answer_all, most=4)
+    yield batches, opened, started, seen
+    opened.set()
+
+
+def test_a_query_alone_starts_at_once_and_those_that_come_meanwhile_are_taken_together(gate):
+    batches, opened, started, seen = gate
+    futures = [batches.submit(0)]
+    assert started.wait(600)  # nothing else has come, and nothing needs to
+    futures += [batches.submit(number) for number in range(1, 7)]
+    opened.set()
+    assert [future.result(600) for future in futures] == [0, 10, 20, 30, 40, 50, 60]
+    assert seen == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_a_query_that_fails_takes_none_of_its_batch_along(gate):
+    batches, opened, started, seen = gate
+    futures = {number: batches.submit(number) for number in (0, 12, 13, 14)}
+    assert started.wait(600)
+    opened.set()
+    with pytest.raises(ValueError, match="13 is unlucky"):
+        futures.pop(13).result(600)
+    assert {number: future.result(600) for number, future in futures.items()} == {0: 0, 12: 120, 14: 140}
+    assert seen[-3:] == [[12], [13], [14]]
+
+
+def test_a_query_whose_client_has_gone_is_not_answered(gate):
+    batches, opened, started, seen = gate
+    first = batches.submit(0)
+    assert started.wait(600)
+    gone, last = batches.submit(1), batches.submit(2)
+    assert gone.cancel()
+    opened.set()
+    assert [first.result(600), last.result(600)] == [0, 20]
+    assert seen == [[0], [2]]
+
+
+def test_the_page_answers_queries_in_batches_and_each_as_if_it_were_alone(tiny_model, monkeypatch):
+    pytest.importorskip("gradio")
+    index = SearchIndex(_train(tiny_model), _table(_documents()), features=_features())
+    options, sizes, search_all = {"headings": HEADINGS, "top_k": 4}, [], index.search_all
+
+    def watched(queries, **given):
+        sizes.append(len(queries))
+        if any(query == "broken" for query, _ in queries):
+            raise UserError("expected finite features, got NaN")
+        return search_all(queries, **given)
+
+    queries = [(word, number % 2 == 0) for number, word in enumerate(WORDS[:40])]
+    queries[7:7] = [("", False), ("broken", False), (None, True)]
+    page = make_page(index, **options, examples=[], use_predictor=False)
+    monkeypatch.setattr(index, "search_all", watched)
+
+    async def ask():
+        (answer,) = {event.fn for event in page.fns.values()}
+        return await asyncio.gather(*(answer(*query) for query in queries))
+
+    shown = asyncio.run(ask())
+    assert 1 < len(sizes) < len(queries)
+    assert max(sizes) > 1
+    monkeypatch.undo()
+    for (query, use_predictor), found in zip(queries, shown, strict=True):
+        if query == "broken":
+            assert "got NaN" in found
+        else:
+            alone = answer_query(index, query or "", **options, use_predictor=use_predictor)
+            assert _without_scores(found) == _without_scores(alone)
+
+
+def _without_scores(shown):
+    return re.sub(r"-?\d\.\d+", "", shown)
 
 
 # Words and HTML
