@@ -25,6 +25,9 @@ from .commands import program_name, with_commands
 from .errors import UserError, did_you_mean, name_flags
 
 _SECONDS_BEFORE_EXIT = 5.0
+# What oneDNN and torch prepare for a shape of a batch. By default, they keep it for a thousand shapes, which texts of
+# many lengths fill with half a gigabyte.
+_KERNEL_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 _CONFIG_FLAGS = ("--config", "--recipe")
 _SHIPPED = Path(__file__).parent / "cli"  # holds the recipes and launch files
 
@@ -37,6 +40,8 @@ def run_script(main: Callable[[], None], *, shares_work: bool = False) -> NoRetu
     among them; otherwise each would do all the work and overwrite the files of the others.
     """
     name_flags()
+    for name in _KERNEL_CACHES:
+        os.environ.setdefault(name, "32")
     try:
         if not shares_work:
             _refuse_several_processes()
