@@ -106,11 +106,9 @@ def without_markup(value: Any, place: tuple[Any, ...] = ()) -> Any:
     {'name': 'a&#60;b> &#91;c&#93;(d)', 'command': "run `x` '''", 'seeds': [1, '&#35; 2']}
     """
     if isinstance(value, Mapping):
-        is_example = len(place) == 3 and (place[0], place[2]) == ("datasets", "examples")
-        items = value.items()
-        return (
-            value if is_example else {without_markup(key): without_markup(item, (*place, key)) for key, item in items}
-        )
+        if len(place) == 3 and (place[0], place[2]) == ("datasets", "examples"):
+            return value
+        return {without_markup(key): without_markup(item, (*place, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_markup(item, place) for item in value]
     if not isinstance(value, str):
