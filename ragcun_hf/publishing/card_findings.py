@@ -95,28 +95,27 @@ def format_text(text: str) -> str:
     return "".join(_ESCAPED.get(each, each) for each in html.escape(_one_line(text), quote=False))
 
 
-def without_markup(value: Any) -> Any:
+def without_markup(value: Any, place: tuple[Any, ...] = ()) -> Any:
     r"""Return the content of a JSON file with all keys and texts on one line each, and without Markdown or HTML.
 
     Results, records and comparisons may come from somebody else. Commands, which a card has in code blocks, keep all
-    signs that cannot end the block; `format_text` writes the texts of examples.
+    signs that cannot end the block; `format_text` writes the texts of examples. Both are known by the keys that lead
+    to them, `place`: a setting may have the same name.
 
     >>> without_markup({"name": "a<b> [c](d)", "command": "run `x`\n```", "seeds": [1, "# 2"]})
     {'name': 'a&#60;b> &#91;c&#93;(d)', 'command': "run `x` '''", 'seeds': [1, '&#35; 2']}
     """
     if isinstance(value, Mapping):
-        return {without_markup(key): _without_markup(key, item) for key, item in value.items()}
+        if len(place) == 3 and (place[0], place[2]) == ("datasets", "examples"):
+            return value
+        return {without_markup(key): without_markup(item, (*place, key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_markup(item) for item in value]
-    if isinstance(value, str):
-        return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", _one_line(value))
-    return value
-
-
-def _without_markup(key: Any, value: Any) -> Any:
-    if key == "command" and isinstance(value, str):
+        return [without_markup(item, place) for item in value]
+    if not isinstance(value, str):
+        return value
+    if place in (("command",), ("measurements", "command")):
         return re.sub("```|~~~", "'''", _one_line(value))
-    return value if key == "examples" else without_markup(value)
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", _one_line(value))
 
 
 def _one_line(text: str) -> str:

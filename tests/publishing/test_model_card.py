@@ -1208,3 +1208,15 @@ def test_files_of_others_bring_no_markdown_html_or_metadata_into_a_card(text, tm
     assert [each[0] for each in lines if each] == [each[0] for each in of_clean if each]
     assert max(line.count("|") for line in text.splitlines()) == max(line.count("|") for line in known.splitlines())
     assert all(line.count("`") % 2 == 0 for line in text.splitlines())
+
+
+@pytest.mark.parametrize("key", ["command", "examples"])
+@pytest.mark.parametrize("place", ["settings", "versions", "model", "data"])
+def test_a_setting_with_the_name_of_what_is_written_elsewhere_is_escaped_too(results, record, key, place):
+    content = {"results": copy.deepcopy(results), "training_record": copy.deepcopy(record)}
+    for each in content.values():
+        each.setdefault(place, {})[key] = "<b>text</b> [link](https://evil.example)"
+    card = render_card(**content)
+    assert f"{key}" in card
+    assert "<b>" not in card
+    assert "[link]" not in card
