@@ -702,6 +702,7 @@ class IsotropicGaussianModel(EncodingMixin, PreTrainedModel):
         for name, content in sentence_transformers_files(self.config, settings).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         _open_weights_to_readers(folder)
+        _forget_checksums(folder / "training_record.json")
         if push_to_hub:
             self.push_to_hub(repo_id, **hub_options)
 
@@ -776,6 +777,19 @@ def _open_weights_to_readers(folder: Path) -> None:
     config_file = folder / "config.json"
     for path in folder.glob("model*.safetensors") if config_file.is_file() else ():
         shutil.copymode(config_file, path)
+
+
+def _forget_checksums(record_file: Path) -> None:
+    """Remove the checksums of an earlier model from the record of its training, which stays beside the new weights."""
+    try:
+        record = json.loads(record_file.read_text(encoding="utf-8"))
+        if record.pop("checksums", None) is None:
+            return
+    except (OSError, ValueError, AttributeError, TypeError):  # none, or not one
+        return
+    temporary = record_file.with_name(f".{record_file.name}.tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(record_file)
 
 
 def encoder_class(config: PreTrainedConfig) -> Any:

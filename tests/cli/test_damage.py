@@ -3,6 +3,7 @@
 `make test` tries some hundred damages, `make fuzz` ten thousand (FUZZ_INPUTS sets the number). The seed is fixed.
 """
 
+import json
 import os
 import random
 import shutil
@@ -134,3 +135,11 @@ def test_a_record_without_checksums_and_one_that_is_not_there_refuse_nothing(sav
     load_trained_model(str(folder))
     (folder / RECORD_FILE).unlink()
     load_trained_model(str(folder))
+
+
+def test_a_model_that_is_saved_again_is_not_refused_and_keeps_its_record(saved, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "model")
+    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    load_trained_model(str(folder)).half().save_pretrained(folder)
+    load_trained_model(str(folder))
+    assert json.loads((folder / RECORD_FILE).read_text(encoding="utf-8")).keys() == record.keys() - {"checksums"}
