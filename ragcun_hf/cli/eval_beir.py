@@ -12,6 +12,7 @@ compares models with each other and with these baselines, query by query.
 
 from __future__ import annotations
 
+import glob
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +24,10 @@ from ..errors import UserError
 from ..evaluation.environment import measurement_facts
 from ..evaluation.results import (
     BASE_SYSTEM,
+    BASELINES,
     CLOSED_FORM_SYSTEM,
     MAIN_METRIC,
+    MOVED_SYSTEM,
     PREDICTOR_SYSTEM,
     PROJECTION_SYSTEM,
     SCHEMA_VERSION,
@@ -379,7 +382,9 @@ def _write(args: EvaluationArguments, evaluation: Any, facts: dict[str, Any]) ->
     results_path = Path(args.output_dir) / f"{name}.json"
     say(format_results_table(results))
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(results_path) as finished, replaced_folder(folder) as new:
+    systems = (*BASELINES, PROJECTION_SYSTEM, PREDICTOR_SYSTEM, MOVED_SYSTEM)
+    old = [f"{glob.escape(each.name)}.{system}.trec" for each in evaluation.evaluations for system in systems]
+    with replaced_file(results_path) as finished, replaced_folder(folder, obsolete=old) as new:
         write_results(finished, results)
         _write_runs(evaluation, new, name)
         if args.model_path:

@@ -293,6 +293,18 @@ def test_a_folder_with_a_space_in_its_name_is_evaluated(evaluate, trained, tmp_p
     assert shlex.split(next_step)[3:] == ["--model_path", str(folder), "--results", "my results/my model.json"]
 
 
+def test_run_files_of_systems_that_are_not_measured_again_go_and_other_files_stay(evaluate, trained, tmp_path):
+    folder = trained()
+    evaluate("--model_path", folder, "--use_predictor")
+    (runs,) = (path.parent for path in tmp_path.rglob("toy.predictor.trec"))
+    for name in ("toy.mine.trec", "other.predictor.trec"):
+        (runs / name).write_text("", encoding="utf-8")
+    evaluate("--model_path", folder, "--no_bm25")
+    assert {path.name for path in runs.glob("*.trec")} == {
+        "toy.base.trec", "toy.projection.trec", "toy.mine.trec", "other.predictor.trec",
+    }  # fmt: skip
+
+
 def test_the_table_is_shown_even_where_run_files_fail(evaluate, trained, monkeypatch, capsys):
     def fail(*args, **kwargs):
         raise UserError("no run files in this test")
