@@ -80,6 +80,12 @@ LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Let no test depend on the random numbers that others before it have drawn, on whichever worker."""
+    torch.manual_seed(0)
+
+
 def pytest_collection_modifyitems(items):
     """Start with the longest files, so that two workers end at about the same time."""
     places = {name: place for place, name in enumerate(LONGEST)}
