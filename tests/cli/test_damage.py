@@ -20,7 +20,7 @@ from ragcun_hf.trainer.record import open_checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_garbage_collection")
 
-NUM_DAMAGES = max(600, int(os.environ.get("FUZZ_INPUTS", "0")))
+NUM_DAMAGES = max(400, int(os.environ.get("FUZZ_INPUTS", "0")))
 TEXTS = ["bread is food", "the moon is on the river", "why do fish sleep"]
 
 

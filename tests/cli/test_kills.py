@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 _KILLED = 9
-_OF_COMMANDS = 1 if int(os.environ.get("FUZZ_INPUTS", "0")) >= 10_000 else 4  # each kill costs a whole command
+_OF_COMMANDS = 1 if int(os.environ.get("FUZZ_INPUTS", "0")) >= 10_000 else 8  # each kill costs a whole command
 # What Python reports before it changes files. Between two of these events, files change inside of temporary ones only.
 _CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.utime"}
 _CHANGES |= {"os.truncate", "shutil.rmtree", "ctypes.dlsym"}  # the last comes before two folders are exchanged
@@ -402,7 +402,7 @@ def test_exporting_over_another_export(tiny_model, tmp_path, kind, package):
         lambda folder: write(folder, "second"),
         check,
         tmp_path / "kills",
-        every=4 if kind == "onnx" else 1,
+        every=4 if kind == "onnx" else _OF_COMMANDS,
     )
 
 
