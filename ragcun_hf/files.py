@@ -353,10 +353,7 @@ def weights_digest(folder: Path) -> str | None:
 
     Several files have one digest: that of their digests, in the order of their names.
     """
-    digests = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    digests = [_digest(path) for path in sorted(folder.glob("*.safetensors"))]
     if len(digests) <= 1:
         return digests[0] if digests else None
     return hashlib.sha256("".join(digests).encode()).hexdigest()

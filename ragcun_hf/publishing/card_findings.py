@@ -29,7 +29,7 @@ _SUBJECTS = {BM25_SYSTEM: "BM25", MOVED_SYSTEM: "the projection with known docum
 
 # Entities, not backslashes, which would show up inside code and in front of letters.
 _ESCAPED = {each: f"&#{ord(each)};" for each in "\\`*_[]|~$"}
-# What begins code, a link, HTML or a cell anywhere, and what makes a heading, a quotation or a list of a line.
+# Some signs begin code, a link, HTML or a cell anywhere; others make a heading, a quotation or a list of a line.
 _MARKUP = re.compile(r"[`\[\]<|$]|^(?:[#>=+*-]|~(?=~))")
 _DIRECTIONS = re.compile("[\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # signs that show the text after them backwards
 _PATH = re.compile(r"(?:~|[A-Za-z]:)?[\\/].*[\\/](?=[^\\/])", re.DOTALL)

@@ -107,6 +107,27 @@ def _content(folder):
     }
 
 
+def _kill_while_replacing(write, tmp_path, every):
+    """Let `write(folder, "second")` replace what "first" wrote, with kills: all files are those of one of the two."""
+    write(tmp_path / "old", "first")
+    shutil.copytree(tmp_path / "old", tmp_path / "new")
+    write(tmp_path / "new", "second")
+    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
+    assert old != new
+
+    def check(folder, is_done):
+        content = _content(folder)
+        assert content == new or (content == old and not is_done)
+
+    _kill_everywhere(
+        lambda folder: shutil.copytree(tmp_path / "old", folder),
+        lambda folder: write(folder, "second"),
+        check,
+        tmp_path / "kills",
+        every=every,
+    )
+
+
 def _state(facts):
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
@@ -302,7 +323,7 @@ def test_the_feature_cache(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_power_cut_after_a_rename_loses_nothing_that_was_renamed(trainer, tmp_path):
-    """What gets its final name has reached the disk before, and its folder does so after."""
+    """A file has reached the disk before it gets its final name, and its folder does so after."""
     trainer.create_optimizer_and_scheduler(4)
     trainer.save_model(str(tmp_path / "power" / "model"))
 
@@ -387,23 +408,7 @@ def test_exporting_over_another_export(tiny_model, tmp_path, kind, package):
         flags = ["--model_path", str(tmp_path / source), "--output_dir", str(folder)]
         export.main([*flags, "--format", kind, "--check_texts", str(tmp_path / "texts.txt")])
 
-    write(tmp_path / "old", "first")
-    shutil.copytree(tmp_path / "old", tmp_path / "new")
-    write(tmp_path / "new", "second")
-    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
-    assert old != new
-
-    def check(folder, is_done):
-        content = _content(folder)
-        assert content == new or (content == old and not is_done)
-
-    _kill_everywhere(
-        lambda folder: shutil.copytree(tmp_path / "old", folder),
-        lambda folder: write(folder, "second"),
-        check,
-        tmp_path / "kills",
-        every=4 if kind == "onnx" else _OF_COMMANDS,
-    )
+    _kill_while_replacing(write, tmp_path, every=4 if kind == "onnx" else _OF_COMMANDS)
 
 
 @pytest.mark.slow
@@ -472,20 +477,4 @@ def test_converting_over_an_earlier_conversion(tiny_encoder_folder, tmp_path):
         flags = ["--checkpoint", str(tmp_path / f"{source}.pt"), "--base_model", str(tiny_encoder_folder)]
         convert_checkpoint.main([*flags, "--output_dir", str(folder), "--overwrite"])
 
-    write(tmp_path / "old", "first")
-    shutil.copytree(tmp_path / "old", tmp_path / "new")
-    write(tmp_path / "new", "second")
-    old, new = _content(tmp_path / "old"), _content(tmp_path / "new")
-    assert old != new
-
-    def check(folder, is_done):
-        content = _content(folder)
-        assert content == new or (content == old and not is_done)
-
-    _kill_everywhere(
-        lambda folder: shutil.copytree(tmp_path / "old", folder),
-        lambda folder: write(folder, "second"),
-        check,
-        tmp_path / "kills",
-        every=_OF_COMMANDS,
-    )
+    _kill_while_replacing(write, tmp_path, every=_OF_COMMANDS)

@@ -15,7 +15,7 @@ from typing import Any
 
 from comparison import at_most, figure
 
-from ragcun_hf.command_line import say
+from ragcun_hf.command_line import say, shipped_file
 from ragcun_hf.errors import UserError
 
 _MS_MARCO = 8_841_823  # passages
@@ -135,10 +135,7 @@ def _train(path: str, folder: Path, device: str, number: int, batch_size: int) -
 
 
 def _launcher(device: str, number: int) -> list[str]:
-    import ragcun_hf.cli
-
-    kind = "two_cpu_processes" if device == "cpu" else "one_machine_gpus"
-    config = Path(ragcun_hf.cli.__file__).parent / "accelerate" / f"{kind}.yaml"
+    config = shipped_file("accelerate", "two_cpu_processes" if device == "cpu" else "one_machine_gpus")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])

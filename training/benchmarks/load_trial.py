@@ -14,7 +14,7 @@ MARKS = (0.1, 0.5, 1.0)  # parts of a trial after which memory is measured
 
 @dataclass
 class Trial:
-    """What a trial measured, and what went wrong in it."""
+    """Collects what a trial measured, and what went wrong in it."""
 
     claims: list[dict[str, Any]] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
