@@ -60,7 +60,7 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = (_moved(each, model.device) for each in (input_ids, attention_mask))
+        tokens = (moved(each, model.device) for each in (input_ids, attention_mask))
         is_rounded = dtype != torch.float32
         with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
             return rounded.compute_features(*tokens).float()
@@ -91,8 +91,8 @@ def attention_of(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(_ATTENTION_KERNELS) if device.type == "cuda" else nullcontext()
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move to a device; from pinned memory, a card copies while it computes."""
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor of the CPU to a device; from pinned memory, a card copies while it computes, and nobody waits."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
@@ -101,7 +101,7 @@ def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> Compu
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return lexical(_moved(input_ids, model.device), _moved(attention_mask, model.device))
+        return lexical(moved(input_ids, model.device), moved(attention_mask, model.device))
 
     return compute
 

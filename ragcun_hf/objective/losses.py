@@ -10,7 +10,7 @@ T = knots of the quadrature.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -203,20 +203,22 @@ def _false_negatives(
     known_pairs: Callable[[Tensor, Tensor], Tensor] | None,
 ) -> Tensor:
     """Return (B, M over all processes): true for other documents that may answer the query, too."""
-    num_queries, device = queries.shape[0], queries.device
+    num_queries, num_negatives = queries.shape[0], documents.shape[0] - queries.shape[0]
     is_own_BM = _own_documents(queries, documents)
-    is_excluded_BM = torch.zeros_like(is_own_BM)
+    reasons = []
     if query_ids is not None:
         # Hard negatives belong to no query, which is written as -1.
-        no_owner = torch.full((documents.shape[0] - num_queries,), -1, dtype=torch.long, device=device)
-        owners_M, _ = gather_rows(torch.cat([query_ids, no_owner]))
-        is_excluded_BM = is_excluded_BM | (query_ids[:, None] == owners_M)
+        owners_M = functional.pad(query_ids, (0, num_negatives), value=-1) if num_negatives else query_ids
+        owners_M, _ = gather_rows(owners_M)
+        reasons.append(query_ids[:, None] == owners_M)
     if document_ids is not None:
         candidate_ids_M, _ = gather_rows(document_ids)
-        is_excluded_BM = is_excluded_BM | (document_ids[:num_queries, None] == candidate_ids_M)
+        reasons.append(document_ids[:num_queries, None] == candidate_ids_M)
         if known_pairs is not None and query_ids is not None:
-            is_excluded_BM = is_excluded_BM | known_pairs(query_ids, candidate_ids_M)
-    return is_excluded_BM & ~is_own_BM
+            reasons.append(known_pairs(query_ids, candidate_ids_M))
+    if not reasons:
+        return torch.zeros_like(is_own_BM)
+    return reduce(torch.logical_or, reasons) & ~is_own_BM
 
 
 def _own_documents(queries: Tensor, documents: Tensor) -> Tensor:

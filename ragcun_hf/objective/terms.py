@@ -51,7 +51,7 @@ class Objective:
         """
         num_queries = query_ids.shape[0]
         embeddings = outputs.embeddings.float()
-        queries, documents = embeddings[:num_queries], embeddings[num_queries:]
+        queries, documents = embeddings.split([num_queries, len(embeddings) - num_queries])
         terms = {}
         if "contrastive" in self.weights:
             ids = {"query_ids": query_ids, "document_ids": document_ids, "known_pairs": self.known_pairs}

@@ -126,7 +126,8 @@ class LossTrainer(Trainer):
         if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":
             # They follow from the step: the same on every process, and again after a resume.
             width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
-            directions = random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
+            device = outputs.embeddings.device
+            directions = random_directions(width, self.args.num_directions, seed=seed, device=device)
         objective = self._objectives[self._mode]
         terms = objective.terms(outputs, query_ids, document_ids, directions=directions)
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
@@ -300,7 +301,8 @@ class LossTrainer(Trainer):
         weight = 1 if mode == "train" else num_queries
         sums = self._term_sums[mode]
         for name, term in terms.items():
-            sums[name] = sums.get(name, 0.0) + weight * term.detach()
+            term = term.detach() if weight == 1 else weight * term.detach()
+            sums[name] = sums[name] + term if name in sums else term
         self._term_counts[mode] += weight
         if mode == "train":
             self._last_embeddings = embeddings.detach()
@@ -322,7 +324,8 @@ class LossTrainer(Trainer):
         if self._last_embeddings is None:
             return {}
         rows = self._last_embeddings.float()
-        directions = random_directions(rows.shape[1], self.args.num_directions, seed=self.args.seed).to(rows.device)
+        count, seed = self.args.num_directions, self.args.seed
+        directions = random_directions(rows.shape[1], count, seed=seed, device=rows.device)
         # First, even if the rows are not finite: the other processes wait for it.
         sigreg = float(sigreg_statistic(rows, directions))
         if not bool(rows.isfinite().all()):

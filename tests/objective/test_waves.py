@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from ragcun_hf.objective.isotropy import wave_sums
+from ragcun_hf.objective.isotropy import wave_sums, wave_sums_by_definition
 
+of_both_devices = pytest.mark.parametrize("sums_of", [wave_sums, wave_sums_by_definition])  # a card uses the second
 FREQUENCIES = {"spacing": 3 / 16, "num_frequencies": 17}
 
 
@@ -19,25 +20,26 @@ def _direct(x, spacing, num_frequencies):
     return torch.stack([angles.cos().sum(0), angles.sin().sum(0)])
 
 
-def test_sums_of_a_case_done_by_hand():
+@of_both_devices
+def test_sums_of_a_case_done_by_hand(sums_of):
     x = torch.tensor([[0.0], [math.pi / 2]])
-    cosines, sines = wave_sums(x, spacing=1.0, num_frequencies=4)
+    cosines, sines = sums_of(x, spacing=1.0, num_frequencies=4)
     assert cosines.flatten().tolist() == pytest.approx([2.0, 1.0, 0.0, 1.0], abs=1e-6)
     assert sines.flatten().tolist() == pytest.approx([0.0, 1.0, 0.0, -1.0], abs=1e-6)
 
 
+@of_both_devices
 @pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
-def test_sums_and_gradients_equal_those_of_the_direct_sum(scale):
+def test_sums_and_gradients_equal_those_of_the_direct_sum(sums_of, scale):
     x, weights = scale * _random(64, 9), _random(2, 9, 17, seed=1)
     gradients = []
-    for function in (wave_sums, _direct):
+    for function in (sums_of, _direct):
         given = x.clone().requires_grad_()
         sums = function(given, **FREQUENCIES)
         (sums * weights).sum().backward()
         gradients.append(given.grad)
-    torch.testing.assert_close(
-        wave_sums(x, **FREQUENCIES), _direct(x.double(), **FREQUENCIES).float(), atol=2e-4, rtol=0
-    )
+    expected = _direct(x.double(), **FREQUENCIES).float()
+    torch.testing.assert_close(sums_of(x, **FREQUENCIES), expected, atol=2e-4, rtol=0)
     torch.testing.assert_close(*gradients, atol=2e-4, rtol=1e-4)
     assert gradients[0].abs().min() > 0
 
@@ -47,11 +49,12 @@ def test_the_gradient_equals_finite_differences():
     assert torch.autograd.gradcheck(lambda given: wave_sums(given, **FREQUENCIES), (x,))
 
 
-def test_sums_under_vmap_equal_those_one_by_one():
+@of_both_devices
+def test_sums_under_vmap_equal_those_one_by_one(sums_of):
     xs = _random(4, 12, 5)
 
     def value(x):
-        return wave_sums(x, **FREQUENCIES).square().sum()
+        return sums_of(x, **FREQUENCIES).square().sum()
 
     together = torch.func.vmap(torch.func.grad_and_value(value))(xs)
     alone = [torch.func.grad_and_value(value)(x) for x in xs]
