@@ -29,13 +29,16 @@ class FeatureArguments:
         "Precision of the encoder: float32, bfloat16, float16 (for a GPU; more exact than bfloat16, but large numbers "
         "overflow), or auto (bfloat16 where the device supports it).",
     )
-    encoder_backend: Literal["torch", "openvino"] = argument(
-        "torch", "Library that runs the encoder: torch, or openvino (faster, CPU only, needs the package openvino)."
+    encoder_backend: Literal["auto", "torch", "openvino"] = argument(
+        "auto",
+        "Library that runs the encoder: torch, openvino (on a CPU), or auto (openvino if it is installed, agrees with "
+        "torch and is faster: for much text, on a CPU with bfloat16).",
     )
 
     def needs_store(self) -> bool:
         """Return whether a flag has a value that only cached features support."""
-        return (self.feature_dtype, self.encoder_backend) != ("float32", "torch") or self.encoder_dtype.endswith("16")
+        is_asked = self.encoder_backend == "openvino" or self.encoder_dtype.endswith("16")
+        return is_asked or self.feature_dtype != "float32"
 
     def value_flags(self) -> dict[str, str]:
         """Return the flags that change the values of features."""

@@ -46,6 +46,12 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 
 
+def key_folder(folder: str | Path, key_parts: dict[str, Any], *, dtype: str) -> Path:
+    """Return the folder of a cache that holds the features with these key parts, stored in a dtype."""
+    parts = {**key_parts, "feature_dtype": dtype}
+    return Path(folder) / hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
 class FeatureCache:
     """The features under one key of the cache: one encoder, used in one way.
 
@@ -67,8 +73,7 @@ class FeatureCache:
                 f"expected a feature dtype of {' or '.join(FEATURE_DTYPES)}, got {dtype!r}: change the flag"
             )
         parts = {**key_parts, "feature_dtype": dtype}
-        key = hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
-        self.folder = Path(folder) / key
+        self.folder = key_folder(folder, key_parts, dtype=dtype)
         self.feature_dim = feature_dim
         self._dtype = np.dtype(dtype)
         self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +14,21 @@ import numpy as np
 import torch
 import xxhash
 
-from .encoder_backends import choose_dtype, feature_function, lexical_function
-from .text_vectors import TextVectors
+from ..errors import UserError
+from .encoder_backends import (
+    WORTH_A_GRAPH,
+    choose_dtype,
+    feature_function,
+    is_openvino_faster,
+    lexical_function,
+)
+from .text_vectors import QuickestVectors, TextVectors
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
     from .encoder_backends import ComputeFeatures
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_ROWS = 4_096  # rows that represent a corpus where not all are needed
 
@@ -47,10 +58,11 @@ class FeatureStore:
     The lexical half of a model that has one is cached apart, so that another fit costs no encoding, and joined when
     features are read, so that its weight may change. The checksums of encoder, tokenizer and lexical half are computed
     once: none of them may change while a store is in use. Without a `cache_folder`, nothing is kept. `dtype` (auto,
-    float32, bfloat16, float16) is the arithmetic of the encoder, and `backend` (torch, openvino) runs it. Features are
-    stored in `feature_dtype` (float32, float16). With `is_shared`, all processes call `encode` and `features` with the
-    same texts; each encodes a part and reads what the others wrote. With `is_interactive`, for a few texts again and
-    again, the prepared encoder is kept, and on a processor a feature does not depend on the texts that come with it.
+    float32, bfloat16, float16) is the arithmetic of the encoder, and `backend` (torch, openvino, auto) runs it; `auto`
+    is OpenVINO for much text where it is faster, and PyTorch otherwise. Features are stored in `feature_dtype`
+    (float32, float16). With `is_shared`, all processes call `encode` and `features` with the same texts; each
+    encodes a part and reads what the others wrote. With `is_interactive`, for a few texts again and again, the
+    prepared encoder is kept, and on a processor a feature does not depend on the texts that come with it.
     """
 
     def __init__(
@@ -67,7 +79,7 @@ class FeatureStore:
     ) -> None:
         self._model = model
         self._dtype = choose_dtype(dtype, model.device)
-        self.backend = backend
+        self._backend = backend
         self.feature_dtype = feature_dtype
         self._options: dict[str, Any] = {
             "dtype": feature_dtype,
@@ -77,14 +89,19 @@ class FeatureStore:
             "is_shared": is_shared,
             "is_padded": not is_interactive,
         }
-        # Compiling a graph takes seconds; casting weights takes as long as a short query.
-        self._keeps_function = is_interactive or backend == "openvino"
+        self._is_interactive = is_interactive
         self._encoder_parts: dict[str, Any] | None = None
-        self._encoder = TextVectors(
-            model, self._encoder_function, self.key_parts, dim=model.config.encoder_dim, **self._options
-        )
+        self._encoder = self._encoder_vectors()
         self._lexical: TextVectors | None = None
-        self._kept_function: ComputeFeatures | None = None
+        self._kept_functions: dict[str, ComputeFeatures] = {}
+
+    @property
+    def backend(self) -> str:
+        """Libraries that have computed features so far: `torch`, `openvino` or both, if there was a choice."""
+        if isinstance(self._encoder, TextVectors):
+            return "torch" if self._backend == "auto" else self._backend
+        used = [name for name, is_used in zip(("torch", "openvino"), self._encoder.are_used, strict=True) if is_used]
+        return " + ".join(used) or "torch"
 
     @property
     def dtype_name(self) -> str:
@@ -123,13 +140,38 @@ class FeatureStore:
         num_texts, num_bytes = self._encoder.held
         return f"{line}; the cache holds {num_texts:,} of this encoder ({num_bytes / 2**20:,.1f} MiB)."
 
-    def _encoder_function(self) -> ComputeFeatures:
-        compute = self._kept_function or feature_function(self._model, dtype=self._dtype, backend=self.backend)
-        if self._keeps_function:
-            self._kept_function = compute
+    def _encoder_vectors(self) -> TextVectors | QuickestVectors:
+        def vectors(backend: str) -> TextVectors:
+            key_parts = partial(self.key_parts, backend=backend)
+            dim, function = self._model.config.encoder_dim, partial(self._encoder_function, backend)
+            return TextVectors(self._model, function, key_parts, dim=dim, **self._options)
+
+        if self._backend != "auto":
+            return vectors(self._backend)
+        if not is_openvino_faster(self._model.device, self._dtype):
+            return vectors("torch")
+        is_shared = self._options["is_shared"]
+        both = vectors("torch"), vectors("openvino")
+        return QuickestVectors(*both, self._prepare_openvino, worth_it=WORTH_A_GRAPH, is_shared=is_shared)
+
+    def _prepare_openvino(self) -> bool:
+        try:
+            self._encoder_function("openvino")
+        except UserError as error:
+            logger.info("PyTorch encodes all texts: %s", error)
+            return False
+        return True
+
+    def _encoder_function(self, backend: str) -> ComputeFeatures:
+        compute = self._kept_functions.get(backend) or feature_function(
+            self._model, dtype=self._dtype, backend=backend
+        )
+        # Compiling a graph takes seconds; casting weights takes as long as a short query.
+        if self._is_interactive or backend == "openvino":
+            self._kept_functions[backend] = compute
         return compute
 
-    def _halves(self) -> list[TextVectors]:
+    def _halves(self) -> list[TextVectors | QuickestVectors]:
         lexical = self._model.lexical
         if lexical is None:
             return [self._encoder]
@@ -144,11 +186,16 @@ class FeatureStore:
             )
         return [self._encoder, self._lexical]
 
-    def key_parts(self, prompt: str) -> dict[str, Any]:
+    def key_parts(self, prompt: str, *, backend: str | None = None) -> dict[str, Any]:
         """Return all that changes the encoder's part of features with this prompt: equal parts give equal features."""
         if self._encoder_parts is None:
             self._encoder_parts = encoder_parts(self._model)
-        parts = {**self._encoder_parts, "prompt": prompt, "dtype": self.dtype_name, "backend": self.backend}
+        parts = {
+            **self._encoder_parts,
+            "prompt": prompt,
+            "dtype": self.dtype_name,
+            "backend": backend or self._backend,
+        }
         if self._model.device.type != "cpu":
             parts["device"] = self._model.device.type
         return parts

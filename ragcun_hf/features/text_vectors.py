@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,8 @@ from ..data.documents import text_digest
 from ..data.mapped_column import take
 from ..distributed import broadcast_from_first, gather_objects, rank, world_size
 from .encoder_loop import BatchLimits, EncodingProgress, WorkShare, encode_in_batches
-from .feature_cache import FeatureCache
+from .feature_cache import FeatureCache, key_folder
+from .tokenizing import text_size
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
 TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
+_SIZES_IN_SAMPLE = 1_024  # texts whose size stands for that of all
 _MAX_READS = 3  # of vectors that another process keeps removing; after that, they are not kept
 
 
@@ -76,6 +78,15 @@ class TextVectors:
             return self._read_through(self._cache(prompt), texts, prompt)
         self.num_asked += len(texts)
         return self._computed(texts, prompt)
+
+    def size_missing(self, texts: Sequence[str], *, prompt: str = "") -> int:
+        """Estimate how many characters of the first texts the cache lacks, of which it makes no folder; 0 for none."""
+        rows: Sequence[int] = range(min(len(texts), TEXTS_PER_ROUND))  # enough to tell, and not a whole large corpus
+        if self._cache_folder and key_folder(self._cache_folder, self._key_parts(prompt), dtype=self._dtype).is_dir():
+            _, rows = self._missing(texts, range(len(rows)), self._cache(prompt))
+        sample = take(texts, rows[:: max(1, len(rows) // _SIZES_IN_SAMPLE)])
+        size = sum(text_size(text, max_length=self._model.config.max_length) for text in sample)
+        return size * len(rows) // max(1, len(sample))
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
@@ -172,3 +183,61 @@ class TextVectors:
                 name=self._description,
             )
         return self._caches[prompt]
+
+
+class QuickestVectors:
+    """Vectors that two functions can compute alike: one that is ready, and a faster one that takes time to prepare.
+
+    The second is used for a lot of text, or where its cache holds more. `prepare` returns whether it works here; it
+    is called before the first text is computed by it. Otherwise like [`TextVectors`], of which it takes two.
+    """
+
+    def __init__(
+        self, ready: TextVectors, faster: TextVectors, prepare: Callable[[], bool], *, worth_it: int, is_shared: bool
+    ) -> None:
+        self._both, self._worth_it, self._is_shared = (ready, faster), worth_it, is_shared
+        self._works_here = lru_cache(prepare)
+
+    @property
+    def num_asked(self) -> int:
+        """Texts so far."""
+        return sum(each.num_asked for each in self._both)
+
+    @property
+    def num_computed(self) -> int:
+        """Texts so far that no cache held."""
+        return sum(each.num_computed for each in self._both)
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Texts and bytes in the caches that were used."""
+        texts, sizes = zip(*(each.held for each in self._both), strict=True)
+        return sum(texts), sum(sizes)
+
+    @property
+    def are_used(self) -> tuple[bool, bool]:
+        """Whether the ready function and the faster one were asked for a vector."""
+        ready, faster = self._both
+        return ready.num_asked > 0, faster.num_asked > 0
+
+    def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
+        """Fill the cache of the quicker one with the vectors of texts, without reading them."""
+        self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
+
+    def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
+        """Return the vectors of distinct texts, which may differ between processes; compute what no cache holds."""
+        return self._choose(texts, prompt, is_shared=False).read(texts, prompt=prompt)
+
+    def _choose(self, texts: Sequence[str], prompt: str, *, is_shared: bool) -> TextVectors:
+        ready, faster = self._both
+
+        def sizes() -> list[int]:
+            return [each.size_missing(texts, prompt=prompt) for each in self._both]
+
+        of_ready, of_faster = broadcast_from_first(sizes) if is_shared else sizes()
+        if of_ready == 0 or (of_faster >= of_ready and of_ready < self._worth_it):
+            return ready
+        if of_faster == 0:
+            return faster
+        works = gather_objects(self._works_here()) if is_shared else [self._works_here()]
+        return faster if all(works) else ready

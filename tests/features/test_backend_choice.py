@@ -1,0 +1,146 @@
+"""`--encoder_backend auto`: OpenVINO for much text where it is faster and right, PyTorch otherwise."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ragcun_hf.features import encoder_backends, feature_store, text_vectors
+from ragcun_hf.features.feature_cache import list_cached_encoders
+from ragcun_hf.features.feature_store import FeatureStore
+
+DOCUMENTS = [
+    f"{first} and {second}" for first in "bread food music river stone".split() for second in "sun moon".split()
+]
+QUERIES = ["what is bread", "the sun"]
+
+
+@pytest.fixture(autouse=True)
+def worth_it_from_100_characters(monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr(feature_store, "WORTH_A_GRAPH", 100)
+
+
+def _store(model, folder, **options):
+    given = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, **options}
+    return FeatureStore(model, cache_folder=folder, **given)
+
+
+def _cached(folder):
+    return {entry.parts["backend"]: entry.num_texts for entry in list_cached_encoders(folder)}
+
+
+def _refuse(*args, **kwargs):
+    raise AssertionError("texts were encoded again")
+
+
+def test_much_text_goes_to_openvino_and_little_to_torch(tiny_model, tmp_path):
+    store = _store(tiny_model, tmp_path)
+    found = store.features(DOCUMENTS).vectors
+    store.features(QUERIES)
+    assert _cached(tmp_path) == {"openvino": len(DOCUMENTS), "torch": len(QUERIES)}
+    assert store.settings()["encoder_backend"] == "torch + openvino"
+    assert store.summary().startswith("Features: 12 texts encoded, 0 known before; the cache holds 12 ")
+    expected = _store(tiny_model, None, backend="torch").features(DOCUMENTS).vectors
+    assert (found * expected).sum(1) == pytest.approx((expected**2).sum(1), rel=0.02)
+
+
+def test_what_one_of_the_two_has_encoded_is_read_by_later_stores(tiny_model, tmp_path, monkeypatch):
+    first = _store(tiny_model, tmp_path)
+    expected = [first.features(texts).vectors for texts in (DOCUMENTS, QUERIES)]
+    monkeypatch.setattr(text_vectors, "encode_in_batches", _refuse)
+    for is_interactive in (False, True):
+        again = _store(tiny_model, tmp_path, is_interactive=is_interactive)
+        for texts, vectors in zip((DOCUMENTS, QUERIES), expected, strict=True):
+            np.testing.assert_array_equal(again.features(texts).vectors, vectors)
+
+
+def test_new_texts_join_the_cache_that_lacks_least(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    _store(tiny_model, tmp_path).features([*DOCUMENTS, "why do fish sleep"])
+    assert _cached(tmp_path) == {"openvino": len(DOCUMENTS) + 1}
+
+
+def test_what_torch_has_encoded_is_not_encoded_again(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS)
+    _store(tiny_model, tmp_path).features([*DOCUMENTS, "why do fish sleep"])
+    assert _cached(tmp_path) == {"torch": len(DOCUMENTS) + 1}
+
+
+@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"backend": "torch"}])
+def test_torch_encodes_where_openvino_is_no_faster(tiny_model, tmp_path, change):
+    store = _store(tiny_model, tmp_path, **change)
+    store.features(DOCUMENTS)
+    assert (_cached(tmp_path), store.backend) == ({"torch": len(DOCUMENTS)}, "torch")
+
+
+def test_torch_encodes_where_openvino_is_not_installed(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": len(DOCUMENTS)}
+
+
+def test_torch_encodes_what_openvino_computes_otherwise(tiny_model, tmp_path, monkeypatch):
+    made = []
+
+    def other_features(request):
+        made.append(request)
+        return lambda input_ids, attention_mask: -tiny_model.compute_features(input_ids, attention_mask)
+
+    monkeypatch.setattr(encoder_backends, "_infer_with", other_features)
+    store = _store(tiny_model, tmp_path)
+    found = store.features(DOCUMENTS).vectors
+    store.features([text.upper() for text in DOCUMENTS])
+    assert _cached(tmp_path) == {"torch": 2 * len(DOCUMENTS)}
+    assert len(made) == 1  # a graph that was refused is not made again
+    np.testing.assert_array_equal(found, _store(tiny_model, None, backend="torch").features(DOCUMENTS).vectors)
+
+
+def test_a_choice_without_a_cache_keeps_nothing(tiny_model, tmp_path):
+    store = _store(tiny_model, None)
+    assert len(store.features(DOCUMENTS).vectors) == len(DOCUMENTS)
+    assert store.backend == "openvino"
+
+
+def test_much_text_counts_once_however_often_it_comes(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path).features(QUERIES[:1])  # so that there is a cache that tells distinct texts
+    store = _store(tiny_model, tmp_path)
+    store.features(QUERIES * 50)
+    assert store.backend == "torch"
+
+
+PROCESS = """
+import sys
+import torch.distributed as dist
+from ragcun_hf import IsotropicGaussianModel, UserError
+from ragcun_hf.features import encoder_backends, feature_store
+
+def fail(*args):
+    raise UserError("no graph here")
+
+folder, encoder, rank, *texts = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=2)
+feature_store.WORTH_A_GRAPH = 100
+model, make_graph = IsotropicGaussianModel.from_encoder(encoder), encoder_backends._openvino_function
+for case in ("works", "fails"):
+    options = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, "is_shared": True}
+    store = feature_store.FeatureStore(model, cache_folder=f"{folder}/{case}", **options)
+    if rank == "0":
+        store.read(texts[:9])  # alone, as processes may
+    encoder_backends._openvino_function = fail if (case, rank) == ("fails", "1") else make_graph
+    store.encode(texts)
+    print(store.backend, len(store.read(texts).vectors))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_even_if_the_graph_fails_in_one(tmp_path, tiny_encoder_folder):
+    line = [sys.executable, "-c", PROCESS, str(tmp_path), str(tiny_encoder_folder)]
+    started = [subprocess.Popen([*line, rank, *DOCUMENTS], stdout=subprocess.PIPE, text=True) for rank in "01"]
+    printed = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert printed[1] == f"openvino {len(DOCUMENTS)}\ntorch {len(DOCUMENTS)}\n"
+    assert _cached(tmp_path / "works") == {"openvino": len(DOCUMENTS)}
+    assert _cached(tmp_path / "fails")["torch"] == len(DOCUMENTS)
