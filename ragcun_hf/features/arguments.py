@@ -31,8 +31,7 @@ class FeatureArguments:
     )
     encoder_backend: Literal["auto", "torch", "openvino"] = argument(
         "auto",
-        "Library that runs the encoder: torch, openvino (on a CPU), or auto (openvino if it is installed, agrees with "
-        "torch and is faster: for much text, on a CPU with bfloat16).",
+        "Library that runs the encoder: torch, openvino (CPU only), or auto (openvino where installed and faster).",
     )
 
     def needs_store(self) -> bool:
