@@ -27,7 +27,7 @@ class FeatureArguments:
     encoder_dtype: str = argument(
         "auto",
         "Precision of the encoder: float32, bfloat16, float16 (for a GPU; more exact than bfloat16, but large numbers "
-        "overflow), or auto (bfloat16 where the device supports it).",
+        "overflow), or auto (float16 on a GPU, else bfloat16, where they are fast and safe).",
     )
     encoder_backend: Literal["auto", "torch", "openvino"] = argument(
         "auto",

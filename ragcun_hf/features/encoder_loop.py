@@ -140,7 +140,7 @@ def encode_in_batches(
         if not bool(features.isfinite().all()):
             raise UserError(
                 f"expected finite features, got NaN or infinity for text {batch[0] + 1} or another one in its batch: "
-                "check the encoder, or try --encoder_dtype float32"
+                "check the encoder, or try --encoder_dtype bfloat16 or float32"
             )
         progress.advance([sizes[position] for position in batch], num_tokens=int(block.lengths[rows].sum()))
         yield batch, features

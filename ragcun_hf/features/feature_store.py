@@ -78,7 +78,7 @@ class FeatureStore:
         is_interactive: bool = False,
     ) -> None:
         self._model = model
-        self._dtype = choose_dtype(dtype, model.device)
+        self._dtype = choose_dtype(dtype, model.device, family=model.config.encoder_config.model_type)
         self._backend = backend
         self.feature_dtype = feature_dtype
         self._options: dict[str, Any] = {

@@ -147,6 +147,22 @@ def test_a_dtype_is_chosen_by_name_and_auto_is_one_that_loses_little():
         choose_dtype("float8", device)
 
 
+@pytest.mark.parametrize(
+    ("family", "capability", "has_bfloat16", "expected"),
+    [
+        ("bert", (7, 5), False, torch.float16),  # a T4
+        ("bert", (9, 0), True, torch.float16),
+        ("bert", (6, 1), False, torch.float32),
+        ("t5", (7, 5), False, torch.float32),
+        ("qwen3", (9, 0), True, torch.bfloat16),
+    ],
+)
+def test_auto_on_a_card_is_float16_for_encoders_that_it_holds(monkeypatch, family, capability, has_bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert choose_dtype("auto", torch.device("cuda"), family=family) is expected
+
+
 # The encoder loop
 
 

@@ -8,7 +8,7 @@ import torch
 
 from ragcun_hf import IsotropicGaussianModel, IsotropicGaussianTrainer, IsotropicGaussianTrainingArguments
 from ragcun_hf.errors import UserError
-from ragcun_hf.features.encoder_backends import feature_function
+from ragcun_hf.features.encoder_backends import feature_function, with_cast_weights
 from ragcun_hf.model.pooling_isotropic_gaussian import pool
 from ragcun_hf.publishing.onnx_export import write_onnx
 from ragcun_hf.publishing.plain_export import write_plain
@@ -108,6 +108,21 @@ def test_the_vectors_are_those_of_automodel_and_of_sentence_transformers(folders
     there = SentenceTransformer(folders(family), device="cpu")
     there.max_seq_length = 24
     np.testing.assert_allclose(ours, there.encode(TEXTS, normalize_embeddings=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_whole_encoder_in_half_precision_needs_no_autocast(loaded, family):
+    model = loaded(family).eval()
+    tokens = model.tokenize(TEXTS)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with torch.inference_mode():
+        exact = model.compute_features(**tokens)
+        for dtype, most in ((torch.float16, 5e-5), (torch.bfloat16, 2e-3)):
+            halved = with_cast_weights(model, dtype, is_whole=True)
+            assert {weight.dtype for weight in halved.encoder.parameters()} == {dtype}
+            cosines = torch.nn.functional.cosine_similarity(exact, halved.compute_features(**tokens))
+            assert 1 - cosines.min() < most
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("freeze_base", [True, False])

@@ -27,7 +27,7 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
         "bare encoder",
         "ours, first run",
         "ours, second run",
-        "ours, float16",
+        "ours, bfloat16",
         "sentence-transformers, float32",
         "sentence-transformers, bfloat16, batches of 32",
     }
