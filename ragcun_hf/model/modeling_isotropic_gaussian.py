@@ -899,7 +899,13 @@ def _load_tokenizer(name_or_path: str, adapted: str | None, options: dict[str, A
 def _refuse_dependence_on_batches(model: IsotropicGaussianModel, name_or_path: str) -> None:
     """Refuse an encoder that gives a text another vector beside a longer text, because it takes padding for text."""
     texts = ["what is it", "what is it that the text beside it is longer than, and how much longer is that text"]
-    alone, beside = (model.compute_features(**model.tokenize(batch))[0] for batch in (texts[:1], texts))
+    try:
+        alone, beside = (model.compute_features(**model.tokenize(batch))[0] for batch in (texts[:1], texts))
+    except IndexError as error:
+        raise ValueError(
+            f"{name_or_path} cannot encode plain words, because its tokenizer has tokens that its encoder lacks: take "
+            "both from the same model."
+        ) from error
     if (alone - beside).norm() > 0.01 * alone.norm():
         raise ValueError(
             f"{name_or_path} gives a text another vector beside a longer text, because the family "

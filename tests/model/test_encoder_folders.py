@@ -171,6 +171,11 @@ def test_options_for_parts_are_read_if_they_change_nothing_and_refused_otherwise
         IsotropicGaussianModel.from_encoder(str(folder))
 
 
+def test_an_encoder_without_the_tokens_of_plain_words_is_refused(tiny_tokenizer, tmp_path):
+    with pytest.raises(ValueError, match="its tokenizer has tokens that its encoder lacks"):
+        IsotropicGaussianModel.from_encoder(_tiny(tmp_path, tiny_tokenizer, "bert", vocab_size=4))
+
+
 def test_a_tokenizer_with_more_tokens_than_its_encoder_is_said(tiny_encoder_folder, tmp_path, caplog):
     from transformers import AutoTokenizer
 
