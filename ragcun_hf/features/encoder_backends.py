@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..devices import moved
 from ..errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = (_moved(each, model.device) for each in (input_ids, attention_mask))
+        tokens = (moved(each, model.device) for each in (input_ids, attention_mask))
         is_rounded = dtype != torch.float32
         with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
             return rounded.compute_features(*tokens).float()
@@ -91,17 +92,12 @@ def attention_of(device: torch.device) -> AbstractContextManager[None]:
     return sdpa_kernel(_ATTENTION_KERNELS) if device.type == "cuda" else nullcontext()
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move to a device; from pinned memory, a card copies while it computes."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> ComputeFeatures:
     """Return the function that computes a model's lexical half, before weighting: (rows, L)."""
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return lexical(_moved(input_ids, model.device), _moved(attention_mask, model.device))
+        return lexical(moved(input_ids, model.device), moved(attention_mask, model.device))
 
     return compute
 

@@ -130,6 +130,8 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         self.ddp_broadcast_buffers = bool(self.ddp_broadcast_buffers)
         # Without an accelerator, pinned memory only causes a warning in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
+        # Otherwise every step would wait for its batch to arrive, after all that the card had to do before.
+        accelerator_config.non_blocking = accelerator_config.non_blocking or self.dataloader_pin_memory
 
     def check_values(self) -> None:
         """Raise a ValueError that names the field if a weight, rate, count or kind is out of range."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..devices import moved
 from ..distributed import sum_over_processes, world_size
 
 SIGREG_NULL_FLOOR = 1.0527
@@ -64,7 +65,7 @@ def sigreg_loss(
     if num_directions < 1:
         raise ValueError(f"`num_directions` must be at least 1, got {num_directions}.")
     if directions is None:
-        directions = random_directions(embeddings.shape[-1], num_directions, seed=seed).to(embeddings.device)
+        directions = moved(random_directions(embeddings.shape[-1], num_directions, seed=seed), embeddings.device)
     return sigreg_statistic(embeddings, directions) / _num_rows(embeddings)
 
 
@@ -95,7 +96,8 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
     target_T = torch.exp(-knots_T.square() / 2)  # characteristic function of N(0, 1), and the weight
     # Both functions are symmetric in t: the integral over [-3, 3] is twice the one over [0, 3].
     step_T = torch.full_like(knots_T, 2 * spacing)
-    step_T[[0, -1]] /= 2
+    step_T[0] /= 2  # one by one: a card would wait for a list of places
+    step_T[-1] /= 2
     projected_NK = embeddings.float() @ directions.float()
     chunk = max(1, ELEMENTS_AT_ONCE // projected_NK.shape[0])
     parts = [wave_sums(part, spacing=spacing, num_frequencies=_NUM_KNOTS) for part in projected_NK.split(chunk, dim=1)]

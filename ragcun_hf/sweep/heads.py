@@ -21,6 +21,7 @@ from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
 from ..data.training_rows import TrainingRows, read_columns
+from ..devices import moved
 from ..errors import NotFiniteError, UserError
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
@@ -127,7 +128,7 @@ class HeadData:
         if self.has_negatives:  # then all heads have the same rows
             negatives = np.concatenate([self._negative_rows[row] for row in rows_GB[0].tolist()]).astype(np.int64)
             documents_GM = torch.cat([documents_GM, torch.from_numpy(negatives).expand(len(rows_GB), -1)], dim=1)
-        queries_GB, documents_GM = queries_GB.to(self.device), documents_GM.to(self.device)
+        queries_GB, documents_GM = moved(queries_GB, self.device), moved(documents_GM, self.device)
         features = torch.cat([self._query_features[queries_GB], self._document_features[documents_GM]], dim=1)
         return features, queries_GB, documents_GM
 
@@ -270,7 +271,7 @@ class HeadBatch:
         width, count = self._template.config.output_dim, self._args.num_directions
         seeds = [trial.seed + step for trial in self._trials]
         drawn = {seed: random_directions(width, count, seed=seed) for seed in set(seeds)}
-        return torch.stack([drawn[seed] for seed in seeds]).to(self._template.device)
+        return moved(torch.stack([drawn[seed] for seed in seeds]), self._template.device)
 
     def _optimizer(self, total_steps: int, share: float) -> tuple[torch.optim.Optimizer, Any]:
         """Make one AdamW for all heads, each with its own learning rate and weight decay, and its schedule."""

@@ -15,6 +15,7 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
+from ..devices import moved
 from ..distributed import gather_objects
 from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
@@ -126,7 +127,8 @@ class LossTrainer(Trainer):
         if self.weights["isotropy"] > 0 and self.args.isotropy_kind == "sigreg":
             # They follow from the step: the same on every process, and again after a resume.
             width, seed = outputs.embeddings.shape[1], self.args.seed + self.state.global_step
-            directions = random_directions(width, self.args.num_directions, seed=seed).to(outputs.embeddings.device)
+            drawn = random_directions(width, self.args.num_directions, seed=seed)
+            directions = moved(drawn, outputs.embeddings.device)
         objective = self._objectives[self._mode]
         terms = objective.terms(outputs, query_ids, document_ids, directions=directions)
         self._track(terms, outputs.embeddings, num_queries=len(query_ids))
