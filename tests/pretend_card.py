@@ -15,7 +15,7 @@ threads and processes is not seen. Counts are a little lower than those of kerne
 from __future__ import annotations
 
 import functools
-import traceback
+import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -93,10 +93,14 @@ _CARDS: list[Card] = []
 
 def _caller() -> str:
     """Return the innermost line outside torch and this file, and that of the package which led to it."""
-    frames = [each for each in traceback.extract_stack() if "/torch/" not in each.filename]
-    frames = [each for each in frames if each.filename != __file__]
-    own = [each for each in frames if "/ragcun_hf/" in each.filename] or frames
-    lines = (f"{'/'.join(each.filename.split('/')[-2:])}:{each.lineno}" for each in (frames[-1], own[-1]))
+    frame, places = sys._getframe(1), []
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if "/torch/" not in name and name != __file__:
+            places.append((name, frame.f_lineno))
+        frame = frame.f_back
+    own = [(name, line) for name, line in places if "/ragcun_hf/" in name] or places
+    lines = (f"{'/'.join(name.split('/')[-2:])}:{line}" for name, line in (places[0], own[0]))
     return " in ".join(dict.fromkeys(lines))
 
 
