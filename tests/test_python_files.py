@@ -15,7 +15,7 @@ SHIPPED = tuple(sorted(f"model.{path.stem}" for path in (PACKAGE / "model").glob
 # Every room may import itself and what stands before it, inside functions and for type checkers too. The package's
 # own `__init__` hands names of all rooms out, so it stands last and no room imports it.
 ROOMS = (
-    ("errors", "devices", "distributed", "files", "commands", "command_line"),  # the ground
+    ("errors", "distributed", "files", "commands", "command_line"),  # the ground
     ("data",),
     ("search",),
     ("model",),

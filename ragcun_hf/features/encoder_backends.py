@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..devices import moved
 from ..errors import UserError
+from .devices import moved
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel

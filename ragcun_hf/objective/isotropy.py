@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..devices import moved
 from ..distributed import sum_over_processes, world_size
+from ..features.devices import moved
 
 SIGREG_NULL_FLOOR = 1.0527
 """Expected SIGReg statistic of samples of N(0, I), for any number of rows and any width."""

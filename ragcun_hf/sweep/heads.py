@@ -21,8 +21,8 @@ from torch.func import functional_call, vmap
 from transformers import get_scheduler
 
 from ..data.training_rows import TrainingRows, read_columns
-from ..devices import moved
 from ..errors import NotFiniteError, UserError
+from ..features.devices import moved
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel

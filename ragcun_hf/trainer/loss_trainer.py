@@ -15,10 +15,10 @@ from transformers import Trainer
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length, rotate_checkpoints
 
-from ..devices import moved
 from ..distributed import gather_objects
 from ..errors import UserError
 from ..evaluation.metrics.isotropy.measures import effective_rank, embedding_std
+from ..features.devices import moved
 from ..files import write_checksums
 from ..objective.arguments import IsotropicGaussianTrainingArguments, with_values
 from ..objective.inputs import FeaturePairs
