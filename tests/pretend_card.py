@@ -14,7 +14,6 @@ threads and processes is not seen. Counts are a little lower than those of kerne
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -51,7 +50,7 @@ def missing_in_torch() -> list[str]:
     used = {
         torch.Tensor: ["_make_wrapper_subclass"],
         torch._C: ["_disabled_torch_function_impl", "_functorch", "_group_tensors_by_device_and_dtype"],
-        torch._C._functorch: ["get_unwrapped", "is_functorch_wrapped_tensor"],
+        getattr(torch._C, "_functorch", None): ["get_unwrapped", "is_functorch_wrapped_tensor"],
         torch.autograd: ["_engine_run_backward"],
         _foreach_utils: ["_foreach_supported_types"],
         torch: ["accelerator"],
@@ -396,7 +395,7 @@ def _replacements(card, mode, from_cpp):
     for name, value in _ANSWERS_OF_ACCELERATOR.items():
         yield torch.accelerator, name, _always(value)
     yield torch, "autocast", _Autocast
-    yield _foreach_utils, "_foreach_supported_types", None
+    yield _foreach_utils, "_foreach_supported_types", [*_foreach_utils._foreach_supported_types, CardTensor]
     grouped, run_backward = torch._C._group_tensors_by_device_and_dtype, torch.autograd._engine_run_backward
 
     def group(tensors, with_indices=False):
@@ -433,14 +432,10 @@ def pretend_card():
         _forget_devices()
         stack.callback(_forget_devices)
         for place, name, replacement in _replacements(card, mode, from_cpp):
-            if isinstance(current := getattr(place, name), list):
-                replacement = [*current, CardTensor, torch.nn.Parameter]
             stack.enter_context(mock.patch.object(place, name, replacement))
         # A parameter stays the same object when its module moves, as on a card.
-        restore = functools.partial(
-            future.set_swap_module_params_on_conversion, future.get_swap_module_params_on_conversion()
-        )
-        stack.callback(restore)
+        before = future.get_swap_module_params_on_conversion()
+        stack.callback(future.set_swap_module_params_on_conversion, before)
         future.set_swap_module_params_on_conversion(True)
         _CARDS.append(card)
         stack.callback(_CARDS.pop)

@@ -6,6 +6,7 @@ There is no card here: see `pretend_card.py` for what that can show.
 import contextlib
 import copy
 from dataclasses import dataclass, field
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -160,6 +161,19 @@ def test_a_head_on_a_card_gets_the_weights_of_the_processor_without_a_wait_in_a_
     for waits, copies in steps.seen[1:]:  # the first step also takes the features of all texts to the card
         assert waits == {}
         assert sum(copies.values()) <= 3 * batches  # two kinds of ids, and the directions of SIGReg
+
+
+def test_a_card_too_small_for_all_features_gets_those_of_a_batch(tiny_model):
+    pairs = _pairs(tiny_model)
+    ids = pairs([3, 0, 5]).values()
+    expected = pairs.features(*ids)
+    with pretend_card() as card:
+        on_card = [each.to("cuda") for each in ids]
+        free = 2 * pairs.query_vectors.nbytes  # half of it is not enough for the documents, too
+        with mock.patch.object(torch.cuda, "mem_get_info", lambda device: (free, 2**36)):
+            found = pairs.features(*on_card)
+        assert found.device == CARD and not card.launches
+        assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.slow
