@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import UserError
+from .devices import moved
 
 if TYPE_CHECKING:
     from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel
@@ -113,11 +114,6 @@ def with_cast_weights(
 def attention_of(device: torch.device) -> AbstractContextManager[None]:
     """Choose the kernels of attention for batches of many shapes."""
     return sdpa_kernel(_ATTENTION_KERNELS) if device.type == "cuda" else nullcontext()
-
-
-def moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Move a tensor of the CPU to a device; from pinned memory, a card copies while it computes, and nobody waits."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def lexical_function(model: IsotropicGaussianModel, lexical: nn.Module) -> ComputeFeatures:

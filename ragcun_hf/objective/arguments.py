@@ -130,8 +130,8 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
         self.ddp_broadcast_buffers = bool(self.ddp_broadcast_buffers)
         # Without an accelerator, pinned memory only causes a warning in every epoch.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
-        # A card copies a batch from pinned memory while it computes; otherwise every step would wait for the last.
-        accelerator_config.non_blocking = self.dataloader_pin_memory
+        # Otherwise every step would wait for its batch to arrive, after all that the card had to do before.
+        accelerator_config.non_blocking = accelerator_config.non_blocking or self.dataloader_pin_memory
 
     def check_values(self) -> None:
         """Raise a ValueError that names the field if a weight, rate, count or kind is out of range."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import sum_over_processes, world_size
-from ..features.encoder_backends import moved
+from ..features.devices import moved
 
 SIGREG_NULL_FLOOR = 1.0527
 """Expected SIGReg statistic of samples of N(0, I), for any number of rows and any width."""
@@ -97,8 +97,7 @@ def sigreg_statistic(embeddings: Tensor, directions: Tensor) -> Tensor:
     target_T = torch.exp(-knots_T.square() / 2)  # characteristic function of N(0, 1), and the weight
     # Both functions are symmetric in t: the integral over [-3, 3] is twice the one over [0, 3].
     step_T = torch.full_like(knots_T, 2 * spacing)
-    for end in (0, -1):  # an index of two would be copied to a card, which waits for it
-        step_T[end] /= 2
+    step_T[:: _NUM_KNOTS - 1].div_(2)  # both ends; for a list of places, a card would wait
     projected_NK = embeddings.float() @ directions.float()
     elements = ELEMENTS_AT_ONCE if projected_NK.device.type == "cpu" else _ELEMENTS_ON_CARD
     chunk = max(1, elements // projected_NK.shape[0])

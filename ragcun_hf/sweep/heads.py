@@ -22,7 +22,7 @@ from transformers import get_scheduler
 
 from ..data.training_rows import TrainingRows, read_columns
 from ..errors import NotFiniteError, UserError
-from ..features.encoder_backends import moved
+from ..features.devices import moved
 from ..model.arguments import ModelArguments
 from ..model.configuration_isotropic_gaussian import IsotropicGaussianConfig
 from ..model.modeling_isotropic_gaussian import IsotropicGaussianModel

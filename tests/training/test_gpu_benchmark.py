@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from pretend_card import pretend_card
 
 from ragcun_hf.data.writing import write_beir_folder
+from ragcun_hf.errors import UserError
 
 
 @pytest.mark.slow
@@ -60,9 +62,56 @@ def test_a_machine_without_the_embedded_model_gets_random_weights_and_a_tokenize
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
-def test_without_a_card_the_script_says_so_in_one_line(tmp_path, capsys):
+def test_without_a_card_the_script_says_so_in_one_line(tmp_path, monkeypatch, capsys):
     import gpu
 
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     gpu.main(["--output_dir", str(tmp_path)])
     assert capsys.readouterr().out.strip().startswith("No CUDA device here")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("device", "seen", "expected"),
+    [
+        ("cpu", None, ("cpu", None)),
+        ("cuda", None, ("cuda", "0")),
+        ("cuda:1", None, ("cuda", "1")),
+        ("cuda:1", "GPU-3,GPU-5", ("cuda", "GPU-5")),
+        ("cuda:2", "3,5", ("cuda", "")),
+        ("cuda", "", ("cuda", "")),
+    ],
+)
+def test_the_script_sees_one_card_of_several(monkeypatch, device, seen, expected):
+    import gpu
+
+    monkeypatch.setattr(gpu.os, "environ", {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})
+    assert (gpu.see_one_card(device), gpu.os.environ.get("CUDA_VISIBLE_DEVICES")) == expected
+
+
+def test_a_part_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, capsys):
+    import gpu
+
+    def fail(*_):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(gpu, "searching", fail)
+    monkeypatch.setattr(gpu, "quality", lambda *_: [gpu.figure("quality", 1.0, "")])
+    flags = ["--device", "cpu", "--quick", "--parts", "search", "quality", "--data_dir", str(tmp_path)]
+    with pytest.raises(UserError, match="RuntimeError in search: run --parts search"):
+        gpu.main([*flags, "--threads", "1", "--output_dir", str(tmp_path)])
+    content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert [claim["claim"] for claim in content["claims"]] == ["quality"]
+    assert "no compiler" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_small_version_runs_on_a_pretend_card(tmp_path, monkeypatch, embedded_folder, capsys):
+    import gpu
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    with pretend_card():
+        gpu.main(["--quick", "--threads", "1", "--parts", "search", "head", "--output_dir", str(tmp_path)])
+    content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert content["details"]["device"] == "a pretend card"
+    assert {claim["claim"]: claim["value"] for claim in content["claims"]}["share of its results among ours"] > 0.99

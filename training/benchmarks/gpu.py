@@ -14,9 +14,11 @@ our loop comes before all others, with its first run too.
 
 from __future__ import annotations
 
+import os
 import random
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,16 +90,21 @@ def main(arguments: list[str] | None = None) -> None:
             raise UserError(
                 f"--{flag} expects names of {', '.join(known)}, got {unknown[0]!r}: use one of these names"
             )
+    args.device = see_one_card(args.device)
     if torch.device(args.device).type == "cuda" and not torch.cuda.is_available():
         say("No CUDA device here: run this script on a machine with one, or see it run with --device cpu --quick.")
         return
     if args.quick:
         args = _shrunk(args)
     set_threads(args.threads)
-    details: dict[str, Any] = {"device": device_name(args.device), "quick": args.quick, "seconds": {}}
+    details: dict[str, Any] = {"device": device_name(args.device), "quick": args.quick, "seconds": {}, "failed": {}}
     say(f"On {details['device']}")
     claims = time_everything(args, details)
     report(args, "gpu", claims, details=details)
+    if failed := details["failed"]:
+        raise UserError(
+            f"expected every part to run, got {'; '.join(failed.values())}: run --parts {' '.join(failed)}"
+        )
 
 
 def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, Any]]:
@@ -120,11 +127,31 @@ def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, 
         }
         for part in PARTS:
             if part in args.parts:
-                found = timed[part]()
-                claims += found
-                for claim in found:  # a later part may fail, or be stopped
+                claims += (found := _found(part, timed[part], details["failed"]))
+                for claim in found:  # a later part may be stopped
                     say(f"  {describe(claim)}")
     return claims
+
+
+def _found(part: str, run: Callable[[], list[dict[str, Any]]], failed: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the claims of a part; of one that fails, note the error, as the other parts are worth their time."""
+    try:
+        return run()
+    except Exception as error:  # noqa: BLE001 (of any library; the run ends with it)
+        traceback.print_exc()
+        failed[part] = f"{type(error).__name__} in {part}"
+        return []
+
+
+def see_one_card(device: str) -> str:
+    """Hide all cards but one, before CUDA starts, as a Trainer would split its batches over all; return its name."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return device
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = {str(place): name for place, name in enumerate(seen.split(","))} if seen is not None else {}
+    os.environ["CUDA_VISIBLE_DEVICES"] = cards.get(number or "0", "" if cards else number or "0")
+    return kind
 
 
 def _shrunk(args: Arguments) -> Arguments:
