@@ -35,11 +35,11 @@ def folder(tmp_path_factory):
     # Few and short, to be encoded fast; of 220 the recipe `unlabelled` can hold out the hundred that it needs.
     entries = sorted(build_python_docs(["numpy"]), key=lambda entry: len(entry.document))[100:320]
     entries = [entry._replace(document=" ".join(entry.document.split()[:20])) for entry in entries]
-    pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries[::10]]
+    pairs = [json.dumps({"query": entry.query, "positive": entry.document}) for entry in entries[::5]]
     (folder / "your_pairs.jsonl").write_text("\n".join(pairs), encoding="utf-8")
     documents = [json.dumps({"text": entry.document}) for entry in entries]
     (folder / "your_documents.jsonl").write_text("\n".join(documents), encoding="utf-8")
-    write_entries(entries[::10], folder / "data" / "beir" / "my_set")
+    write_entries(entries[::5], folder / "data" / "beir" / "my_set")
     return folder
 
 
