@@ -50,7 +50,7 @@ docs: install  ## Build the pages of the API into build/site.
 check: install  ## Run the linters and the type checker.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=2 $(BIN)/mypy
 	$(BIN)/pydoclint --quiet ragcun_hf
 
 fix: install  ## Format, and fix what the linters can fix.

@@ -18,6 +18,9 @@ import pytest
 # NumPy and torch read it when imported; processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# Imports leave nothing to collect; `pytest_runtestloop` lets it run for the tests.
+gc.disable()
+
 # Before any import of a Hugging Face library, which read these when imported.
 _CACHES = tempfile.mkdtemp(prefix="ragcun_hf_tests_")
 atexit.register(shutil.rmtree, _CACHES, ignore_errors=True)
@@ -27,6 +30,8 @@ os.environ["HF_HOME"] = _CACHES
 os.environ["HF_MODULES_CACHE"] = os.path.join(_CACHES, "modules")  # noqa: PTH118 (nothing is imported yet)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Processes that tests start keep, and find, the package compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As in an activated environment, so that messages name programs without their folder.
 os.environ["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"  # noqa: PTH120
 
@@ -61,20 +66,20 @@ def _one_thread():
 
 LONGEST = (
     "test_readme.py",
-    "test_accelerate.py",
     "test_encoder_families.py",
-    "test_hub.py",
+    "test_accelerate.py",
     "test_onnx_export.py",
+    "test_hub.py",
     "test_bad_inputs.py",
     "test_packaging.py",
-    "test_plain_export.py",
     "test_training_scripts.py",
-    "test_search_page.py",
     "test_mteb.py",
+    "test_plain_export.py",
     "test_foreign_code.py",
     "test_automatic.py",
-    "test_notebook.py",
+    "test_search_page.py",
     "test_kills.py",
+    "test_notebook.py",
     "test_store_metrics.py",
     "test_vector_stores.py",
 )
@@ -84,6 +89,13 @@ LONGEST = (
 def pytest_runtest_setup(item):
     """Let no test depend on the random numbers that others before it have drawn, on whichever worker."""
     torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop():
+    """Let garbage be collected again, without a walk through all that was imported."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

@@ -342,13 +342,13 @@ def test_two_processes_train_the_encoder_with_several_batches_per_step_as_one_do
 ):
     _write_many_pairs(folder, tiny_pairs)
     encoder = _without_dropout(tiny_encoder_folder, folder)
-    # Tokens, not features, and four batches in each of twenty steps.
-    flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "20"]
+    # Tokens, not features, and four batches in each of eight steps.
+    flags = ["--train_data", "many.json", "--no_freeze_base", "--gradient_accumulation_steps", "4", "--epochs", "8"]
     flags += ["--encoder_learning_rate", "0.01"]
     _, two = train(encoder, "train_contrastive", 2, *flags)
     _, one = train(encoder, "train_contrastive", 1, *flags)
     _check_alike(one, two, encoder)
-    assert _record(two)["steps"] == _record(one)["steps"] == 20
+    assert _record(two)["steps"] == _record(one)["steps"] == 8
     name = "encoder.encoder.layer.0.attention.self.query.weight"
     start = IsotropicGaussianModel.from_encoder(str(tiny_encoder_folder)).state_dict()[name]
     assert float((_weights(one)[name] - start).abs().max()) > 1e-3

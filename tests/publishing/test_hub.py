@@ -17,7 +17,6 @@ from hub_server import OWNER_TOKEN, READER_TOKEN, HubServer
 from huggingface_hub import HfApi
 
 from ragcun_hf import IsotropicGaussianModel
-from ragcun_hf.cli import push_to_hub
 from ragcun_hf.errors import UserError
 from ragcun_hf.publishing.card import BEGIN_WORDS, render_card
 from ragcun_hf.publishing.card_sources import nothing_measured
@@ -25,6 +24,7 @@ from ragcun_hf.publishing.hub import (
     check_before_upload,
     check_clean_load,
     describe_plan,
+    plan_plain_upload,
     plan_upload,
     prepare_repository,
     upload,
@@ -576,22 +576,15 @@ def test_a_plain_push_loads_without_remote_code_and_has_a_card_of_its_own(hub, f
     assert "trust_remote_code" not in text
 
 
-def test_a_plain_push_takes_no_file_from_outside_the_folder(hub, folder, capsys, monkeypatch):
+def test_a_plain_push_takes_no_file_from_outside_the_folder(folder, tmp_path):
+    target = tmp_path / "elsewhere" / "plain"
+    target.mkdir(parents=True)
     (folder.parent / "secret.png").write_bytes(b"secret")
-    made, plan = [], push_to_hub.plan_plain_upload
-
-    def watched(model_folder, target, *args):
-        made.append(target)
-        return plan(model_folder, target, *args)
-
-    monkeypatch.setattr(push_to_hub, "plan_plain_upload", watched)
     _replace(folder / "README.md", BEGIN_WORDS, f"{BEGIN_WORDS}\n![mine](../secret.png) ![web](https://a.b/c.png)")
-    _script("push_to_hub").main(["--model_path", str(folder), "--repo_id", "org/plain", "--plain", "--dry_run"])
-    shown = capsys.readouterr().out
-    assert "results/tiny.json" in shown
-    assert "Nothing was sent" in shown
-    assert not hub.requests
-    assert not (made[0].parent / "secret.png").exists()
+    plan = plan_plain_upload(folder, target, "org/plain", TEXTS)
+    assert "results/tiny.json" in plan.files
+    assert not [name for name in plan.files if "secret" in name]
+    assert not (target.parent / "secret.png").exists()
 
 
 def test_a_plain_push_never_replaces_the_model_itself(hub, folder):

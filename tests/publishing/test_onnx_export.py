@@ -27,7 +27,8 @@ TEXTS = [
     "how to sort a list and an array in the tree of light",
     "the moon and a star are on the river where fish sleep in blue water and a bird does drink red light to the sun",
 ]
-# Encoder -> settings of the model. The one with relative positions (mpnet) is saved in bfloat16.
+# Encoder -> settings of the model. The one with relative positions (mpnet) is saved in bfloat16. One has two layers; a
+# second layer of the others would have the operators of the first.
 MODELS = {
     "encoder": {"pooling": "mean", "use_predictor": True, "output_dim": 10, "query_prompt": "query: "},
     "mpnet": {"pooling": "cls", "similarity_fn_name": "dot", "normalize_features": False, "freeze_documents": True},
@@ -50,6 +51,18 @@ def check_texts(tmp_path_factory):
     return str(path)
 
 
+def _with_one_layer(encoder, folder):
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(encoder)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
+    AutoModel.from_pretrained(encoder, config=config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def saved(request, tmp_path_factory):
     """Return the folder of a tiny model by its encoder's name; its head is random, as the usual start hides errors."""
@@ -58,6 +71,8 @@ def saved(request, tmp_path_factory):
     def save(name):
         if name not in folders:
             encoder = request.getfixturevalue(f"tiny_{name}_folder")
+            if name != "encoder":
+                encoder = _with_one_layer(encoder, tmp_path_factory.mktemp("encoders") / name)
             model = IsotropicGaussianModel.from_encoder(str(encoder), **MODELS[name])
             if name == "encoder":
                 model.fit_lexical(TEXTS, weight=0.4, num_start_texts=0)
