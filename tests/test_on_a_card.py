@@ -5,6 +5,7 @@ There is no card here: see `pretend_card.py` for what that can show.
 
 import contextlib
 import copy
+import pickle
 from dataclasses import dataclass, field
 from unittest import mock
 
@@ -181,6 +182,15 @@ def test_a_card_too_small_for_all_features_gets_those_of_a_batch(tiny_model):
             found = pairs.features(*on_card)
         assert found.device == CARD and not card.launches
         assert torch.equal(found.cpu(), expected)
+
+
+def test_features_on_a_card_do_not_travel_to_the_processes_of_a_loader(tiny_model):
+    pairs = _pairs(tiny_model)
+    with pretend_card():
+        pairs.features(*(each.to("cuda") for each in pairs([0, 1]).values()))
+        sent = pickle.dumps(pairs)
+    assert len(sent) < len(pickle.dumps(_pairs(tiny_model))) + 100
+    assert torch.equal(pickle.loads(sent)([1])["query_ids"], pairs([1])["query_ids"])
 
 
 @pytest.mark.slow

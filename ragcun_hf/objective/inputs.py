@@ -96,6 +96,10 @@ class FeaturePairs:
         texts = ([text for part in column for text in part] for column in zip(*read, strict=True))
         return cls(*texts, store=store, **_prompts(model))
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A loader's process reads rows only, and has no use for the features on a card.
+        return {**self.__dict__, "_on_cards": {}}
+
     def __len__(self) -> int:
         return len(self.query_rows)
 
