@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import os
 import re
@@ -15,11 +16,13 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from ..command_line import argument, recipe_values
+from ..command_line import argument, recipe_values, shipped_file
 from ..errors import UserError
 from ..features.arguments import FeatureArguments
 from ..model.arguments import ModelArguments
 from .flags import ContrastiveKind, IsotropyKind, ObjectiveArguments, PredictiveKind, ScheduleArguments
+
+logger = logging.getLogger(__name__)
 
 Arguments = TypeVar("Arguments")
 _LARGEST = 2**31 - 1  # of counts
@@ -120,6 +123,11 @@ class IsotropicGaussianTrainingArguments(ObjectiveArguments, ScheduleArguments, 
                 f"{error}: install what is missing, correct the file's name, or leave the flag out."
             ) from error
         check_trainer_values(self)
+        if self.n_gpu > 1:
+            launch = f"accelerate launch --config_file {shipped_file('accelerate', 'one_machine_gpus')}"
+            logger.warning("One of %d GPUs trains: start with %s to use all.", self.n_gpu, launch)
+            # The Trainer would split each batch over all of them, and each part would be treated as a whole batch.
+            self._n_gpu = 1
         # The tensors of a batch differ in length (queries, documents, both), so accelerate must not slice a batch.
         # Each process reads its own batches of a stream instead.
         accelerator_config: Any = self.accelerator_config

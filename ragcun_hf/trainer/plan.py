@@ -199,11 +199,6 @@ def format_plan(plan: RunPlan) -> str:
 def check_run(training: IsotropicGaussianTrainingArguments, facts: RunFacts) -> None:
     """Raise a UserError if arguments contradict each other, the model or the data."""
     _check_encoder(training, facts)
-    if training.n_gpu > 1:
-        raise UserError(
-            f"expected one GPU per process, got {training.n_gpu}: start with accelerate launch --config_file "
-            f"{shipped_file('accelerate', 'one_machine_gpus')}, or set CUDA_VISIBLE_DEVICES to one"
-        )
     if facts.num_rows is not None and facts.num_rows < 2:
         raise UserError(
             f"expected at least two training rows, got {facts.num_rows}: a batch needs other documents to compare with"

@@ -463,13 +463,25 @@ def test_a_finished_run_that_is_resumed_trains_no_further_step(run, pairs_file):
     assert _difference(whole, resumed) == 0
 
 
-def test_several_gpus_of_one_process_are_refused(run, pairs_file, monkeypatch):
-    from ragcun_hf.objective.arguments import IsotropicGaussianTrainingArguments
+def test_one_of_several_gpus_trains_in_one_process(run, pairs_file, monkeypatch, caplog):
+    from transformers import Trainer, TrainingArguments
 
     # torch's DataParallel would split a batch, and each half would be treated as the whole batch.
-    monkeypatch.setattr(IsotropicGaussianTrainingArguments, "n_gpu", 2)
-    with pytest.raises(UserError, match="expected one GPU per process, got 2: start with accelerate launch"):
-        run("train_contrastive", "--train_data", pairs_file)
+    set_up = vars(TrainingArguments)["_setup_devices"].func
+
+    def two_gpus(self):
+        if "_device" not in vars(self):
+            self._device, self._n_gpu = set_up(self), 2
+        return self._device
+
+    seen, init = [], Trainer.__init__
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(two_gpus))
+    monkeypatch.setattr(
+        Trainer, "__init__", lambda self, *args, **kwargs: init(self, *args, **kwargs) or seen.append(self)
+    )
+    run("train_contrastive", "--train_data", pairs_file)
+    assert {trainer.args.n_gpu for trainer in seen} == {1}
+    assert "One of 2 GPUs trains: start with accelerate launch --config_file" in caplog.text
 
 
 def test_early_stopping_ends_training(run, pairs_file):
