@@ -28,9 +28,10 @@ test: check  ## Run the linters and all tests, including the slow ones.
 test-fast: install  ## Run only the quick tests.
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
-fuzz: install  ## Try 10,000 inputs and damages, kill every write, resume after every step, plant code; prints the counts.
+fuzz: install  ## Try 10,000 inputs and damages, kill every write, resume at every step, plant code, export 25 families.
 	FUZZ_INPUTS=10000 $(BIN)/python -m pytest -q -s tests/cli/test_fuzz.py tests/cli/test_kills.py \
 		tests/cli/test_foreign_code.py tests/cli/test_damage.py tests/trainer/test_resume.py -m ''
+	FUZZ_INPUTS=10000 $(BIN)/python -m pytest -q tests/model/test_encoder_families.py -k onnx -m ''
 
 load: install  ## 50 clients at the search page, writers and prunings of one cache, a million texts, 100 trainings.
 	$(BIN)/python training/benchmarks/load.py --data_dir $(DATA_DIR)
