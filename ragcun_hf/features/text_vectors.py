@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
 TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
 _SIZES_IN_SAMPLE = 1_024  # texts whose size stands for that of all
+_GAIN = 1.25  # what the faster of two functions computes in the time of the other, at least about
 _MAX_READS = 3  # of vectors that another process keeps removing; after that, they are not kept
 
 
@@ -69,8 +70,8 @@ class TextVectors:
         if self._cache_folder is None:
             return
         with self._progress() as progress:
-            for start in range(0, len(texts), TEXTS_PER_ROUND):
-                self._encode_round(texts, range(start, min(start + TEXTS_PER_ROUND, len(texts))), prompt, progress)
+            for rows in _rounds(texts):
+                self._encode_round(texts, rows, prompt, progress)
 
     def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
         """Return the vectors of distinct texts, which may differ between processes; compute what the cache lacks."""
@@ -80,13 +81,22 @@ class TextVectors:
         return self._computed(texts, prompt)
 
     def size_missing(self, texts: Sequence[str], *, prompt: str = "") -> int:
-        """Estimate how many characters of the first texts the cache lacks, of which it makes no folder; 0 for none."""
-        rows: Sequence[int] = range(min(len(texts), TEXTS_PER_ROUND))  # enough to tell, and not a whole large corpus
+        """Estimate how many characters of the texts the cache lacks, of which it makes no folder; 0 only for none.
+
+        Texts after the first round that lacks some count as missing: to look at those of a whole corpus takes long.
+        """
+        rows: Sequence[int] = range(len(texts))
+        num_later = 0
         if self._cache_folder and key_folder(self._cache_folder, self._key_parts(prompt), dtype=self._dtype).is_dir():
-            _, rows = self._missing(texts, range(len(rows)), self._cache(prompt))
+            rows = []
+            for part in _rounds(texts):
+                _, rows = self._missing(texts, part, self._cache(prompt))
+                num_later = len(texts) - part.stop
+                if rows:
+                    break
         sample = take(texts, rows[:: max(1, len(rows) // _SIZES_IN_SAMPLE)])
         size = sum(text_size(text, max_length=self._model.config.max_length) for text in sample)
-        return size * len(rows) // max(1, len(sample))
+        return size * (len(rows) + num_later) // max(1, len(sample))
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
@@ -185,11 +195,17 @@ class TextVectors:
         return self._caches[prompt]
 
 
+def _rounds(texts: Sequence[str]) -> Iterator[range]:
+    for start in range(0, len(texts), TEXTS_PER_ROUND):
+        yield range(start, min(start + TEXTS_PER_ROUND, len(texts)))
+
+
 class QuickestVectors:
     """Vectors that two functions can compute alike: one that is ready, and a faster one that takes time to prepare.
 
-    The second is used for a lot of text, or where its cache holds more. `prepare` returns whether it works here; it
-    is called before the first text is computed by it. Otherwise like [`TextVectors`], of which it takes two.
+    The second is used for a lot of text, unless the cache of the first holds much of it, or where its own cache holds
+    more. `prepare` returns whether it works here; it is called before the first text is computed by it. Otherwise like
+    [`TextVectors`], of which it takes two.
     """
 
     def __init__(
@@ -235,7 +251,8 @@ class QuickestVectors:
             return [each.size_missing(texts, prompt=prompt) for each in self._both]
 
         of_ready, of_faster = broadcast_from_first(sizes) if is_shared else sizes()
-        if of_ready == 0 or (of_faster >= of_ready and of_ready < self._worth_it):
+        is_little = of_faster >= of_ready and of_ready < self._worth_it
+        if of_ready == 0 or is_little or of_faster > _GAIN * of_ready:
             return ready
         if of_faster == 0:
             return faster

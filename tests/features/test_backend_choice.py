@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from ragcun_hf import UserError
 from ragcun_hf.features import encoder_backends, feature_store, text_vectors
 from ragcun_hf.features.feature_cache import list_cached_encoders
 from ragcun_hf.features.feature_store import FeatureStore
@@ -33,6 +34,10 @@ def _cached(folder):
 
 def _refuse(*args, **kwargs):
     raise AssertionError("texts were encoded again")
+
+
+def _no_graph(*args):
+    raise UserError("no graph here")
 
 
 def test_much_text_goes_to_openvino_and_little_to_torch(tiny_model, tmp_path):
@@ -66,6 +71,35 @@ def test_what_torch_has_encoded_is_not_encoded_again(tiny_model, tmp_path):
     _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS)
     _store(tiny_model, tmp_path).features([*DOCUMENTS, "why do fish sleep"])
     assert _cached(tmp_path) == {"torch": len(DOCUMENTS) + 1}
+
+
+def test_what_torch_has_encoded_is_not_encoded_again_if_much_is_new(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "WORTH_A_GRAPH", 20)
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:6])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": len(DOCUMENTS)}
+
+
+def test_one_text_that_torch_has_encoded_does_not_keep_openvino_from_much_text(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:1])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": 1, "openvino": len(DOCUMENTS)}
+
+
+def test_texts_of_later_rounds_count_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_vectors, "TEXTS_PER_ROUND", 1)
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:1])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": 1, "openvino": len(DOCUMENTS)}
+
+
+def test_no_graph_is_needed_for_a_first_round_that_openvino_has_encoded(tiny_model, tmp_path, monkeypatch):
+    _store(tiny_model, tmp_path, backend="openvino").features(DOCUMENTS[:5])
+    monkeypatch.setattr(text_vectors, "TEXTS_PER_ROUND", 5)
+    monkeypatch.setattr(encoder_backends, "_openvino_function", _no_graph)
+    store = _store(tiny_model, tmp_path)
+    assert len(store.features(DOCUMENTS).vectors) == len(DOCUMENTS)
+    assert _cached(tmp_path) == {"openvino": 5, "torch": len(DOCUMENTS)}
 
 
 @pytest.mark.parametrize("change", [{"dtype": "float32"}, {"backend": "torch"}])
@@ -114,6 +148,7 @@ PROCESS = """
 import sys
 import torch.distributed as dist
 from ragcun_hf import IsotropicGaussianModel, UserError
+from ragcun_hf import UserError
 from ragcun_hf.features import encoder_backends, feature_store
 
 def fail(*args):
