@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,11 @@ class TextVectors:
         self.num_asked = self.num_computed = 0
 
     @property
+    def is_kept(self) -> bool:
+        """Whether there is a cache."""
+        return self._cache_folder is not None
+
+    @property
     def held(self) -> tuple[int, int]:
         """Texts and bytes in the caches that were used."""
         caches = self._caches.values()
@@ -67,7 +72,7 @@ class TextVectors:
 
     def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
         """Fill the cache with the vectors of texts, without reading them. Without a cache, do nothing."""
-        if self._cache_folder is None:
+        if not self.is_kept:
             return
         with self._progress() as progress:
             for rows in _rounds(texts):
@@ -212,7 +217,8 @@ class QuickestVectors:
         self, ready: TextVectors, faster: TextVectors, prepare: Callable[[], bool], *, worth_it: int, is_shared: bool
     ) -> None:
         self._both, self._worth_it, self._is_shared = (ready, faster), worth_it, is_shared
-        self._works_here = lru_cache(prepare)
+        self._prepare = prepare
+        self._is_prepared: bool | None = None
 
     @property
     def num_asked(self) -> int:
@@ -237,8 +243,9 @@ class QuickestVectors:
         return ready.num_asked > 0, faster.num_asked > 0
 
     def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
-        """Fill the cache of the quicker one with the vectors of texts, without reading them."""
-        self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
+        """Fill the cache of the quicker one with the vectors of texts. Without a cache, do nothing."""
+        if any(each.is_kept for each in self._both):
+            self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
 
     def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
         """Return the vectors of distinct texts, which may differ between processes; compute what no cache holds."""
@@ -258,3 +265,8 @@ class QuickestVectors:
             return faster
         works = gather_objects(self._works_here()) if is_shared else [self._works_here()]
         return faster if all(works) else ready
+
+    def _works_here(self) -> bool:
+        if self._is_prepared is None:
+            self._is_prepared = self._prepare()
+        return self._is_prepared

@@ -1,7 +1,9 @@
 """`--encoder_backend auto`: OpenVINO for much text where it is faster and right, PyTorch otherwise."""
 
+import pickle
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -131,6 +133,41 @@ def test_torch_encodes_what_openvino_computes_otherwise(tiny_model, tmp_path, mo
     np.testing.assert_array_equal(found, _store(tiny_model, None, backend="torch").features(DOCUMENTS).vectors)
 
 
+@pytest.mark.parametrize("error", [ImportError("no library"), RuntimeError("of the compiler"), MemoryError()])
+def test_torch_encodes_where_openvino_breaks(tiny_model, monkeypatch, caplog, error):
+    monkeypatch.setattr(encoder_backends, "_openvino_function", mock.Mock(side_effect=error))
+    store = _store(tiny_model, None)
+    assert (len(store.features(DOCUMENTS).vectors), store.backend) == (len(DOCUMENTS), "torch")
+    assert type(error).__name__ in caplog.text
+    with pytest.raises(type(error)):  # whoever asks for OpenVINO sees what is wrong with it
+        _store(tiny_model, None, backend="openvino").features(DOCUMENTS)
+
+
+def test_an_interruption_while_a_graph_is_made_ends_the_work_and_hides_no_graph(tiny_model, tmp_path, monkeypatch):
+    store = _store(tiny_model, tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(encoder_backends, "_openvino_graph", mock.Mock(side_effect=KeyboardInterrupt))
+        store.features(DOCUMENTS)
+    store.features(DOCUMENTS)
+    assert store.backend == "openvino"
+
+
+def test_a_choice_leaves_a_model_in_training(tiny_model):
+    for is_training in (True, False):
+        _store(tiny_model.train(is_training), None).features(DOCUMENTS)
+        assert tiny_model.training is is_training
+
+
+def test_without_a_cache_a_corpus_is_not_prepared_for_before_it_is_read(tiny_model, monkeypatch):
+    monkeypatch.setattr(encoder_backends, "_openvino_function", _refuse)
+    _store(tiny_model, None).encode(DOCUMENTS)
+
+
+def test_a_store_with_a_choice_can_be_pickled(tiny_model, tmp_path):
+    again = pickle.loads(pickle.dumps(_store(tiny_model, tmp_path)))
+    assert again.features(DOCUMENTS).vectors.shape == _store(tiny_model, None).features(DOCUMENTS).vectors.shape
+
+
 def test_a_choice_without_a_cache_keeps_nothing(tiny_model, tmp_path):
     store = _store(tiny_model, None)
     assert len(store.features(DOCUMENTS).vectors) == len(DOCUMENTS)
@@ -154,16 +191,20 @@ from ragcun_hf.features import encoder_backends, feature_store
 def fail(*args):
     raise UserError("no graph here")
 
+def break_down(*args):
+    raise ImportError("no library here")
+
 folder, encoder, rank, *texts = sys.argv[1:]
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=2)
 feature_store.WORTH_A_GRAPH = 100
 model, make_graph = IsotropicGaussianModel.from_encoder(encoder), encoder_backends._openvino_function
-for case in ("works", "fails"):
+for case in ("works", "fails", "breaks"):
     options = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, "is_shared": True}
     store = feature_store.FeatureStore(model, cache_folder=f"{folder}/{case}", **options)
     if rank == "0":
         store.read(texts[:9])  # alone, as processes may
-    encoder_backends._openvino_function = fail if (case, rank) == ("fails", "1") else make_graph
+    failing = {("fails", "1"): fail, ("breaks", "1"): break_down}
+    encoder_backends._openvino_function = failing.get((case, rank), make_graph)
     store.encode(texts)
     print(store.backend, len(store.read(texts).vectors))
 dist.destroy_process_group()
@@ -176,6 +217,6 @@ def test_two_processes_choose_the_same_even_if_the_graph_fails_in_one(tmp_path, 
     started = [subprocess.Popen([*line, rank, *DOCUMENTS], stdout=subprocess.PIPE, text=True) for rank in "01"]
     printed = [process.communicate(timeout=600)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
-    assert printed[1] == f"openvino {len(DOCUMENTS)}\ntorch {len(DOCUMENTS)}\n"
+    assert printed[1] == f"openvino {len(DOCUMENTS)}\n" + 2 * f"torch {len(DOCUMENTS)}\n"
     assert _cached(tmp_path / "works") == {"openvino": len(DOCUMENTS)}
-    assert _cached(tmp_path / "fails")["torch"] == len(DOCUMENTS)
+    assert _cached(tmp_path / "fails")["torch"] == _cached(tmp_path / "breaks")["torch"] == len(DOCUMENTS)
