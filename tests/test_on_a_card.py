@@ -306,6 +306,36 @@ def test_the_loop_on_a_card_gives_the_features_of_the_processor_and_reads_them_l
     assert {why for why in card.waits if not why.startswith("event") and "masking_utils" not in why} == set()
 
 
+def test_an_encoder_with_numbers_in_float32_of_its_own_computes_on_a_card_all_the_same(tiny_model):
+    expected = (
+        FeatureStore(tiny_model, cache_folder=None, dtype="float32", show_progress=False).features(TEXTS).vectors
+    )
+
+    def add_float32(module, args):
+        return (args[0] + torch.zeros(1, device=args[0].device), *args[1:])
+
+    tiny_model.encoder.encoder.layer[0].register_forward_pre_hook(add_float32)
+    with pretend_card():
+        store = FeatureStore(tiny_model.to("cuda"), cache_folder=None, dtype="bfloat16", show_progress=False)
+        found = store.features(TEXTS).vectors
+    cosines = (found * expected).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(expected, axis=1)
+    assert cosines.min() > 0.99
+
+
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("loaded", [torch.bfloat16, torch.float16])
+def test_an_encoder_loaded_in_half_precision_computes_on_a_card_as_it_is_asked_to(tiny_model, loaded, asked):
+    found = []
+    with pretend_card():
+        tiny_model.to("cuda", dtype=loaded).encoder.register_forward_hook(
+            lambda module, args, output: found.append(output.last_hidden_state.dtype)
+        )
+        feature_function(tiny_model, dtype=asked)(
+            torch.ones(1, 3, dtype=torch.long), torch.ones(1, 3, dtype=torch.long)
+        )
+    assert found == [asked]
+
+
 @pytest.mark.parametrize("is_interactive", [False, True])
 def test_a_store_on_a_card_gives_the_features_of_the_processor(tiny_model, tmp_path, is_interactive):
     tiny_model.fit_lexical(TEXTS, dim=4)

@@ -76,16 +76,40 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     if backend == "openvino":
         return _openvino_function(model, dtype)
 
-    is_on_card = model.device.type == "cuda"
-    rounded = with_cast_weights(model, dtype, is_whole=is_on_card)
-    # On a card, the casts of autocast take as long as the layers between them.
-    needs_casts = dtype != torch.float32 and not (is_on_card and rounded is not model)
+    if dtype == torch.float32 or not model.config.freeze_base or model.device.type != "cuda":
+        return _torch_function(with_cast_weights(model, dtype), dtype)
+    return _card_function(model, dtype)
+
+
+def _torch_function(model: IsotropicGaussianModel, dtype: torch.dtype, *, needs_casts: bool = True) -> ComputeFeatures:
+    is_rounded = needs_casts and dtype != torch.float32
 
     @torch.inference_mode()
     def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         tokens = (moved(each, model.device) for each in (input_ids, attention_mask))
-        with torch.autocast(model.device.type, dtype=dtype, enabled=needs_casts), attention_of(model.device):
-            return rounded.compute_features(*tokens).float()
+        with torch.autocast(model.device.type, dtype=dtype, enabled=is_rounded), attention_of(model.device):
+            return model.compute_features(*tokens).float()
+
+    return compute
+
+
+def _card_function(model: IsotropicGaussianModel, dtype: torch.dtype) -> ComputeFeatures:
+    """Compute without autocast, whose casts take a card as long as the layers between them, where that is possible.
+
+    The code of some encoders, such as M2M100's, makes numbers in float32, which layers in `dtype` refuse.
+    """
+    whole = _torch_function(with_cast_weights(model, dtype, is_whole=True), dtype, needs_casts=False)
+    others: list[ComputeFeatures] = []
+
+    def compute(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if not others:
+            try:
+                return whole(input_ids, attention_mask)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:
+                others.append(_torch_function(with_cast_weights(model, dtype), dtype))
+        return others[0](input_ids, attention_mask)
 
     return compute
 
@@ -95,18 +119,19 @@ def with_cast_weights(
 ) -> IsotropicGaussianModel:
     """Return a frozen model with weights of its encoder cast, and all others shared; another model as it is.
 
-    Cast are those of linear layers, or all of them. Autocast casts the former to the same values, but again in every
-    batch; the latter need no autocast, as all states between layers are in `dtype`, too. The copy lives as long as the
-    function that uses it, and other threads may use the model.
+    Cast are those of linear layers in float32, or all of them. Autocast casts the former to the same values, but again
+    in every batch; the latter need no autocast, as all states between layers are in `dtype`, too. The copy lives as
+    long as the function that uses it, and other threads may use the model.
     """
     if dtype == torch.float32 or not model.config.freeze_base:
         return model
     shared = [model.tokenizer, *model.parameters(), *model.buffers()]
     rounded = copy.deepcopy(model, {id(each): each for each in shared})
+    of_dtypes = tuple(DTYPES.values()) if is_whole else (torch.float32,)
     for module in rounded.encoder.modules():
         if is_whole or isinstance(module, nn.Linear):
             for name, weight in module.named_parameters(recurse=False):
-                if weight.dtype == torch.float32:
+                if weight.dtype in of_dtypes:
                     module.register_parameter(name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
     return rounded
 

@@ -105,7 +105,7 @@ class FeatureStore:
 
     @property
     def dtype_name(self) -> str:
-        """Arithmetic in use: `float32` or `bfloat16`."""
+        """Arithmetic in use: `float32`, `bfloat16` or `float16`."""
         return str(self._dtype).removeprefix("torch.")
 
     def settings(self) -> dict[str, str]:
@@ -155,11 +155,21 @@ class FeatureStore:
         return QuickestVectors(*both, self._prepare_openvino, worth_it=WORTH_A_GRAPH, is_shared=is_shared)
 
     def _prepare_openvino(self) -> bool:
+        was_training = self._model.training
+        self._model.eval()
         try:
             self._encoder_function("openvino")
         except UserError as error:
             logger.info("PyTorch encodes all texts: %s", error)
             return False
+        except Exception as error:  # noqa: BLE001 (whatever fails in OpenVINO, nobody has asked for it)
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning(
+                "PyTorch encodes all texts, as OpenVINO failed (%s): repair it, or use --encoder_backend torch", reason
+            )
+            return False
+        finally:
+            self._model.train(was_training)
         return True
 
     def _encoder_function(self, backend: str) -> ComputeFeatures:

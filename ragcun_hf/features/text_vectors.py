@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 TEXTS_AT_ONCE = 32_768  # texts of a large corpus in memory; batches of similar length are formed among them
 TEXTS_PER_ROUND = 262_144  # processes wait for each other after a round; long rounds keep that wait small
 _SIZES_IN_SAMPLE = 1_024  # texts whose size stands for that of all
+_GAIN = 1.25  # what the faster of two functions computes in the time of the other, at least about
 _MAX_READS = 3  # of vectors that another process keeps removing; after that, they are not kept
 
 
@@ -59,6 +60,11 @@ class TextVectors:
         self.num_asked = self.num_computed = 0
 
     @property
+    def is_kept(self) -> bool:
+        """Whether there is a cache."""
+        return self._cache_folder is not None
+
+    @property
     def held(self) -> tuple[int, int]:
         """Texts and bytes in the caches that were used."""
         caches = self._caches.values()
@@ -66,11 +72,11 @@ class TextVectors:
 
     def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
         """Fill the cache with the vectors of texts, without reading them. Without a cache, do nothing."""
-        if self._cache_folder is None:
+        if not self.is_kept:
             return
         with self._progress() as progress:
-            for start in range(0, len(texts), TEXTS_PER_ROUND):
-                self._encode_round(texts, range(start, min(start + TEXTS_PER_ROUND, len(texts))), prompt, progress)
+            for rows in _rounds(texts):
+                self._encode_round(texts, rows, prompt, progress)
 
     def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
         """Return the vectors of distinct texts, which may differ between processes; compute what the cache lacks."""
@@ -80,13 +86,22 @@ class TextVectors:
         return self._computed(texts, prompt)
 
     def size_missing(self, texts: Sequence[str], *, prompt: str = "") -> int:
-        """Estimate how many characters of the first texts the cache lacks, of which it makes no folder; 0 for none."""
-        rows: Sequence[int] = range(min(len(texts), TEXTS_PER_ROUND))  # enough to tell, and not a whole large corpus
+        """Estimate how many characters of the texts the cache lacks, of which it makes no folder; 0 only for none.
+
+        Texts after the first round that lacks some count as missing: to look at those of a whole corpus takes long.
+        """
+        rows: Sequence[int] = range(len(texts))
+        num_later = 0
         if self._cache_folder and key_folder(self._cache_folder, self._key_parts(prompt), dtype=self._dtype).is_dir():
-            _, rows = self._missing(texts, range(len(rows)), self._cache(prompt))
+            rows = []
+            for part in _rounds(texts):
+                _, rows = self._missing(texts, part, self._cache(prompt))
+                num_later = len(texts) - part.stop
+                if rows:
+                    break
         sample = take(texts, rows[:: max(1, len(rows) // _SIZES_IN_SAMPLE)])
         size = sum(text_size(text, max_length=self._model.config.max_length) for text in sample)
-        return size * len(rows) // max(1, len(sample))
+        return size * (len(rows) + num_later) // max(1, len(sample))
 
     def _encode_round(self, texts: Sequence[str], rows: range, prompt: str, progress: EncodingProgress) -> None:
         """Encode the rows that the cache lacks; of several processes, each encodes its part of them."""
@@ -185,18 +200,25 @@ class TextVectors:
         return self._caches[prompt]
 
 
+def _rounds(texts: Sequence[str]) -> Iterator[range]:
+    for start in range(0, len(texts), TEXTS_PER_ROUND):
+        yield range(start, min(start + TEXTS_PER_ROUND, len(texts)))
+
+
 class QuickestVectors:
     """Vectors that two functions can compute alike: one that is ready, and a faster one that takes time to prepare.
 
-    The second is used for a lot of text, or where its cache holds more. `prepare` returns whether it works here; it
-    is called before the first text is computed by it. Otherwise like [`TextVectors`], of which it takes two.
+    The second is used for a lot of text, unless the cache of the first holds much of it, or where its own cache holds
+    more. `prepare` returns whether it works here; it is called before the first text is computed by it. Otherwise like
+    [`TextVectors`], of which it takes two.
     """
 
     def __init__(
         self, ready: TextVectors, faster: TextVectors, prepare: Callable[[], bool], *, worth_it: int, is_shared: bool
     ) -> None:
         self._both, self._worth_it, self._is_shared = (ready, faster), worth_it, is_shared
-        self._works_here = lru_cache(prepare)
+        self._prepare = prepare
+        self._is_prepared: bool | None = None
 
     @property
     def num_asked(self) -> int:
@@ -221,8 +243,9 @@ class QuickestVectors:
         return ready.num_asked > 0, faster.num_asked > 0
 
     def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
-        """Fill the cache of the quicker one with the vectors of texts, without reading them."""
-        self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
+        """Fill the cache of the quicker one with the vectors of texts. Without a cache, do nothing."""
+        if any(each.is_kept for each in self._both):
+            self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
 
     def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:
         """Return the vectors of distinct texts, which may differ between processes; compute what no cache holds."""
@@ -235,9 +258,15 @@ class QuickestVectors:
             return [each.size_missing(texts, prompt=prompt) for each in self._both]
 
         of_ready, of_faster = broadcast_from_first(sizes) if is_shared else sizes()
-        if of_ready == 0 or (of_faster >= of_ready and of_ready < self._worth_it):
+        is_little = of_faster >= of_ready and of_ready < self._worth_it
+        if of_ready == 0 or is_little or of_faster > _GAIN * of_ready:
             return ready
         if of_faster == 0:
             return faster
         works = gather_objects(self._works_here()) if is_shared else [self._works_here()]
         return faster if all(works) else ready
+
+    def _works_here(self) -> bool:
+        if self._is_prepared is None:
+            self._is_prepared = self._prepare()
+        return self._is_prepared

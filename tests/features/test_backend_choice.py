@@ -1,10 +1,17 @@
 """`--encoder_backend auto`: OpenVINO for much text where it is faster and right, PyTorch otherwise."""
 
+<<<<<<< HEAD
+=======
+import pickle
+import subprocess
+>>>>>>> review
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
 
+from ragcun_hf import UserError
 from ragcun_hf.features import encoder_backends, feature_store, text_vectors
 from ragcun_hf.features.feature_cache import list_cached_encoders
 from ragcun_hf.features.feature_store import FeatureStore
@@ -32,6 +39,10 @@ def _cached(folder):
 
 def _refuse(*args, **kwargs):
     raise AssertionError("texts were encoded again")
+
+
+def _no_graph(*args):
+    raise UserError("no graph here")
 
 
 def test_much_text_goes_to_openvino_and_little_to_torch(tiny_model, tmp_path):
@@ -67,6 +78,35 @@ def test_what_torch_has_encoded_is_not_encoded_again(tiny_model, tmp_path):
     assert _cached(tmp_path) == {"torch": len(DOCUMENTS) + 1}
 
 
+def test_what_torch_has_encoded_is_not_encoded_again_if_much_is_new(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_store, "WORTH_A_GRAPH", 20)
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:6])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": len(DOCUMENTS)}
+
+
+def test_one_text_that_torch_has_encoded_does_not_keep_openvino_from_much_text(tiny_model, tmp_path):
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:1])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": 1, "openvino": len(DOCUMENTS)}
+
+
+def test_texts_of_later_rounds_count_too(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(text_vectors, "TEXTS_PER_ROUND", 1)
+    _store(tiny_model, tmp_path, backend="torch").features(DOCUMENTS[:1])
+    _store(tiny_model, tmp_path).features(DOCUMENTS)
+    assert _cached(tmp_path) == {"torch": 1, "openvino": len(DOCUMENTS)}
+
+
+def test_no_graph_is_needed_for_a_first_round_that_openvino_has_encoded(tiny_model, tmp_path, monkeypatch):
+    _store(tiny_model, tmp_path, backend="openvino").features(DOCUMENTS[:5])
+    monkeypatch.setattr(text_vectors, "TEXTS_PER_ROUND", 5)
+    monkeypatch.setattr(encoder_backends, "_openvino_function", _no_graph)
+    store = _store(tiny_model, tmp_path)
+    assert len(store.features(DOCUMENTS).vectors) == len(DOCUMENTS)
+    assert _cached(tmp_path) == {"openvino": 5, "torch": len(DOCUMENTS)}
+
+
 @pytest.mark.parametrize("change", [{"dtype": "float32"}, {"backend": "torch"}])
 def test_torch_encodes_where_openvino_is_no_faster(tiny_model, tmp_path, change):
     store = _store(tiny_model, tmp_path, **change)
@@ -96,6 +136,41 @@ def test_torch_encodes_what_openvino_computes_otherwise(tiny_model, tmp_path, mo
     np.testing.assert_array_equal(found, _store(tiny_model, None, backend="torch").features(DOCUMENTS).vectors)
 
 
+@pytest.mark.parametrize("error", [ImportError("no library"), RuntimeError("of the compiler"), MemoryError()])
+def test_torch_encodes_where_openvino_breaks(tiny_model, monkeypatch, caplog, error):
+    monkeypatch.setattr(encoder_backends, "_openvino_function", mock.Mock(side_effect=error))
+    store = _store(tiny_model, None)
+    assert (len(store.features(DOCUMENTS).vectors), store.backend) == (len(DOCUMENTS), "torch")
+    assert type(error).__name__ in caplog.text
+    with pytest.raises(type(error)):  # whoever asks for OpenVINO sees what is wrong with it
+        _store(tiny_model, None, backend="openvino").features(DOCUMENTS)
+
+
+def test_an_interruption_while_a_graph_is_made_ends_the_work_and_hides_no_graph(tiny_model, tmp_path, monkeypatch):
+    store = _store(tiny_model, tmp_path)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(encoder_backends, "_openvino_graph", mock.Mock(side_effect=KeyboardInterrupt))
+        store.features(DOCUMENTS)
+    store.features(DOCUMENTS)
+    assert store.backend == "openvino"
+
+
+def test_a_choice_leaves_a_model_in_training(tiny_model):
+    for is_training in (True, False):
+        _store(tiny_model.train(is_training), None).features(DOCUMENTS)
+        assert tiny_model.training is is_training
+
+
+def test_without_a_cache_a_corpus_is_not_prepared_for_before_it_is_read(tiny_model, monkeypatch):
+    monkeypatch.setattr(encoder_backends, "_openvino_function", _refuse)
+    _store(tiny_model, None).encode(DOCUMENTS)
+
+
+def test_a_store_with_a_choice_can_be_pickled(tiny_model, tmp_path):
+    again = pickle.loads(pickle.dumps(_store(tiny_model, tmp_path)))
+    assert again.features(DOCUMENTS).vectors.shape == _store(tiny_model, None).features(DOCUMENTS).vectors.shape
+
+
 def test_a_choice_without_a_cache_keeps_nothing(tiny_model, tmp_path):
     store = _store(tiny_model, None)
     assert len(store.features(DOCUMENTS).vectors) == len(DOCUMENTS)
@@ -107,3 +182,47 @@ def test_much_text_counts_once_however_often_it_comes(tiny_model, tmp_path):
     store = _store(tiny_model, tmp_path)
     store.features(QUERIES * 50)
     assert store.backend == "torch"
+<<<<<<< HEAD
+=======
+
+
+PROCESS = """
+import sys
+import torch.distributed as dist
+from ragcun_hf import IsotropicGaussianModel, UserError
+from ragcun_hf import UserError
+from ragcun_hf.features import encoder_backends, feature_store
+
+def fail(*args):
+    raise UserError("no graph here")
+
+def break_down(*args):
+    raise ImportError("no library here")
+
+folder, encoder, rank, *texts = sys.argv[1:]
+dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=2)
+feature_store.WORTH_A_GRAPH = 100
+model, make_graph = IsotropicGaussianModel.from_encoder(encoder), encoder_backends._openvino_function
+for case in ("works", "fails", "breaks"):
+    options = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, "is_shared": True}
+    store = feature_store.FeatureStore(model, cache_folder=f"{folder}/{case}", **options)
+    if rank == "0":
+        store.read(texts[:9])  # alone, as processes may
+    failing = {("fails", "1"): fail, ("breaks", "1"): break_down}
+    encoder_backends._openvino_function = failing.get((case, rank), make_graph)
+    store.encode(texts)
+    print(store.backend, len(store.read(texts).vectors))
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same_even_if_the_graph_fails_in_one(tmp_path, tiny_encoder_folder):
+    line = [sys.executable, "-c", PROCESS, str(tmp_path), str(tiny_encoder_folder)]
+    started = [subprocess.Popen([*line, rank, *DOCUMENTS], stdout=subprocess.PIPE, text=True) for rank in "01"]
+    printed = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert printed[1] == f"openvino {len(DOCUMENTS)}\n" + 2 * f"torch {len(DOCUMENTS)}\n"
+    assert _cached(tmp_path / "works") == {"openvino": len(DOCUMENTS)}
+    assert _cached(tmp_path / "fails")["torch"] == _cached(tmp_path / "breaks")["torch"] == len(DOCUMENTS)
+>>>>>>> review
