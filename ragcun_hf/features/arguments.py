@@ -36,8 +36,8 @@ class FeatureArguments:
 
     def needs_store(self) -> bool:
         """Return whether a flag has a value that only cached features support."""
-        is_asked = self.encoder_backend == "openvino" or self.encoder_dtype.endswith("16")
-        return is_asked or self.feature_dtype != "float32"
+        of_encoder = self.encoder_backend == "openvino" or self.encoder_dtype.endswith("16")
+        return of_encoder or self.feature_dtype != "float32"
 
     def value_flags(self) -> dict[str, str]:
         """Return the flags that change the values of features."""

@@ -106,7 +106,7 @@ def main():
 run_script(main, shares_work=True)
 """
 
-# Encodes texts by the back end that both processes choose, once where it works in both and once where it fails in one.
+# Encodes texts by the back end that both processes choose, once where it works in both, then where it fails in one.
 CHOOSING = """
 import os, sys
 import torch.distributed as dist
@@ -115,18 +115,19 @@ from ragcun_hf.command_line import run_script
 from ragcun_hf.features import encoder_backends, feature_store
 def fail(*args):
     raise UserError("no graph here")
+def break_down(*args):
+    raise ImportError("no library here")
 def main():
     dist.init_process_group("gloo")
     encoder, *texts = sys.argv[1:]
     feature_store.WORTH_A_GRAPH = 100
     model, make_graph = IsotropicGaussianModel.from_encoder(encoder), encoder_backends._openvino_function
-    for case in ("works", "fails"):
+    for case, failing in (("works", make_graph), ("fails", fail), ("breaks", break_down)):
         options = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, "is_shared": True}
         store = feature_store.FeatureStore(model, cache_folder=case, **options)
         if dist.get_rank() == 0:
             store.read(texts[:9])  # alone, as processes may
-        is_failing = case == "fails" and dist.get_rank() == 1
-        encoder_backends._openvino_function = fail if is_failing else make_graph
+        encoder_backends._openvino_function = failing if dist.get_rank() == 1 else make_graph
         store.encode(texts)
         print(case, dist.get_rank(), store.backend, len(store.read(texts).vectors))
 run_script(main, shares_work=True)
@@ -578,11 +579,15 @@ def test_two_processes_choose_the_same_back_end_even_if_it_fails_in_one(folder, 
     words = "bread food music river stone sun moon star tree fish".split()
     done = waiting.run(2, script, tiny_encoder_folder, *(f"what is {word}" for word in words), cwd=folder)
     assert done.returncode == 0, done.stderr
-    chosen = {"works 1 openvino 10", "fails 1 torch 10"}  # the first process has read some before, alone
+    chosen = {
+        "works 1 openvino 10",
+        "fails 1 torch 10",
+        "breaks 1 torch 10",
+    }  # the first process has read some before, alone
     assert chosen < set(done.stdout.splitlines()), done.stdout
-    listed = {case: list_cached_encoders(folder / case) for case in ("works", "fails")}
+    listed = {case: list_cached_encoders(folder / case) for case in ("works", "fails", "breaks")}
     kept = {case: [entry.parts["backend"] for entry in listed[case] if entry.num_texts == 10] for case in listed}
-    assert kept == {"works": ["openvino"], "fails": ["torch"]}
+    assert kept == {"works": ["openvino"], "fails": ["torch"], "breaks": ["torch"]}
 
 
 def test_all_processes_refuse_a_weight_that_is_not_finite_in_one_of_them(folder, waiting):

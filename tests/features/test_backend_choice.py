@@ -1,10 +1,6 @@
 """`--encoder_backend auto`: OpenVINO for much text where it is faster and right, PyTorch otherwise."""
 
-<<<<<<< HEAD
-=======
 import pickle
-import subprocess
->>>>>>> review
 import sys
 from unittest import mock
 
@@ -182,47 +178,3 @@ def test_much_text_counts_once_however_often_it_comes(tiny_model, tmp_path):
     store = _store(tiny_model, tmp_path)
     store.features(QUERIES * 50)
     assert store.backend == "torch"
-<<<<<<< HEAD
-=======
-
-
-PROCESS = """
-import sys
-import torch.distributed as dist
-from ragcun_hf import IsotropicGaussianModel, UserError
-from ragcun_hf import UserError
-from ragcun_hf.features import encoder_backends, feature_store
-
-def fail(*args):
-    raise UserError("no graph here")
-
-def break_down(*args):
-    raise ImportError("no library here")
-
-folder, encoder, rank, *texts = sys.argv[1:]
-dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=int(rank), world_size=2)
-feature_store.WORTH_A_GRAPH = 100
-model, make_graph = IsotropicGaussianModel.from_encoder(encoder), encoder_backends._openvino_function
-for case in ("works", "fails", "breaks"):
-    options = {"backend": "auto", "dtype": "bfloat16", "show_progress": False, "is_shared": True}
-    store = feature_store.FeatureStore(model, cache_folder=f"{folder}/{case}", **options)
-    if rank == "0":
-        store.read(texts[:9])  # alone, as processes may
-    failing = {("fails", "1"): fail, ("breaks", "1"): break_down}
-    encoder_backends._openvino_function = failing.get((case, rank), make_graph)
-    store.encode(texts)
-    print(store.backend, len(store.read(texts).vectors))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_choose_the_same_even_if_the_graph_fails_in_one(tmp_path, tiny_encoder_folder):
-    line = [sys.executable, "-c", PROCESS, str(tmp_path), str(tiny_encoder_folder)]
-    started = [subprocess.Popen([*line, rank, *DOCUMENTS], stdout=subprocess.PIPE, text=True) for rank in "01"]
-    printed = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    assert printed[1] == f"openvino {len(DOCUMENTS)}\n" + 2 * f"torch {len(DOCUMENTS)}\n"
-    assert _cached(tmp_path / "works") == {"openvino": len(DOCUMENTS)}
-    assert _cached(tmp_path / "fails")["torch"] == _cached(tmp_path / "breaks")["torch"] == len(DOCUMENTS)
->>>>>>> review
