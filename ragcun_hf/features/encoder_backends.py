@@ -32,8 +32,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 BACKENDS = ("torch", "openvino")
 # Preparing a graph takes 3 to 6 s, and it encodes 10 to 40 % faster: worth it from about a minute of work.
 WORTH_A_GRAPH = 2_000_000  # characters
-# Families that others, too, run in float16 by default: their states stay far below its largest number, 65,504. Those of
-# T5, Gemma and many decoders exceed it in some texts.
+# Families that others, too, run in float16 by default: their states stay far below its largest number, 65,504. Those
+# of T5, Gemma and many decoders exceed it in some texts.
 _SAFE_IN_FLOAT16 = frozenset(
     "albert bert camembert distilbert electra ernie modernbert mpnet nomic_bert roberta xlm-roberta".split()
 )
