@@ -21,7 +21,7 @@ def test_the_small_version_times_every_part_on_a_processor(tmp_path, embedded_fo
     write_beir_folder(tmp_path / "toy", {name: ("", text) for name, text in texts.items()}, queries, {"test": pairs})
     parts = [part for part in gpu.PARTS if part != "processes"]  # tests/cli/test_accelerate.py has two processes
     flags = ["--parts", *parts, "--data_dir", str(tmp_path / "toy"), "--output_dir", str(tmp_path)]
-    gpu.main(["--device", "cpu", "--quick", "--threads", "1", *flags])
+    gpu.main(["--device", "cpu", "--quick", "--threads", "1", "--minutes", "0", *flags])
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert set(content["details"]["seconds"]) == {"MiniLM-L6", "search", "head training", "sweep", "encoder training"}
     assert set(content["details"]["seconds"]["MiniLM-L6"]) == {
@@ -103,6 +103,21 @@ def test_a_part_that_fails_does_not_cost_the_others(tmp_path, monkeypatch, capsy
     content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert [claim["claim"] for claim in content["claims"]] == ["quality"]
     assert "no compiler" in capsys.readouterr().err
+
+
+def test_no_further_part_starts_after_the_minutes_given(tmp_path, monkeypatch, capsys):
+    import gpu
+
+    for name in ("searching", "quality", "two_processes"):
+        monkeypatch.setattr(gpu, name, lambda *_, name=name: [gpu.figure(name, 1.0, "")])
+    flags = ["--device", "cpu", "--quick", "--parts", "search", "quality", "processes", "--data_dir", str(tmp_path)]
+    gpu.main([*flags, "--minutes", "1e-9", "--threads", "1", "--output_dir", str(tmp_path)])
+    content = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert [claim["claim"] for claim in content["claims"]] == ["searching"]
+    assert content["details"]["left"] == ["quality", "processes"]
+    assert "run --parts quality processes" in capsys.readouterr().out
+    gpu.main([*flags, "--minutes", "0", "--threads", "1", "--output_dir", str(tmp_path)])
+    assert len(json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["claims"]) == 3
 
 
 @pytest.mark.slow

@@ -6,10 +6,10 @@
     python training/benchmarks/gpu.py --parts evaluation --num_passages 1000000
     python training/benchmarks/gpu.py --parts quality --data_dir data/beir/scifact
 
-It downloads nothing and takes a few minutes. MiniLM-L6 is the embedded model where it is installed; the other encoders
-have its shape, or those of MPNet-base and BERT-base, with random weights, whose speed is the same. Without
---texts_file, the texts are words in a random order, about as many as in SciFact's documents. Every part is timed once;
-our loop comes before all others, with its first run too.
+It downloads nothing. After --minutes, it starts no further part, and says which are left. MiniLM-L6 is the embedded
+model where it is installed; the other encoders have its shape, or those of MPNet-base and BERT-base, with random
+weights, whose speed is the same. Without --texts_file, the texts are words in a random order, about as many as in
+SciFact's documents. Every part is timed once; our loop comes before all others, with its first run too.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Arguments(BenchmarkArguments):
     encoder_steps: int = argument(60, "Steps that train the encoder too.")
     encoder_batch_size: int = argument(64, "Pairs in each of them.")
     num_passages: int = argument(100_000, "Passages of an evaluation from texts to figures.")
+    minutes: float = argument(3.5, "Start no further part after so many minutes; 0: run all.")
     data_dir: str | None = argument(None, "BEIR folder of one data set, for NDCG@10 beside that of the processor.")
 
 
@@ -97,7 +98,13 @@ def main(arguments: list[str] | None = None) -> None:
     if args.quick:
         args = _shrunk(args)
     set_threads(args.threads)
-    details: dict[str, Any] = {"device": device_name(args.device), "quick": args.quick, "seconds": {}, "failed": {}}
+    details: dict[str, Any] = {
+        "device": device_name(args.device),
+        "quick": args.quick,
+        "seconds": {},
+        "failed": {},
+        "left": [],
+    }
     say(f"On {details['device']}")
     claims = time_everything(args, details)
     report(args, "gpu", claims, details=details)
@@ -125,11 +132,15 @@ def time_everything(args: Arguments, details: dict[str, Any]) -> list[dict[str, 
             "quality": lambda: quality(path, Path(args.data_dir), args.device) if args.data_dir else [],
             "processes": lambda: two_processes(path, texts, args.device),
         }
-        for part in PARTS:
-            if part in args.parts:
-                claims += (found := _found(part, timed[part], details["failed"]))
-                for claim in found:  # a later part may be stopped
-                    say(f"  {describe(claim)}")
+        started, asked = time.perf_counter(), [part for part in PARTS if part in args.parts]
+        for place, part in enumerate(asked):
+            if place and 0 < args.minutes * 60 < time.perf_counter() - started:
+                details["left"] = asked[place:]
+                say(f"After {args.minutes:g} minutes, some parts are left: run --parts {' '.join(asked[place:])}")
+                break
+            claims += (found := _found(part, timed[part], details["failed"]))
+            for claim in found:  # a later part may be stopped
+                say(f"  {describe(claim)}")
     return claims
 
 
