@@ -60,7 +60,7 @@ def missing_in_torch() -> list[str]:
 
 @dataclass
 class Card:
-    """What happened on the card; waits and copies are counted by the line that asked for them."""
+    """Counts what happened on the card; waits and copies by the line that asked for them."""
 
     launches: Counter = field(default_factory=Counter)  # by operation
     waits: Counter = field(default_factory=Counter)

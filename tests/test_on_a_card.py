@@ -1,4 +1,4 @@
-"""What runs on a card gives the results of the processor, mixes no devices, and does not wait where it need not.
+"""Code on a card gives the results of the processor, mixes no devices, and does not wait where it need not.
 
 There is no card here: see `pretend_card.py` for what that can show.
 """

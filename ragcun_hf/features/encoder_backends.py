@@ -42,7 +42,7 @@ _LEAST_CAPABILITY = (7, 0)  # of cards that are much faster in float16
 _ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def choose_dtype(name: str, device: torch.device, *, family: str = "bert") -> torch.dtype:
+def choose_dtype(name: str, device: torch.device, *, family: str = "") -> torch.dtype:
     """Return the dtype of the arithmetic of an encoder of a family; `auto` is several times faster than float32.
 
     On a card, `auto` is float16, which is as fast as bfloat16 and eight times as precise, for families whose numbers
@@ -76,9 +76,9 @@ def feature_function(model: IsotropicGaussianModel, *, dtype: torch.dtype, backe
     if backend == "openvino":
         return _openvino_function(model, dtype)
 
-    if dtype == torch.float32 or not model.config.freeze_base or model.device.type != "cuda":
-        return _torch_function(with_cast_weights(model, dtype), dtype)
-    return _card_function(model, dtype)
+    if model.device.type == "cuda" and model.config.freeze_base and dtype != torch.float32:
+        return _card_function(model, dtype)
+    return _torch_function(with_cast_weights(model, dtype), dtype)
 
 
 def _torch_function(model: IsotropicGaussianModel, dtype: torch.dtype, *, needs_casts: bool = True) -> ComputeFeatures:

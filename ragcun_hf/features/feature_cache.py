@@ -48,8 +48,12 @@ Result = TypeVar("Result")
 
 def key_folder(folder: str | Path, key_parts: dict[str, Any], *, dtype: str) -> Path:
     """Return the folder of a cache that holds the features with these key parts, stored in a dtype."""
-    parts = {**key_parts, "feature_dtype": dtype}
+    parts = _all_parts(key_parts, dtype)
     return Path(folder) / hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _all_parts(key_parts: dict[str, Any], dtype: str) -> dict[str, Any]:
+    return {**key_parts, "feature_dtype": dtype}
 
 
 class FeatureCache:
@@ -72,11 +76,10 @@ class FeatureCache:
             raise UserError(
                 f"expected a feature dtype of {' or '.join(FEATURE_DTYPES)}, got {dtype!r}: change the flag"
             )
-        parts = {**key_parts, "feature_dtype": dtype}
         self.folder = key_folder(folder, key_parts, dtype=dtype)
         self.feature_dim = feature_dim
         self._dtype = np.dtype(dtype)
-        self._description = json.dumps({"name": name, **parts}, sort_keys=True, indent=1)
+        self._description = json.dumps({"name": name, **_all_parts(key_parts, dtype)}, sort_keys=True, indent=1)
         self._shards: dict[str, ShardFile] = {}  # by the name of the file, in the order of the index
         self._checked: set[str] = set()  # names of files whose features had their checksum
         self._damaged: dict[str, int] = {}  # name of a damaged file -> time of its last change

@@ -244,7 +244,7 @@ class QuickestVectors:
 
     def fill(self, texts: Sequence[str], *, prompt: str = "") -> None:
         """Fill the cache of the quicker one with the vectors of texts. Without a cache, do nothing."""
-        if any(each.is_kept for each in self._both):
+        if self._both[0].is_kept:
             self._choose(texts, prompt, is_shared=self._is_shared).fill(texts, prompt=prompt)
 
     def read(self, texts: list[str], *, prompt: str = "") -> np.ndarray:

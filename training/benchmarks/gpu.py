@@ -155,7 +155,7 @@ def _found(part: str, run: Callable[[], list[dict[str, Any]]], failed: dict[str,
 
 
 def see_one_card(device: str) -> str:
-    """Hide all cards but one, before CUDA starts, as a Trainer would split its batches over all; return its name."""
+    """Hide all cards but one, before CUDA starts, as the peer's Trainer would use all of them; return its name."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return device
